@@ -1,0 +1,70 @@
+"""A loaded LoRA adapter: its `llama_adapter_lora` pointer, made from bytes that were checked before."""
+
+from __future__ import annotations
+
+import os
+import tempfile
+from contextlib import contextmanager
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from llamafu._native.checks import not_null
+from llamafu.errors import ClosedError, LoraLoadError
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+    from llamafu._native.model import Model
+
+
+class Adapter:
+    """Owns one `llama_adapter_lora` of a model.
+
+    `content` is the whole GGUF file. It reaches the native loader through a private, unnamed copy, so that the
+    file on disk may change between the check and the load without any effect.
+    """
+
+    def __init__(self, model: Model, content: bytes, *, label: str) -> None:
+        self.model = model
+        self.label = label
+        with _private_path(content) as path:
+            pointer = model.library.lib.llama_adapter_lora_init(model.pointer, path.encode())
+        self._pointer = not_null(model.library, pointer, LoraLoadError, f"libllama refused the adapter {label}")
+
+    @property
+    def pointer(self) -> Any:
+        """The `llama_adapter_lora *`; `ClosedError` once freed."""
+        if self._pointer is None:
+            message = f"the adapter {self.label} is unloaded; load it again with load_lora_adapter"
+            raise ClosedError(message)
+        return self._pointer
+
+    @property
+    def closed(self) -> bool:
+        """True once the native adapter is freed."""
+        return self._pointer is None
+
+    def close(self) -> None:
+        """Free the adapter; it must be detached from every context before. Idempotent."""
+        pointer, self._pointer = self._pointer, None
+        if pointer is not None:
+            self.model.library.lib.llama_adapter_lora_free(pointer)
+
+
+@contextmanager
+def _private_path(content: bytes) -> Iterator[str]:
+    """Give `content` a path that nobody else can write: an anonymous memory file, or a temporary one."""
+    if hasattr(os, "memfd_create") and Path("/proc/self/fd").exists():
+        descriptor = os.memfd_create("llamafu-adapter", os.MFD_CLOEXEC)
+        try:
+            view = memoryview(content)
+            while view:
+                view = view[os.write(descriptor, view) :]
+            yield f"/proc/self/fd/{descriptor}"
+        finally:
+            os.close(descriptor)
+        return
+    with tempfile.TemporaryDirectory(prefix="llamafu-") as folder:
+        path = Path(folder) / "adapter.gguf"
+        path.write_bytes(content)
+        yield str(path)

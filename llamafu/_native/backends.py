@@ -1,0 +1,102 @@
+"""ggml's backends: many builds keep them as plug-ins beside libllama, and without one there is no CPU device."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+from llamafu.errors import LibraryNotFoundError
+
+if TYPE_CHECKING:
+    from pathlib import Path
+
+_CPU = 0
+_TYPES = ("cpu", "gpu", "igpu", "accel", "meta")
+_SUFFIXES = (".so", ".dylib", ".dll")
+
+
+@dataclass(frozen=True, slots=True)
+class Device:
+    """One compute device: memory in bytes (0 where the backend does not tell)."""
+
+    name: str
+    description: str
+    kind: str
+    free: int
+    total: int
+
+
+def devices(ffi: Any, lib: Any) -> list[Device]:
+    """Every registered device."""
+    found = []
+    free, total = ffi.new("size_t *"), ffi.new("size_t *")
+    for index in range(lib.ggml_backend_dev_count()):
+        device = lib.ggml_backend_dev_get(index)
+        kind = int(lib.ggml_backend_dev_type(device))
+        lib.ggml_backend_dev_memory(device, free, total)
+        found.append(
+            Device(
+                ffi.string(lib.ggml_backend_dev_name(device)).decode("utf-8", "replace"),
+                ffi.string(lib.ggml_backend_dev_description(device)).decode("utf-8", "replace"),
+                _TYPES[kind] if kind < len(_TYPES) else str(kind),
+                int(free[0]),
+                int(total[0]),
+            )
+        )
+    return found
+
+
+def load_cpu(ffi: Any, lib: Any, library: Path) -> None:
+    """Make sure that a CPU device exists, taking the plug-in that scores best on this processor."""
+    if any(device.kind == "cpu" for device in devices(ffi, lib)):
+        return
+    plugins = [p for p in _plugins(library) if "ggml-cpu" in p.name]
+    for plugin in sorted(plugins, key=lambda p: _score(p), reverse=True):
+        lib.ggml_backend_load(str(plugin).encode())
+        if any(device.kind == "cpu" for device in devices(ffi, lib)):
+            return
+    tried = ", ".join(p.name for p in plugins) or "none there"
+    message = (
+        f"{library} has no CPU backend: looked for libggml-cpu plug-ins in {', '.join(map(str, _places(library)))} ({tried}); "
+        "install a complete build with `llamafu lib install`"
+    )
+    raise LibraryNotFoundError(message)
+
+
+def load_accelerators(ffi: Any, lib: Any, library: Path) -> None:
+    """Load every plug-in that is no CPU backend; one whose driver is absent stays out by itself."""
+    if any(device.kind in {"gpu", "igpu"} for device in devices(ffi, lib)):
+        return
+    for plugin in _plugins(library):
+        if "ggml-cpu" not in plugin.name:
+            lib.ggml_backend_load(str(plugin).encode())
+
+
+def _places(library: Path) -> list[Path]:
+    folder = library.parent
+    return [place for place in (folder, folder.parent / "bin", folder / "bin", folder.parent / "lib") if place.is_dir()]
+
+
+def _plugins(library: Path) -> list[Path]:
+    """Backend plug-ins near `library`: never the core libraries, which the loader maps by itself."""
+    seen: dict[str, Path] = {}
+    for place in _places(library):
+        for path in sorted(place.iterdir()):
+            stem = path.name.removeprefix("lib").split(".")[0]
+            if stem.startswith("ggml-") and stem != "ggml-base" and path.suffix in _SUFFIXES:
+                seen.setdefault(path.name, path)
+    return list(seen.values())
+
+
+def _score(plugin: Path) -> int:
+    """The plug-in's own rating of this processor: 0 when it cannot run here, 1 where it has no rating."""
+    import cffi
+
+    ffi = cffi.FFI()
+    ffi.cdef("int ggml_backend_score(void);")
+    try:
+        return int(ffi.dlopen(str(plugin)).ggml_backend_score())
+    except AttributeError:
+        return 1
+    except OSError:
+        return 0

@@ -1,0 +1,30 @@
+"""The choke point: every return value and every pointer of the library passes through here."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any, TypeVar
+
+if TYPE_CHECKING:
+    from llamafu._native.library import Library
+    from llamafu.errors import LlamafuError
+
+_E = TypeVar("_E", bound="LlamafuError")
+
+
+def not_null(library: Library, pointer: Any, error: type[_E], message: str) -> Any:
+    """Return `pointer`, or raise `error` with the library's last error line when it is NULL."""
+    if pointer == library.ffi.NULL:
+        raise error(explain(library, message))
+    return pointer
+
+
+def succeeded(library: Library, code: int, error: type[_E], message: str) -> None:
+    """Raise `error` unless `code` is 0."""
+    if code != 0:
+        raise error(explain(library, f"{message} (libllama returned {code})"))
+
+
+def explain(library: Library, message: str) -> str:
+    """Add the library's own last words to `message`."""
+    line = library.logs.take_error()
+    return f"{message}; libllama says: {line}" if line else message

@@ -1,0 +1,204 @@
+"""A context: the KV memory, the active adapters, and the one call that computes."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+from llamafu._native.checks import explain, not_null, succeeded
+from llamafu.errors import ClosedError, ContextInitError, DecodeError, ErrorCode, LlamafuError
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Mapping, Sequence
+
+    import numpy as np
+
+    from llamafu._native.adapter import Adapter
+    from llamafu._native.model import Model
+
+FLASH_ATTENTION = {"auto": -1, "off": 0, "on": 1}
+
+
+@dataclass(frozen=True, slots=True)
+class ContextOptions:
+    """What a context is made with: sizes in tokens, KV types by ggml name ("f16", "f32", "q8_0")."""
+
+    n_ctx: int = 2048
+    n_batch: int = 512
+    n_threads: int = 1
+    n_seq_max: int = 1
+    flash_attn: str = "auto"
+    type_k: str = "f16"
+    type_v: str = "f16"
+    embeddings: bool = False
+    offload: bool = False
+
+
+class Context:
+    """Owns a `llama_context` with sequence 0 in use. Not thread-safe: one call at a time, the caller's lock."""
+
+    def __init__(self, model: Model, options: ContextOptions, *, on_node: Callable[[Any, bool], bool] | None = None) -> None:
+        self.model = model
+        self.options = options
+        self._keep: list[Any] = []
+        self._adapters: dict[Adapter, float] = {}
+        library = model.library
+        params = self._params(on_node)
+        pointer = library.lib.llama_init_from_model(model.pointer, params)
+        message = f"cannot make a context of {options.n_ctx} tokens ({options.type_k}/{options.type_v} KV); try a smaller n_ctx"
+        self._pointer = not_null(library, pointer, ContextInitError, message)
+        self.n_ctx = int(library.lib.llama_n_ctx(self._pointer))
+        self.n_batch = int(library.lib.llama_n_batch(self._pointer))
+        self.n_seq_max = int(library.lib.llama_n_seq_max(self._pointer))
+        self._memory = library.lib.llama_get_memory(self._pointer)
+        self._batch = library.lib.llama_batch_init(self.n_batch, 0, 1)
+
+    def _params(self, on_node: Callable[[Any, bool], bool] | None) -> Any:
+        options, library = self.options, self.model.library
+        ffi, lib = library.ffi, library.lib
+        if options.n_seq_max > lib.llama_max_parallel_sequences():
+            message = f"n_seq_max={options.n_seq_max}, but this libllama holds {lib.llama_max_parallel_sequences()} sequences"
+            raise ContextInitError(message, code=ErrorCode.INVALID_PARAM)
+        params = lib.llama_context_default_params()
+        params.n_ctx = options.n_ctx
+        params.n_batch = params.n_ubatch = min(options.n_batch, options.n_ctx)
+        params.n_seq_max = options.n_seq_max
+        params.n_threads = params.n_threads_batch = options.n_threads
+        params.type_k = self._kv_type("type_k", options.type_k)
+        params.type_v = self._kv_type("type_v", options.type_v)
+        params.embeddings = options.embeddings
+        params.offload_kqv = params.op_offload = options.offload
+        params.no_perf = True
+        flash = FLASH_ATTENTION[options.flash_attn]
+        fields = {name for name, _ in ffi.typeof("struct llama_context_params").fields}
+        if "flash_attn_type" in fields:
+            params.flash_attn_type = flash
+        else:  # before the three-way switch, "auto" did not exist and off was the default
+            params.flash_attn = flash > 0
+        if on_node is not None:
+            callback = ffi.callback(
+                "bool(struct ggml_tensor *, bool, void *)", lambda tensor, ask, _: on_node(tensor, ask), error=False
+            )
+            self._keep.append(callback)
+            params.cb_eval = callback
+        return params
+
+    def _kv_type(self, option: str, name: str) -> int:
+        types = self.model.library.types
+        if name.lower() not in types:
+            message = f"{option}={name!r} is no type of this libllama; use one of f32, f16, bf16, q8_0, q5_1, q5_0, q4_1, q4_0"
+            raise ContextInitError(message, code=ErrorCode.INVALID_PARAM)
+        return types[name.lower()]
+
+    @property
+    def pointer(self) -> Any:
+        """The `llama_context *`; `ClosedError` once closed."""
+        if self._pointer is None:
+            message = "this object is closed; open a new Llamafu"
+            raise ClosedError(message)
+        return self._pointer
+
+    def close(self) -> None:
+        """Free the context. Idempotent."""
+        pointer, self._pointer = self._pointer, None
+        if pointer is not None:
+            self.model.library.lib.llama_batch_free(self._batch)
+            self.model.library.lib.llama_free(pointer)
+            self._adapters = {}
+
+    @property
+    def adapters(self) -> dict[Adapter, float]:
+        """A copy of the adapters that the next decode runs with, and their scales."""
+        return dict(self._adapters)
+
+    def set_adapters(self, scales: Mapping[Adapter, float]) -> None:
+        """Make exactly these adapters active; zeros are dropped, and an unchanged set costs nothing."""
+        wanted = {adapter: scale for adapter, scale in scales.items() if scale != 0.0}
+        if wanted == self._adapters:
+            return
+        library = self.model.library
+        ffi, lib = library.ffi, library.lib
+        ordered = list(wanted.items())
+        pointers = [adapter.pointer for adapter, _ in ordered]
+        if library.sets_whole:
+            array = ffi.new("struct llama_adapter_lora *[]", pointers)
+            numbers = ffi.new("float[]", [scale for _, scale in ordered])
+            code = lib.llama_set_adapters_lora(self.pointer, array, len(pointers), numbers)
+            succeeded(library, code, LlamafuError, "cannot set the adapters")
+        else:
+            self._adapters = {}
+            lib.llama_clear_adapter_lora(self.pointer)
+            for pointer, (_, scale) in zip(pointers, ordered, strict=True):
+                code = lib.llama_set_adapter_lora(self.pointer, pointer, scale)
+                succeeded(library, code, LlamafuError, "cannot set an adapter")
+        self._adapters = wanted
+
+    def decode(self, tokens: Sequence[int], position: int, *, all_logits: bool = False) -> None:
+        """Compute `tokens` at `position` onwards in sequence 0; logits of the last one, or of all of them.
+
+        At most `n_batch` tokens: libllama aborts the process on more.
+        """
+        count = len(tokens)
+        if not 0 < count <= self.n_batch or position + count > self.n_ctx:
+            message = f"{count} tokens at position {position} do not fit: n_batch is {self.n_batch}, n_ctx is {self.n_ctx}"
+            raise DecodeError(message, code=ErrorCode.INVALID_PARAM)
+        pointer, batch = self.pointer, self._batch
+        batch.n_tokens = count
+        for i, token in enumerate(tokens):
+            batch.token[i] = token
+            batch.pos[i] = position + i
+            batch.n_seq_id[i] = 1
+            batch.seq_id[i][0] = 0
+            batch.logits[i] = all_logits
+        batch.logits[count - 1] = True
+        code = self.model.library.lib.llama_decode(pointer, batch)
+        if code == 0:
+            return
+        reason = {1: "no room in the KV memory", 2: "aborted"}.get(code, f"libllama returned {code}")
+        message = f"decoding {count} tokens at position {position} failed: {reason}"
+        raise DecodeError(explain(self.model.library, message), code=ErrorCode.ABORTED if code == 2 else None)  # noqa: PLR2004
+
+    def logits(self, index: int = -1) -> np.ndarray[Any, np.dtype[np.float32]]:
+        """Return a view of the logits of one output row, shape [n_vocab]: valid until the next decode."""
+        import numpy as np
+
+        library = self.model.library
+        row = library.lib.llama_get_logits_ith(self.pointer, index)
+        not_null(library, row, DecodeError, f"no logits for row {index}")
+        return np.frombuffer(library.ffi.buffer(row, self.model.n_vocab * 4), dtype=np.float32)
+
+    def embedding(self, index: int = -1) -> np.ndarray[Any, np.dtype[np.float32]]:
+        """Return a copy of the embedding of one output row (unpooled), shape [n_embd]."""
+        import numpy as np
+
+        library = self.model.library
+        row = library.lib.llama_get_embeddings_ith(self.pointer, index)
+        not_null(library, row, DecodeError, f"no embedding for row {index}; open the model with embeddings=True")
+        return np.frombuffer(library.ffi.buffer(row, self.model.n_embd * 4), dtype=np.float32).copy()
+
+    def set_embeddings(self, *, on: bool) -> None:
+        """Switch the output of embeddings on or off."""
+        self.model.library.lib.llama_set_embeddings(self.pointer, on)
+
+    def clear(self) -> None:
+        """Forget every token."""
+        self.pointer  # noqa: B018 - a closed context raises here
+        self.model.library.lib.llama_memory_clear(self._memory, True)  # noqa: FBT003
+
+    def cut(self, position: int) -> bool:
+        """Forget the tokens from `position` on; False where this memory cannot (recurrent, sliding window)."""
+        self.pointer  # noqa: B018 - a closed context raises here
+        return bool(self.model.library.lib.llama_memory_seq_rm(self._memory, 0, position, -1))
+
+    def dump(self) -> bytes:
+        """Return the state of sequence 0 as bytes, in this build's own format."""
+        library = self.model.library
+        size = library.lib.llama_state_seq_get_size(self.pointer, 0)
+        room = library.ffi.new("uint8_t[]", size)
+        written = library.lib.llama_state_seq_get_data(self.pointer, room, size, 0)
+        return bytes(library.ffi.buffer(room, written))
+
+    def restore(self, state: bytes) -> bool:
+        """Put a dumped state back into sequence 0; False when this context cannot take it."""
+        self.clear()
+        return bool(self.model.library.lib.llama_state_seq_set_data(self.pointer, state, len(state), 0))

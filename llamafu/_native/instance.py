@@ -1,0 +1,155 @@
+"""One model with one context and its adapters, and the mirrored adapter functions over it.
+
+`llamafu_lora_adapter_init/apply/remove/clear_all/free` keep the names, the order of arguments and the error
+numbers of the Dart plugin's C header (where they were stubs): codes in, codes out, nothing raised.
+An out parameter is a list that receives the handle.
+"""
+
+from __future__ import annotations
+
+import math
+import os
+from typing import TYPE_CHECKING
+
+from llamafu._native.adapter import Adapter
+from llamafu._native.context import Context, ContextOptions
+from llamafu._native.model import Model
+from llamafu.errors import ClosedError, ErrorCode, LlamafuError
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+    from pathlib import Path
+
+    from llamafu._native.library import Library
+
+
+class Instance:
+    """Owns a model, its context and its adapters, and frees them in the one order that is safe.
+
+    Not thread-safe: the model layer holds a lock around every use. In a forked child every use is a
+    `ClosedError` and `close` leaves the parent's memory alone: the library's threads do not survive a fork.
+
+    `reader` returns the checked bytes of an adapter file, or raises a `LlamafuError`: no file reaches libllama unread.
+    """
+
+    def __init__(
+        self, library: Library, path: Path, options: ContextOptions, *, reader: Callable[[str], bytes], n_gpu_layers: int = 0
+    ) -> None:
+        self.library = library
+        self.reader = reader
+        self._pid = os.getpid()
+        self._adapters: list[Adapter] = []
+        self._model: Model | None = Model(library, path, n_gpu_layers=n_gpu_layers)
+        self._context: Context | None = None
+        try:
+            self._context = Context(self._model, options)
+        except BaseException:
+            self.close()
+            raise
+
+    @property
+    def model(self) -> Model:
+        """The model; `ClosedError` after `close` or in a forked child."""
+        self._check_open()
+        assert self._model is not None  # noqa: S101 - _check_open has raised otherwise
+        return self._model
+
+    @property
+    def context(self) -> Context:
+        """The context; `ClosedError` after `close` or in a forked child."""
+        self._check_open()
+        assert self._context is not None  # noqa: S101 - _check_open has raised otherwise
+        return self._context
+
+    @property
+    def closed(self) -> bool:
+        """True after `close`."""
+        return self._model is None
+
+    def add(self, content: bytes, *, label: str) -> Adapter:
+        """Load an adapter from the bytes of a checked GGUF file."""
+        adapter = Adapter(self.model, content, label=label)
+        self._adapters.append(adapter)
+        return adapter
+
+    def owns(self, adapter: Adapter) -> bool:
+        """Tell whether `adapter` was loaded here and is not freed."""
+        return adapter in self._adapters
+
+    def free(self, adapter: Adapter) -> None:
+        """Detach `adapter` from the context, then free it."""
+        active = self.context.adapters
+        if active.pop(adapter, None) is not None:
+            self.context.set_adapters(active)
+        self._adapters.remove(adapter)
+        adapter.close()
+
+    def close(self) -> None:
+        """Free context, adapters and model, in this order. Idempotent; a no-op in a forked child."""
+        context, self._context = self._context, None
+        adapters, self._adapters = self._adapters, []
+        model, self._model = self._model, None
+        if os.getpid() != self._pid:
+            return
+        if context is not None:
+            context.close()
+        for adapter in adapters:
+            adapter.close()
+        if model is not None:
+            model.close()
+
+    def _check_open(self) -> None:
+        if os.getpid() != self._pid:
+            message = f"this object belongs to process {self._pid}; after a fork, open a new Llamafu in the child"
+            raise ClosedError(message)
+        if self._model is None:
+            message = "this object is closed; open a new Llamafu"
+            raise ClosedError(message)
+
+
+def llamafu_lora_adapter_init(instance: Instance, lora_path: str, out_adapter: list[Adapter]) -> ErrorCode:
+    """Check and load `lora_path`, and append the handle to `out_adapter`. It is not applied yet."""
+    if not lora_path:
+        return ErrorCode.INVALID_PARAM
+    try:
+        out_adapter.append(instance.add(instance.reader(lora_path), label=lora_path))
+    except LlamafuError as error:
+        return error.code if error.code == ErrorCode.CLOSED else ErrorCode.LORA_LOAD_FAILED
+    return ErrorCode.SUCCESS
+
+
+def llamafu_lora_adapter_apply(instance: Instance, adapter: Adapter, scale: float) -> ErrorCode:
+    """Make `adapter` active at `scale`; a second call replaces the scale."""
+    if not math.isfinite(scale):
+        return ErrorCode.INVALID_PARAM
+    if not instance.owns(adapter):
+        return ErrorCode.LORA_NOT_FOUND
+    return _run(lambda: instance.context.set_adapters({**instance.context.adapters, adapter: scale}))
+
+
+def llamafu_lora_adapter_remove(instance: Instance, adapter: Adapter) -> ErrorCode:
+    """Detach `adapter`; it stays loaded."""
+    if not instance.owns(adapter):
+        return ErrorCode.LORA_NOT_FOUND
+    kept = {other: scale for other, scale in instance.context.adapters.items() if other is not adapter}
+    return _run(lambda: instance.context.set_adapters(kept))
+
+
+def llamafu_lora_adapter_clear_all(instance: Instance) -> ErrorCode:
+    """Detach every adapter; all stay loaded."""
+    return _run(lambda: instance.context.set_adapters({}))
+
+
+def llamafu_lora_adapter_free(instance: Instance, adapter: Adapter) -> ErrorCode:
+    """Detach and free `adapter`."""
+    if not instance.owns(adapter):
+        return ErrorCode.LORA_NOT_FOUND
+    return _run(lambda: instance.free(adapter))
+
+
+def _run(action: Callable[[], None]) -> ErrorCode:
+    try:
+        action()
+    except LlamafuError as error:
+        return error.code
+    return ErrorCode.SUCCESS

@@ -1,0 +1,132 @@
+"""The one libllama of this process."""
+
+from __future__ import annotations
+
+import os
+import sys
+import threading
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from llamafu._native import backends, families
+from llamafu._native.logs import LogBridge
+from llamafu.errors import AbiMismatchError, LibraryNotFoundError
+
+
+@dataclass(frozen=True, slots=True)
+class Library:
+    """A loaded libllama whose ABI family is known; shared by every object of the process.
+
+    `operations` and `types` map names ("MUL_MAT", "f16") to this build's numbers, asked of the library itself:
+    enum values drift between releases that share a layout.
+    """
+
+    path: Path
+    family: str
+    ffi: Any
+    lib: Any
+    logs: LogBridge
+    operations: dict[str, int] = field(default_factory=dict)
+    types: dict[str, int] = field(default_factory=dict)
+
+    def has(self, symbol: str) -> bool:
+        """Tell whether this build exports `symbol`."""
+        return _exports(self.ffi, self.lib, symbol)
+
+    @property
+    def version(self) -> str:
+        """What the build says of itself; empty on builds before `llama_version`."""
+        return self.ffi.string(self.lib.llama_version()).decode() if self.has("llama_version") else ""
+
+    @property
+    def sets_whole(self) -> bool:
+        """True where one call replaces the whole adapter set, False where adapters are added one by one."""
+        return self.has("llama_set_adapters_lora")
+
+
+_lock = threading.Lock()
+_loaded: Library | None = None
+
+
+def current() -> Library | None:
+    """The library of this process, if one is loaded."""
+    return _loaded
+
+
+def open_library(path: Path, family: str, *, gpu: bool = False) -> Library:
+    """Load `path` with the proven `family`, once a process.
+
+    A second libllama would bind to the first one's ggml (same SONAME) and mix with it, so asking for another
+    path afterwards is an `AbiMismatchError`. `gpu` loads accelerator plug-ins too, the first time it is asked for.
+    """
+    global _loaded  # noqa: PLW0603 - one library a process is the point
+    path = path.resolve()
+    with _lock:
+        if _loaded is None:
+            _loaded = _open(path, family)
+        elif _loaded.path != path:
+            message = f"this process already uses {_loaded.path}; a second libllama ({path}) needs a process of its own"
+            raise AbiMismatchError(message)
+        if gpu:
+            backends.load_accelerators(_loaded.ffi, _loaded.lib, path)
+        return _loaded
+
+
+def _open(path: Path, family: str) -> Library:
+    declarations = families.load(family)
+    ffi = declarations.ffi
+    try:
+        lib = ffi.dlopen(str(path), ffi.RTLD_NOW | ffi.RTLD_LOCAL)
+    except OSError as error:
+        message = f"cannot load {path}: {error}; run `llamafu lib list` to see what else there is"
+        raise LibraryNotFoundError(message) from error
+    _refuse_foreign_ggml(path)
+    if not _exports(ffi, lib, "llama_set_adapters_lora"):
+        # Builds of that generation may reuse the last graph although the adapters changed, and so ignore the
+        # change without a word (they compare the address of the adapter list only).
+        os.environ.setdefault("LLAMA_GRAPH_REUSE_DISABLE", "1")
+    logs = LogBridge(ffi, lib)
+    lib.llama_backend_init()
+    backends.load_cpu(ffi, lib, path)
+    return Library(
+        path=path,
+        family=family,
+        ffi=ffi,
+        lib=lib,
+        logs=logs,
+        operations=_numbers(ffi, lib.ggml_op_name, len(ffi.typeof("enum ggml_op").elements)),
+        types=_numbers(ffi, lib.ggml_type_name, len(ffi.typeof("enum ggml_type").elements)),
+    )
+
+
+def _exports(ffi: Any, lib: Any, symbol: str) -> bool:
+    try:
+        getattr(lib, symbol)
+    except (AttributeError, ffi.error):  # undeclared in this family; declared but not exported
+        return False
+    return True
+
+
+def _numbers(ffi: Any, name_of: Any, count: int) -> dict[str, int]:
+    """Map names to numbers through the library's own naming function; entry `count` is its end marker."""
+    names = ((number, name_of(number)) for number in range(count - 1))
+    return {ffi.string(name).decode(): number for number, name in names if name != ffi.NULL}
+
+
+def _refuse_foreign_ggml(path: Path) -> None:
+    """The mapped libggml-base must lie beside libllama: else two builds are mixed in this process."""
+    maps = Path("/proc/self/maps")
+    if not maps.exists():  # other systems resolve libraries by full path
+        return
+    ggml = {
+        Path(line[line.index("/") :]) for line in maps.read_text().splitlines() if "libggml-base" in line and "/" in line
+    }
+    foreign = sorted(str(p) for p in ggml if not _same_place(p.parent, path.parent))
+    if foreign:
+        message = f"{path} would run on another build's ggml ({', '.join(foreign)}); start a process that loads only one of them"
+        raise AbiMismatchError(message)
+
+
+def _same_place(one: Path, other: Path) -> bool:
+    return one == other or os.path.realpath(one) == os.path.realpath(other) or sys.platform == "darwin"

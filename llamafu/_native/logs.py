@@ -1,0 +1,57 @@
+"""The library's log lines, handed to `logging` ("llamafu.native"); the last error line is kept for messages."""
+
+from __future__ import annotations
+
+import atexit
+import logging
+from typing import Any
+
+logger = logging.getLogger("llamafu.native")
+
+_LEVELS = {1: logging.DEBUG, 2: logging.DEBUG, 3: logging.WARNING, 4: logging.ERROR}
+_ERROR, _CONTINUED = 4, 5
+
+
+class LogBridge:
+    """Receives every log line of one library; any thread.
+
+    The library's own "info" is debugging detail to a Python user, so it arrives one level lower.
+    """
+
+    def __init__(self, ffi: Any, lib: Any) -> None:
+        self._ffi = ffi
+        self._lib = lib
+        self._partial = ""
+        self._level = logging.DEBUG
+        self._last_error = ""
+        # Kept on self: a collected callback would leave the library with a dangling pointer.
+        self._callback = ffi.callback("void(enum ggml_log_level, const char *, void *)", self._receive, onerror=_swallow)
+        lib.llama_log_set(self._callback, ffi.NULL)
+        atexit.register(self.detach)
+
+    def take_error(self) -> str:
+        """Return the last error line and forget it; empty when there was none."""
+        line, self._last_error = self._last_error, ""
+        return line
+
+    def detach(self) -> None:
+        """Point the library at a harmless C function: at exit no Python may run inside a destructor."""
+        pointer = self._ffi.cast("void *", self._ffi.addressof(self._lib, "llama_time_us"))
+        self._lib.llama_log_set(self._ffi.cast("ggml_log_callback", pointer), self._ffi.NULL)
+
+    def _receive(self, level: int, text: Any, _user_data: Any) -> None:
+        if level != _CONTINUED:
+            self._level = level
+        self._partial += self._ffi.string(text).decode("utf-8", "replace")
+        if not self._partial.endswith("\n"):
+            return
+        line, self._partial = self._partial.strip(), ""
+        if not line:
+            return
+        if self._level >= _ERROR:
+            self._last_error = line
+        logger.log(_LEVELS.get(self._level, logging.DEBUG), "%s", line)
+
+
+def _swallow(*_exception: object) -> None:
+    """An exception must not cross into C; a lost log line is the lesser harm."""

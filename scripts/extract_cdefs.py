@@ -1,0 +1,43 @@
+"""Write `cdefs/FAMILY/llama.h` from upstream headers.
+
+    python scripts/extract_cdefs.py FAMILY INCLUDE_FOLDER...
+
+Every FOLDER is searched for ggml.h, ggml-backend.h and llama.h (a source tree has them in `ggml/include` and `include`).
+"""
+
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+
+ROOT = Path(__file__).resolve().parent.parent
+sys.path.insert(0, str(ROOT))
+
+from llamafu._native.headers import extract  # noqa: E402
+from llamafu._native.wanted import EXTRACTED  # noqa: E402
+
+HEADERS = ("ggml.h", "ggml-backend.h", "llama.h")
+
+
+def main(arguments: list[str]) -> int:
+    """Extract one family; exit status 2 on wrong usage."""
+    if len(arguments) < 2:  # noqa: PLR2004
+        print(__doc__, file=sys.stderr)
+        return 2
+    family, *folders = arguments
+    texts = []
+    for header in HEADERS:
+        found = next((Path(folder) / header for folder in folders if (Path(folder) / header).is_file()), None)
+        if found is None:
+            print(f"{header} is in none of {', '.join(folders)}; name the folders that hold the headers", file=sys.stderr)
+            return 1
+        texts.append(found.read_text(encoding="utf-8"))
+    target = ROOT / "cdefs" / family / "llama.h"
+    target.parent.mkdir(parents=True, exist_ok=True)
+    target.write_text(extract(texts, EXTRACTED), encoding="utf-8")
+    print(f"{target.relative_to(ROOT)}: {len(target.read_text().splitlines())} lines")
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main(sys.argv[1:]))

@@ -1,0 +1,74 @@
+"""What several test files share: the tiny models and adapters, written once into `tests/.fixtures/`."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import sys
+from importlib.metadata import version
+from pathlib import Path
+
+import pytest
+
+TESTS = Path(__file__).resolve().parent
+SCRIPTS = TESTS.parent / "scripts"
+sys.path.insert(0, str(SCRIPTS))
+
+
+def _maker_digest() -> str:
+    sources = [(SCRIPTS / name).read_bytes() for name in ("make_fixtures.py", "tiny_model.py")]
+    return hashlib.sha256(b"".join([*sources, version("gguf").encode()])).hexdigest()
+
+
+def _is_current(directory: Path, manifest: Path) -> bool:
+    """Whether the folder holds what today's scripts would write, byte for byte."""
+    from tiny_model import sha256
+
+    if not manifest.exists():
+        return False
+    known = json.loads(manifest.read_text("utf-8"))
+    return known["maker"] == _maker_digest() and all(
+        (directory / name).exists() and sha256(directory / name) == digest for name, digest in known["files"].items()
+    )
+
+
+@pytest.fixture(scope="session")
+def tiny_dir():
+    """Folder of every file that `scripts/make_fixtures.py` writes; tests must not write there."""
+    from make_fixtures import write_fixtures
+
+    directory = TESTS / ".fixtures"
+    manifest = directory / "manifest.json"
+    if not _is_current(directory, manifest):
+        files = write_fixtures(directory)
+        unfinished = directory / f"manifest.{os.getpid()}"  # another process may read it meanwhile
+        unfinished.write_text(json.dumps({"maker": _maker_digest(), "files": files}), encoding="utf-8")
+        unfinished.replace(manifest)
+    return directory
+
+
+@pytest.fixture(scope="session")
+def tiny_model(tiny_dir):
+    """F32 llama model: 2 layers, 64 wide, 317 tokens, ChatML, separate output matrix."""
+    return tiny_dir / "tiny.gguf"
+
+
+@pytest.fixture(scope="session")
+def tiny_adapter_a(tiny_dir):
+    """F32 adapter of rank 4, alpha 8, on all seven projections."""
+    return tiny_dir / "a.gguf"
+
+
+@pytest.fixture(scope="session")
+def tiny_adapter_b(tiny_dir):
+    """F32 adapter of rank 2, alpha 1, on attn_q and attn_v."""
+    return tiny_dir / "b.gguf"
+
+
+@pytest.fixture(scope="session")
+def reference(tiny_model):
+    """Return the independent forward pass of `tiny_model`."""
+    from reference import Reference
+
+    return Reference(tiny_model)

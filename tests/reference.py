@@ -1,0 +1,111 @@
+"""An independent forward pass of small llama-architecture GGUF models in NumPy float64.
+
+It shares nothing with the code under test but the gguf package, follows the textbook formulas, and knows exactly what
+the test models use: RMS norm, rotary embedding over adjacent pairs, grouped-query attention, SwiGLU, LoRA.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+import numpy as np
+from gguf import GGUFReader, quants
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+    from os import PathLike
+
+    Scale = float | Sequence[float] | np.ndarray
+    Adapters = Sequence[tuple[str | PathLike[str], Scale]]
+
+
+def _tensors(reader: GGUFReader) -> dict[str, np.ndarray]:
+    return {t.name: np.float64(quants.dequantize(t.data, t.tensor_type)) for t in reader.tensors}
+
+
+class Reference:
+    """A model whose logits are computed without libllama."""
+
+    def __init__(self, path: str | PathLike[str]) -> None:
+        """Read and dequantise the whole model at `path`; only the llama architecture is known."""
+        reader = GGUFReader(path)
+
+        def value(key: str) -> int | float | str:
+            return reader.fields[key].contents()
+
+        if (architecture := value("general.architecture")) != "llama":
+            message = f"the reference computes llama models, {path} is {architecture!r}"
+            raise ValueError(message)
+        self.n_layer = value("llama.block_count")
+        self.n_head = value("llama.attention.head_count")
+        self.n_head_kv = value("llama.attention.head_count_kv")
+        self.head_dim = value("llama.rope.dimension_count")
+        self.rope_base = value("llama.rope.freq_base")
+        self.eps = value("llama.attention.layer_norm_rms_epsilon")
+        self.weights = _tensors(reader)
+
+    def logits(self, tokens: Sequence[int], adapters: Adapters = ()) -> np.ndarray:
+        """Return the logits after every token of one sequence from position 0, float64 [n_tokens, n_vocab].
+
+        `adapters` are pairs of a GGUF adapter and its scale: one number, or one per token (what a token's keys and
+        values were computed with stays, as in a cache).
+        """
+        deltas = self._deltas(adapters, len(tokens))
+
+        def linear(x: np.ndarray, name: str, weight: np.ndarray | None = None) -> np.ndarray:
+            y = x @ (self.weights[name] if weight is None else weight).T
+            for a, b, factor in deltas.get(name, ()):
+                y = y + factor * (x @ a.T @ b.T)
+            return y
+
+        x = self.weights["token_embd.weight"][list(tokens)]
+        for layer in range(self.n_layer):
+            prefix = f"blk.{layer}."
+            h = self._rms_norm(x, prefix + "attn_norm.weight")
+            q, k, v = (linear(h, f"{prefix}attn_{which}.weight") for which in "qkv")
+            x = x + linear(self._attention(q, k, v), prefix + "attn_output.weight")
+            h = self._rms_norm(x, prefix + "ffn_norm.weight")
+            gate = linear(h, prefix + "ffn_gate.weight")
+            hidden = gate / (1 + np.exp(-gate)) * linear(h, prefix + "ffn_up.weight")
+            x = x + linear(hidden, prefix + "ffn_down.weight")
+        x = self._rms_norm(x, "output_norm.weight")
+        return linear(x, "output.weight", self.weights.get("output.weight", self.weights["token_embd.weight"]))
+
+    def _deltas(self, adapters: Adapters, n_tokens: int) -> dict[str, list[tuple[np.ndarray, np.ndarray, np.ndarray]]]:
+        """Per target: A [rank, in], B [out, rank] and the factor of each token [n_tokens, 1]."""
+        deltas = {}
+        for path, scale in adapters:
+            reader = GGUFReader(path)
+            alpha = reader.fields["adapter.lora.alpha"].contents()
+            tensors = _tensors(reader)
+            for name in [name.removesuffix(".lora_a") for name in tensors if name.endswith(".lora_a")]:
+                if name not in self.weights or name == "token_embd.weight":
+                    message = f"{path} changes {name}, which the reference cannot apply to this model"
+                    raise ValueError(message)
+                a, b = tensors[name + ".lora_a"], tensors[name + ".lora_b"]
+                factor = np.broadcast_to(np.float64(scale) * alpha / len(a), (n_tokens,))[:, None]
+                deltas.setdefault(name, []).append((a, b, factor))
+        return deltas
+
+    def _rms_norm(self, x: np.ndarray, name: str) -> np.ndarray:
+        return x / np.sqrt(np.mean(x * x, axis=-1, keepdims=True) + self.eps) * self.weights[name]
+
+    def _rope(self, x: np.ndarray) -> np.ndarray:
+        """Rotate each adjacent pair of features of x [n_tokens, heads, head_dim] by its position."""
+        frequencies = self.rope_base ** (-np.arange(0, self.head_dim, 2) / self.head_dim)
+        angles = np.arange(len(x))[:, None, None] * frequencies
+        even, odd = x[..., 0::2], x[..., 1::2]
+        rotated = even * np.cos(angles) - odd * np.sin(angles), even * np.sin(angles) + odd * np.cos(angles)
+        return np.stack(rotated, axis=-1).reshape(x.shape)
+
+    def _attention(self, q: np.ndarray, k: np.ndarray, v: np.ndarray) -> np.ndarray:
+        n_tokens = len(q)
+        group = self.n_head // self.n_head_kv
+        q = self._rope(q.reshape(n_tokens, self.n_head, self.head_dim))
+        k = self._rope(k.reshape(n_tokens, self.n_head_kv, self.head_dim)).repeat(group, axis=1)
+        v = v.reshape(n_tokens, self.n_head_kv, self.head_dim).repeat(group, axis=1)
+        scores = np.einsum("ihd,jhd->hij", q, k) / np.sqrt(self.head_dim)
+        scores = np.where(np.tri(n_tokens, dtype=bool), scores, -np.inf)
+        scores = np.exp(scores - scores.max(axis=-1, keepdims=True))
+        scores /= scores.sum(axis=-1, keepdims=True)
+        return np.einsum("hij,jhd->ihd", scores, v).reshape(n_tokens, -1)
