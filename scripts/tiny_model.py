@@ -28,7 +28,7 @@ CHATML = (
 # In the printable alphabet of byte-level BPE (see `byte_text`; Ġ is a space), in order of rank. Of the last three, which
 # begin characters of several bytes, only the first is complete: é is one token, a dash or an emoji is two or three.
 MERGES = tuple(
-    (  # noqa: SIM905 - a list would be a column of 57 lines
+    (
         "Ġ t,h e,Ġt he,i n,Ġ a,a n,n d,Ġa nd,e r,r e,o n,e n,o r,s t,e d,i s,i t,e s,o u,l l,a s,l e,v e,a r,in g,"
         "Ġ s,Ġ w,Ġw as,Ġ o,Ġo f,Ġ b,Ġ c,Ġ f,Ġt o,Ġ in,Ġ y,Ġy ou,u s,l o,ll o,he llo,w or,l d,wor ld,"
         "1 2,12 3,0 0,. .,.. .,! !,Ġ =,( ),Ġ Ġ,ĠĠ ĠĠ,Ã ©,â Ģ,ð Ł"

@@ -51,7 +51,7 @@ def load_cpu(ffi: Any, lib: Any, library: Path) -> None:
     if any(device.kind == "cpu" for device in devices(ffi, lib)):
         return
     plugins = [p for p in _plugins(library) if "ggml-cpu" in p.name]
-    for plugin in sorted(plugins, key=lambda p: _score(p), reverse=True):
+    for plugin in sorted(plugins, key=_score, reverse=True):
         lib.ggml_backend_load(str(plugin).encode())
         if any(device.kind == "cpu" for device in devices(ffi, lib)):
             return

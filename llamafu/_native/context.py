@@ -180,6 +180,13 @@ class Context:
         """Switch the output of embeddings on or off."""
         self.model.library.lib.llama_set_embeddings(self.pointer, on)
 
+    def abort_at_once(self) -> None:
+        """Let every decode from now on end before its first operation (CPU backends only)."""
+        library = self.model.library
+        callback = library.ffi.callback("bool(void *)", lambda _: True, error=True)
+        self._keep.append(callback)
+        library.lib.llama_set_abort_callback(self.pointer, callback, library.ffi.NULL)
+
     def clear(self) -> None:
         """Forget every token."""
         self.pointer  # noqa: B018 - a closed context raises here

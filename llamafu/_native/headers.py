@@ -113,7 +113,7 @@ def _without_directives(text: str) -> str:
             continue
         directive = stripped[1:].strip()
         if directive.startswith("if"):
-            hidden.append(directive.endswith("__cplusplus") and not directive.startswith("ifndef") or directive == "if 0")
+            hidden.append((directive.endswith("__cplusplus") and not directive.startswith("ifndef")) or directive == "if 0")
         elif directive.startswith(("else", "elif")) and hidden:
             hidden[-1] = not hidden[-1] if directive == "else" else True
         elif directive.startswith("endif") and hidden:
@@ -162,7 +162,8 @@ def _classify(piece: str) -> _Declaration | None:
     if (match := _TAGGED.match(piece)) is not None:
         tag, braces, alias = match[2], match[3], match[4]
         text = re.sub(r"\bstatic const\b.*?;", "", piece)
-        return _Declaration((tag, *([alias] if alias else []), *_enumerators(match[1], braces)), text, False, braces is None)
+        names = (tag, *([alias] if alias else []), *_enumerators(match[1], braces))
+        return _Declaration(names, text, is_function=False, is_opaque=braces is None)
     if (match := _ANONYMOUS.match(piece)) is not None:
         return _Declaration((match[1],), piece, is_function=False, is_opaque=False)
     if (match := _FUNCTION_POINTER.match(piece) or _TYPEDEF.match(piece)) is not None:

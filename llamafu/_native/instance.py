@@ -62,6 +62,11 @@ class Instance:
         return self._context
 
     @property
+    def is_ours(self) -> bool:
+        """False in a forked child."""
+        return os.getpid() == self._pid
+
+    @property
     def closed(self) -> bool:
         """True after `close`."""
         return self._model is None
@@ -76,11 +81,15 @@ class Instance:
         """Tell whether `adapter` was loaded here and is not freed."""
         return adapter in self._adapters
 
-    def free(self, adapter: Adapter) -> None:
-        """Detach `adapter` from the context, then free it."""
+    def detach(self, adapter: Adapter) -> None:
+        """Take `adapter` out of the context's active set; it stays loaded."""
         active = self.context.adapters
         if active.pop(adapter, None) is not None:
             self.context.set_adapters(active)
+
+    def free(self, adapter: Adapter) -> None:
+        """Detach `adapter` from the context, then free it."""
+        self.detach(adapter)
         self._adapters.remove(adapter)
         adapter.close()
 
@@ -89,7 +98,7 @@ class Instance:
         context, self._context = self._context, None
         adapters, self._adapters = self._adapters, []
         model, self._model = self._model, None
-        if os.getpid() != self._pid:
+        if not self.is_ours:
             return
         if context is not None:
             context.close()
@@ -99,7 +108,7 @@ class Instance:
             model.close()
 
     def _check_open(self) -> None:
-        if os.getpid() != self._pid:
+        if not self.is_ours:
             message = f"this object belongs to process {self._pid}; after a fork, open a new Llamafu in the child"
             raise ClosedError(message)
         if self._model is None:
@@ -131,8 +140,7 @@ def llamafu_lora_adapter_remove(instance: Instance, adapter: Adapter) -> ErrorCo
     """Detach `adapter`; it stays loaded."""
     if not instance.owns(adapter):
         return ErrorCode.LORA_NOT_FOUND
-    kept = {other: scale for other, scale in instance.context.adapters.items() if other is not adapter}
-    return _run(lambda: instance.context.set_adapters(kept))
+    return _run(lambda: instance.detach(adapter))
 
 
 def llamafu_lora_adapter_clear_all(instance: Instance) -> ErrorCode:

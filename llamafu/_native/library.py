@@ -119,12 +119,12 @@ def _refuse_foreign_ggml(path: Path) -> None:
     maps = Path("/proc/self/maps")
     if not maps.exists():  # other systems resolve libraries by full path
         return
-    ggml = {
-        Path(line[line.index("/") :]) for line in maps.read_text().splitlines() if "libggml-base" in line and "/" in line
-    }
+    ggml = {Path(line[line.index("/") :]) for line in maps.read_text().splitlines() if "libggml-base" in line and "/" in line}
     foreign = sorted(str(p) for p in ggml if not _same_place(p.parent, path.parent))
     if foreign:
-        message = f"{path} would run on another build's ggml ({', '.join(foreign)}); start a process that loads only one of them"
+        message = (
+            f"{path} would run on another build's ggml ({', '.join(foreign)}); start a process that loads only one of them"
+        )
         raise AbiMismatchError(message)
 
 

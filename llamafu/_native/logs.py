@@ -4,7 +4,11 @@ from __future__ import annotations
 
 import atexit
 import logging
-from typing import Any
+from contextlib import contextmanager
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
 
 logger = logging.getLogger("llamafu.native")
 
@@ -24,6 +28,7 @@ class LogBridge:
         self._partial = ""
         self._level = logging.DEBUG
         self._last_error = ""
+        self._quiet = False
         # Kept on self: a collected callback would leave the library with a dangling pointer.
         self._callback = ffi.callback("void(enum ggml_log_level, const char *, void *)", self._receive, onerror=_swallow)
         lib.llama_log_set(self._callback, ffi.NULL)
@@ -33,6 +38,16 @@ class LogBridge:
         """Return the last error line and forget it; empty when there was none."""
         line, self._last_error = self._last_error, ""
         return line
+
+    @contextmanager
+    def quiet(self) -> Iterator[None]:
+        """Log everything as debugging detail, for a failure that is meant to happen."""
+        self._quiet = True
+        try:
+            yield
+        finally:
+            self._quiet = False
+            self._last_error = ""
 
     def detach(self) -> None:
         """Point the library at a harmless C function: at exit no Python may run inside a destructor."""
@@ -50,7 +65,8 @@ class LogBridge:
             return
         if self._level >= _ERROR:
             self._last_error = line
-        logger.log(_LEVELS.get(self._level, logging.DEBUG), "%s", line)
+        level = logging.DEBUG if self._quiet else _LEVELS.get(self._level, logging.DEBUG)
+        logger.log(level, "%s", line)
 
 
 def _swallow(*_exception: object) -> None:

@@ -76,8 +76,8 @@ def _prove(path: Path, family: str) -> dict[str, Any]:
 
 
 _ADD_FAMILY = (
-    "put this build's llama.h, ggml.h and ggml-backend.h into an `include` folder beside it (or name llama.h in LLAMAFU_HEADER), "
-    "or use another build: `llamafu lib install`"
+    "put this build's llama.h, ggml.h and ggml-backend.h into an `include` folder beside it (or name llama.h in "
+    "LLAMAFU_HEADER), or use another build: `llamafu lib install`"
 )
 
 
@@ -94,7 +94,9 @@ def _loader_refusal(path: Path, text: str) -> dict[str, Any]:
             "use a build for older systems (`llamafu lib install`) or compile one here (`llamafu lib build`)",
         )
     if any(phrase in text for phrase in _WRONG_CLASS):
-        return _refused("it was built for another processor architecture", "install a build for this machine: `llamafu lib install`")
+        return _refused(
+            "it was built for another processor architecture", "install a build for this machine: `llamafu lib install`"
+        )
     if any(phrase in text for phrase in _NOT_A_LIBRARY):
         return _refused("the file is no shared library", "point at the libllama file itself or at the folder that holds it")
     if (match := re.search(r"(\S+): cannot open shared object file", text)) is not None and match[1] != str(path):
@@ -112,14 +114,17 @@ def _missing_symbols(raw: Any, handle: Any) -> dict[str, Any] | None:
 
     missing = sorted(name for name in REQUIRED if lacks(name))
     if "llama_backend_init" in missing:
-        return _refused("it is a shared library, but no libllama (it exports no llama_backend_init)", "point at libllama itself")
+        return _refused(
+            "it is a shared library, but no libllama (it exports no llama_backend_init)", "point at libllama itself"
+        )
     if all(lacks(name) for name in SET_GENERATIONS):
         missing.append(" or ".join(SET_GENERATIONS))
     if missing:
         lora = [name for name in missing if "adapter" in name]
         what = "it has no LoRA support" if lora else "it is older than mid 2025 or stripped"
         return _refused(
-            f"{what}: missing {', '.join((lora or missing)[:4])}" + (f" and {len(missing) - 4} more" if len(missing) > 4 else ""),  # noqa: PLR2004
+            f"{what}: missing {', '.join((lora or missing)[:4])}"
+            + (f" and {len(missing) - 4} more" if len(missing) > 4 else ""),  # noqa: PLR2004
             "use a release since mid 2025: `llamafu lib install`",
         )
     return None

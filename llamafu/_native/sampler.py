@@ -8,7 +8,7 @@ from llamafu._native.checks import not_null
 from llamafu.errors import ClosedError, ErrorCode, GrammarError, LlamafuError
 
 if TYPE_CHECKING:
-    import numpy as np
+    from collections.abc import Sequence
 
     from llamafu._native.context import Context
     from llamafu._native.model import Model
@@ -92,8 +92,8 @@ class Sampler:
         """Let every link take note of a token that was not sampled here."""
         self._library.lib.llama_sampler_accept(self.pointer, token)
 
-    def apply(self, logits: np.ndarray[Any, Any]) -> list[tuple[int, float]]:
-        """Run the chain over bare logits, shape [n]; return the surviving (token, logit) pairs, best first if sorted."""
+    def apply(self, logits: Sequence[float]) -> list[tuple[int, float]]:
+        """Run the chain over bare logits, return the surviving (token, logit) pairs, best first if sorted."""
         ffi = self._library.ffi
         data = ffi.new("struct llama_token_data[]", [{"id": i, "logit": float(x), "p": 0.0} for i, x in enumerate(logits)])
         array = ffi.new("struct llama_token_data_array *", {"data": data, "size": len(logits), "selected": -1, "sorted": False})

@@ -1,0 +1,53 @@
+"""Adapter files: reading, checking and inspecting them, with no libllama."""
+
+from __future__ import annotations
+
+import importlib
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from llamafu.adapters.base import BaseModel, read_base
+    from llamafu.adapters.compatibility import CompatibilityReport, check_compatibility
+    from llamafu.adapters.file import AdapterFile, check_adapter, inspect_adapter, read_adapter
+    from llamafu.adapters.info import AdapterInfo, TensorInfo
+
+_HOMES = {
+    "AdapterFile": "file",
+    "AdapterInfo": "info",
+    "BaseModel": "base",
+    "CompatibilityReport": "compatibility",
+    "TensorInfo": "info",
+    "check_adapter": "file",
+    "check_compatibility": "compatibility",
+    "inspect_adapter": "file",
+    "read_adapter": "file",
+    "read_base": "base",
+}
+
+__all__ = [
+    "AdapterFile",
+    "AdapterInfo",
+    "BaseModel",
+    "CompatibilityReport",
+    "TensorInfo",
+    "check_adapter",
+    "check_compatibility",
+    "inspect_adapter",
+    "read_adapter",
+    "read_base",
+]
+
+
+def __getattr__(name: str) -> object:
+    """Import a public name when it is first asked for: NumPy and gguf come with it."""
+    home = _HOMES.get(name)
+    if home is None:
+        message = f"module 'llamafu.adapters' has no attribute {name!r}"
+        raise AttributeError(message)
+    value = getattr(importlib.import_module(f"llamafu.adapters.{home}"), name)
+    globals()[name] = value
+    return value
+
+
+def __dir__() -> list[str]:
+    return sorted(__all__)

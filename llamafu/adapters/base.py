@@ -1,0 +1,119 @@
+"""The facts of a base model that decide whether an adapter fits it, read from the GGUF header alone."""
+
+from __future__ import annotations
+
+import mmap
+import re
+import stat
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from llamafu.adapters.container import Container, read_container
+from llamafu.errors import ErrorCode, InvalidAdapterFileError, ModelLoadError
+
+if TYPE_CHECKING:
+    import os
+
+    from llamafu.adapters.container import Scalar
+
+_SHARD = re.compile(r"(.+)-([0-9]{5})-of-([0-9]{5})\.gguf")
+_OTHER_KINDS = {"adapter": "a LoRA adapter", "mmproj": "a multimodal projector", "imatrix": "an importance matrix"}
+
+
+class ModelFileNotFoundError(ModelLoadError, FileNotFoundError):
+    """No model file at this path."""
+
+    code = ErrorCode.FILE_NOT_FOUND
+
+
+@dataclass(frozen=True, slots=True)
+class BaseModel:
+    """What a base model's header says. Its weights were not read."""
+
+    path: Path
+    name: str
+    """As the file calls itself, or the file's own name."""
+    architecture: str
+    tensors: dict[str, tuple[int, ...]]
+    """Shapes by tensor name, in GGUF's order (NumPy's reversed); of all shards."""
+    metadata: dict[str, Scalar]
+    """The header's single values; arrays, such as the vocabulary, are left out."""
+
+    @property
+    def tied(self) -> bool:
+        """Whether the output matrix is the token embedding itself (there is no `output.weight`)."""
+        return "output.weight" not in self.tensors
+
+    @property
+    def vocabulary_size(self) -> int | None:
+        """How many tokens there are; None for a model without token embeddings."""
+        shape = self.tensors.get("token_embd.weight")
+        return shape[-1] if shape else None
+
+
+def read_base(path: str | os.PathLike[str]) -> BaseModel:
+    """Read the header of the base model at `path`; of a sharded one (`-00001-of-00003.gguf`), of every shard.
+
+    Raises:
+        ModelFileNotFoundError: the file or one of its shards is missing (a ModelLoadError and a FileNotFoundError).
+        ModelLoadError: it cannot be read, is damaged, or is no base model.
+
+    """
+    path = Path(path)
+    containers = [_read_header(shard) for shard in _shards(path)]
+    metadata: dict[str, Scalar] = {}
+    tensors: dict[str, tuple[int, ...]] = {}
+    for container in containers:
+        for key, value in container.metadata.items():
+            if not isinstance(value, tuple):
+                metadata.setdefault(key, value)
+        tensors |= {name: entry.shape for name, entry in container.tensors.items()}
+    kind = metadata.get("general.type")
+    if kind in _OTHER_KINDS:
+        message = f"{path} is {_OTHER_KINDS[str(kind)]} (general.type {kind!r}), no base model"
+        raise ModelLoadError(message)
+    architecture = metadata.get("general.architecture")
+    if not isinstance(architecture, str) or not architecture:
+        message = f"{path}: metadata key 'general.architecture' is {architecture!r}; it must be the name of one"
+        raise ModelLoadError(message)
+    if not tensors:
+        message = f"{path} has no tensors: it is a vocabulary, no base model"
+        raise ModelLoadError(message)
+    return BaseModel(path, str(metadata.get("general.name") or path.stem), architecture, tensors, metadata)
+
+
+def _shards(path: Path) -> list[Path]:
+    match = _SHARD.fullmatch(path.name)
+    if match is None or not int(match[3]):
+        return [path]
+    stem, _, count = match.groups()
+    return [path.with_name(f"{stem}-{number:05d}-of-{count}.gguf") for number in range(1, int(count) + 1)]
+
+
+def _read_header(path: Path) -> Container:
+    with _mapped(path) as view:
+        try:
+            return read_container(view, name=str(path), whole=False)
+        except InvalidAdapterFileError as error:
+            raise ModelLoadError(str(error)) from error
+
+
+def _mapped(path: Path) -> mmap.mmap:
+    try:
+        status = path.stat()
+        if not stat.S_ISREG(status.st_mode):
+            problem = "is no file; give a GGUF model file"
+        elif not status.st_size:
+            problem = "is an empty file; give a GGUF model file"
+        else:
+            with path.open("rb") as file:
+                return mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ)
+    except (FileNotFoundError, NotADirectoryError) as error:
+        message = f"{path}: there is no such model file"
+        raise ModelFileNotFoundError(message) from error
+    except OSError as error:
+        message = f"{path}: the model file cannot be read: {error.strerror}"
+        raise ModelLoadError(message, code=ErrorCode.FILE_READ_FAILED) from error
+    message = f"{path} {problem}"
+    raise ModelLoadError(message)

@@ -1,0 +1,39 @@
+"""What a file that is no GGUF file looks like, so that a message can name it and say what to do."""
+
+from __future__ import annotations
+
+_MAGICS = (
+    (b"PK\x03\x04", "a zip archive, perhaps a PyTorch checkpoint (.bin, .pt)"),
+    (b"\x80\x02", "a Python pickle, perhaps a PyTorch checkpoint (.bin, .pt)"),
+    (b"\x80\x04", "a Python pickle"),
+    (b"\x80\x05", "a Python pickle"),
+    (b"algg", "an adapter in the GGLA format of 2023, which libllama no longer reads"),
+    (b"lmgg", "a model in the GGML format of 2023, which libllama no longer reads"),
+    (b"fmgg", "a model in the GGMF format of 2023, which libllama no longer reads"),
+    (b"tjgg", "a model in the GGJT format of 2023, which libllama no longer reads"),
+    (b"version https://git-lfs", "a Git LFS pointer: the file itself was not downloaded"),
+    (b"\x1f\x8b", "a gzip archive"),
+    (b"\x28\xb5\x2f\xfd", "a Zstandard archive"),
+    (b"\x89HDF", "an HDF5 file"),
+    (b"\x7fELF", "a program or library (ELF)"),
+    (b"<", "a web page or XML"),
+    (b"{", "JSON text"),
+)
+_SAFETENSORS_HEADER_LIMIT = 100_000_000  # bytes; the format's own limit
+
+HEAD_BYTES = 64
+"""How many leading bytes `looks_like` wants to see."""
+
+
+def looks_like(head: bytes) -> str:
+    """Name the kind of file that begins with the bytes `head`, as the end of a sentence."""
+    if not head:
+        return "an empty file"
+    if len(head) > 8 and head[8:9] == b"{" and int.from_bytes(head[:8], "little") <= _SAFETENSORS_HEADER_LIMIT:  # noqa: PLR2004
+        return "a safetensors file; convert the PEFT adapter to GGUF first (llama.cpp's convert_lora_to_gguf.py does it)"
+    for magic, kind in _MAGICS:
+        if head.startswith(magic):
+            return kind
+    if not any(head):
+        return "nothing but zeros: an unfinished download?"
+    return f"no format known here: it begins with {head[:4]!r} where b'GGUF' belongs"

@@ -1,0 +1,89 @@
+"""Chat messages to a prompt, through the model's own template."""
+
+from __future__ import annotations
+
+import datetime as dt
+import functools
+import importlib.util
+import warnings
+from typing import TYPE_CHECKING, Any
+
+from llamafu.errors import ErrorCode, LlamafuError
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Mapping, Sequence
+
+    from llamafu._native.model import Model
+
+
+class ChatTemplateWarning(UserWarning):
+    """The prompt was made by libllama's rendition of a known template, which may leave out details of the model's own."""
+
+
+def render(model: Model, messages: Sequence[Mapping[str, Any]]) -> str:
+    """Return the prompt for `messages`, up to where the assistant speaks.
+
+    The model's template is a Jinja program. With jinja2 (the extra `chat`) it is run, in a sandbox; without it,
+    libllama formats the templates that it recognises and a `ChatTemplateWarning` says so.
+    """
+    checked = [_check(i, message) for i, message in enumerate(messages)]
+    if not checked:
+        message = "messages is empty; give at least one, such as {'role': 'user', 'content': 'hi'}"
+        raise ValueError(message)
+    template = model.chat_template()
+    if template is None:
+        message = "this model has no chat template; use complete() with a prompt in the form that it was trained on"
+        raise LlamafuError(message, code=ErrorCode.INVALID_PARAM)
+    if importlib.util.find_spec("jinja2") is not None:
+        return _compile(template)(
+            messages=checked, add_generation_prompt=True, bos_token=_spell(model, model.bos), eos_token=_spell(model, model.eos)
+        )
+    text = model.apply_known_template(template, [(message["role"], message["content"]) for message in checked])
+    mend = "install jinja2 (`pip install 'llamafu[chat]'`) to run the model's own template"
+    if text is None:
+        message = f"libllama does not recognise this model's chat template; {mend}"
+        raise LlamafuError(message, code=ErrorCode.INVALID_PARAM)
+    warnings.warn(
+        f"the chat prompt was made by libllama's rendition of a known template; {mend}", ChatTemplateWarning, stacklevel=4
+    )
+    return text
+
+
+def _check(index: int, message: Mapping[str, Any]) -> dict[str, Any]:
+    for key in ("role", "content"):
+        if not isinstance(message.get(key), str):
+            text = f"messages[{index}][{key!r}] is {message.get(key)!r}; every message needs a text as 'role' and as 'content'"
+            raise TypeError(text)
+    return dict(message)
+
+
+def _spell(model: Model, token: int) -> str:
+    return model.piece(token, special=True).decode("utf-8", "replace") if token >= 0 else ""
+
+
+@functools.lru_cache(maxsize=8)
+def _compile(template: str) -> Callable[..., str]:
+    """Compile a chat template in the environment that model authors write for (transformers' conventions)."""
+    import jinja2
+    from jinja2.sandbox import ImmutableSandboxedEnvironment
+
+    def refuse(text: str) -> None:
+        raise jinja2.TemplateError(text)
+
+    environment = ImmutableSandboxedEnvironment(trim_blocks=True, lstrip_blocks=True, extensions=["jinja2.ext.loopcontrols"])
+    environment.globals["raise_exception"] = refuse
+    environment.globals["strftime_now"] = lambda form: dt.datetime.now(tz=dt.UTC).strftime(form)
+    try:
+        program = environment.from_string(template)
+    except jinja2.TemplateError as error:
+        message = f"the model's chat template cannot be compiled: {error}; use complete() with a prompt of your own"
+        raise LlamafuError(message, code=ErrorCode.INVALID_PARAM) from error
+
+    def run(**values: Any) -> str:
+        try:
+            return program.render(**values)
+        except jinja2.TemplateError as error:
+            message = f"the model's chat template refuses these messages: {error}"
+            raise LlamafuError(message, code=ErrorCode.INVALID_PARAM) from error
+
+    return run

@@ -1,0 +1,116 @@
+"""`llamafu lib`: which libllama there is, and how to get one."""
+
+from __future__ import annotations
+
+import argparse
+import os
+import sys
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from llamafu.cli.progress import Progress
+
+if TYPE_CHECKING:
+    from llamafu._native.finding import Candidate
+    from llamafu._native.proof_cache import Proven, Refusal
+
+
+def add_parser(subparsers: Any) -> None:
+    """Add `lib` with `list` (the default), `install` and `build`."""
+    parser = subparsers.add_parser(
+        "lib", help="list, install or build libllama", description="List, install or build libllama."
+    )
+    parser.set_defaults(run=_list, json=False)
+    actions = parser.add_subparsers(metavar="ACTION")
+    listing = actions.add_parser("list", help="every libllama there is, and whether it is usable (the default)")
+    listing.add_argument("--json", action="store_true", help="print JSON")
+    listing.set_defaults(run=_list)
+    install = actions.add_parser("install", help="fetch a prebuilt libllama into your data folder")
+    install.add_argument("--force", action="store_true", help="fetch it again even if a usable one is there")
+    install.set_defaults(run=_install)
+    build = actions.add_parser("build", help="compile a libllama tuned to this CPU into your data folder")
+    build.add_argument(
+        "source", nargs="?", type=Path, metavar="SOURCE", help="llama.cpp checkout, sdist or wheel (default: fetch)"
+    )
+    build.add_argument(
+        "--jobs", type=_positive, default=os.cpu_count() or 1, metavar="N", help="compilers at a time (%(default)s)"
+    )
+    build.set_defaults(run=_build)
+
+
+def _positive(text: str) -> int:
+    if not text.isdigit() or int(text) == 0:
+        message = f"{text!r} is no number above 0"
+        raise argparse.ArgumentTypeError(message)
+    return int(text)
+
+
+def _list(arguments: argparse.Namespace) -> int:
+    from llamafu._native.finding import candidates, explain
+    from llamafu._native.proof_cache import Refusal, examine
+
+    rows = [(candidate, examine(candidate.path)) for candidate in candidates()]
+    failures = [(candidate, answer) for candidate, answer in rows if isinstance(answer, Refusal)]
+    if arguments.json:
+        import json
+
+        sys.stdout.write(json.dumps([_as_json(candidate, answer) for candidate, answer in rows], indent=2) + "\n")
+    else:
+        sys.stdout.writelines(_as_text(candidate, answer) for candidate, answer in rows)
+    if len(failures) == len(rows):
+        sys.stderr.write(f"llamafu: error: {explain(failures)}\n")
+        return 1
+    return 0
+
+
+def _as_text(candidate: Candidate, answer: Proven | Refusal) -> str:
+    from llamafu._native.proof_cache import Proven
+
+    head = f"{candidate.path}\n    from: {candidate.origin}\n"
+    if isinstance(answer, Proven):
+        devices = ", ".join(f"{name} ({about})" for name, about, _, _ in answer.devices)
+        return f"{head}    loads: yes, version {answer.version or 'unknown'}, ABI {answer.family}, {devices}\n"
+    return f"{head}    loads: no: {answer.cause}\n    mend: {answer.mend}\n"
+
+
+def _as_json(candidate: Candidate, answer: Proven | Refusal) -> dict[str, Any]:
+    from llamafu._native.proof_cache import Proven
+
+    known = answer if isinstance(answer, Proven) else None
+    return {
+        "path": str(candidate.path),
+        "origin": candidate.origin,
+        "loads": known is not None,
+        "version": known.version if known else None,
+        "family": known.family if known else None,
+        "devices": [list(device) for device in known.devices] if known else [],
+        "cause": None if isinstance(answer, Proven) else answer.cause,
+        "mend": None if isinstance(answer, Proven) else answer.mend,
+    }
+
+
+def _install(arguments: argparse.Namespace) -> int:
+    from llamafu.install import REQUIREMENT, install, installed
+
+    there = None if arguments.force else installed()
+    if there is not None:
+        sys.stdout.write(f"already installed: {_summary(there)}\n")
+        return 0
+    with Progress() as progress:
+        progress.show(f"fetching {REQUIREMENT}")
+        proven = install()
+    sys.stdout.write(f"installed: {_summary(proven)}\n")
+    return 0
+
+
+def _build(arguments: argparse.Namespace) -> int:
+    from llamafu.build import build
+
+    with Progress() as progress:
+        proven = build(arguments.source, jobs=arguments.jobs, report=progress.show)
+    sys.stdout.write(f"built: {_summary(proven)}\n")
+    return 0
+
+
+def _summary(proven: Proven) -> str:
+    return f"{proven.path} (version {proven.version or 'unknown'}, ABI {proven.family})"

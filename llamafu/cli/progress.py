@@ -1,0 +1,37 @@
+"""One updating line on a terminal; sparse lines everywhere else."""
+
+from __future__ import annotations
+
+import shutil
+import sys
+from types import TracebackType  # noqa: TC003 - part of a signature that tools resolve
+from typing import Self
+
+_STEP = 0.1
+_WIPE = "\r\x1b[K"
+
+
+class Progress:
+    """Shows what is being done on stderr. A context manager: the line is wiped at the end."""
+
+    def __init__(self) -> None:
+        self._is_terminal = sys.stderr.isatty()
+        self._fraction = 0.0
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
+        if self._is_terminal:
+            sys.stderr.write(_WIPE)
+
+    def show(self, text: str, fraction: float | None = None) -> None:
+        """Say what is being done; `fraction` (0 to 1) of it is done, None where that is unknown."""
+        if fraction is None:
+            sys.stderr.write(f"{_WIPE if self._is_terminal else ''}{text}\n")
+        elif self._is_terminal:
+            sys.stderr.write(_WIPE + f"{fraction:4.0%} {text}"[: shutil.get_terminal_size().columns - 1])
+        elif fraction >= self._fraction + _STEP or fraction < self._fraction:
+            self._fraction = fraction
+            sys.stderr.write(f"{fraction:4.0%} {text}\n")
+        sys.stderr.flush()

@@ -1,0 +1,172 @@
+"""One generation: a prompt, its adapters, and the loop that makes tokens out of them."""
+
+from __future__ import annotations
+
+import time
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+from llamafu.completion import AppliedLora, Completion, FinishReason, Timings, TokenLogprob, Usage
+from llamafu.errors import ContextOverflowError
+from llamafu.prefix import Segment, plan
+from llamafu.sampling import Picker
+from llamafu.text import TextAssembler
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+    from llamafu._native.instance import Instance
+    from llamafu.lora import LoraAdapter, LoraSet, State
+    from llamafu.options import Options
+    from llamafu.prefix import PrefixCache
+    from llamafu.turns import Turns
+
+
+@dataclass(frozen=True, slots=True)
+class Desk:
+    """What every generation of one `Llamafu` shares."""
+
+    instance: Instance
+    cache: PrefixCache
+    turns: Turns
+
+
+class Generation:
+    """Makes one token a `step()` until `completion` is there. Steps may come from any thread, one at a time."""
+
+    def __init__(self, desk: Desk, prompt: Sequence[int], options: Options, lora: LoraSet) -> None:
+        self._desk = desk
+        self._options = options
+        self._lora = lora
+        self._prompt = tuple(prompt)
+        model, context = desk.instance.model, desk.instance.context
+        if not 0 < len(prompt) < context.n_ctx:
+            message = (
+                f"the prompt has {len(prompt)} tokens, but the context holds {context.n_ctx}, one of them for the answer; "
+                "shorten it or open the model with a larger n_ctx"
+            )
+            raise ContextOverflowError(message)
+        self._room = context.n_ctx - len(prompt)
+        self._scales = lora.first
+        self._starts = {a: _activation(self._prompt, a.info.invocation_tokens) for a in self._scales}
+        self._dormant = {a for a, start in self._starts.items() if start > len(self._prompt)}
+        self._segments = plan(self._prompt, self._states(self._scales), context.n_batch)
+        self._text = TextAssembler(options.stops)
+        self._picker = Picker(model, options, self._prompt)
+        self._tokens: list[int] = []
+        self._logprobs: list[TokenLogprob] = []
+        self._cancelled = False
+        self._cached = 0
+        self._seconds = [0.0, 0.0]
+        self.completion: Completion | None = None
+
+    def _states(self, scales: dict[LoraAdapter, float]) -> list[State]:
+        """State of each prompt token: an aLoRA acts from the last occurrence of its invocation tokens on."""
+        borders = sorted({0, *self._starts.values()})
+        acting = {
+            border: self._lora.state({a: scale for a, scale in scales.items() if self._starts[a] <= border})
+            for border in borders
+        }
+        states = []
+        for border, following in zip(borders, [*borders[1:], len(self._prompt)], strict=True):
+            states.extend([acting[border]] * (min(following, len(self._prompt)) - min(border, len(self._prompt))))
+        return states
+
+    def cancel(self) -> None:
+        """End it at the next token (any thread); `finish_reason` is then "cancelled"."""
+        self._cancelled = True
+
+    def abandon(self) -> None:
+        """End it now: nobody will ask for more."""
+        if self.completion is None:
+            self._finish("cancelled")
+
+    def step(self) -> str:
+        """Make one token and return the text that became safe to show, perhaps none.
+
+        At the end `completion` is set; after it, "" is returned.
+        """
+        if self.completion is not None:
+            return ""
+        try:
+            with self._desk.turns.step(self) as continued:
+                began = time.perf_counter()
+                shown = self._advance(continued=continued)
+                self._seconds[bool(len(self._tokens) > 1)] += time.perf_counter() - began
+        except BaseException:
+            self._release()
+            raise
+        finally:
+            if self.completion is not None:
+                self._release()
+        return shown
+
+    def _advance(self, *, continued: bool) -> str:
+        context = self._desk.instance.context
+        if self._cancelled or not self._feed(continued=continued):
+            return self._finish("cancelled")
+        token, report = self._picker.pick(context)
+        if self._desk.instance.model.is_end(token):
+            return self._finish("stop")
+        self._tokens.append(token)
+        if report is not None:
+            self._logprobs.append(report)
+        shown = self._text.push(self._desk.instance.model.piece(token))
+        if self._text.stopped:
+            return shown + self._finish("stop")
+        if len(self._tokens) >= min(self._options.max_tokens, self._room):
+            return shown + self._finish("length")
+        return shown
+
+    def _feed(self, *, continued: bool) -> bool:
+        """Bring the memory up to the last token; False when cancelled midway."""
+        instance, cache = self._desk.instance, self._desk.cache
+
+        def enter(state: State) -> None:
+            self._lora.enter(instance.context, state)
+
+        if self._tokens:
+            self._scales = self._lora.scales(len(self._tokens))
+            acting = {a: scale for a, scale in self._scales.items() if a not in self._dormant}
+            self._segments.append(Segment((self._tokens[-1],), self._lora.state(acting)))
+            if continued:
+                cache.append(self._segments[-1], enter)
+                return True
+        cached = cache.feed(self._segments, enter, lambda: self._cancelled)
+        if cached is None:
+            return False
+        if not self._tokens:
+            self._cached = min(cached, len(self._prompt))
+        return True
+
+    def _finish(self, reason: FinishReason) -> str:
+        rest = "" if self._text.stopped else self._text.finish()
+        first, last = self._lora.first, self._scales
+        applied = tuple(
+            AppliedLora(adapter.name, adapter.digest, first[adapter], last[adapter])
+            for adapter in first
+            if (first[adapter] != 0.0 or last[adapter] != 0.0) and adapter not in self._dormant
+        )
+        self.completion = Completion(
+            text=self._text.text,
+            tokens=tuple(self._tokens),
+            finish_reason=reason,
+            usage=Usage(len(self._prompt), len(self._tokens), self._cached),
+            timings=Timings(*self._seconds),
+            lora=applied,
+            logprobs=None if self._options.logprobs is None else tuple(self._logprobs),
+        )
+        return rest
+
+    def _release(self) -> None:
+        self._picker.close()
+        self._desk.turns.leave(self)
+
+
+def _activation(prompt: Sequence[int], invocation: tuple[int, ...]) -> int:
+    """Position from which an adapter acts: 0 for a plain one; past the prompt when its invocation is not there."""
+    if not invocation:
+        return 0
+    width = len(invocation)
+    found = (i for i in range(len(prompt) - width, -1, -1) if tuple(prompt[i : i + width]) == invocation)
+    return next(found, len(prompt) + 1)

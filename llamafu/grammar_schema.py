@@ -1,0 +1,282 @@
+"""JSON Schema without grammar: what is legal in one, references, merging, and whether two schemas exclude each other.
+
+A path is a JSON Pointer with `#` in front (`#/properties/age`), as messages show it.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+from typing import TYPE_CHECKING, Any, NoReturn
+from urllib.parse import unquote
+
+from llamafu.errors import GrammarError
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+Schema = dict[str, Any]
+
+TYPES = ("object", "array", "string", "number", "integer", "boolean", "null")
+_NOTES = ("title", "description", "default", "examples", "deprecated", "readOnly", "writeOnly", "discriminator")
+ANNOTATIONS = frozenset((*_NOTES, "$schema", "$id", "$comment", "$defs", "definitions"))
+_TYPE_NAMES = {type(None): "null", bool: "boolean", int: "integer", str: "string", list: "array", dict: "object"}
+BOUNDS = ("minimum", "maximum", "exclusiveMinimum", "exclusiveMaximum")
+_KEYWORDS_OF_TYPE = {
+    "object": ("properties", "required", "additionalProperties"),
+    "array": ("items", "prefixItems", "minItems", "maxItems"),
+    "string": ("minLength", "maxLength", "pattern", "format"),
+    "number": BOUNDS,
+}
+_TYPE_OF_KEYWORD = {keyword: kind for kind, keywords in _KEYWORDS_OF_TYPE.items() for keyword in keywords}
+
+
+def refuse(path: str, why: str) -> NoReturn:
+    """Raise the GrammarError of the schema at `path`."""
+    message = f"JSON schema: {path}: {why}"
+    raise GrammarError(message)
+
+
+def join(path: str, *steps: str | int) -> str:
+    """Return the path of something below `path`."""
+    return "/".join([path, *(str(step).replace("~", "~0").replace("/", "~1") for step in steps)])
+
+
+def _is_count(value: object) -> bool:
+    return isinstance(value, int) and not isinstance(value, bool) and value >= 0
+
+
+def _is_number(value: object) -> bool:
+    return isinstance(value, int | float) and not isinstance(value, bool) and abs(value) < math.inf  # no NaN either
+
+
+def _is_strings(value: object) -> bool:
+    return isinstance(value, list) and all(isinstance(item, str) for item in value)
+
+
+def _is_schema(value: object) -> bool:
+    return isinstance(value, dict | bool)
+
+
+def _is_schemas(value: object) -> bool:
+    return isinstance(value, list) and bool(value) and all(map(_is_schema, value))
+
+
+def _is_type(value: object) -> bool:
+    names = [value] if isinstance(value, str) else value
+    return isinstance(names, list) and bool(names) and all(name in TYPES for name in names)
+
+
+_LEGAL: dict[str, tuple[Callable[[Any], bool], str]] = {
+    "type": (_is_type, f"one of {', '.join(TYPES)}, or a list of them"),
+    "enum": (lambda value: isinstance(value, list) and bool(value), "a list with at least one value"),
+    "const": (lambda _: True, "any value"),
+    "$ref": (lambda value: isinstance(value, str), "a string such as #/$defs/name"),
+    "properties": (lambda value: isinstance(value, dict) and all(map(_is_schema, value.values())), "an object of schemas"),
+    "required": (_is_strings, "a list of strings"),
+    "additionalProperties": (_is_schema, "true, false or a schema"),
+    "items": (_is_schema, "true, false or a schema (a list of schemas is called prefixItems)"),
+    "prefixItems": (_is_schemas, "a list of schemas"),
+    "pattern": (lambda value: isinstance(value, str), "a string"),
+    "format": (lambda value: isinstance(value, str), "a string"),
+    "uniqueItems": (lambda value: value is False, "false: a grammar cannot compare items"),
+    **dict.fromkeys(("anyOf", "oneOf", "allOf"), (_is_schemas, "a list with at least one schema")),
+    **dict.fromkeys(("minLength", "maxLength", "minItems", "maxItems"), (_is_count, "an integer of 0 or more")),
+    **dict.fromkeys(BOUNDS, (_is_number, "a finite number")),
+}
+
+
+def check(schema: Any, path: str) -> None:
+    """Raise GrammarError for a keyword of this schema (not of those inside it) that is unknown or has an illegal value."""
+    if not _is_schema(schema):
+        refuse(path, f"{schema!r} is no schema; legal are objects, true and false")
+    for keyword, value in schema.items() if isinstance(schema, dict) else ():
+        if keyword in ANNOTATIONS:
+            continue
+        if keyword not in _LEGAL:
+            refuse(join(path, keyword), f"keyword {keyword!r} is not supported; supported are {', '.join(_LEGAL)}")
+        is_legal, legal = _LEGAL[keyword]
+        if not is_legal(value):
+            refuse(join(path, keyword), f"{value!r} is not supported; {keyword} must be {legal}")
+
+
+def canonical(value: Any) -> str:
+    """Return the same text for values that are equal in JSON (1 and 1.0 are, 1 and true are not)."""
+    match value:
+        case float() if value.is_integer():
+            return str(int(value))
+        case list():
+            return "[" + ",".join(map(canonical, value)) + "]"
+        case dict():
+            return "{" + ",".join(f"{json.dumps(key)}:{canonical(value[key])}" for key in sorted(value)) + "}"
+    return json.dumps(value)
+
+
+def type_of(value: Any) -> str:
+    """Return the narrowest JSON type of a value."""
+    if isinstance(value, float):
+        return "integer" if value.is_integer() else "number"
+    return _TYPE_NAMES[type(value)]
+
+
+def valid_types(schema: Schema) -> tuple[str, ...]:
+    """Return the types of the values that a flat schema can allow."""
+    if "type" in schema:
+        return (schema["type"],) if isinstance(schema["type"], str) else tuple(_common_types(schema["type"], list(TYPES)))
+    if "enum" in schema:
+        return tuple(dict.fromkeys(map(type_of, schema["enum"])))
+    return tuple(kind for kind in TYPES if kind != "integer")
+
+
+def types(schema: Schema) -> tuple[str, ...]:
+    """Return the types that are generated: where none is named, only those that the keywords speak about, if any."""
+    spoken = tuple(dict.fromkeys(_TYPE_OF_KEYWORD[keyword] for keyword in schema if keyword in _TYPE_OF_KEYWORD))
+    return spoken if spoken and schema.keys().isdisjoint({"type", "enum", "anyOf", "oneOf"}) else valid_types(schema)
+
+
+def narrow(schema: Schema, kind: str) -> Schema:
+    """Return the flat schema with only one type, and what concerns it."""
+    family = "number" if kind == "integer" else kind
+    return {"type": kind} | {key: value for key, value in schema.items() if _TYPE_OF_KEYWORD.get(key) == family}
+
+
+def _common_types(left: Any, right: Any) -> list[str]:
+    """Return the intersection of two `type` values; integers are numbers."""
+    lists = [[named] if isinstance(named, str) else named for named in (left, right)]
+    wide = [{*named, "integer"} if "number" in named else set(named) for named in lists]
+    both = [kind for kind in TYPES if kind in wide[0] and kind in wide[1]]
+    return [kind for kind in both if kind != "integer" or "number" not in both]
+
+
+class Schemas:
+    """All subschemas of one document, by reference."""
+
+    def __init__(self, root: Any) -> None:
+        self.root = root
+
+    def resolve(self, ref: str, path: str) -> Any:
+        """Return the subschema that `ref`, found at `path`, points to."""
+        if ref != "#" and not ref.startswith("#/"):
+            refuse(
+                join(path, "$ref"), f"{ref!r} is not supported; legal are references into this document, such as #/$defs/name"
+            )
+        target = self.root
+        for step in unquote(ref).split("/")[1:]:
+            key = step.replace("~1", "/").replace("~0", "~")
+            if isinstance(target, list) and key.isdecimal() and int(key) < len(target):
+                target = target[int(key)]
+            elif isinstance(target, dict) and key in target:
+                target = target[key]
+            else:
+                refuse(join(path, "$ref"), f"{ref!r} points to nothing in this document")
+        check(target, ref)
+        return target
+
+    def flatten(self, schema: Any, path: str, seen: tuple[str, ...] = ()) -> Schema:
+        """Return `schema` with its `$ref` and `allOf` merged into it, `const` written as `enum`, without annotations."""
+        check(schema, path)
+        if schema is False:
+            refuse(path, "false allows nothing, so nothing could be generated")
+        if schema is True:
+            return {}
+        flat: Schema = {}
+        ref = schema.get("$ref")
+        if ref is not None:
+            if ref in seen:
+                refuse(join(path, "$ref"), f"{ref!r} refers to itself without anything between")
+            flat = self.flatten(self.resolve(ref, path), ref, (*seen, ref))
+        for i, part in enumerate(schema.get("allOf", ())):
+            flat = merge(flat, self.flatten(part, join(path, "allOf", i), seen), path)
+        own = {key: value for key, value in schema.items() if key not in ANNOTATIONS and key not in {"$ref", "allOf", "const"}}
+        if "const" in schema:
+            own = merge({"enum": [schema["const"]]}, own, path)
+        return merge(flat, own, path)
+
+    def exclude(self, made: Schema, other: Schema, depth: int = 4) -> bool:
+        """Whether it is certain that nothing generated for flat schema `made` is valid under flat schema `other`."""
+        if not _common_types(list(types(made)), list(valid_types(other))):
+            return True
+        if "enum" in made and "enum" in other:
+            return set(map(canonical, made["enum"])).isdisjoint(map(canonical, other["enum"]))
+        if types(made) != ("object",) or "enum" in made or "enum" in other or depth == 0:
+            return False
+        theirs, ours = set(other.get("required", ())), set(made.get("required", ()))
+        if (
+            is_closed(made)
+            and not theirs <= {*made.get("properties", {}), *ours}
+            and made.keys().isdisjoint({"anyOf", "oneOf"})
+        ):
+            return True
+        return any(self._exclude_at(key, made, other, depth - 1) for key in theirs | ours)
+
+    def _exclude_at(self, key: str, made: Schema, other: Schema, depth: int) -> bool:
+        """Whether the values that `made` generates for `key` are certainly invalid in `other`."""
+        values = [at.get("properties", {}).get(key, at.get("additionalProperties", True)) for at in (made, other)]
+        if False in values:
+            return True
+        ours, theirs = (self.flatten(value, f"#/.../{key}") for value in values)
+        return self.exclude(ours, theirs, depth)
+
+
+def is_closed(schema: Schema) -> bool:
+    """Whether only declared properties are generated for this flat object schema."""
+    extra = schema.get("additionalProperties")
+    return extra is False or (extra is None and any(schema.get(keyword) for keyword in ("properties", "required")))
+
+
+def merge(left: Schema, right: Schema, path: str) -> Schema:
+    """Return a flat schema for what is valid under both flat schemas; `path` is where they meet."""
+    merged = {**left, **right}
+    for keyword in (left.keys() & right.keys()) - {"properties", "additionalProperties"}:
+        old, new = left[keyword], right[keyword]
+        if keyword in _MERGERS:
+            merged[keyword] = _MERGERS[keyword](old, new)
+        elif canonical(old) != canonical(new):
+            refuse(path, f"two different values of {keyword!r} apply here, and a grammar cannot join them: {old!r} and {new!r}")
+        if keyword in {"type", "enum"} and not merged[keyword]:
+            refuse(path, f"{keyword} {old!r} and {new!r} have nothing in common, so nothing could be generated")
+    elements = [{key: side[key] for key in ("prefixItems", "items") if key in side} for side in (left, right)]
+    if all(elements) and "prefixItems" in merged and canonical(elements[0]) != canonical(elements[1]):
+        refuse(path, "prefixItems meets other prefixItems or items here, and they cannot be joined; write one list")
+    merged |= _merge_properties(left, right)
+    return merged
+
+
+def _merge_properties(left: Schema, right: Schema) -> Schema:
+    """Return `properties` and `additionalProperties` of a merged schema: a key undeclared on one side is additional there."""
+    sides = (left, right)
+    merged: Schema = {}
+    declaring = [side["properties"] for side in sides if "properties" in side]
+    if declaring:
+        keys = dict.fromkeys(key for declared in declaring for key in declared)
+        merged["properties"] = {
+            key: _both([side.get("properties", {}).get(key, side.get("additionalProperties", True)) for side in sides])
+            for key in keys
+        }
+    extras = [side["additionalProperties"] for side in sides if "additionalProperties" in side]
+    if extras:
+        merged["additionalProperties"] = _both(extras)
+    return merged
+
+
+def _both(schemas: list[Any]) -> Any:
+    """Return a schema for what is valid under every one of `schemas`."""
+    if False in schemas:
+        return False
+    kept = {canonical(schema): schema for schema in schemas if schema is not True}
+    return True if not kept else next(iter(kept.values())) if len(kept) == 1 else {"allOf": list(kept.values())}
+
+
+def _common_values(left: list[Any], right: list[Any]) -> list[Any]:
+    allowed = set(map(canonical, right))
+    return [value for value in left if canonical(value) in allowed]
+
+
+_MERGERS: dict[str, Callable[[Any, Any], Any]] = {
+    "type": _common_types,
+    "enum": _common_values,
+    "required": lambda left, right: list(dict.fromkeys([*left, *right])),
+    "items": lambda left, right: _both([left, right]),
+    **dict.fromkeys(("minLength", "minItems", "minimum", "exclusiveMinimum"), max),
+    **dict.fromkeys(("maxLength", "maxItems", "maximum", "exclusiveMaximum"), min),
+}

@@ -1,0 +1,354 @@
+"""`Llamafu`: one model, one context, and the adapters that act in it."""
+
+from __future__ import annotations
+
+import os
+import threading
+import weakref
+from contextlib import contextmanager
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Self, Unpack
+
+from llamafu import chat as chat_module
+from llamafu import state_file
+from llamafu._native.context import FLASH_ATTENTION, ContextOptions
+from llamafu._native.finding import find
+from llamafu._native.instance import Instance
+from llamafu._native.library import open_library
+from llamafu.adapters.base import read_base
+from llamafu.adapters.compatibility import CompatibilityReport, check_compatibility
+from llamafu.adapters.file import read_adapter
+from llamafu.embedding import embed_tokens
+from llamafu.errors import ClosedError, InvalidAdapterFileError, LoraIncompatibleError, MultimodalError
+from llamafu.generation import Desk, Generation
+from llamafu.lora import LoraAdapter, LoraSet, LoraUse, Registry, check_scale, check_scale_range, default_name
+from llamafu.options import OptionArguments, Options, takes_options
+from llamafu.prefix import PrefixCache
+from llamafu.probing import Prober
+from llamafu.stream import Stream
+from llamafu.turns import Turns
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator, Mapping, Sequence
+    from types import TracebackType
+
+    import numpy as np
+
+    from llamafu._native.adapter import Adapter
+    from llamafu.adapters.file import AdapterFile
+    from llamafu.completion import Completion
+    from llamafu.options import LoraScales
+
+
+class Llamafu:
+    """A GGUF model with one context, and LoRA adapters to load, apply, blend, scale and remove.
+
+    Sizes are in tokens: `n_ctx` is the context, `n_batch` the largest batch of one computation. `n_threads` None
+    takes every CPU of this process. `flash_attn` is "auto", "on" or "off"; `type_k` and `type_v` are the KV types
+    by ggml name. Scales outside `scale_range` are an `InvalidScaleError`. `library` names a libllama to use
+    (a file or a folder); one library serves a whole process. `embeddings` makes `embed` available.
+
+    Every method may be called from any thread; generations take turns. Raises `ModelLoadError`,
+    `LibraryNotFoundError`, `AbiMismatchError` or `ContextInitError`.
+    """
+
+    def __init__(
+        self,
+        model_path: str | os.PathLike[str],
+        *,
+        n_ctx: int = 2048,
+        n_batch: int = 512,
+        n_threads: int | None = None,
+        n_gpu_layers: int = 0,
+        mmproj_path: str | os.PathLike[str] | None = None,
+        flash_attn: str = "auto",
+        type_k: str = "f16",
+        type_v: str = "f16",
+        scale_range: tuple[float, float] = (0.0, 1.0),
+        library: str | os.PathLike[str] | None = None,
+        embeddings: bool = False,
+    ) -> None:
+        for name, value, low in (("n_ctx", n_ctx, 2), ("n_batch", n_batch, 1), ("n_threads", n_threads, 1)):
+            if value is not None and (isinstance(value, bool) or not isinstance(value, int) or value < low):
+                message = f"{name}={value!r} is not a whole number of at least {low}"
+                raise ValueError(message)
+        if flash_attn not in FLASH_ATTENTION:
+            message = f"flash_attn={flash_attn!r} is none of {', '.join(map(repr, FLASH_ATTENTION))}"
+            raise ValueError(message)
+        if mmproj_path is not None:
+            message = f"mmproj_path={os.fspath(mmproj_path)!r}: this version reads no projectors; leave it out for text"
+            raise MultimodalError(message)
+        self.scale_range = check_scale_range(scale_range)
+        self.path = Path(model_path)
+        self._base = read_base(self.path)
+        proven = find(None if library is None else os.fspath(library))
+        self._library = open_library(proven.path, proven.family, gpu=n_gpu_layers != 0)
+        self._pools = proven.frees_adapters is False
+        self._pool: dict[str, Adapter] = {}
+        self._embeds = embeddings
+        self._registry = Registry()
+        self._active: dict[LoraAdapter, float] = {}
+        self._lock = threading.RLock()
+        options = ContextOptions(
+            n_ctx=n_ctx,
+            n_batch=n_batch,
+            n_threads=n_threads or _own_cpus(),
+            flash_attn=flash_attn,
+            type_k=type_k,
+            type_v=type_v,
+            offload=n_gpu_layers != 0,
+        )
+        self._instance = Instance(
+            self._library, self.path, options, reader=lambda path: read_adapter(path).content, n_gpu_layers=n_gpu_layers
+        )
+        self._prober = Prober(self._instance.model)
+        self._desk = Desk(self._instance, PrefixCache(self._instance.context), Turns())
+        # Holds the native parts and not self: it runs when self is collected, and at exit, in the one safe order.
+        self._finalizer = weakref.finalize(self, _free, self._prober, self._instance)
+
+    # -- adapters ------------------------------------------------------------------------------------------------
+
+    def load_lora_adapter(self, path: str | os.PathLike[str], *, name: str | None = None) -> LoraAdapter:
+        """Check and load an adapter file; it is not applied yet.
+
+        `name` defaults to the file's name without its suffix. The same content loaded again is the same object under one
+        more name. Raises `InvalidAdapterFileError`, `LoraIncompatibleError` (with every mismatch) or `LoraLoadError`;
+        `LoraError` when the name belongs to other content.
+        """
+        self._check_open()
+        file = read_adapter(path)
+        name = default_name(file.path) if name is None else name
+        with self._between_steps():
+            self._registry.claim(name, file.digest)
+            known = self._registry.find_content(file.digest)
+            if known is not None:
+                self._registry.add(known, name, self._registry.native(known))
+                return known
+            report = check_compatibility(file, self._base)
+            if not report:
+                message = f"{file.path} does not fit {self.path.name}: {'; '.join(report.problems)}"
+                raise LoraIncompatibleError(message, problems=report.problems)
+            native = self._native_adapter(file)
+            adapter = LoraAdapter(self, name, file.path, file.info)
+            self._registry.add(adapter, name, native)
+            return adapter
+
+    def apply_lora_adapter(self, adapter: LoraAdapter | str, scale: float = 1.0) -> None:
+        """Put an adapter into the active set; applied again, its scale is replaced. From the next generation on."""
+        with self._lock:
+            self._check_open()
+            self._active = {**self._active, self._registry.resolve(adapter): check_scale(scale, self.scale_range)}
+
+    def set_lora_adapters(self, scales: Mapping[LoraAdapter | str, float]) -> None:
+        """Replace the whole active set; on any error nothing changes."""
+        with self._lock:
+            self._check_open()
+            self._active = {self._registry.resolve(key): check_scale(scale, self.scale_range) for key, scale in scales.items()}
+
+    def remove_lora_adapter(self, adapter: LoraAdapter | str) -> None:
+        """Take an adapter out of the active set; it stays loaded. No effect if it is not applied."""
+        with self._lock:
+            self._check_open()
+            resolved = self._registry.resolve(adapter)
+            self._active = {other: scale for other, scale in self._active.items() if other is not resolved}
+
+    def clear_all_lora_adapters(self) -> None:
+        """Empty the active set; all adapters stay loaded."""
+        self.set_lora_adapters({})
+
+    def unload_lora_adapter(self, adapter: LoraAdapter | str) -> None:
+        """Take an adapter out of the active set and free it; a generation that runs with it ends with `ClosedError`."""
+        with self._between_steps():
+            resolved = self._registry.resolve(adapter)
+            self.remove_lora_adapter(resolved)
+            native = self._registry.drop(resolved)
+            self._instance.detach(native)
+            if not self._pools:
+                self._instance.free(native)
+
+    @contextmanager
+    def using(self, scales: Mapping[LoraAdapter | str, float]) -> Iterator[Self]:
+        """Set the active adapters for a `with` block; the set of before comes back, also after an error."""
+        with self._lock:
+            before = self._active
+            self.set_lora_adapters(scales)
+        try:
+            yield self
+        finally:
+            with self._lock:
+                loaded = set(self._registry)
+                self._active = {adapter: scale for adapter, scale in before.items() if adapter in loaded}
+
+    @property
+    def lora_adapters(self) -> tuple[LoraAdapter, ...]:
+        """Every loaded adapter, in order of loading."""
+        with self._lock:
+            return tuple(self._registry)
+
+    @property
+    def active_lora_adapters(self) -> dict[str, float]:
+        """The active set as {name: scale}, scales of 0 included as given."""
+        with self._lock:
+            return {adapter.name: scale for adapter, scale in self._active.items()}
+
+    def validate_lora_compatibility(self, path: str | os.PathLike[str]) -> CompatibilityReport:
+        """Report everything that keeps an adapter file from working with this model; nothing is loaded."""
+        self._check_open()
+        try:
+            file = read_adapter(path)
+        except InvalidAdapterFileError as error:
+            return CompatibilityReport(error.problems or (str(error),))
+        return check_compatibility(file, self._base)
+
+    # -- generating ----------------------------------------------------------------------------------------------
+
+    @takes_options
+    def complete(self, prompt: str, **options: Unpack[OptionArguments]) -> Completion:
+        """Continue `prompt` and return the finished completion. The options are described at `Options`.
+
+        Raises `ContextOverflowError` when the prompt does not fit, `DecodeError`, `InvalidScaleError`,
+        `LoraNotFoundError`, `GrammarError`, ValueError and TypeError for bad options.
+        """
+        return self._run(self._start(prompt, Options(**options)))
+
+    @takes_options
+    def stream(self, prompt: str, **options: Unpack[OptionArguments]) -> Stream:
+        """Like `complete`, as an iterator of text pieces."""
+        return Stream(self._start(prompt, Options(**options)))
+
+    @takes_options
+    def chat(self, messages: Sequence[Mapping[str, Any]], **options: Unpack[OptionArguments]) -> Completion:
+        """Answer `messages` ({"role", "content"} each), formatted by the model's own chat template."""
+        return self._run(self._start_chat(messages, Options(**options)))
+
+    @takes_options
+    def stream_chat(self, messages: Sequence[Mapping[str, Any]], **options: Unpack[OptionArguments]) -> Stream:
+        """Like `chat`, as an iterator of text pieces."""
+        return Stream(self._start_chat(messages, Options(**options)))
+
+    def embed(self, text: str) -> np.ndarray[Any, np.dtype[np.float32]]:
+        """Return the mean of the last layer's token vectors under the active set, at length 1, shape [n_embd].
+
+        The model must have been opened with `embeddings=True`.
+        """
+        if not self._embeds:
+            message = "embeddings are off; open the model with Llamafu(..., embeddings=True)"
+            raise ValueError(message)
+        tokens = self.tokenize(text)
+        lora = self._lora_set(None)
+        with self._between_steps(disturbs=True):
+            return embed_tokens(self._desk, tokens, lora)
+
+    def tokenize(self, text: str, *, add_special: bool = True, parse_special: bool = True) -> list[int]:
+        """Return the token ids of `text`; `add_special` adds BOS where the model wants one."""
+        return self._instance.model.tokenize(text.encode(), add_special=add_special, parse_special=parse_special)
+
+    def detokenize(self, tokens: Sequence[int], *, special: bool = False) -> str:
+        """Return the text of token ids; control tokens are spelled out when `special`."""
+        return self._instance.model.detokenize(tokens, special=special)
+
+    # -- state and end -------------------------------------------------------------------------------------------
+
+    def save_state(self, path: str | os.PathLike[str]) -> None:
+        """Write the computed prompt state to a file, with the digests of the model and adapters that made it."""
+        with self._between_steps():
+            state_file.save(Path(path), self._desk, self.path)
+
+    def load_state(self, path: str | os.PathLike[str]) -> int:
+        """Take a saved state back and return its number of tokens; `StateFileError` if it is not this model's."""
+        with self._between_steps(disturbs=True):
+            return state_file.load(Path(path), self._desk, self.path)
+
+    def close(self) -> None:
+        """Free everything: waits for a running step, ends unfinished streams with `ClosedError`. Idempotent."""
+        if self._instance.is_ours and not self._instance.closed:
+            with self._desk.turns.visit(disturbs=True):
+                self._finalizer()
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
+        self.close()
+
+    def __repr__(self) -> str:
+        return f"<Llamafu {self.path.name}{' (closed)' if self._instance.closed else ''}>"
+
+    # -- helpers -------------------------------------------------------------------------------------------------
+
+    def _start_chat(self, messages: Sequence[Mapping[str, Any]], options: Options) -> Generation:
+        prompt = chat_module.render(self._instance.model, messages)
+        starts_with_bos = self._instance.model.adds_bos and prompt.startswith(
+            self.detokenize([self._instance.model.bos], special=True)
+        )
+        return self._generation(self.tokenize(prompt, add_special=not starts_with_bos), options)
+
+    def _start(self, prompt: str, options: Options) -> Generation:
+        if not isinstance(prompt, str):
+            message = f"prompt is {type(prompt).__name__}, not str"
+            raise TypeError(message)
+        return self._generation(self.tokenize(prompt), options)
+
+    def _generation(self, tokens: list[int], options: Options) -> Generation:
+        if options.media:
+            message = f"media has {len(options.media)} entries, but this model was opened without a projector"
+            raise MultimodalError(message)
+        return Generation(self._desk, tokens, options, self._lora_set(options.lora))
+
+    def _lora_set(self, scales: LoraScales | None) -> LoraSet:
+        with self._lock:
+            self._check_open()
+            chosen = self._active if scales is None else {self._registry.resolve(key): scale for key, scale in scales.items()}
+            uses = tuple(LoraUse(adapter, self._registry.native(adapter), scale) for adapter, scale in chosen.items())
+        return LoraSet(uses, self.scale_range)
+
+    @staticmethod
+    def _run(generation: Generation) -> Completion:
+        try:
+            while generation.completion is None:
+                generation.step()
+        except BaseException:
+            generation.abandon()
+            raise
+        return generation.completion
+
+    def _native_adapter(self, file: AdapterFile) -> Adapter:
+        pooled = self._pool.get(file.digest)
+        if pooled is not None:
+            return pooled
+        native = self._instance.add(file.content, label=str(file.path))
+        try:
+            self._prober.demand_all_used(native, file.pairs)
+        except BaseException:
+            self._instance.free(native)
+            raise
+        if self._pools:
+            self._pool[file.digest] = native
+        return native
+
+    @contextmanager
+    def _between_steps(self, *, disturbs: bool = False) -> Iterator[None]:
+        """Hold the context between two steps of whatever generates."""
+        self._check_open()
+        with self._desk.turns.visit(disturbs=disturbs), self._lock:
+            self._check_open()
+            yield
+
+    def _check_open(self) -> None:
+        if not self._instance.is_ours:
+            _ = self._instance.model  # raises, and says why
+        if self._instance.closed:
+            message = f"this Llamafu ({self.path.name}) is closed; open a new one"
+            raise ClosedError(message)
+
+
+def _own_cpus() -> int:
+    """CPUs that this process may use."""
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+
+
+def _free(prober: Prober, instance: Instance) -> None:
+    """Free the native parts of a `Llamafu`: probing context, context, adapters, model."""
+    if instance.is_ours:
+        prober.close()
+    instance.close()

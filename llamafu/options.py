@@ -1,0 +1,136 @@
+"""Options of one generation: names, defaults and limits in one place.
+
+`complete`, `stream`, `chat` and `stream_chat` take them as keyword arguments; an unknown one is a `TypeError`.
+"""
+
+from __future__ import annotations
+
+import inspect
+import math
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, fields
+from typing import TYPE_CHECKING, Any, TypedDict, TypeVar, Union
+
+if TYPE_CHECKING:
+    from llamafu.lora import LoraAdapter
+
+Scale = Union[float, Callable[[int], float]]  # noqa: UP007 - evaluated at run time
+LoraScales = Mapping[Union["LoraAdapter", str], Scale]
+
+_SEED_LIMIT = 2**32
+_F = TypeVar("_F", bound=Callable[..., Any])
+
+
+class OptionArguments(TypedDict, total=False):
+    """The keyword arguments, for type checkers; `Options` says what they mean."""
+
+    max_tokens: int
+    temperature: float
+    top_k: int
+    top_p: float
+    min_p: float
+    repeat_penalty: float
+    frequency_penalty: float
+    presence_penalty: float
+    seed: int | None
+    stop: str | Sequence[str]
+    grammar: str | None
+    json_schema: Mapping[str, Any] | str | None
+    media: Sequence[Any]
+    lora: LoraScales | None
+    logprobs: int | None
+    ignore_eos: bool
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Options:
+    """Checked options of one generation.
+
+    `max_tokens`: at most so many new tokens. `temperature` 0 is greedy. `top_k` 0, `top_p` 1, `min_p` 0,
+    `repeat_penalty` 1 and the other penalties at 0 are off; penalties look at the last 64 tokens, the prompt's
+    included. `seed` (0 to 2**32-1) makes a run repeatable, None draws one. `stop`: one or more strings that end
+    the text and are not part of it. `grammar` is GBNF, `json_schema` a JSON Schema; not both. `lora`: scales
+    by adapter or name for this call alone, `{}` is the base model, None the active set; a scale may be a function
+    of the step. `logprobs`: None, or how many alternatives to report beside each token. `ignore_eos`: never
+    choose an end-of-text token. `media`: images or sounds for a model with a projector.
+    """
+
+    max_tokens: int = 128
+    temperature: float = 0.8
+    top_k: int = 40
+    top_p: float = 0.95
+    min_p: float = 0.05
+    repeat_penalty: float = 1.0
+    frequency_penalty: float = 0.0
+    presence_penalty: float = 0.0
+    seed: int | None = None
+    stop: str | Sequence[str] = ()
+    grammar: str | None = None
+    json_schema: Mapping[str, Any] | str | None = None
+    media: Sequence[Any] = ()
+    lora: LoraScales | None = None
+    logprobs: int | None = None
+    ignore_eos: bool = False
+
+    def __post_init__(self) -> None:
+        _whole("max_tokens", self.max_tokens, low=1)
+        _whole("top_k", self.top_k, low=0)
+        _number("temperature", self.temperature, low=0.0)
+        _number("top_p", self.top_p, low=0.0, high=1.0)
+        _number("min_p", self.min_p, low=0.0, high=1.0)
+        _number("repeat_penalty", self.repeat_penalty, low=0.0, above=True)
+        _number("frequency_penalty", self.frequency_penalty)
+        _number("presence_penalty", self.presence_penalty)
+        if self.seed is not None:
+            _whole("seed", self.seed, low=0, high=_SEED_LIMIT - 1)
+        if self.logprobs is not None:
+            _whole("logprobs", self.logprobs, low=0)
+        for text in self.stops:
+            if not isinstance(text, str) or not text:
+                message = f"stop={text!r} is not a non-empty string; give a string or a sequence of them"
+                raise ValueError(message)
+        if self.grammar is not None and self.json_schema is not None:
+            message = "grammar and json_schema were both given; give one"
+            raise ValueError(message)
+
+    @property
+    def stops(self) -> tuple[str, ...]:
+        """The stop strings as a tuple."""
+        return (self.stop,) if isinstance(self.stop, str) else tuple(self.stop)
+
+    @property
+    def penalises(self) -> bool:
+        """True when any penalty is on."""
+        return self.repeat_penalty != 1.0 or self.frequency_penalty != 0.0 or self.presence_penalty != 0.0
+
+
+def takes_options(function: _F) -> _F:
+    """Show every option, with its default, in the signature of a function that takes `**options`."""
+    signature = inspect.signature(function)
+    kept = [p for p in signature.parameters.values() if p.kind is not inspect.Parameter.VAR_KEYWORD]
+    options = [
+        inspect.Parameter(f.name, inspect.Parameter.KEYWORD_ONLY, default=f.default, annotation=f.type) for f in fields(Options)
+    ]
+    function.__signature__ = signature.replace(parameters=[*kept, *options])  # type: ignore[attr-defined]
+    return function
+
+
+def _whole(name: str, value: object, *, low: int, high: int | None = None) -> None:
+    if isinstance(value, bool) or not isinstance(value, int) or value < low or (high is not None and value > high):
+        limit = f"from {low} to {high}" if high is not None else f"of at least {low}"
+        message = f"{name}={value!r} is not a whole number {limit}"
+        raise ValueError(message)
+
+
+def _number(name: str, value: object, *, low: float = -math.inf, high: float = math.inf, above: bool = False) -> None:
+    sound = isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value)
+    if sound and low <= value <= high and not (above and value == low):  # type: ignore[operator] # sound says it is a number
+        return
+    if high < math.inf:
+        limit = f"from {low:g} to {high:g}"
+    elif low > -math.inf:
+        limit = f"{'above' if above else 'of at least'} {low:g}"
+    else:
+        limit = "that is finite"
+    message = f"{name}={value!r} is not a number {limit}"
+    raise ValueError(message)

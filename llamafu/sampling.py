@@ -1,0 +1,115 @@
+"""Choosing the next token from one row of logits."""
+
+from __future__ import annotations
+
+import secrets
+from typing import TYPE_CHECKING, Any
+
+from llamafu._native.sampler import Sampler
+from llamafu.completion import TokenLogprob
+from llamafu.errors import DecodeError
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+    import numpy as np
+
+    from llamafu._native.context import Context
+    from llamafu._native.model import Model
+    from llamafu.options import Options
+
+PENALTY_WINDOW = 64
+"""Penalties look at so many tokens back, prompt included: libllama's own default."""
+
+
+class Picker:
+    """Picks tokens for one generation, with a random stream of its own; one thread at a time.
+
+    Order of the links: penalties, grammar, top-k, top-p, min-p, temperature, draw.
+    Plain greedy needs no chain: NumPy's argmax over the logits is faster than building candidates.
+    """
+
+    def __init__(self, model: Model, options: Options, prompt: Sequence[int]) -> None:
+        self._model = model
+        self._options = options
+        self._banned = _end_tokens(model) if options.ignore_eos else []
+        self.seed = secrets.randbelow(2**32 - 1) if options.seed is None else options.seed
+        grammar = _grammar(options)
+        self._chain: Sampler | None = None
+        if options.temperature == 0 and not options.penalises and grammar is None:
+            return
+        self._chain = chain = Sampler(model)
+        try:
+            self._build(chain, grammar, prompt)
+        except BaseException:
+            chain.close()
+            raise
+
+    def _build(self, chain: Sampler, grammar: str | None, prompt: Sequence[int]) -> None:
+        options = self._options
+        if options.penalises:
+            chain.add_penalties(PENALTY_WINDOW, options.repeat_penalty, options.frequency_penalty, options.presence_penalty)
+            for token in prompt[-PENALTY_WINDOW:]:
+                chain.accept(token)
+        if grammar is not None:  # after the prompt was noted: the grammar is about new text alone
+            chain.add_grammar(grammar)
+        if options.temperature == 0:
+            chain.add_greedy()
+            return
+        if options.top_k > 0:
+            chain.add_top_k(options.top_k)
+        if options.top_p < 1.0:
+            chain.add_top_p(options.top_p)
+        if options.min_p > 0.0:
+            chain.add_min_p(options.min_p)
+        chain.add_temperature(options.temperature)
+        chain.add_distribution(self.seed)
+
+    def close(self) -> None:
+        """Free the chain."""
+        if self._chain is not None:
+            self._chain.close()
+
+    def pick(self, context: Context) -> tuple[int, TokenLogprob | None]:
+        """Return the next token of the last output row, and its logprob report if one was asked for."""
+        logits = context.logits()
+        if self._banned:
+            logits[self._banned] = -float("inf")
+        wanted = self._options.logprobs
+        raw = logits.copy() if wanted is not None and self._chain is not None else logits
+        token = int(logits.argmax()) if self._chain is None else self._chain.sample(context)
+        if not logits[token] > -float("inf"):
+            message = f"the model gave no usable logit for token {token} ({logits[token]}); an adapter's weights may overflow"
+            raise DecodeError(message)
+        return token, None if wanted is None else report(self._model, raw, token, wanted)
+
+
+def report(model: Model, logits: np.ndarray[Any, np.dtype[np.float32]], token: int, count: int) -> TokenLogprob:
+    """Natural-log probabilities of `token` and of the `count` most probable tokens under softmax(`logits`)."""
+    import numpy as np
+
+    row = logits.astype(np.float64)
+    logprobs = row - row.max()
+    logprobs -= np.log(np.exp(logprobs).sum())
+    count = min(count, len(row))
+    best = np.argpartition(-row, count - 1)[:count] if count else np.empty(0, dtype=int)
+    ordered = sorted(best.tolist(), key=lambda i: -row[i])
+    top = tuple((i, _text(model, i), float(logprobs[i])) for i in ordered)
+    return TokenLogprob(token, _text(model, token), float(logprobs[token]), top)
+
+
+def _text(model: Model, token: int) -> str:
+    return model.piece(token, special=True).decode("utf-8", "replace")
+
+
+def _grammar(options: Options) -> str | None:
+    if options.json_schema is None:
+        return options.grammar
+    from llamafu.grammar import schema_to_gbnf
+
+    schema = options.json_schema
+    return schema_to_gbnf(schema if isinstance(schema, str) else dict(schema))
+
+
+def _end_tokens(model: Model) -> list[int]:
+    return [token for token in range(model.n_vocab) if model.is_end(token)]

@@ -1,0 +1,293 @@
+"""JSON Schema to GBNF: what the grammar lets through is valid, and what should come through does."""
+
+from __future__ import annotations
+
+import json
+import random
+from itertools import pairwise
+from typing import Any
+
+import pytest
+from gbnf_matcher import Grammar
+from schema_oracle import is_valid
+
+from llamafu.errors import GrammarError
+from llamafu.grammar import schema_to_gbnf
+
+# Schemas, each with values whose JSON text must be accepted and values that must be refused.
+CASES: dict[str, tuple[Any, list[Any], list[Any]]] = {
+    "anything": ({}, [None, True, -1.5e-7, "é\n", [], {}, {"a": [{"b": 1}]}, 1e22, 2**63 - 1], []),
+    "true": (True, [0, "x"], []),
+    "boolean": ({"type": "boolean"}, [True, False], [0, "true", None]),
+    "type list": ({"type": ["string", "null"], "minLength": 1}, ["a", None], ["", 1]),
+    "number or integer": ({"type": ["integer", "number"]}, [1, 1.5], ["1"]),
+    "integer": ({"type": "integer"}, [0, -7, 10**18], [1.5, 10**19]),
+    "number": ({"type": "number"}, [0, -0.0, 1.5, 5e-324, 9.9e307, 0.00012345678901234567], ["1", None]),
+    "bounds": ({"type": "integer", "minimum": -12, "maximum": 105}, [-12, -1, 0, 99, 100, 105], [-13, 106, 1000, 10.5]),
+    "minimum": ({"type": "integer", "minimum": 98}, [98, 99, 100, 10**18], [97, 9, 0, -99]),
+    "fractional bounds": ({"type": "integer", "exclusiveMinimum": 0.5, "exclusiveMaximum": 3}, [1, 2], [0, 3]),
+    "far bounds": ({"type": "integer", "maximum": -(10**30)}, [-(10**30), -(10**30) - 1], [-(10**30) + 1, -1, 0]),
+    "lengths": ({"type": "string", "minLength": 2, "maxLength": 3}, ["ab", "é語😀", "\\'\n"], ["a", "abcd", 12]),
+    "empty only": ({"type": "string", "maxLength": 0}, [""], ["a"]),
+    "long": (
+        {"type": "string", "minLength": 1001, "maxLength": 3000},
+        ["a" * 1001, "a" * 2000, "a" * 2001, "a" * 2999, "a" * 3000],
+        ["a" * 1000, "a" * 3001],
+    ),
+    "enum": ({"enum": ['é"', 1, None, [1, {"a": 2}]]}, ['é"', 1, None, [1, {"a": 2}]], ["é", 2, [1]]),
+    "typed enum": ({"type": "integer", "enum": [1, 2.5, "x", True]}, [1], [2.5, "x", True]),
+    "const": ({"const": {"kind": "cat", "n": []}}, [{"kind": "cat", "n": []}], [{"kind": "cat"}, {}]),
+    "open object": ({"type": "object"}, [{}, {"a": 1}, {"é\n": {}}], [[]]),
+    "empty properties": ({"type": "object", "properties": {}, "additionalProperties": False}, [{}], [{"a": 1}]),
+    "required": (
+        {"properties": {"a": {"type": "null"}, "b": {"type": "null"}, "c": {"type": "null"}}, "required": ["b"]},
+        [{"b": None}, {"a": None, "b": None}, {"b": None, "c": None}, {"a": None, "b": None, "c": None}],
+        [{}, {"a": None}, {"a": None, "c": None}, {"b": 1}, {"b": None, "d": None}],
+    ),
+    "all optional": (
+        {"properties": {"a": {}, "b": {}, "c": {}}},
+        [{}, {"a": 1}, {"b": 1}, {"c": 1}, {"a": 1, "c": 1}, {"b": 1, "c": 1}, {"a": 1, "b": 1, "c": 1}],
+        [{"d": 1}, []],
+    ),
+    "extra": (
+        {"properties": {"ab": {"type": "integer"}, "a\n": False}, "additionalProperties": {"type": "null"}},
+        [{"ab": 1}, {"ab": 1, "abc": None, "": None}, {"a": None}, {"ac": None}, {"b": None}, {'é"': None}],
+        [{"ab": None}, {"a": 1}, {"ab": 1, "x": 2}, {"a\n": None}, {"a\n": 1}],
+    ),
+    "undeclared required": (
+        {"type": "object", "required": ["x"], "additionalProperties": {"type": "integer"}},
+        [{"x": 1}, {"x": 1, "y": 2}],
+        [{}, {"y": 1}, {"x": None}],
+    ),
+    "items": ({"type": "array", "items": {"type": "integer"}}, [[], [1], [1, 2, 3]], [["a"], [1, None]]),
+    "counts": ({"type": "array", "minItems": 2, "maxItems": 3}, [[1, "a"], [[], {}, None]], [[], [1], [1, 2, 3, 4]]),
+    "exact count": ({"items": {"const": 0}, "minItems": 2, "maxItems": 2}, [[0, 0]], [[0], [0, 0, 0]]),
+    "no items": ({"type": "array", "maxItems": 0}, [[]], [[1]]),
+    "tuple": (
+        {"prefixItems": [{"type": "string"}, {"type": "integer"}], "items": {"type": "null"}, "minItems": 1, "maxItems": 4},
+        [["a"], ["a", 1], ["a", 1, None, None]],
+        [[], [1], ["a", "b"], ["a", 1, 2], ["a", 1, None, None, None]],
+    ),
+    "closed tuple": ({"prefixItems": [{"const": 1}, {"const": 2}], "items": False}, [[], [1], [1, 2]], [[2], [1, 2, 3]]),
+    "anyOf": ({"anyOf": [{"type": "integer"}, {"type": "string", "maxLength": 1}]}, [5, "a"], ["ab", None]),
+    "anyOf beside": (
+        {"type": "object", "properties": {"a": {"type": "integer"}}, "anyOf": [{"required": ["a"]}, {"required": ["b"]}]},
+        [{"a": 1}, {"b": 1}, {"a": 1, "b": 2}],
+        [{}, {"a": "x", "b": 1}],
+    ),
+    "oneOf by type": ({"oneOf": [{"type": "integer"}, {"type": "null"}]}, [1, None], ["a"]),
+    "oneOf by const": (
+        {
+            "oneOf": [{"$ref": "#/$defs/cat"}, {"$ref": "#/$defs/dog"}],
+            "discriminator": {"propertyName": "is"},
+            "$defs": {
+                "cat": {"type": "object", "properties": {"is": {"const": "cat"}, "lives": {}}, "required": ["is"]},
+                "dog": {"type": "object", "properties": {"is": {"const": "dog"}}, "required": ["is"]},
+            },
+        },
+        [{"is": "cat", "lives": 9}, {"is": "dog"}],
+        [{"is": "dog", "lives": 9}, {"is": "cow"}, {}],
+    ),
+    "oneOf by required": (
+        {"type": "object", "oneOf": [{"properties": {"a": {}}, "required": ["a"]}, {"required": ["b"]}]},
+        [{"a": 1}, {"b": 1}],
+        [{}, {"a": 1, "b": 1}],
+    ),
+    "oneOf by closing": (
+        {
+            "oneOf": [
+                {"required": ["a"], "properties": {"a": {}}, "additionalProperties": {}},
+                {"properties": {"a": False}, "additionalProperties": {"type": "null"}, "type": "object"},
+            ]
+        },
+        [{"a": 1}, {"a": 1, "b": 2}, {}, {"b": None}],
+        [{"b": 1}],
+    ),
+    "allOf": (
+        {
+            "allOf": [{"$ref": "#/definitions/base"}, {"properties": {"b": {"maxLength": 2}}, "required": ["b"]}],
+            "properties": {"c": {"type": "null"}},
+            "definitions": {"base": {"type": "object", "properties": {"a": {"type": "integer"}, "b": {"type": "string"}}}},
+        },
+        [{"a": 1, "b": "x"}, {"b": "xy", "c": None}],
+        [{"a": 1}, {"b": "xyz"}, {"b": 1}, {"b": "", "d": 1}],
+    ),
+    "allOf closes": (
+        {"allOf": [{"properties": {"a": {}}, "additionalProperties": False}, {"properties": {"b": {}}}]},
+        [{}, {"a": 1}],
+        [{"b": 1}],
+    ),
+    "list": (
+        {"$ref": "#/$defs/node", "$defs": {"node": {"properties": {"v": {"type": "null"}, "next": {"$ref": "#/$defs/node"}}}}},
+        [{}, {"v": None, "next": {"v": None, "next": {}}}],
+        [{"next": {"v": "x"}}, {"next": None}],
+    ),
+    "tree": (
+        {"anyOf": [{"type": "integer"}, {"type": "array", "items": {"$ref": "#"}}]},
+        [1, [], [1, [2, [[3]]]]],
+        ["a", [[None]]],
+    ),
+    "ref with company": (
+        {"$ref": "#/$defs/a~1b%20c", "description": "d", "maxLength": 2, "$defs": {"a/b c": {"type": "string"}}},
+        ["", "ab"],
+        ["abc", 1],
+    ),
+    "date": (
+        {"format": "date"},
+        ["2024-02-29", "1999-12-31", "2000-02-29", "0001-01-01", "0400-02-29"],
+        ["2023-02-29", "1900-02-29", "2024-04-31", "24-01-01", "0000-01-01", "0000-02-29", "2024-00-01", "2024-1-01"],
+    ),
+    "time": ({"format": "time"}, ["23:59:59Z", "00:00:00.125+05:30"], ["24:00:00Z", "12:00:00", "12:60:00Z"]),
+    "date-time": ({"format": "date-time"}, ["2024-02-29T12:00:00.5-08:00"], ["2024-02-30T12:00:00Z", "2024-02-28 12:00:00Z"]),
+    "uuid": ({"format": "uuid"}, ["123e4567-E89B-12d3-a456-426614174000"], ["123e4567e89b12d3a456426614174000"]),
+    "pattern": ({"pattern": r"^[A-Z]\w{2,4}(-\d+)?$"}, ["Abc", "Xabc_-007"], ["abc", "Ab", "Abc-", "Abcdef"]),
+    "pattern anywhere": ({"pattern": "a.c|^x"}, ["abc", "--aéc--", "x", "x\n"], ["ac", "a\nc", "ax"]),
+    "pattern and length": ({"pattern": "^[A-Z][a-z]*$", "minLength": 2, "maxLength": 3}, ["Ab", "Abc"], ["A", "Abcd", "abc"]),
+    "JSON text in pattern": ({"pattern": r'^["\\\n\x01/]+$'}, ['"', "\\", "\n", "\x01", "/"], ["n", "\t", "u0001"]),
+}  # fmt: skip
+
+
+def dumps(value: Any) -> str:
+    return json.dumps(value, ensure_ascii=False)
+
+
+@pytest.mark.parametrize("name", CASES)
+def test_cases(name: str) -> None:
+    schema, good, bad = CASES[name]
+    grammar = Grammar(schema_to_gbnf(schema if isinstance(schema, dict) else json.dumps(schema)))
+    for value in good:
+        assert is_valid(value, schema, schema), value
+        for separators in ((",", ":"), (", ", ": ")):
+            text = json.dumps(value, ensure_ascii=False, separators=separators)
+            assert grammar.matches(text), text
+    for value in bad:
+        assert not grammar.matches(dumps(value)), value
+
+
+@pytest.mark.parametrize("name", CASES)
+def test_everything_generated_is_valid(name: str) -> None:
+    schema = CASES[name][0]
+    grammar = Grammar(schema_to_gbnf(json.dumps(schema)))
+    rng = random.Random(name)  # noqa: S311 (test data)
+    for _ in range(60):
+        text = grammar.example(rng)
+        assert is_valid(json.loads(text), schema, schema), text
+
+
+def test_free_strings_may_use_any_escape_but_only_whole_characters() -> None:
+    grammar = Grammar(schema_to_gbnf({"type": "string", "minLength": 1, "maxLength": 1}))
+    for text in (r'"\u00e9"', r'"\ud83d\uDE00"', r'"\/"', '"\x7f"', '"\u2028"'):
+        assert grammar.matches(text), text
+    for text in (r'"\ud83d"', r'"\ude00"', r'"\ud83d\ud83d"', r'"\x41"', '"\n"', '"\ud800"', '""'):
+        assert not grammar.matches(text), text
+
+
+def test_white_space_is_bounded() -> None:
+    grammar = Grammar(schema_to_gbnf({"type": "array", "items": {"type": "object"}}))
+    assert grammar.matches('[{"a": 1, "b":2}, {}]')
+    for text in ('[{"a":  1}]', "[ ]", '[{"a":1} ]', '[{"a" :1}]', " []", "[]\n", "[{},\n{}]"):
+        assert not grammar.matches(text), text
+
+
+def test_names_and_order_follow_the_schema() -> None:
+    text = schema_to_gbnf({"properties": {"first name": {"minLength": 1}, "Zip": {}}, "required": ["Zip", "first name"]})
+    assert "document-first-name ::=" in text
+    assert text.startswith("root ::= document\n")
+    grammar = Grammar(text)
+    assert grammar.matches('{"first name":"x","Zip":1}')
+    assert not grammar.matches('{"Zip":1,"first name":"x"}')
+
+
+def test_text_and_dict_give_the_same_grammar_and_annotations_none() -> None:
+    plain = {"type": "object", "properties": {"a": {"type": "integer"}}}
+    noted = {"$schema": "x", "$id": "y", "title": "t", "default": {}, **plain}
+    assert schema_to_gbnf(plain) == schema_to_gbnf(json.dumps(plain)) == schema_to_gbnf(noted)
+
+
+def test_many_optional_properties_stay_small() -> None:
+    names = [f"property_{i}" for i in range(60)]
+    text = schema_to_gbnf(
+        {"properties": {name: {"type": "null"} for name in names}, "additionalProperties": {"type": "integer"}}
+    )
+    assert len(text) < 60_000
+    grammar = Grammar(text)
+    for one, other in pairwise(names[::12]):
+        assert grammar.matches(dumps({one: None, other: None, "more": 1}))
+    assert not grammar.matches(dumps({names[3]: 1}))
+
+
+REFUSED = {
+    "number bounds": ({"properties": {"p": {"type": "number", "minimum": 0}}}, "#/properties/p/minimum: "),
+    "untyped bounds": ({"maximum": 3}, "#/maximum: "),
+    "multipleOf": ({"type": "integer", "multipleOf": 2}, "#/multipleOf: "),
+    "uniqueItems": ({"type": "array", "uniqueItems": True}, "#/uniqueItems: "),
+    "not": ({"items": {"not": {}}}, "#/items/not: "),
+    "if": ({"if": {}, "then": {}}, "#/if: "),
+    "patternProperties": ({"$ref": "#/$defs/a", "$defs": {"a": {"patternProperties": {}}}}, r"#/\$defs/a/patternProperties: "),
+    "dependentSchemas": ({"anyOf": [{}, {"dependentSchemas": {}}]}, "#/anyOf/1/dependentSchemas: "),
+    "propertyNames": ({"allOf": [{"propertyNames": {}}]}, "#/allOf/0/propertyNames: "),
+    "typo": ({"tpye": "string"}, "#/tpye: "),
+    "odd path": ({"properties": {"a/b": {"contains": {}}}}, "#/properties/a~1b/contains: "),
+    "list items": ({"items": [{}]}, "#/items: .*prefixItems"),
+    "illegal type": ({"type": "text"}, "#/type: 'text'.*one of object, array"),
+    "illegal length": ({"minLength": -1}, "#/minLength: -1.*integer of 0 or more"),
+    "illegal bound": ({"type": "integer", "exclusiveMinimum": True}, "#/exclusiveMinimum: True.*finite number"),
+    "illegal required": ({"required": "a"}, "#/required: 'a'.*list of strings"),
+    "no schema": ({"properties": {"a": 1}}, "#/properties: "),
+    "empty anyOf": ({"anyOf": []}, "#/anyOf: "),
+    "format": ({"type": "string", "format": "email"}, "#/format: 'email'.*date-time"),
+    "format and pattern": ({"format": "date", "pattern": "2"}, "#/format: .*pattern"),
+    "enum and length": ({"enum": ["a"], "minLength": 1}, "#/minLength: .*enum"),
+    "enum of other type": ({"enum": ["a"], "type": "null"}, "#/enum: "),
+    "enum not JSON": ({"enum": ["\ud800"]}, "#: .*JSON"),
+    "false": ({"properties": {"a": False}, "required": ["a"]}, "#/required: 'a'"),
+    "lengths": ({"minLength": 3, "maxLength": 2}, "#/minLength: 3 is above maxLength 2"),
+    "far too long": ({"maxLength": 10**7}, "#/maxLength: "),
+    "bounds": ({"type": "integer", "minimum": 1.2, "maximum": 1.8}, "#: no integer"),
+    "items": ({"prefixItems": [{}], "items": False, "minItems": 2}, "#/minItems: "),
+    "remote": ({"$ref": "https://example.org/x"}, r"#/\$ref: .*#/\$defs/name"),
+    "lost": ({"$ref": "#/$defs/x"}, r"#/\$ref: .*nothing"),
+    "circle": ({"$defs": {"a": {"anyOf": [{"$ref": "#/$defs/b"}]}, "b": {"$ref": "#/$defs/a"}}, "$ref": "#/$defs/a"}, "itself"),
+    "circle in allOf": ({"$defs": {"a": {"allOf": [{"$ref": "#/$defs/a"}]}}, "$ref": "#/$defs/a"}, "itself"),
+    "oneOf": ({"oneOf": [{"type": "integer"}, {"type": "number"}]}, "#/oneOf: oneOf branches 0 and 1 .*anyOf"),
+    "oneOf untyped": ({"oneOf": [{"type": "integer"}, {"properties": {"a": {}}}]}, "#/oneOf: "),
+    "two patterns": ({"allOf": [{"pattern": "a"}, {"pattern": "b"}]}, "#: .*'pattern'"),
+    "two types": ({"allOf": [{"type": "string"}, {"type": "null"}]}, "#: .*nothing in common"),
+    "tuple and items": ({"allOf": [{"prefixItems": [{}]}, {"items": {"type": "null"}}]}, "#: .*prefixItems"),
+    "look-ahead": ({"pattern": "^(?=a)b$"}, "#/pattern: .*look-ahead"),
+    "look-behind": ({"pattern": "(?<!a)b"}, "#/pattern: .*look-behind"),
+    "back reference": ({"pattern": r"(a)\1"}, r"#/pattern: .*back reference \\1"),
+    "word border": ({"pattern": r"\bword"}, r"#/pattern: .*word border \\b"),
+    "Unicode property": ({"pattern": r"\p{L}"}, r"#/pattern: .*Unicode property \\p"),
+    "inner ^": ({"pattern": "a(^b)"}, r"#/pattern: .*\^ after"),
+    "inner $": ({"pattern": "(a$)b"}, r"#/pattern: .*\$ inside"),
+    "open group": ({"pattern": "(a"}, r"#/pattern: .*\( without \)"),
+    "open class": ({"pattern": "[a"}, "#/pattern: .*end inside"),
+    "closed group": ({"pattern": "a)"}, r"#/pattern: .*unmatched \)"),
+    "empty class": ({"pattern": "[]"}, "#/pattern: .*no character"),
+    "bad count": ({"pattern": "a{2,1}"}, "#/pattern: .*{n,m}"),
+    "two counts": ({"pattern": "a**"}, "#/pattern: .*quantifier after"),
+    "flags": ({"pattern": "(?i)a"}, r"#/pattern: .*group \(\?i"),
+    "pattern and length": ({"pattern": "^(ab)*$", "maxLength": 5}, "#/maxLength: .*pattern"),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("name", REFUSED)
+def test_refusals_name_the_keyword_and_the_path(name: str) -> None:
+    schema, message = REFUSED[name]
+    with pytest.raises(GrammarError, match=message):
+        schema_to_gbnf(schema)
+
+
+@pytest.mark.parametrize("schema", ["{", "[1]", "3", {"enum": [object()]}, {"enum": [float("nan")]}])
+def test_what_is_no_schema_is_refused(schema: Any) -> None:
+    with pytest.raises(GrammarError, match=r"^JSON schema: "):
+        schema_to_gbnf(schema)
+
+
+def test_endless_nesting_is_refused() -> None:
+    deep: dict[str, Any] = {}
+    for _ in range(2000):
+        deep = {"items": deep}
+    with pytest.raises(GrammarError, match=r"nested too deep|recursion"):
+        schema_to_gbnf(deep)
