@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import secrets
 from typing import TYPE_CHECKING, Any
 
@@ -77,10 +78,12 @@ class Picker:
             logits[self._banned] = -float("inf")
         wanted = self._options.logprobs
         raw = logits.copy() if wanted is not None and self._chain is not None else logits
-        token = int(logits.argmax()) if self._chain is None else self._chain.sample(context)
-        if not logits[token] > -float("inf"):
-            message = f"the model gave no usable logit for token {token} ({logits[token]}); an adapter's weights may overflow"
+        token = best = int(logits.argmax())
+        if not math.isfinite(logits[best]):  # NaN counts as largest
+            message = f"the model's logits are not finite (token {best}: {logits[best]}); an adapter's weights may overflow"
             raise DecodeError(message)
+        if self._chain is not None:
+            token = self._chain.sample(context)
         return token, None if wanted is None else report(self._model, raw, token, wanted)
 
 

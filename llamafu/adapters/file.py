@@ -33,6 +33,11 @@ _SUFFIX_A, _SUFFIX_B = ".lora_a", ".lora_b"
 _PEEK_ABOVE = 64 << 20  # bytes; larger files show in their header that they are adapters before all is read
 
 
+_SOUND_LIMIT = 256
+_sound: dict[str, tuple[AdapterInfo, dict[str, Pair]]] = {}
+"""Facts of the contents that were checked last, by digest. Its operations are atomic, so any thread may check."""
+
+
 class AdapterFileNotFoundError(LoraLoadError, FileNotFoundError):
     """No adapter file at this path."""
 
@@ -89,7 +94,13 @@ def read_adapter(path: str | os.PathLike[str]) -> AdapterFile:
 
 
 def check_adapter(content: bytes, path: Path) -> AdapterFile:
-    """Check the adapter file `content`, which came from `path`; raises InvalidAdapterFileError like `read_adapter`."""
+    """Check the adapter file `content`, which came from `path`; raises InvalidAdapterFileError like `read_adapter`.
+
+    Content that was found sound before, by its digest, is not looked at again.
+    """
+    digest = hashlib.sha256(content).hexdigest()
+    if (known := _sound.get(digest)) is not None:
+        return AdapterFile(path, content, *known)
     container = read_container(content, name=str(path))
     _refuse_others(container, path)
     problems = _metadata_problems(container)
@@ -112,7 +123,11 @@ def check_adapter(content: bytes, path: Path) -> AdapterFile:
     problems += [f"tensor {entry.name!r} holds NaN or infinite values" for entry in not_finite(content, usable)]
     if problems:
         raise invalid_file(str(path), problems)
-    return AdapterFile(path, content, summarise(container.metadata, pairs, hashlib.sha256(content).hexdigest()), pairs)
+    info = summarise(container.metadata, pairs, digest)
+    if len(_sound) >= _SOUND_LIMIT:
+        _sound.pop(next(iter(_sound)), None)
+    _sound[digest] = (info, pairs)
+    return AdapterFile(path, content, info, pairs)
 
 
 def _read(path: Path) -> bytes:

@@ -46,30 +46,39 @@ def _positive(text: str) -> int:
 
 
 def _list(arguments: argparse.Namespace) -> int:
-    from llamafu._native.finding import candidates, explain
-    from llamafu._native.proof_cache import Refusal, examine
+    from llamafu._native.finding import advice, candidates, explain
+    from llamafu._native.proof_cache import Proven, Refusal, examine
 
     rows = [(candidate, examine(candidate.path)) for candidate in candidates()]
-    failures = [(candidate, answer) for candidate, answer in rows if isinstance(answer, Refusal)]
+    refused = [candidate for candidate, answer in rows if isinstance(answer, Refusal)]
+    # Nothing stands in for a library that the user named.
+    blocked = refused[0] if refused and refused[0].explicit else None
+    used = None if blocked else next((candidate for candidate, answer in rows if isinstance(answer, Proven)), None)
     if arguments.json:
         import json
 
-        sys.stdout.write(json.dumps([_as_json(candidate, answer) for candidate, answer in rows], indent=2) + "\n")
+        entries = [{**_as_json(candidate, answer), "used": candidate is used} for candidate, answer in rows]
+        sys.stdout.write(json.dumps(entries, indent=2) + "\n")
     else:
-        sys.stdout.writelines(_as_text(candidate, answer) for candidate, answer in rows)
-    if len(failures) == len(rows):
-        sys.stderr.write(f"llamafu: error: {explain(failures)}\n")
-        return 1
-    return 0
+        sys.stdout.writelines(_as_text(candidate, answer, used=candidate is used) for candidate, answer in rows)
+    if used is not None:
+        return 0
+    if blocked is not None:
+        reason = f"{blocked.origin} names a libllama that does not load, and nothing stands in for it; change it or unset it"
+    else:
+        reason = f"none of these is usable; {advice(refused)}" if refused else explain([])
+    sys.stderr.write(f"llamafu: error: {reason}\n")
+    return 1
 
 
-def _as_text(candidate: Candidate, answer: Proven | Refusal) -> str:
+def _as_text(candidate: Candidate, answer: Proven | Refusal, *, used: bool) -> str:
     from llamafu._native.proof_cache import Proven
 
     head = f"{candidate.path}\n    from: {candidate.origin}\n"
     if isinstance(answer, Proven):
+        tail = "\n    this is the one in use" if used else ""
         devices = ", ".join(f"{name} ({about})" for name, about, _, _ in answer.devices)
-        return f"{head}    loads: yes, version {answer.version or 'unknown'}, ABI {answer.family}, {devices}\n"
+        return f"{head}    loads: yes, version {answer.version or 'unknown'}, ABI {answer.family}, {devices}{tail}\n"
     return f"{head}    loads: no: {answer.cause}\n    mend: {answer.mend}\n"
 
 

@@ -6,13 +6,13 @@ import json
 import math
 from typing import TYPE_CHECKING, Any
 
-from llamafu.grammar_pattern import emit, limit_length
-from llamafu.grammar_regex import FORMATS, parse_pattern
-from llamafu.grammar_rules import MAX_REPETITIONS, integers, literal
-from llamafu.grammar_schema import BOUNDS, Schema, canonical, join, refuse, type_of, types
+from llamafu.grammar.pattern import emit, limit_length
+from llamafu.grammar.regex import FORMATS, parse_pattern
+from llamafu.grammar.rules import MAX_REPETITIONS, integers, literal
+from llamafu.grammar.schema import BOUNDS, Schema, canonical, join, refuse, type_of, types
 
 if TYPE_CHECKING:
-    from llamafu.grammar_rules import Rules
+    from llamafu.grammar.rules import Rules
 
 COMMA = '"," ws'
 QUOTE = r'"\x22"'

@@ -9,8 +9,8 @@ from __future__ import annotations
 from typing import NoReturn
 
 from llamafu.errors import GrammarError
-from llamafu.grammar_pattern import ANYTHING, Alt, Chars, Node, Repeat, Seq
-from llamafu.grammar_rules import MAX_REPETITIONS, Ranges, complement, union
+from llamafu.grammar.pattern import ANYTHING, Alt, Chars, Node, Repeat, Seq
+from llamafu.grammar.rules import MAX_REPETITIONS, Ranges, complement, union
 
 _DIGIT: Ranges = ((0x30, 0x39),)
 _WORD: Ranges = ((0x30, 0x39), (0x41, 0x5A), (0x5F, 0x5F), (0x61, 0x7A))

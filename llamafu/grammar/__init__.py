@@ -16,9 +16,9 @@ from itertools import permutations
 from typing import Any
 
 from llamafu.errors import GrammarError
-from llamafu.grammar_rules import EVERY_CHAR, Rules, complement, json_chars, union
-from llamafu.grammar_scalars import COMMA, QUOTE, SCALARS, enumeration, integer, json_literal, limits, number, scalar, string
-from llamafu.grammar_schema import ANNOTATIONS, Schema, Schemas, check, is_closed, join, merge, narrow, refuse, types
+from llamafu.grammar.rules import EVERY_CHAR, Rules, complement, json_chars, union
+from llamafu.grammar.scalars import COMMA, QUOTE, SCALARS, enumeration, integer, json_literal, limits, number, scalar, string
+from llamafu.grammar.schema import ANNOTATIONS, Schema, Schemas, check, is_closed, join, merge, narrow, refuse, types
 
 
 def schema_to_gbnf(schema: dict[str, Any] | str) -> str:

@@ -5,10 +5,10 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-from llamafu.grammar_rules import EVERY_CHAR, json_chars
+from llamafu.grammar.rules import EVERY_CHAR, json_chars
 
 if TYPE_CHECKING:
-    from llamafu.grammar_rules import Ranges, Rules
+    from llamafu.grammar.rules import Ranges, Rules
 
 
 @dataclass(frozen=True)
