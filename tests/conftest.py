@@ -14,6 +14,8 @@ import pytest
 TESTS = Path(__file__).resolve().parent
 SCRIPTS = TESTS.parent / "scripts"
 sys.path.insert(0, str(SCRIPTS))
+# OpenMP's threads spin while they wait, which slows tiny models a hundredfold on a busy machine. Read when libllama loads.
+os.environ.setdefault("OMP_WAIT_POLICY", "passive")
 
 
 def _maker_digest() -> str:
