@@ -27,7 +27,8 @@ if TYPE_CHECKING:
 
 _P = ParamSpec("_P")
 _R = TypeVar("_R")
-_WORKERS = 4  # loading and closing must not queue behind a long generation
+_WORKERS = 4
+_GENERATING = 64  # threads are made when they are needed; most of these only wait for their turn
 
 
 class OpenArguments(TypedDict, total=False):
@@ -68,9 +69,9 @@ class AsyncStream:
         return self._stream.completion
 
     async def aclose(self) -> None:
-        """End the generation now. Idempotent."""
+        """End the generation now, after its running step. Idempotent."""
         self._stream.cancel()
-        await self._owner._call(self._stream.close)  # noqa: SLF001 - one module
+        await self._owner._end(self._stream)  # noqa: SLF001 - one module
 
 
 class AsyncLlamafu:
@@ -83,30 +84,46 @@ class AsyncLlamafu:
     def __init__(self, model_path: str | os.PathLike[str], **arguments: Unpack[OpenArguments]) -> None:
         inspect.signature(Llamafu).bind(model_path, **arguments)  # an unknown argument is a TypeError now, not later
         self._open = functools.partial(Llamafu, model_path, **arguments)
+        # Two pools: loading and closing must not queue behind generations.
         self._pool = ThreadPoolExecutor(_WORKERS, thread_name_prefix="llamafu")
+        self._generating = ThreadPoolExecutor(_GENERATING, thread_name_prefix="llamafu-generating")
         self._opening: asyncio.Future[Llamafu] | None = None
         self._closed = False
 
     async def _model(self) -> Llamafu:
+        self._check_open()
+        if self._opening is None:
+            self._opening = asyncio.get_running_loop().run_in_executor(self._pool, self._open)
+            self._opening.add_done_callback(_look_at)
+        return await asyncio.shield(self._opening)
+
+    def _check_open(self) -> None:
         if self._closed:
             message = "this AsyncLlamafu is closed; open a new one"
             raise ClosedError(message)
-        if self._opening is None:
-            self._opening = asyncio.get_running_loop().run_in_executor(self._pool, self._open)
-        return await asyncio.shield(self._opening)
 
     async def _call(self, function: Callable[_P, _R], *args: _P.args, **kwargs: _P.kwargs) -> _R:
+        self._check_open()  # again, since awaiting the model: a closed pool takes no work
         return await asyncio.get_running_loop().run_in_executor(self._pool, functools.partial(function, *args, **kwargs))
 
     async def _cancellable(self, stream: Stream, function: Callable[[], _R]) -> _R:
         """Run `function`, which steps `stream`; when the task is cancelled, end the stream after its running step."""
-        future = asyncio.get_running_loop().run_in_executor(self._pool, function)
+        self._check_open()
+        future = asyncio.get_running_loop().run_in_executor(self._generating, function)
+        future.add_done_callback(_look_at)
         try:
             return await asyncio.shield(future)
         except asyncio.CancelledError:
             stream.cancel()
-            future.add_done_callback(lambda done: _end(done, stream))
+            future.add_done_callback(lambda _: stream.close())
             raise
+
+    async def _end(self, stream: Stream) -> None:
+        """Close `stream` without holding the event loop up."""
+        if self._closed:
+            stream.close()
+        else:
+            await self._call(stream.close)
 
     async def load_lora_adapter(self, path: str | os.PathLike[str], *, name: str | None = None) -> LoraAdapter:
         """Check and load an adapter file, see `Llamafu.load_lora_adapter`."""
@@ -182,11 +199,13 @@ class AsyncLlamafu:
 
     async def tokenize(self, text: str, *, add_special: bool = True, parse_special: bool = True) -> list[int]:
         """Return the token ids of `text`."""
-        return (await self._model()).tokenize(text, add_special=add_special, parse_special=parse_special)
+        llm = await self._model()
+        return await self._call(llm.tokenize, text, add_special=add_special, parse_special=parse_special)
 
     async def detokenize(self, tokens: Sequence[int], *, special: bool = False) -> str:
         """Return the text of token ids."""
-        return (await self._model()).detokenize(tokens, special=special)
+        llm = await self._model()
+        return await self._call(llm.detokenize, tokens, special=special)
 
     async def save_state(self, path: str | os.PathLike[str]) -> None:
         """Write the computed prompt state to a file."""
@@ -199,13 +218,18 @@ class AsyncLlamafu:
         return await self._call(llm.load_state, path)
 
     async def close(self) -> None:
-        """Free everything, after the running step. Idempotent."""
+        """Free everything, after the running step; what still generates ends with `ClosedError`. Idempotent."""
+        if self._closed:
+            return
         self._closed = True
-        opening, self._opening = self._opening, None
-        if opening is not None:
-            llm = await asyncio.shield(opening)
-            await self._call(llm.close)
-        self._pool.shutdown(wait=False)
+        try:
+            if self._opening is not None and not self._opening.done():
+                await asyncio.wait([self._opening])
+            if (llm := self._loaded) is not None:
+                await asyncio.get_running_loop().run_in_executor(self._pool, llm.close)
+        finally:
+            self._generating.shutdown(wait=False)
+            self._pool.shutdown(wait=False)
 
     async def __aenter__(self) -> Self:
         await self._model()
@@ -230,8 +254,7 @@ class AsyncLlamafu:
         return await self._cancellable(stream, run)
 
 
-def _end(done: asyncio.Future[Any], stream: Stream) -> None:
-    """Close a stream whose reader is gone; the result or error of its last step interests nobody."""
+def _look_at(done: asyncio.Future[Any]) -> None:
+    """Take note of an error whose reader may be gone; asyncio would report it as forgotten."""
     if not done.cancelled():
         done.exception()
-    stream.close()

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+import threading
 import time
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from llamafu.completion import AppliedLora, Completion, FinishReason, Timings, TokenLogprob, Usage
-from llamafu.errors import ContextOverflowError
+from llamafu.errors import ContextOverflowError, LlamafuError
 from llamafu.prefix import Segment, plan
 from llamafu.sampling import Picker
 from llamafu.text import TextAssembler
@@ -32,7 +33,10 @@ class Desk:
 
 
 class Generation:
-    """Makes one token a `step()` until `completion` is there. Steps may come from any thread, one at a time."""
+    """Makes one token a `step()` until `completion` is there. Any thread; a second one waits for the running step.
+
+    A generation that fails is at its end: `completion` then has what was made before the error.
+    """
 
     def __init__(self, desk: Desk, prompt: Sequence[int], options: Options, lora: LoraSet) -> None:
         self._desk = desk
@@ -55,6 +59,8 @@ class Generation:
         self._picker = Picker(model, options, self._prompt)
         self._tokens: list[int] = []
         self._logprobs: list[TokenLogprob] = []
+        self._own = threading.RLock()
+        self._stepping = False
         self._cancelled = False
         self._cached = 0
         self._seconds = [0.0, 0.0]
@@ -75,31 +81,43 @@ class Generation:
     def cancel(self) -> None:
         """End it at the next token (any thread); `finish_reason` is then "cancelled"."""
         self._cancelled = True
+        self._desk.turns.wake()
 
     def abandon(self) -> None:
-        """End it now: nobody will ask for more."""
-        if self.completion is None:
-            self._finish("cancelled")
+        """End it now: nobody will ask for more. Waits for its running step; called from inside that, it ends after it."""
+        if self.completion is not None or self._desk.turns.halted or not self._desk.instance.is_ours:
+            return
+        self.cancel()
+        with self._own:
+            if self.completion is None and not self._stepping:
+                self._end()
 
     def step(self) -> str:
         """Make one token and return the text that became safe to show, perhaps none.
 
         At the end `completion` is set; after it, "" is returned.
         """
-        if self.completion is not None:
-            return ""
-        try:
-            with self._desk.turns.step(self) as continued:
-                began = time.perf_counter()
-                shown = self._advance(continued=continued)
-                self._seconds[bool(len(self._tokens) > 1)] += time.perf_counter() - began
-        except BaseException:
-            self._release()
-            raise
-        finally:
+        self._desk.instance.refuse_fork()
+        with self._own:
+            if self.completion is not None:
+                return ""
+            if self._stepping:
+                message = "a scale function asked its own generation for the next token"
+                raise LlamafuError(message)
+            self._stepping = True
+            try:
+                with self._desk.turns.step(self, lambda: self._cancelled) as continued:
+                    began = time.perf_counter()
+                    shown = self._finish("cancelled") if continued is None else self._advance(continued=continued)
+                    self._seconds[bool(len(self._tokens) > 1)] += time.perf_counter() - began
+            except BaseException:
+                self._end()
+                raise
+            finally:
+                self._stepping = False
             if self.completion is not None:
                 self._release()
-        return shown
+            return shown
 
     def _advance(self, *, continued: bool) -> str:
         context = self._desk.instance.context
@@ -157,6 +175,11 @@ class Generation:
             logprobs=None if self._options.logprobs is None else tuple(self._logprobs),
         )
         return rest
+
+    def _end(self) -> None:
+        if self.completion is None:
+            self._finish("cancelled")
+        self._release()
 
     def _release(self) -> None:
         self._picker.close()

@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import math
+import weakref
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-from llamafu.errors import InvalidScaleError, LoraError, LoraNotFoundError
+from llamafu.errors import ClosedError, InvalidScaleError, LoraError, LoraNotFoundError
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Mapping
@@ -26,11 +27,14 @@ order, so order means nothing; the digest names the content, so a changed file i
 class LoraAdapter:
     """A loaded adapter of one `Llamafu`. Its methods are its owner's, and as thread-safe.
 
+    It does not keep its owner open: when that is closed or gone, they raise `ClosedError`.
+
     The same content loaded twice is the same object under one more name; `name` is the first one.
     """
 
     def __init__(self, owner: Llamafu, name: str, path: Path, info: AdapterInfo) -> None:
-        self._owner = owner
+        # Weak: with a cycle between the two, dropping a Llamafu would free its memory only when the collector comes by.
+        self._owner = weakref.ref(owner)
         self.name = name
         self.path = path
         self.info = info
@@ -43,31 +47,39 @@ class LoraAdapter:
     @property
     def scale(self) -> float:
         """Scale in the owner's active set; 0.0 when it is not in the set."""
-        return self._owner.active_lora_adapters.get(self.name, 0.0)
+        return self._llamafu._scale_of(self) or 0.0  # noqa: SLF001 - its owner
 
     @property
     def is_active(self) -> bool:
         """True when it is in the owner's active set, at whatever scale."""
-        return self.name in self._owner.active_lora_adapters
+        return self._llamafu._scale_of(self) is not None  # noqa: SLF001 - its owner
 
     def apply(self, scale: float = 1.0) -> None:
         """Put it into the active set at `scale`; in the set already, its scale is replaced."""
-        self._owner.apply_lora_adapter(self, scale)
+        self._llamafu.apply_lora_adapter(self, scale)
 
     def set_scale(self, scale: float) -> None:
         """Replace the scale of an adapter that is in the active set; `LoraError` when it is not."""
         if not self.is_active:
             message = f"the adapter {self.name!r} is not applied, so it has no scale to change; call apply({scale})"
             raise LoraError(message)
-        self._owner.apply_lora_adapter(self, scale)
+        self._llamafu.apply_lora_adapter(self, scale)
 
     def remove(self) -> None:
         """Take it out of the active set; it stays loaded."""
-        self._owner.remove_lora_adapter(self)
+        self._llamafu.remove_lora_adapter(self)
 
     def unload(self) -> None:
         """Take it out of the active set and free it."""
-        self._owner.unload_lora_adapter(self)
+        self._llamafu.unload_lora_adapter(self)
+
+    @property
+    def _llamafu(self) -> Llamafu:
+        owner = self._owner()
+        if owner is None:
+            message = f"the Llamafu that loaded the adapter {self.name!r} is gone; keep it for as long as its adapters are used"
+            raise ClosedError(message)
+        return owner
 
     def __repr__(self) -> str:
         return f"<LoraAdapter {self.name!r} rank={self.info.rank} digest={self.digest[:12]}>"

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import atexit
+import contextlib
 import os
 import threading
 import weakref
@@ -35,9 +37,16 @@ if TYPE_CHECKING:
     import numpy as np
 
     from llamafu._native.adapter import Adapter
+    from llamafu._native.model import Model
     from llamafu.adapters.file import AdapterFile
     from llamafu.completion import Completion
     from llamafu.options import LoraScales
+
+_INT32_MAX = 2**31 - 1
+_MOST_THREADS = 512
+"""ggml's own limit; the OpenMP runtime ends the process when it cannot start as many as it was asked for."""
+_PATIENCE = 10.0
+"""Seconds that the end of the process waits for a step of a daemon thread."""
 
 
 class Llamafu:
@@ -68,10 +77,11 @@ class Llamafu:
         library: str | os.PathLike[str] | None = None,
         embeddings: bool = False,
     ) -> None:
-        for name, value, low in (("n_ctx", n_ctx, 2), ("n_batch", n_batch, 1), ("n_threads", n_threads, 1)):
-            if value is not None and (isinstance(value, bool) or not isinstance(value, int) or value < low):
-                message = f"{name}={value!r} is not a whole number of at least {low}"
-                raise ValueError(message)
+        _check_whole("n_ctx", n_ctx, 2, _INT32_MAX)
+        _check_whole("n_batch", n_batch, 1, _INT32_MAX)
+        n_threads = min(_own_cpus(), _MOST_THREADS) if n_threads is None else n_threads
+        _check_whole("n_threads", n_threads, 1, _MOST_THREADS)
+        _check_whole("n_gpu_layers", n_gpu_layers, -1, _INT32_MAX)
         if flash_attn not in FLASH_ATTENTION:
             message = f"flash_attn={flash_attn!r} is none of {', '.join(map(repr, FLASH_ATTENTION))}"
             raise ValueError(message)
@@ -92,7 +102,7 @@ class Llamafu:
         options = ContextOptions(
             n_ctx=n_ctx,
             n_batch=n_batch,
-            n_threads=n_threads or _own_cpus(),
+            n_threads=n_threads,
             flash_attn=flash_attn,
             type_k=type_k,
             type_v=type_v,
@@ -103,8 +113,11 @@ class Llamafu:
         )
         self._prober = Prober(self._instance.model)
         self._desk = Desk(self._instance, PrefixCache(self._instance.context), Turns())
-        # Holds the native parts and not self: it runs when self is collected, and at exit, in the one safe order.
+        # Holds the native parts and not self: it runs when self is collected, in the one safe order. Nobody can be
+        # inside a method then; at exit a daemon thread can, so that end is `_close_all`'s.
         self._finalizer = weakref.finalize(self, _free, self._prober, self._instance)
+        self._finalizer.atexit = False
+        _open.add(self)
 
     # -- adapters ------------------------------------------------------------------------------------------------
 
@@ -119,36 +132,35 @@ class Llamafu:
         file = read_adapter(path)
         name = default_name(file.path) if name is None else name
         with self._between_steps():
-            self._registry.claim(name, file.digest)
-            known = self._registry.find_content(file.digest)
-            if known is not None:
-                self._registry.add(known, name, self._registry.native(known))
-                return known
+            with self._lock:
+                self._registry.claim(name, file.digest)
+                known = self._registry.find_content(file.digest)
+                if known is not None:
+                    self._registry.add(known, name, self._registry.native(known))
+                    return known
             report = check_compatibility(file, self._base)
             if not report:
                 message = f"{file.path} does not fit {self.path.name}: {'; '.join(report.problems)}"
                 raise LoraIncompatibleError(message, problems=report.problems)
             native = self._native_adapter(file)
             adapter = LoraAdapter(self, name, file.path, file.info)
-            self._registry.add(adapter, name, native)
+            with self._lock:
+                self._registry.add(adapter, name, native)
             return adapter
 
     def apply_lora_adapter(self, adapter: LoraAdapter | str, scale: float = 1.0) -> None:
         """Put an adapter into the active set; applied again, its scale is replaced. From the next generation on."""
-        with self._lock:
-            self._check_open()
+        with self._held():
             self._active = {**self._active, self._registry.resolve(adapter): check_scale(scale, self.scale_range)}
 
     def set_lora_adapters(self, scales: Mapping[LoraAdapter | str, float]) -> None:
         """Replace the whole active set; on any error nothing changes."""
-        with self._lock:
-            self._check_open()
+        with self._held():
             self._active = {self._registry.resolve(key): check_scale(scale, self.scale_range) for key, scale in scales.items()}
 
     def remove_lora_adapter(self, adapter: LoraAdapter | str) -> None:
         """Take an adapter out of the active set; it stays loaded. No effect if it is not applied."""
-        with self._lock:
-            self._check_open()
+        with self._held():
             resolved = self._registry.resolve(adapter)
             self._active = {other: scale for other, scale in self._active.items() if other is not resolved}
 
@@ -159,9 +171,10 @@ class Llamafu:
     def unload_lora_adapter(self, adapter: LoraAdapter | str) -> None:
         """Take an adapter out of the active set and free it; a generation that runs with it ends with `ClosedError`."""
         with self._between_steps():
-            resolved = self._registry.resolve(adapter)
-            self.remove_lora_adapter(resolved)
-            native = self._registry.drop(resolved)
+            with self._lock:
+                resolved = self._registry.resolve(adapter)
+                self.remove_lora_adapter(resolved)
+                native = self._registry.drop(resolved)
             self._instance.detach(native)
             if not self._pools:
                 self._instance.free(native)
@@ -169,26 +182,26 @@ class Llamafu:
     @contextmanager
     def using(self, scales: Mapping[LoraAdapter | str, float]) -> Iterator[Self]:
         """Set the active adapters for a `with` block; the set of before comes back, also after an error."""
-        with self._lock:
+        with self._held():
             before = self._active
             self.set_lora_adapters(scales)
         try:
             yield self
         finally:
-            with self._lock:
+            with contextlib.suppress(ClosedError), self._held():
                 loaded = set(self._registry)
                 self._active = {adapter: scale for adapter, scale in before.items() if adapter in loaded}
 
     @property
     def lora_adapters(self) -> tuple[LoraAdapter, ...]:
         """Every loaded adapter, in order of loading."""
-        with self._lock:
+        with self._held():
             return tuple(self._registry)
 
     @property
     def active_lora_adapters(self) -> dict[str, float]:
         """The active set as {name: scale}, scales of 0 included as given."""
-        with self._lock:
+        with self._held():
             return {adapter.name: scale for adapter, scale in self._active.items()}
 
     def validate_lora_compatibility(self, path: str | os.PathLike[str]) -> CompatibilityReport:
@@ -214,7 +227,7 @@ class Llamafu:
     @takes_options
     def stream(self, prompt: str, **options: Unpack[OptionArguments]) -> Stream:
         """Like `complete`, as an iterator of text pieces."""
-        return Stream(self._start(prompt, Options(**options)))
+        return Stream(self._start(prompt, Options(**options)), self)
 
     @takes_options
     def chat(self, messages: Sequence[Mapping[str, Any]], **options: Unpack[OptionArguments]) -> Completion:
@@ -224,7 +237,7 @@ class Llamafu:
     @takes_options
     def stream_chat(self, messages: Sequence[Mapping[str, Any]], **options: Unpack[OptionArguments]) -> Stream:
         """Like `chat`, as an iterator of text pieces."""
-        return Stream(self._start_chat(messages, Options(**options)))
+        return Stream(self._start_chat(messages, Options(**options)), self)
 
     def embed(self, text: str) -> np.ndarray[Any, np.dtype[np.float32]]:
         """Return the mean of the last layer's token vectors under the active set, at length 1, shape [n_embd].
@@ -241,11 +254,13 @@ class Llamafu:
 
     def tokenize(self, text: str, *, add_special: bool = True, parse_special: bool = True) -> list[int]:
         """Return the token ids of `text`; `add_special` adds BOS where the model wants one."""
-        return self._instance.model.tokenize(text.encode(), add_special=add_special, parse_special=parse_special)
+        with self._sharing() as model:
+            return model.tokenize(text.encode(), add_special=add_special, parse_special=parse_special)
 
     def detokenize(self, tokens: Sequence[int], *, special: bool = False) -> str:
         """Return the text of token ids; control tokens are spelled out when `special`."""
-        return self._instance.model.detokenize(tokens, special=special)
+        with self._sharing() as model:
+            return model.detokenize(tokens, special=special)
 
     # -- state and end -------------------------------------------------------------------------------------------
 
@@ -261,9 +276,13 @@ class Llamafu:
 
     def close(self) -> None:
         """Free everything: waits for a running step, ends unfinished streams with `ClosedError`. Idempotent."""
-        if self._instance.is_ours and not self._instance.closed:
-            with self._desk.turns.visit(disturbs=True):
+        if self._instance.is_ours and not self._instance.closed and not self._desk.turns.halted:
+            with self._desk.turns.end():
                 self._finalizer()
+
+    def _close_for_good(self) -> None:
+        if self._instance.is_ours and not self._instance.closed and self._desk.turns.halt(_PATIENCE):
+            self._finalizer()
 
     def __enter__(self) -> Self:
         return self
@@ -277,10 +296,9 @@ class Llamafu:
     # -- helpers -------------------------------------------------------------------------------------------------
 
     def _start_chat(self, messages: Sequence[Mapping[str, Any]], options: Options) -> Generation:
-        prompt = chat_module.render(self._instance.model, messages)
-        starts_with_bos = self._instance.model.adds_bos and prompt.startswith(
-            self.detokenize([self._instance.model.bos], special=True)
-        )
+        with self._sharing() as model:
+            prompt = chat_module.render(model, messages)
+            starts_with_bos = model.adds_bos and prompt.startswith(model.detokenize([model.bos], special=True))
         return self._generation(self.tokenize(prompt, add_special=not starts_with_bos), options)
 
     def _start(self, prompt: str, options: Options) -> Generation:
@@ -293,11 +311,12 @@ class Llamafu:
         if options.media:
             message = f"media has {len(options.media)} entries, but this model was opened without a projector"
             raise MultimodalError(message)
-        return Generation(self._desk, tokens, options, self._lora_set(options.lora))
+        lora = self._lora_set(options.lora)  # asks the caller's scale functions, so before anything is held
+        with self._sharing():
+            return Generation(self._desk, tokens, options, lora)
 
     def _lora_set(self, scales: LoraScales | None) -> LoraSet:
-        with self._lock:
-            self._check_open()
+        with self._held():
             chosen = self._active if scales is None else {self._registry.resolve(key): scale for key, scale in scales.items()}
             uses = tuple(LoraUse(adapter, self._registry.native(adapter), scale) for adapter, scale in chosen.items())
         return LoraSet(uses, self.scale_range)
@@ -326,20 +345,48 @@ class Llamafu:
             self._pool[file.digest] = native
         return native
 
+    def _scale_of(self, adapter: LoraAdapter) -> float | None:
+        """Scale of `adapter` in the active set, None when it is not in it."""
+        with self._held():
+            return self._active.get(adapter)
+
+    @contextmanager
+    def _held(self) -> Iterator[None]:
+        """Hold the lock of names and scales, for moments only: event loops call what needs it.
+
+        In a forked child it may be held by nobody alive, so that is looked at first.
+        """
+        self._check_open()
+        with self._lock:
+            self._check_open()
+            yield
+
+    @contextmanager
+    def _sharing(self) -> Iterator[Model]:
+        """Keep the model open for the length of a block, beside whatever generates."""
+        self._check_open()
+        with self._desk.turns.share():
+            yield self._instance.model
+
     @contextmanager
     def _between_steps(self, *, disturbs: bool = False) -> Iterator[None]:
         """Hold the context between two steps of whatever generates."""
         self._check_open()
-        with self._desk.turns.visit(disturbs=disturbs), self._lock:
+        with self._desk.turns.visit(disturbs=disturbs):
             self._check_open()
             yield
 
     def _check_open(self) -> None:
-        if not self._instance.is_ours:
-            _ = self._instance.model  # raises, and says why
+        self._instance.refuse_fork()
         if self._instance.closed:
             message = f"this Llamafu ({self.path.name}) is closed; open a new one"
             raise ClosedError(message)
+
+
+def _check_whole(name: str, value: object, low: int, high: int) -> None:
+    if isinstance(value, bool) or not isinstance(value, int) or not low <= value <= high:
+        message = f"{name}={value!r} is not a whole number from {low} to {high}"
+        raise ValueError(message)
 
 
 def _own_cpus() -> int:
@@ -352,3 +399,13 @@ def _free(prober: Prober, instance: Instance) -> None:
     if instance.is_ours:
         prober.close()
     instance.close()
+
+
+_open: weakref.WeakSet[Llamafu] = weakref.WeakSet()
+
+
+@atexit.register
+def _close_all() -> None:
+    """Free what is still open when the process ends, unless a daemon thread is stuck inside a step."""
+    for llm in list(_open):
+        llm._close_for_good()  # noqa: SLF001 - one module

@@ -11,6 +11,7 @@ if TYPE_CHECKING:
 
     from llamafu.completion import Completion
     from llamafu.generation import Generation
+    from llamafu.model import Llamafu
 
 
 class Stream:
@@ -20,8 +21,9 @@ class Stream:
     asks for that from another thread. `completion` is there after the end.
     """
 
-    def __init__(self, generation: Generation) -> None:
+    def __init__(self, generation: Generation, owner: Llamafu) -> None:
         self._generation = generation
+        self._owner = owner  # kept: a Llamafu that nobody else holds must not be freed under a running step
 
     def __iter__(self) -> Self:
         return self

@@ -7,22 +7,23 @@ import time
 from contextlib import contextmanager
 from typing import TYPE_CHECKING
 
-from llamafu.errors import LlamafuError
+from llamafu.errors import ClosedError, LlamafuError
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
+    from collections.abc import Callable, Iterator
 
 IDLE = 0.05
 """Seconds without a step after which another thread may take the context from an unfinished generation."""
 
 
 class Turns:
-    """Lets one generation at a time use the context, and short visits in between.
+    """Lets one generation at a time use the context, short visits in between, and nothing after the end.
 
     A generation keeps the context until it ends, so that parallel streams do not make each other compute their
     prompts anew at every token. One that is left idle (a consumer that stopped reading) yields to others after
     `IDLE` seconds, and at once to its own thread, which would otherwise wait for itself; it takes its place again
-    with its next step. A visit (loading an adapter, say) waits for the running step only.
+    with its next step. A visit (loading an adapter, say) waits for the running step only. What reads the model and
+    not the context (tokenizing, say) shares: it waits for nobody, but the end waits for it.
     """
 
     def __init__(self) -> None:
@@ -31,61 +32,142 @@ class Turns:
         self._thread = 0
         self._busy = 0
         self._visitors = 0
+        self._sharing: list[int] = []
         self._last = 0.0
+        self._ended = False
+        self._halter = 0
 
     @contextmanager
-    def step(self, generation: object) -> Iterator[bool]:
-        """Hold the context for one step; yields True when nothing touched it since this generation's last step."""
+    def step(self, generation: object, given_up: Callable[[], bool]) -> Iterator[bool | None]:
+        """Hold the context for one step; yields True when nothing touched it since this generation's last step.
+
+        Yields None, without the context, when `given_up` says so before the turn has come.
+        """
         me = threading.get_ident()
         with self._changed:
-            self._refuse_nesting(me)
+            self._admit(me)
             while not self._free_for(generation, me):
+                if given_up():
+                    break
                 self._changed.wait(None if self._busy or self._visitors else IDLE)
-            continued = self._holder is generation
-            self._holder, self._thread, self._busy = generation, me, me
+            else:
+                continued = self._holder is generation
+                self._holder, self._thread, self._busy = generation, me, me
+        if self._busy != me:
+            yield None
+            return
         try:
             yield continued
         finally:
-            self._end(None)
+            with self._changed:
+                self._last = time.monotonic()
+                self._give_back()
 
     @contextmanager
     def visit(self, *, disturbs: bool = False) -> Iterator[None]:
         """Hold the context between two steps; `disturbs` tells that its memory may change."""
         me = threading.get_ident()
         with self._changed:
-            self._refuse_nesting(me)
-            self._visitors += 1
-            while self._busy:
-                self._changed.wait()
-            self._visitors -= 1
-            self._busy = me
+            self._admit(me)
+            self._wait_until_free(me, alone=False)
         try:
             yield
         finally:
-            self._end(self._holder if disturbs else None)
+            with self._changed:
+                if disturbs:
+                    self._holder = None
+                self._give_back()
+
+    @contextmanager
+    def share(self) -> Iterator[None]:
+        """Use the model but not the context, beside whatever runs."""
+        me = threading.get_ident()
+        with self._changed:
+            self._admit(me, nested=True)
+            self._sharing.append(me)
+        try:
+            yield
+        finally:
+            with self._changed:
+                self._sharing.remove(me)
+                self._changed.notify_all()
+
+    @contextmanager
+    def end(self) -> Iterator[None]:
+        """Be the last one: waits for the running step and for who shares; everybody after it gets a `ClosedError`."""
+        me = threading.get_ident()
+        with self._changed:
+            self._refuse_nesting(me)
+            self._ended = True
+            self._wait_until_free(me, alone=True)
+        try:
+            yield
+        finally:
+            with self._changed:
+                self._holder = None
+                self._give_back()
+
+    def halt(self, limit: float) -> bool:
+        """Be the last one because the process ends: other threads that come later never come back.
+
+        An error there would only be printed by a daemon thread that is about to vanish. False when the running step
+        took longer than `limit` seconds; nothing may be freed then.
+        """
+        with self._changed:
+            self._halter = threading.get_ident()
+            return self._changed.wait_for(lambda: not self._busy and not self._sharing, limit)
+
+    @property
+    def halted(self) -> bool:
+        """True once the process ends."""
+        return self._halter != 0
+
+    def wake(self) -> None:
+        """Let waiting generations look at whether they were given up."""
+        if not self._halter:
+            with self._changed:
+                self._changed.notify_all()
 
     def leave(self, generation: object) -> None:
         """Give the context up: `generation` is at its end."""
+        if self._halter:  # a thread that vanished may have taken the lock along
+            return
         with self._changed:
             if self._holder is generation:
                 self._holder = None
                 self._changed.notify_all()
 
-    def _end(self, evicted: object | None) -> None:
-        with self._changed:
-            self._busy, self._last = 0, time.monotonic()
-            if evicted is not None:
-                self._holder = None
-            self._changed.notify_all()
+    def _admit(self, me: int, *, nested: bool = False) -> None:
+        while self._halter not in {0, me}:
+            self._changed.wait()
+        if self._ended or self._halter:
+            message = "this object is closed; open a new Llamafu"
+            raise ClosedError(message)
+        if not nested:
+            self._refuse_nesting(me)
 
-    def _refuse_nesting(self, thread: int) -> None:
-        if self._busy == thread:
+    def _refuse_nesting(self, me: int) -> None:
+        if self._busy == me or me in self._sharing:
             message = "called from inside a step of a generation (from a scale function?); do it between steps"
             raise LlamafuError(message)
 
-    def _free_for(self, generation: object, thread: int) -> bool:
-        if self._busy or self._visitors:
+    def _wait_until_free(self, me: int, *, alone: bool) -> None:
+        """Go before every step that has not begun; `alone` waits for who shares as well."""
+        self._visitors += 1
+        try:
+            while self._busy or (alone and self._sharing) or self._halter:
+                self._changed.wait()
+        finally:
+            self._visitors -= 1
+        self._busy = me
+
+    def _give_back(self) -> None:
+        self._busy = 0
+        self._changed.notify_all()
+
+    def _free_for(self, generation: object, me: int) -> bool:
+        if self._busy or self._visitors or self._halter:
             return False
-        if self._holder is None or self._holder is generation or self._thread == thread:
+        if self._holder is None or self._holder is generation or self._thread == me:
             return True
         return time.monotonic() - self._last >= IDLE

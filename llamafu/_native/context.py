@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import os
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from llamafu._native.checks import explain, not_null, succeeded
+from llamafu._native.kv_memory import BYTES_PER_VALUE, least_bytes, machine_bytes
 from llamafu.errors import ClosedError, ContextInitError, DecodeError, ErrorCode, LlamafuError
 
 if TYPE_CHECKING:
@@ -21,7 +23,7 @@ FLASH_ATTENTION = {"auto": -1, "off": 0, "on": 1}
 
 @dataclass(frozen=True, slots=True)
 class ContextOptions:
-    """What a context is made with: sizes in tokens, KV types by ggml name ("f16", "f32", "q8_0")."""
+    """What a context is made with: sizes in tokens, KV types by ggml name ("f16", "f32", "q8_0"), in small letters."""
 
     n_ctx: int = 2048
     n_batch: int = 512
@@ -43,6 +45,7 @@ class Context:
         self._keep: list[Any] = []
         self._adapters: dict[Adapter, float] = {}
         library = model.library
+        self._check(options)
         params = self._params(on_node)
         pointer = library.lib.llama_init_from_model(model.pointer, params)
         message = f"cannot make a context of {options.n_ctx} tokens ({options.type_k}/{options.type_v} KV); try a smaller n_ctx"
@@ -53,19 +56,41 @@ class Context:
         self._memory = library.lib.llama_get_memory(self._pointer)
         self._batch = library.lib.llama_batch_init(self.n_batch, 0, 1)
 
+    def _check(self, options: ContextOptions) -> None:
+        """Refuse what would kill or hang the process."""
+        library = self.model.library
+        for option, name in (("type_k", options.type_k), ("type_v", options.type_v)):
+            if name not in BYTES_PER_VALUE or name not in library.types:
+                message = f"{option}={name!r} is no KV type; use one of {', '.join(BYTES_PER_VALUE)}"
+                raise ContextInitError(message, code=ErrorCode.INVALID_PARAM)
+        most = library.lib.llama_max_parallel_sequences()
+        if options.n_seq_max > most:
+            message = f"n_seq_max={options.n_seq_max}, but this libllama holds {most} sequences"
+            raise ContextInitError(message, code=ErrorCode.INVALID_PARAM)
+        if options.n_threads > 1 and library.process != os.getpid():
+            message = (
+                f"n_threads={options.n_threads}, but this process was forked after libllama was loaded, and its threads "
+                "do not survive a fork; use n_threads=1, or start the child afresh (multiprocessing's start method 'spawn')"
+            )
+            raise ContextInitError(message, code=ErrorCode.INVALID_PARAM)
+        needed, there = least_bytes(self.model, options), machine_bytes()
+        if needed > there and not options.offload:
+            message = (
+                f"n_ctx={options.n_ctx} takes at least {needed / 1e9:.1f} GB as {options.type_k}/{options.type_v} KV memory, "
+                f"but this machine has {there / 1e9:.1f} GB; use a smaller n_ctx"
+            )
+            raise ContextInitError(message, code=ErrorCode.OUT_OF_MEMORY)
+
     def _params(self, on_node: Callable[[Any, bool], bool] | None) -> Any:
         options, library = self.options, self.model.library
         ffi, lib = library.ffi, library.lib
-        if options.n_seq_max > lib.llama_max_parallel_sequences():
-            message = f"n_seq_max={options.n_seq_max}, but this libllama holds {lib.llama_max_parallel_sequences()} sequences"
-            raise ContextInitError(message, code=ErrorCode.INVALID_PARAM)
         params = lib.llama_context_default_params()
         params.n_ctx = options.n_ctx
         params.n_batch = params.n_ubatch = min(options.n_batch, options.n_ctx)
         params.n_seq_max = options.n_seq_max
         params.n_threads = params.n_threads_batch = options.n_threads
-        params.type_k = self._kv_type("type_k", options.type_k)
-        params.type_v = self._kv_type("type_v", options.type_v)
+        params.type_k = library.types[options.type_k]
+        params.type_v = library.types[options.type_v]
         params.embeddings = options.embeddings
         params.offload_kqv = params.op_offload = options.offload
         params.no_perf = True
@@ -82,13 +107,6 @@ class Context:
             self._keep.append(callback)
             params.cb_eval = callback
         return params
-
-    def _kv_type(self, option: str, name: str) -> int:
-        types = self.model.library.types
-        if name.lower() not in types:
-            message = f"{option}={name!r} is no type of this libllama; use one of f32, f16, bf16, q8_0, q5_1, q5_0, q4_1, q4_0"
-            raise ContextInitError(message, code=ErrorCode.INVALID_PARAM)
-        return types[name.lower()]
 
     @property
     def pointer(self) -> Any:

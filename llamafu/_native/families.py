@@ -50,7 +50,23 @@ def header_beside(library: Path) -> Path | None:
         return Path(override)
     folder = library.resolve().parent
     near = (folder, folder / "include", folder.parent / "include", folder.parent.parent / "include")
-    return next((place / "llama.h" for place in near if (place / "llama.h").is_file()), None)
+    return next((place / "llama.h" for place in near if _is_complete(place)), None)
+
+
+def names_for(library: Path) -> list[str]:
+    """Families to try on `library`, likeliest first: what a header says, then those that ship with the package.
+
+    A header named in `LLAMAFU_HEADER` is the only one tried; one that merely lies nearby may belong to another build.
+    """
+    header = header_beside(library)
+    if header is None:
+        return compiled_names()
+    return [f"header:{header}", *([] if os.environ.get("LLAMAFU_HEADER") else compiled_names())]
+
+
+def _is_complete(folder: Path) -> bool:
+    places = (folder, folder.parent / "ggml" / "include")
+    return (folder / "llama.h").is_file() and all(any((p / name).is_file() for p in places) for name in _HEADERS)
 
 
 def _derive(header: Path) -> Family:

@@ -107,10 +107,14 @@ class Instance:
         if model is not None:
             model.close()
 
-    def _check_open(self) -> None:
+    def refuse_fork(self) -> None:
+        """Raise `ClosedError` in a forked child: there even a lock may be held by a thread that does not exist."""
         if not self.is_ours:
             message = f"this object belongs to process {self._pid}; after a fork, open a new Llamafu in the child"
             raise ClosedError(message)
+
+    def _check_open(self) -> None:
+        self.refuse_fork()
         if self._model is None:
             message = "this object is closed; open a new Llamafu"
             raise ClosedError(message)

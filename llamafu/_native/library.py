@@ -19,7 +19,7 @@ class Library:
     """A loaded libllama whose ABI family is known; shared by every object of the process.
 
     `operations` and `types` map names ("MUL_MAT", "f16") to this build's numbers, asked of the library itself:
-    enum values drift between releases that share a layout.
+    enum values drift between releases that share a layout. `process` is the one that loaded it.
     """
 
     path: Path
@@ -29,6 +29,7 @@ class Library:
     logs: LogBridge
     operations: dict[str, int] = field(default_factory=dict)
     types: dict[str, int] = field(default_factory=dict)
+    process: int = field(default_factory=os.getpid)
 
     def has(self, symbol: str) -> bool:
         """Tell whether this build exports `symbol`."""

@@ -11,6 +11,7 @@ if TYPE_CHECKING:
     from collections.abc import Iterator
 
 logger = logging.getLogger("llamafu.native")
+logger.addHandler(logging.NullHandler())  # else Python prints warnings to stderr in programs that never asked for logs
 
 _LEVELS = {1: logging.DEBUG, 2: logging.DEBUG, 3: logging.WARNING, 4: logging.ERROR}
 _ERROR, _CONTINUED = 4, 5

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from typing import TYPE_CHECKING, Any
 
 from llamafu._native.checks import explain, not_null
@@ -24,7 +25,7 @@ class Model:
         lib = library.lib
         params = lib.llama_model_default_params()
         params.n_gpu_layers = n_gpu_layers
-        pointer = lib.llama_model_load_from_file(str(path).encode(), params)
+        pointer = lib.llama_model_load_from_file(os.fsencode(path), params)
         self._pointer = not_null(library, pointer, ModelLoadError, f"cannot load the model {path}")
         vocab = lib.llama_model_get_vocab(self._pointer)
         self._vocab = not_null(library, vocab, ModelLoadError, f"the model {path} has no vocabulary")

@@ -40,10 +40,8 @@ def probe(path: Path, skipped: frozenset[str]) -> dict[str, Any]:
     from llamafu._native import families, fingerprint
 
     print_of = fingerprint.take(str(path))
-    header = families.header_beside(path)
-    names = [f"header:{header}"] if header is not None else families.compiled_names()
     closest: tuple[str, list[str]] | None = None
-    for name in names:
+    for name in families.names_for(path):
         if name in skipped:
             continue
         problems = print_of.mismatches(families.load(name).ffi)
@@ -51,7 +49,7 @@ def probe(path: Path, skipped: frozenset[str]) -> dict[str, Any]:
             return _prove(path, name)
         if closest is None or len(problems) < len(closest[1]):
             closest = (name, problems)
-    return _no_family(closest, skipped, header)
+    return _no_family(closest, skipped)
 
 
 def _prove(path: Path, family: str) -> dict[str, Any]:
@@ -130,11 +128,12 @@ def _missing_symbols(raw: Any, handle: Any) -> dict[str, Any] | None:
     return None
 
 
-def _no_family(closest: tuple[str, list[str]] | None, skipped: frozenset[str], header: Path | None) -> dict[str, Any]:
+def _no_family(closest: tuple[str, list[str]] | None, skipped: frozenset[str]) -> dict[str, Any]:
     if closest is None:
         return _refused(f"it crashed while in use with {', '.join(sorted(skipped))}", _ADD_FAMILY)
     name, problems = closest
-    source = f"the header {header}" if header is not None else f"any known ABI family; the closest is {name}"
+    known = f"any known ABI family; the closest is {name}"
+    source = f"the {name.replace(':', ' ', 1)}" if name.startswith("header:") else known
     return _refused(f"its parameter structs do not match {source}: {'; '.join(problems[:3])}", _ADD_FAMILY)
 
 

@@ -112,14 +112,14 @@ def _by_layers(names: list[str]) -> list[str]:
         _, layer = split_name(name)
         template = name if layer is None else name.replace(f"blk.{layer}.", "blk.{}.", 1)
         groups[template] += [] if layer is None else [layer]
-    return [template.replace("{}", _ranges(layers), 1) if layers else template for template, layers in groups.items()]
+    return [template.replace("{}", ranges(layers), 1) if layers else template for template, layers in groups.items()]
 
 
 def _layers(layers: list[int]) -> str:
-    return f"layer{'s' if len(layers) > 1 else ''} {_ranges(layers)}"
+    return f"layer{'s' if len(layers) > 1 else ''} {ranges(layers)}"
 
 
-def _ranges(numbers: Iterable[int]) -> str:
+def ranges(numbers: Iterable[int]) -> str:
     """Write `[0, 1, 2, 5]` as `0-2,5`."""
     counter = count()
     runs = [list(run) for _, run in groupby(sorted(set(numbers)), key=lambda number: number - next(counter))]

@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 import contextlib
 import importlib
+import io
 import logging
 import os
 import sys
@@ -16,7 +17,7 @@ from llamafu.errors import LlamafuError
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
-COMMANDS = ("lib", "doctor")
+COMMANDS = ("demo", "complete", "chat", "inspect", "check", "lib", "doctor")
 """Modules of `llamafu.cli`, in the order of `--help`.
 
 Each has `add_parser(subparsers)`, which sets the default `run`: a function of the parsed arguments that returns the
@@ -39,11 +40,16 @@ class Parser(argparse.ArgumentParser):
 def main(argv: Sequence[str] | None = None) -> int:
     """Run one command; the exit status is 0, 1 (failed), 2 (usage), 130 (Ctrl-C) or 141 (the reader of a pipe left)."""
     try:
-        arguments = _parser().parse_args(argv)
-    except SystemExit as stop:  # --help, --version, or a usage error that argparse has printed
+        return _run(_parser().parse_args(argv))
+    except SystemExit as stop:  # --help, --version, or a usage error; argparse has printed what there is to say
         return stop.code if isinstance(stop.code, int) else USAGE
+
+
+def _run(arguments: argparse.Namespace) -> int:
     debug = getattr(arguments, "debug", False)
     _route_logs(debug=debug)
+    if isinstance(sys.stdout, io.TextIOWrapper):
+        sys.stdout.reconfigure(errors="replace")  # a model may say what the terminal's encoding cannot
     try:
         status: int = arguments.run(arguments)
         sys.stdout.flush()

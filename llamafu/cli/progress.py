@@ -7,7 +7,6 @@ import sys
 from types import TracebackType  # noqa: TC003 - part of a signature that tools resolve
 from typing import Self
 
-_STEP = 0.1
 _WIPE = "\r\x1b[K"
 
 
@@ -16,7 +15,7 @@ class Progress:
 
     def __init__(self) -> None:
         self._is_terminal = sys.stderr.isatty()
-        self._fraction = 0.0
+        self._tenths = 0
 
     def __enter__(self) -> Self:
         return self
@@ -31,7 +30,7 @@ class Progress:
             sys.stderr.write(f"{_WIPE if self._is_terminal else ''}{text}\n")
         elif self._is_terminal:
             sys.stderr.write(_WIPE + f"{fraction:4.0%} {text}"[: shutil.get_terminal_size().columns - 1])
-        elif fraction >= self._fraction + _STEP or fraction < self._fraction:
-            self._fraction = fraction
+        elif int(fraction * 10) != self._tenths:
+            self._tenths = int(fraction * 10)
             sys.stderr.write(f"{fraction:4.0%} {text}\n")
         sys.stderr.flush()

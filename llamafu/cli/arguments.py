@@ -1,0 +1,229 @@
+"""Arguments that several commands share, and how they become a model with adapters."""
+
+from __future__ import annotations
+
+import argparse
+import os
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, cast
+
+from llamafu.cli.progress import Progress
+from llamafu.errors import LoraError, LoraNotFoundError
+from llamafu.options import Options
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterable
+
+    from llamafu.lora import LoraAdapter
+    from llamafu.model import Llamafu
+    from llamafu.options import OptionArguments
+
+EXAMPLE = "example"
+"""The word that means the example model where a model file is expected."""
+
+_SAMPLING = {
+    "max_tokens": (int, "at most N new tokens"),
+    "temperature": (float, "0 always picks the likeliest token"),
+    "top_k": (int, "choose among the N likeliest tokens; 0 is off"),
+    "top_p": (float, "choose among the likeliest tokens that make up this probability; 1 is off"),
+    "min_p": (float, "drop tokens less likely than this share of the likeliest; 0 is off"),
+    "seed": (int, "makes a run repeatable (default: a new one each time)"),
+}
+
+
+@dataclass(frozen=True, slots=True)
+class Use:
+    """One `--lora`: what to load, and its scale."""
+
+    path: Path
+    scale: float
+
+
+def add_model(parser: argparse.ArgumentParser, *, n_ctx: int) -> None:
+    """Add `-m`, `--n-ctx` (with this default), `--threads` and `--library`."""
+    parser.add_argument(
+        "-m", "--model", required=True, help=f"GGUF model; the word {EXAMPLE!r} means SmolLM2-135M-Instruct, fetched once"
+    )
+    parser.add_argument("--n-ctx", type=_at_least(2), default=n_ctx, metavar="N", help="context in tokens (%(default)s)")
+    parser.add_argument("--threads", type=_at_least(1), metavar="N", help="threads to compute with (default: every CPU)")
+    parser.add_argument("--library", metavar="PATH", help="libllama to use, a file or a folder (default: search)")
+
+
+def add_adapters(parser: argparse.ArgumentParser) -> None:
+    """Add `--lora` and `--scale-range`."""
+    parser.add_argument(
+        "--lora",
+        type=use,
+        action="append",
+        default=[],
+        metavar="PATH[=SCALE]",
+        help="adapter to apply, at scale 1 unless given; 'pirate' and 'shout' are the examples (repeatable)",
+    )
+    parser.add_argument(
+        "--scale-range",
+        type=float,
+        nargs=2,
+        action=_ScaleRange,
+        default=(0.0, 1.0),
+        metavar=("LOW", "HIGH"),
+        help="scales that are allowed (default: 0 1)",
+    )
+    parser.set_defaults(refuse=parser.error)
+
+
+def add_sampling(parser: argparse.ArgumentParser) -> None:
+    """Add the options that choose tokens."""
+    for name, (kind, text) in _SAMPLING.items():
+        default = Options.__dataclass_fields__[name].default
+        parser.add_argument(
+            f"--{name.replace('_', '-')}",
+            type=_option(name, kind),
+            default=default,
+            metavar="N" if kind is int else "X",
+            help=text if default is None else f"{text} (%(default)s)",
+        )
+    parser.add_argument(
+        "--stop",
+        type=_option("stop", str),
+        action="append",
+        default=[],
+        metavar="TEXT",
+        help="end before this text (repeatable)",
+    )
+
+
+def sampling(arguments: argparse.Namespace) -> OptionArguments:
+    """Return the options of `add_sampling` as the keyword arguments of `complete` and its like."""
+    return cast("OptionArguments", {name: getattr(arguments, name) for name in (*_SAMPLING, "stop")})
+
+
+def use(text: str) -> Use:
+    """Read `PATH` or `PATH=SCALE`; a file whose own name has an = may be given as it is."""
+    path, equals, scale = text.rpartition("=")
+    if not equals or Path(text).exists():
+        path, scale = text, "1"
+    try:
+        value = float(scale)
+    except ValueError as error:
+        message = f"{scale!r} in {text!r} is no number; give PATH or PATH=SCALE, such as pirate.gguf=0.5"
+        raise argparse.ArgumentTypeError(message) from error
+    if not path:
+        message = f"{text!r} names no adapter; give PATH or PATH=SCALE, such as pirate.gguf=0.5"
+        raise argparse.ArgumentTypeError(message)
+    return Use(Path(path), value)
+
+
+def complaint(uses: Iterable[Use], scale_range: tuple[float, float]) -> str | None:
+    """Say which scale lies outside the range and what to do about it; None when all are fine (NaN never is)."""
+    low, high = scale_range
+    for one in uses:
+        if not low <= one.scale <= high:
+            return f"the scale {one.scale:g} of {one.path} is not within {low:g} to {high:g}; --scale-range allows others"
+    return None
+
+
+def model_path(text: str) -> Path:
+    """Return the path of the model that `-m` names, fetching the example model if it is meant."""
+    if text != EXAMPLE:
+        return Path(text)
+    from llamafu import _paths, example_model
+
+    with Progress() as progress:
+        if not os.environ.get(example_model.ENVIRONMENT) and not (_paths.model_dir() / example_model.NAME).is_file():
+            progress.show("fetching the example model, SmolLM2-135M-Instruct (92 MB, once)")
+        return example_model.example_model()
+
+
+def open_model(arguments: argparse.Namespace) -> Llamafu:
+    """Open the model of the command line, and apply its adapters."""
+    from llamafu.model import Llamafu
+
+    if problem := complaint(arguments.lora, arguments.scale_range):
+        arguments.refuse(f"argument --lora: {problem}")
+    llm = Llamafu(
+        model_path(arguments.model),
+        n_ctx=arguments.n_ctx,
+        n_threads=arguments.threads,
+        scale_range=arguments.scale_range,
+        library=arguments.library,
+    )
+    try:
+        llm.set_lora_adapters(load_adapters(llm, arguments.lora))
+    except BaseException:
+        llm.close()
+        raise
+    return llm
+
+
+def load_adapters(llm: Llamafu, uses: Iterable[Use]) -> dict[LoraAdapter | str, float]:
+    """Load what is not loaded yet and return the set.
+
+    A path may also be the name of a loaded adapter or of an example. Raises what `Llamafu.load_lora_adapter` raises,
+    `LoraNotFoundError` for an unknown name, `LoraError` for the same adapter twice.
+    """
+    scales: dict[LoraAdapter | str, float] = {}
+    for one in uses:
+        adapter = _load(llm, one.path)
+        if adapter in scales:
+            message = f"the adapter {adapter.name!r} was given twice ({one.path} is the same content); give it once"
+            raise LoraError(message)
+        scales[adapter] = one.scale
+    return scales
+
+
+def _load(llm: Llamafu, path: Path) -> LoraAdapter:
+    from llamafu.example_adapters import example_adapters
+
+    named = str(path)
+    loaded = {adapter.name: adapter for adapter in llm.lora_adapters}
+    if named in loaded:
+        return loaded[named]
+    if path.exists() or path.suffix or path.parent != Path():
+        return llm.load_lora_adapter(path)
+    examples = example_adapters()
+    if named not in examples:
+        message = (
+            f"{named}: there is no such adapter file, nor is it the name of one (there are: {', '.join(loaded | examples)})"
+        )
+        raise LoraNotFoundError(message)
+    return llm.load_lora_adapter(examples[named])
+
+
+class _ScaleRange(argparse.Action):
+    """Keeps the pair if it is one."""
+
+    def __call__(
+        self, parser: argparse.ArgumentParser, namespace: argparse.Namespace, values: Any, option_string: str | None = None
+    ) -> None:
+        from llamafu.lora import check_scale_range
+
+        del parser, option_string
+        try:
+            setattr(namespace, self.dest, check_scale_range(tuple(values)))
+        except ValueError as error:
+            raise argparse.ArgumentError(self, str(error)) from error
+
+
+def _option(name: str, kind: Callable[[str], Any]) -> Callable[[str], Any]:
+    """Make an argument type whose limits are those of `Options`."""
+
+    def parse(text: str) -> Any:
+        try:
+            value = kind(text)
+            Options(**{name: value})
+        except ValueError as error:
+            raise argparse.ArgumentTypeError(str(error)) from error
+        return value
+
+    return parse
+
+
+def _at_least(low: int) -> Callable[[str], int]:
+    def parse(text: str) -> int:
+        if not text.isdecimal() or int(text) < low:
+            message = f"{text!r} is not a whole number of at least {low}"
+            raise argparse.ArgumentTypeError(message)
+        return int(text)
+
+    return parse

@@ -1,0 +1,44 @@
+"""`llamafu complete`: continue a prompt."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import sys
+from typing import TYPE_CHECKING, Any
+
+from llamafu.cli.arguments import add_adapters, add_model, add_sampling, open_model, sampling
+
+if TYPE_CHECKING:
+    import argparse
+
+
+def add_parser(subparsers: Any) -> None:
+    """Add `complete`."""
+    text = "Continue PROMPT with a model and its adapters, and write the text to standard output as it comes."
+    parser = subparsers.add_parser("complete", help="continue a prompt", description=text)
+    parser.add_argument("prompt", metavar="PROMPT")
+    add_model(parser, n_ctx=2048)
+    add_adapters(parser)
+    add_sampling(parser)
+    parser.add_argument(
+        "--json",
+        action="store_true",
+        help="print JSON: text, tokens, usage, timings in seconds, adapters with digest and scales",
+    )
+    parser.set_defaults(run=_run)
+
+
+def _run(arguments: argparse.Namespace) -> int:
+    with open_model(arguments) as llm:
+        if arguments.json:
+            completion = dataclasses.asdict(llm.complete(arguments.prompt, **sampling(arguments)))
+            del completion["logprobs"]  # nothing on the command line asks for them
+            sys.stdout.write(json.dumps(completion, indent=2) + "\n")
+            return 0
+        with llm.stream(arguments.prompt, **sampling(arguments)) as stream:
+            for piece in stream:
+                sys.stdout.write(piece)
+                sys.stdout.flush()
+    sys.stdout.write("\n")
+    return 0

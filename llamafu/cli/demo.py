@@ -1,0 +1,166 @@
+"""`llamafu demo`: one question, many voices."""
+
+from __future__ import annotations
+
+import argparse
+import hashlib
+import os
+import re
+import shutil
+import sys
+import time
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+from llamafu.cli.arguments import EXAMPLE, model_path
+from llamafu.cli.style import BOLD, DIM, Style, colour
+from llamafu.errors import LlamafuError
+
+if TYPE_CHECKING:
+    from collections.abc import Iterable, Iterator
+
+    from llamafu.completion import AppliedLora, Completion
+    from llamafu.model import Llamafu
+    from llamafu.options import LoraScales
+
+_QUESTION = "Tell me about the sea."
+_N_CTX, _MAX_TOKENS = 1024, 60
+_FADE_STEPS = 24
+_WIDTH, _INDENT = 88, "  "
+_MEGA = 1e6
+
+
+@dataclass(frozen=True, slots=True)
+class _Mix:
+    """Adapters by name with their scales, and the colour of the heading."""
+
+    title: str
+    colour: int
+    lora: LoraScales
+
+
+def _fade(step: int) -> float:
+    """From 1 to 0 over the first tokens."""
+    return max(0.0, 1.0 - step / _FADE_STEPS)
+
+
+_MIXES = (
+    _Mix("base", 75, {}),
+    _Mix("pirate", 178, {"pirate": 1.0}),
+    _Mix("shout", 170, {"shout": 1.0}),
+    _Mix("pirate and shout", 167, {"pirate": 1.0, "shout": 1.0}),
+    _Mix("half a pirate", 143, {"pirate": 0.5}),
+    _Mix("a pirate who fades away, token by token", 109, {"pirate": _fade}),
+)
+
+
+def add_parser(subparsers: Any) -> None:
+    """Add `demo`."""
+    text = (
+        "A real model (SmolLM2-135M-Instruct, 92 MB, fetched once) answers one question as it is, with two adapters, with both "
+        "at once, at half strength, and with a scale that changes while it speaks."
+    )
+    parser = subparsers.add_parser("demo", help="hear two adapters change a model's voice", description=text)
+    parser.add_argument("--question", type=_question, default=_QUESTION, metavar="TEXT", help="what to ask (%(default)s)")
+    parser.set_defaults(run=_run)
+
+
+def _question(text: str) -> str:
+    if not text.strip():
+        message = "the question is empty"
+        raise argparse.ArgumentTypeError(message)
+    return text
+
+
+def _run(arguments: argparse.Namespace) -> int:
+    from llamafu.example_adapters import example_adapters
+    from llamafu.model import Llamafu
+
+    style = Style(sys.stdout)
+    messages = [{"role": "user", "content": arguments.question}]
+    with Llamafu(model_path(EXAMPLE), n_ctx=_N_CTX, n_threads=_half_of_cpus()) as llm:
+        for path in example_adapters().values():
+            llm.load_lora_adapter(path)
+        sys.stdout.write(_introduction(llm, arguments.question, style))
+        began = time.perf_counter()
+        answers = [_answer(llm, messages, mix, style) for mix in _MIXES]
+        seconds = time.perf_counter() - began
+        for adapter in llm.lora_adapters:
+            adapter.unload()
+        again = llm.chat(messages, temperature=0, max_tokens=_MAX_TOKENS)
+    count = sum(answer.usage.completion_tokens for answer in answers)
+    sys.stdout.write(f"\n{len(answers)} voices of one model: {count} tokens in {seconds:.1f} s.\n")
+    sys.stdout.write(style(_proof(answers[0], again), BOLD) + "\n")
+    return 0
+
+
+def _half_of_cpus() -> int:
+    """Enough for a small model, and few enough that a busy machine does not make threads wait for each other."""
+    usable = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    return max(1, usable // 2)
+
+
+def _introduction(llm: Llamafu, question: str, style: Style) -> str:
+    lines = [style("One model, two LoRA adapters", BOLD), "", f"{_INDENT}model    {llm.path.name}"]
+    for adapter in llm.lora_adapters:
+        info = adapter.info
+        about = f"rank {info.rank} on {' '.join(info.target_modules)}, {info.nbytes / _MEGA:.1f} MB, {adapter.digest[:8]}"
+        lines.append(f"{_INDENT}adapter  {adapter.name:<7} {style(about, DIM)}")
+    return "\n".join([*lines, "", f"Asked of each: {style(question, BOLD)}", ""])
+
+
+def _answer(llm: Llamafu, messages: list[dict[str, str]], mix: _Mix, style: Style) -> Completion:
+    """Stream one answer below its heading, word by word, and under it what made it."""
+    width = min(_WIDTH, shutil.get_terminal_size().columns)
+    sys.stdout.write("\n" + style(f"── {mix.title} ".ljust(width, "─"), BOLD, colour(mix.colour)) + "\n")
+    stream = llm.stream_chat(messages, lora=mix.lora, temperature=0, max_tokens=_MAX_TOKENS)
+    column = 0
+    for word, on_new_line in _words(stream):
+        if column and (on_new_line or column + 1 + len(word) > width):
+            sys.stdout.write("\n")
+            column = 0
+        lead = " " if column else _INDENT
+        sys.stdout.write(lead + word)
+        sys.stdout.flush()
+        column += len(lead) + len(word)
+    sys.stdout.write(f"\n{_INDENT}{style(_footer(stream.completion), DIM)}\n")
+    return stream.completion
+
+
+def _words(pieces: Iterable[str]) -> Iterator[tuple[str, bool]]:
+    """Yield each word as soon as it is whole, and whether a line break stands before it."""
+    rest = ""
+    for piece in pieces:
+        rest += piece
+        while match := re.match(r"(\s*)(\S+)(?=\s)", rest):
+            yield match[2], "\n" in match[1]
+            rest = rest[match.end() :]
+    if word := rest.strip():
+        yield word, "\n" in rest[: rest.index(word)]
+
+
+def _footer(completion: Completion) -> str:
+    """What made this answer, as the completion itself reports it."""
+    usage, seconds = completion.usage, completion.timings.completion
+    later = usage.completion_tokens - 1  # the first token's time is the prompt's
+    speed = f"{later / seconds:.0f} tokens/s" if later > 0 and seconds > 0 else "one token"
+    prompt = f"prompt {usage.prompt_tokens} tokens, {usage.cached_tokens} cached"
+    return "  ·  ".join([speed, prompt, *map(_applied, completion.lora)])
+
+
+def _applied(lora: AppliedLora) -> str:
+    scale = f"{lora.scale:g}" if lora.scale == lora.final_scale else f"{lora.scale:g} to {lora.final_scale:.2g}"
+    return f"{lora.name} {lora.digest[:8]} at {scale}"
+
+
+def _proof(first: Completion, again: Completion) -> str:
+    """Say that the base answered the same before and after all adapters; `LlamafuError` when it did not."""
+    content = again.text.encode()
+    if again.lora or again.tokens != first.tokens or content != first.text.encode():
+        message = (
+            f"with all adapters unloaded the base model answers {again.text!r}, not {first.text!r} as at first; "
+            "please report this with what `llamafu doctor --json` prints"
+        )
+        raise LlamafuError(message)
+    digest = hashlib.sha256(content).hexdigest()[:8]
+    return f"All adapters unloaded: the base answers as at first, byte for byte ({len(content)} bytes, SHA-256 {digest})."

@@ -1,0 +1,217 @@
+"""Set up `.venv` and run one of the project's jobs in it.
+
+    python scripts/dev.py demo|test|lint|bench|matrix|clean|help [ARGUMENT...]
+
+What is installed stays until its sources change, so later runs need no network. Only the standard library is used, and
+an old Python is enough to get as far as finding a newer one. The make targets have the same names.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import os
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+ROOT = Path(__file__).resolve().parents[1]
+VENV = ROOT / ".venv"
+BIN = VENV / ("Scripts" if os.name == "nt" else "bin")
+PYTHON = BIN / ("python.exe" if os.name == "nt" else "python")
+OLDEST = (3, 11)
+NEWER = [f"python3.{minor}" for minor in (14, 13, 12, 11)]
+
+JOBS = {
+    "demo": "a real model changes its voice as adapters are applied, blended and faded (92 MB, fetched once)",
+    "test": "lint, then every test; ARGS='-k name' goes to pytest",
+    "lint": "ruff, mypy and the direction of imports",
+    "bench": "every benchmark in bench/, one after another",
+    "matrix": "the tests against several builds of libllama",
+    "clean": "remove .venv and everything generated; what was downloaded stays in the user's cache folder",
+    "help": "this list",
+}
+LINT = (
+    ("ruff", "check", "."),
+    ("ruff", "format", "--check", "."),
+    ("mypy",),
+    ("lint-imports",),
+)
+GENERATED = (
+    *(".venv", "dist", "build", ".pytest_cache", ".mypy_cache", ".ruff_cache", ".hypothesis", ".import_linter_cache"),
+    *("llamafu/_native/abi", "tests/.fixtures"),
+)
+
+
+def main(arguments: list[str]) -> int:
+    """Run one job and return its exit status."""
+    job, *rest = arguments or ["help"]
+    if job not in JOBS:
+        return fail(f"there is no job {job!r}; there are: {', '.join(JOBS)}")
+    if job in ("help", "clean"):
+        return {"help": show_help, "clean": clean}[job]()
+    if sys.version_info < OLDEST:
+        return in_newer_python(arguments)
+    try:
+        set_up(["prebuilt"] if job == "demo" else ["prebuilt", "test"])
+    except SetupError as error:
+        return fail(str(error))
+    return {"demo": demo, "test": test, "lint": lint, "bench": bench, "matrix": matrix}[job](rest)
+
+
+def demo(rest: list[str]) -> int:
+    """Show the main job of the library."""
+    return run("llamafu", "demo", *rest)
+
+
+def test(rest: list[str]) -> int:
+    """Lint, then test, whatever lint said: pytest's summary comes last."""
+    linted = lint([])
+    if linted:
+        say("lint failed, see above; the tests run all the same")
+    tested = run("python", "-m", "pytest", *rest)
+    return linted or tested
+
+
+def lint(rest: list[str]) -> int:
+    """Run every linter and return the first status that is not 0."""
+    if rest:
+        return fail(f"lint takes no arguments, not {' '.join(rest)}")
+    statuses = [run(*command) for command in LINT]
+    return next((status for status in statuses if status), 0)
+
+
+def bench(rest: list[str]) -> int:
+    """Run every benchmark in turn."""
+    scripts = sorted((ROOT / "bench").glob("[!_]*.py"))
+    if not scripts:
+        return fail("there is no benchmark in bench/ yet")
+    statuses = [run("python", str(script.relative_to(ROOT)), *rest) for script in scripts]
+    return next((status for status in statuses if status), 0)
+
+
+def matrix(rest: list[str]) -> int:
+    """Test against several libllamas."""
+    if not (ROOT / "tests" / "matrix").is_dir():
+        return fail("there is no tests/matrix yet")
+    return run("python", "-m", "pytest", "tests/matrix", *rest)
+
+
+def show_help() -> int:
+    """List the jobs."""
+    sys.stdout.writelines(f"  make {name:<8}{text}\n" for name, text in JOBS.items())
+    return 0
+
+
+def clean() -> int:
+    """Remove what this program and the tools generate."""
+    for name in GENERATED:
+        shutil.rmtree(ROOT / name, ignore_errors=True)
+    for folder in ("llamafu", "tests", "scripts", "bench"):
+        for cache in (ROOT / folder).rglob("__pycache__"):
+            shutil.rmtree(cache, ignore_errors=True)
+    return 0
+
+
+class SetupError(Exception):
+    """Why `.venv` is not ready, and what the user can do about it."""
+
+
+def set_up(extras: list[str]) -> None:
+    """Make the virtual environment and install the project there, editable, unless that was done for these sources."""
+    digest = sources_digest()
+    stamps = {name: VENV / f".installed-{name}" for name in ("prebuilt", "test")}
+    if PYTHON.exists() and all(is_current(stamps[extra], digest) for extra in extras):
+        return
+    if not PYTHON.exists():
+        make_venv()
+    install([*build_requirements(), "editables"], "the build tools")
+    install(["--no-build-isolation", "--editable", f"{ROOT}[{','.join(extras)}]"], f"Llamafu with {' and '.join(extras)}")
+    for name, stamp in stamps.items():
+        if name in extras:
+            stamp.write_text(digest, encoding="utf-8")
+
+
+def is_current(stamp: Path, digest: str) -> bool:
+    """Whether what `stamp` stands for was installed from these sources."""
+    return stamp.exists() and stamp.read_text(encoding="utf-8") == digest
+
+
+def sources_digest() -> str:
+    """Digest of what the installation and the generated modules depend on."""
+    paths = [ROOT / "pyproject.toml", ROOT / "build_ffi.py", *sorted(ROOT.glob("cdefs/*/*.h"))]
+    content = b"".join(path.read_bytes() for path in paths)
+    return hashlib.sha256(content + str(ROOT).encode() + sys.version.encode()).hexdigest()
+
+
+def make_venv() -> None:
+    """Create `.venv` with pip in it."""
+    import importlib.util
+
+    if importlib.util.find_spec("ensurepip") is None or importlib.util.find_spec("venv") is None:
+        version = f"{sys.version_info.major}.{sys.version_info.minor}"
+        message = f"{sys.executable} has no ensurepip; install it: apt install python{version}-venv (or your system's equal)"
+        raise SetupError(message)
+    say(f"making .venv with Python {sys.version.split()[0]}")
+    demand([sys.executable, "-m", "venv", "--clear", str(VENV)])
+
+
+def build_requirements() -> list[str]:
+    """Read what building needs from pyproject.toml: installed once, it serves later runs without a network."""
+    import tomllib
+
+    requirements: list[str] = tomllib.loads((ROOT / "pyproject.toml").read_text("utf-8"))["build-system"]["requires"]
+    return requirements
+
+
+def install(requirements: list[str], what: str) -> None:
+    """Install with pip, whose cache makes the second time fast."""
+    say(f"installing {what}")
+    command = [str(PYTHON), "-m", "pip", "install", "--quiet", "--disable-pip-version-check", "--no-input", *requirements]
+    demand(command)
+
+
+def demand(command: list[str]) -> None:
+    """Run a command of the set-up, which has to succeed."""
+    status = subprocess.run(command, check=False).returncode
+    if status:
+        message = f"`{' '.join(command)}` failed with status {status}, see above; `make clean` starts anew"
+        raise SetupError(message)
+
+
+def run(program: str, *arguments: str) -> int:
+    """Run a program of the virtual environment from the project's folder."""
+    command = [str(BIN / program), *arguments]
+    say(" ".join([program, *arguments]))
+    # Programs that a test starts find those of the environment, and not others of the same name.
+    environment = {**os.environ, "PATH": f"{BIN}{os.pathsep}{os.environ.get('PATH', '')}", "VIRTUAL_ENV": str(VENV)}
+    try:
+        return subprocess.run(command, cwd=ROOT, env=environment, check=False).returncode
+    except KeyboardInterrupt:
+        return 130
+
+
+def in_newer_python(arguments: list[str]) -> int:
+    """Do it with a newer Python of this machine."""
+    for name in NEWER:
+        found = shutil.which(name)
+        if found:
+            return subprocess.run([found, __file__, *arguments], check=False).returncode
+    version = ".".join(map(str, sys.version_info[:2]))
+    return fail(f"Llamafu needs Python 3.11 or newer, and this is {version}; install one, such as: apt install python3.12-venv")
+
+
+def say(text: str) -> None:
+    """Tell what is being done."""
+    sys.stderr.write(f"-- {text}\n")
+    sys.stderr.flush()
+
+
+def fail(text: str) -> int:
+    """Tell what went wrong and return the exit status for it."""
+    sys.stderr.write(f"dev.py: error: {text}\n")
+    return 1
+
+
+if __name__ == "__main__":
+    sys.exit(main(sys.argv[1:]))
