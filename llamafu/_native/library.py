@@ -104,7 +104,7 @@ def _open(path: Path, family: str) -> Library:
 def _exports(ffi: Any, lib: Any, symbol: str) -> bool:
     try:
         getattr(lib, symbol)
-    except (AttributeError, ffi.error):  # undeclared in this family; declared but not exported
+    except (AttributeError, getattr(ffi, "error", AttributeError)):  # in-line cffi objects have no error class of their own
         return False
     return True
 

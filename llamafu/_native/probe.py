@@ -38,13 +38,17 @@ def probe(path: Path, skipped: frozenset[str]) -> dict[str, Any]:
     if (refusal := _missing_symbols(raw, handle)) is not None:
         return refusal
     from llamafu._native import families, fingerprint
+    from llamafu.errors import AbiMismatchError
 
     print_of = fingerprint.take(str(path))
     closest: tuple[str, list[str]] | None = None
     for name in families.names_for(path):
         if name in skipped:
             continue
-        problems = print_of.mismatches(families.load(name).ffi)
+        try:
+            problems = print_of.mismatches(families.load(name).ffi)
+        except AbiMismatchError as error:
+            return _refused(str(error), "name a complete llama.h in LLAMAFU_HEADER, or unset it")
         if not problems:
             return _prove(path, name)
         if closest is None or len(problems) < len(closest[1]):

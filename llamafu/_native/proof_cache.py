@@ -100,7 +100,8 @@ def _digest(path: Path) -> str:
 
 def _key(path: Path, digest: str) -> str:
     """Name everything that the proof depends on."""
-    text = [__version__, digest, str(path), *sorted(processor.flags())]
+    # A header that was named binds the prober; the same one merely lying nearby does not.
+    text = [__version__, digest, str(path), os.environ.get("LLAMAFU_HEADER", ""), *sorted(processor.flags())]
     header = families.header_beside(path)
     if header is not None:
         places = (header.parent, header.parent.parent / "ggml" / "include")
