@@ -7,7 +7,7 @@ import sys
 import time
 from typing import TYPE_CHECKING
 
-import conditions
+import _conditions as conditions
 
 from llamafu import Llamafu
 from llamafu.adapters import file as adapter_file

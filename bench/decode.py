@@ -5,7 +5,7 @@ from __future__ import annotations
 import sys
 from typing import Any
 
-import conditions
+import _conditions as conditions
 import numpy as np
 
 from llamafu import Llamafu

@@ -6,7 +6,7 @@ import gc
 import sys
 from pathlib import Path
 
-import conditions
+import _conditions as conditions
 
 from llamafu import Llamafu
 from llamafu.example_model import example_model

@@ -6,7 +6,7 @@ import statistics
 import subprocess
 import sys
 
-import conditions
+import _conditions as conditions
 
 ROUNDS = 15
 LIMIT = 100.0

@@ -93,8 +93,6 @@ class Llamafu:
         self._base = read_base(self.path)
         proven = find(None if library is None else os.fspath(library))
         self._library = open_library(proven.path, proven.family, gpu=n_gpu_layers != 0)
-        self._pools = proven.frees_adapters is False
-        self._pool: dict[str, Adapter] = {}
         self._embeds = embeddings
         self._registry = Registry()
         self._active: dict[LoraAdapter, float] = {}
@@ -109,7 +107,12 @@ class Llamafu:
             offload=n_gpu_layers != 0,
         )
         self._instance = Instance(
-            self._library, self.path, options, reader=lambda path: read_adapter(path).content, n_gpu_layers=n_gpu_layers
+            self._library,
+            self.path,
+            options,
+            reader=lambda path: read_adapter(path).content,
+            n_gpu_layers=n_gpu_layers,
+            frees_adapters=proven.frees_adapters is not False,
         )
         self._prober = Prober(self._instance.model)
         self._desk = Desk(self._instance, PrefixCache(self._instance.context), Turns())
@@ -175,9 +178,7 @@ class Llamafu:
                 resolved = self._registry.resolve(adapter)
                 self.remove_lora_adapter(resolved)
                 native = self._registry.drop(resolved)
-            self._instance.detach(native)
-            if not self._pools:
-                self._instance.free(native)
+            self._instance.free(native)
 
     @contextmanager
     def using(self, scales: Mapping[LoraAdapter | str, float]) -> Iterator[Self]:
@@ -222,22 +223,22 @@ class Llamafu:
         Raises `ContextOverflowError` when the prompt does not fit, `DecodeError`, `InvalidScaleError`,
         `LoraNotFoundError`, `GrammarError`, ValueError and TypeError for bad options.
         """
-        return self._run(self._start(prompt, Options(**options)))
+        return self._run(self._start(prompt, Options.of(options)))
 
     @takes_options
     def stream(self, prompt: str, **options: Unpack[OptionArguments]) -> Stream:
         """Like `complete`, as an iterator of text pieces."""
-        return Stream(self._start(prompt, Options(**options)), self)
+        return Stream(self._start(prompt, Options.of(options)), self)
 
     @takes_options
     def chat(self, messages: Sequence[Mapping[str, Any]], **options: Unpack[OptionArguments]) -> Completion:
         """Answer `messages` ({"role", "content"} each), formatted by the model's own chat template."""
-        return self._run(self._start_chat(messages, Options(**options)))
+        return self._run(self._start_chat(messages, Options.of(options)))
 
     @takes_options
     def stream_chat(self, messages: Sequence[Mapping[str, Any]], **options: Unpack[OptionArguments]) -> Stream:
         """Like `chat`, as an iterator of text pieces."""
-        return Stream(self._start_chat(messages, Options(**options)), self)
+        return Stream(self._start_chat(messages, Options.of(options)), self)
 
     def embed(self, text: str) -> np.ndarray[Any, np.dtype[np.float32]]:
         """Return the mean of the last layer's token vectors under the active set, at length 1, shape [n_embd].
@@ -332,17 +333,12 @@ class Llamafu:
         return generation.completion
 
     def _native_adapter(self, file: AdapterFile) -> Adapter:
-        pooled = self._pool.get(file.digest)
-        if pooled is not None:
-            return pooled
         native = self._instance.add(file.content, label=str(file.path))
         try:
             self._prober.demand_all_used(native, file.pairs)
         except BaseException:
             self._instance.free(native)
             raise
-        if self._pools:
-            self._pool[file.digest] = native
         return native
 
     def _scale_of(self, adapter: LoraAdapter) -> float | None:

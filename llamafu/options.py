@@ -5,11 +5,12 @@
 
 from __future__ import annotations
 
+import difflib
 import inspect
 import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, fields
-from typing import TYPE_CHECKING, Any, TypedDict, TypeVar, Union
+from typing import TYPE_CHECKING, Any, Self, TypedDict, TypeVar, Union
 
 if TYPE_CHECKING:
     from llamafu.lora import LoraAdapter
@@ -92,6 +93,19 @@ class Options:
         if self.grammar is not None and self.json_schema is not None:
             message = "grammar and json_schema were both given; give one"
             raise ValueError(message)
+
+    @classmethod
+    def of(cls, arguments: OptionArguments) -> Self:
+        """Check keyword arguments; an unknown one is a `TypeError` that names the nearest and all legal ones."""
+        names = [field.name for field in fields(cls)]
+        for name in arguments:
+            if name not in names:
+                near = difflib.get_close_matches(name, names, 1)
+                message = (
+                    f"unknown option {name!r}{f'; did you mean {near[0]!r}?' if near else ''} (options: {', '.join(names)})"
+                )
+                raise TypeError(message)
+        return cls(**arguments)
 
     @property
     def stops(self) -> tuple[str, ...]:

@@ -99,7 +99,12 @@ class Turns:
         with self._changed:
             self._refuse_nesting(me)
             self._ended = True
-            self._wait_until_free(me, alone=True)
+            try:
+                self._wait_until_free(me, alone=True)
+            except BaseException:  # a Ctrl-C while waiting: nothing has ended
+                self._ended = False
+                raise
+            self._ended = True  # if another one's waiting was interrupted
         try:
             yield
         finally:

@@ -101,7 +101,7 @@ def dumps(record: dict[str, Any]) -> str:
                 text[-1] = text[-1].replace(", ]", "]")
         else:
             text.append(line)
-            inside = line.endswith('_ids": [') or line.endswith('margins": [')
+            inside = line.endswith(('_ids": [', 'margins": ['))
     return "\n".join(text) + "\n"
 
 

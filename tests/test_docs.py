@@ -32,7 +32,7 @@ from llamafu.options import Options
 ROOT = Path(__file__).resolve().parent.parent
 DOCS = sorted((ROOT / "docs").rglob("*.md"))
 EVERY_PAGE = [ROOT / "README.md", ROOT / "CONTRIBUTING.md", *DOCS, ROOT / "cdefs" / "README.md"]
-FENCE = re.compile(r"^```(.*)\n(.*?)^```$", re.MULTILINE | re.DOTALL)
+FENCE = re.compile(r"^```([^\n]*)\n(.*?)^```$", re.MULTILINE | re.DOTALL)
 SLOW = {("demo",), ("chat",), ("lib", "install"), ("lib", "build")}
 """Commands that are only parsed: they fetch, compile or talk for long."""
 
@@ -53,6 +53,7 @@ def blocks(page):
         line = text.count("\n", 0, match.start()) + 2
         found.append(Block(match[1].strip(), match[2], line, not text[end : match.start()].strip()))
         end = match.end()
+    assert len(re.findall(r"^\s*```", text, re.MULTILINE)) == 2 * len(found), f"{named(page)}: a fence is indented or open"
     return found
 
 
@@ -120,7 +121,7 @@ def check_command(words):
         spec = importlib.util.spec_from_file_location("dev", ROOT / "scripts" / "dev.py")
         dev = importlib.util.module_from_spec(spec)
         spec.loader.exec_module(dev)
-        assert set(word for word in words[1:] if "=" not in word) <= set(dev.JOBS)
+        assert {word for word in words[1:] if "=" not in word} <= set(dev.JOBS)
     elif words[0] == "python":
         assert (ROOT / words[1]).is_file()
     elif words[:2] == ["pip", "install"]:
@@ -199,9 +200,7 @@ def test_every_code_is_listed():
 def test_every_exception_is_listed():
     rows = {name: (parents, code) for name, parents, code, _ in table(ROOT / "docs" / "errors.md", "Exception")}
     kinds = exceptions()
-    assert rows == {
-        name: (", ".join(base.__name__ for base in kind.__bases__), kind.code.name) for name, kind in kinds.items()
-    }
+    assert rows == {name: (", ".join(base.__name__ for base in kind.__bases__), kind.code.name) for name, kind in kinds.items()}
 
 
 def test_every_option_is_listed_with_its_default():
@@ -261,7 +260,9 @@ def test_links_lead_somewhere(page):
         assert goal.exists(), target
         if anchor:
             headings = re.findall(r"^#+ (.*)$", goal.read_text("utf-8"), re.MULTILINE)
-            assert anchor in {re.sub(r"[^\w\- ]", "", heading).strip().lower().replace(" ", "-") for heading in headings}, target
+            assert anchor in {re.sub(r"[^\w\- ]", "", heading).strip().lower().replace(" ", "-") for heading in headings}, (
+                target
+            )
 
 
 def test_index_leads_to_every_page():

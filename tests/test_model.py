@@ -526,3 +526,27 @@ def test_mirrored_functions(tiny_model, tiny_adapter_a, tiny_dir, tmp_path):
     other.close()
     instance.close()
     assert _native.llamafu_lora_adapter_clear_all(instance) == ErrorCode.CLOSED
+
+
+def test_builds_that_never_free_reuse_by_content(tiny_model, tiny_adapter_a, monkeypatch):
+    """Where the library's free does nothing, a freed adapter is taken up again; its old handle is dead all the same."""
+    from dataclasses import replace
+
+    import llamafu.model
+
+    find = llamafu.model.find
+    monkeypatch.setattr(llamafu.model, "find", lambda library: replace(find(library), frees_adapters=False))
+    with Llamafu(tiny_model, n_ctx=64) as llm:
+        first = llm.load_lora_adapter(tiny_adapter_a)
+        wanted = llm.complete("Once", lora={first: 1.0}, **GREEDY).tokens
+        native = llm._registry.native(first)
+        pointer = native.pointer
+        stream = llm.stream("Once", lora={first: 1.0}, max_tokens=20, ignore_eos=True)
+        next(stream)
+        first.unload()
+        with pytest.raises(ClosedError, match="unloaded"):
+            list(stream)
+        assert native.closed
+        again = llm.load_lora_adapter(tiny_adapter_a)
+        assert llm._registry.native(again).pointer == pointer
+        assert llm.complete("Once", lora={again: 1.0}, **GREEDY).tokens == wanted

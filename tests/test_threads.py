@@ -1,5 +1,6 @@
 """Many threads on one object: every result is the one that the request gets alone, and nobody waits for ever."""
 
+import faulthandler
 import threading
 import time
 from concurrent.futures import ThreadPoolExecutor
@@ -14,6 +15,14 @@ THREADS = 8
 LIMIT = 60  # seconds, for what takes less than one
 
 
+@pytest.fixture(autouse=True)
+def _no_hang():
+    """Print every stack and end the run, rather than wait for ever in a fixture's close()."""
+    faulthandler.dump_traceback_later(3 * LIMIT, exit=True)
+    yield
+    faulthandler.cancel_dump_traceback_later()
+
+
 @pytest.fixture
 def llm(tiny_dir):
     with Llamafu(tiny_dir / "tiny.gguf", n_ctx=512, n_threads=1) as llm:
@@ -24,7 +33,16 @@ def llm(tiny_dir):
 
 def requests():
     """Return a request for each thread: prompts that share beginnings, every kind of adapter set, greedy and drawn."""
-    loras = [{}, {"a": 1.0}, {"b": 1.0}, {"a": 0.5, "b": 0.25}, {"a": 0.0}, {"b": 0.75}, None, {"a": lambda step: 1 / (1 + step)}]
+    loras = [
+        {},
+        {"a": 1.0},
+        {"b": 1.0},
+        {"a": 0.5, "b": 0.25},
+        {"a": 0.0},
+        {"b": 0.75},
+        None,
+        {"a": lambda step: 1 / (1 + step)},
+    ]
     return [
         {
             "prompt": "Once upon a time " * (1 + number % 3) + "abcdefgh"[number],

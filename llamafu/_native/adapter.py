@@ -31,6 +31,13 @@ class Adapter:
             pointer = model.library.lib.llama_adapter_lora_init(model.pointer, path.encode())
         self._pointer = not_null(model.library, pointer, LoraLoadError, f"libllama refused the adapter {label}")
 
+    @classmethod
+    def adopt(cls, model: Model, pointer: Any, *, label: str) -> Adapter:
+        """Own a loaded adapter that another object surrendered."""
+        adapter = cls.__new__(cls)
+        adapter.model, adapter.label, adapter._pointer = model, label, pointer  # noqa: SLF001 - a constructor
+        return adapter
+
     @property
     def pointer(self) -> Any:
         """The `llama_adapter_lora *`; `ClosedError` once freed."""
@@ -43,6 +50,11 @@ class Adapter:
     def closed(self) -> bool:
         """True once the native adapter is freed."""
         return self._pointer is None
+
+    def surrender(self) -> Any:
+        """Close without freeing: return the pointer, for `Adapter.adopt` to use again."""
+        pointer, self._pointer = self.pointer, None
+        return pointer
 
     def close(self) -> None:
         """Free the adapter; it must be detached from every context before. Idempotent."""

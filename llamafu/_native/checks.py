@@ -5,6 +5,8 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any, TypeVar
 
 if TYPE_CHECKING:
+    from collections.abc import Callable
+
     from llamafu._native.library import Library
     from llamafu.errors import LlamafuError
 
@@ -16,6 +18,15 @@ def not_null(library: Library, pointer: Any, error: type[_E], message: str) -> A
     if pointer == library.ffi.NULL:
         raise error(explain(library, message))
     return pointer
+
+
+def create(made: list[Any], function: Callable[..., Any], *arguments: Any) -> None:
+    """Append to `made` what `function` creates.
+
+    All of it happens in C: after a plain call, a Ctrl-C that came meanwhile is raised before the result can be assigned,
+    and a model's memory would be lost with it.
+    """
+    made.extend(map(function, *([argument] for argument in arguments)))
 
 
 def succeeded(library: Library, code: int, error: type[_E], message: str) -> None:

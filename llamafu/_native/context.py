@@ -6,7 +6,7 @@ import os
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
-from llamafu._native.checks import explain, not_null, succeeded
+from llamafu._native.checks import create, explain, not_null, succeeded
 from llamafu._native.kv_memory import BYTES_PER_VALUE, least_bytes, machine_bytes
 from llamafu.errors import ClosedError, ContextInitError, DecodeError, ErrorCode, LlamafuError
 
@@ -47,14 +47,22 @@ class Context:
         library = model.library
         self._check(options)
         params = self._params(on_node)
-        pointer = library.lib.llama_init_from_model(model.pointer, params)
         message = f"cannot make a context of {options.n_ctx} tokens ({options.type_k}/{options.type_v} KV); try a smaller n_ctx"
-        self._pointer = not_null(library, pointer, ContextInitError, message)
-        self.n_ctx = int(library.lib.llama_n_ctx(self._pointer))
-        self.n_batch = int(library.lib.llama_n_batch(self._pointer))
-        self.n_seq_max = int(library.lib.llama_n_seq_max(self._pointer))
-        self._memory = library.lib.llama_get_memory(self._pointer)
-        self._batch = library.lib.llama_batch_init(self.n_batch, 0, 1)
+        made: list[Any] = []
+        self._batches: list[Any] = []
+        try:
+            create(made, library.lib.llama_init_from_model, model.pointer, params)
+            self._pointer = not_null(library, made[0], ContextInitError, message)
+            library.logs.raise_interrupt()
+            self.n_ctx = int(library.lib.llama_n_ctx(self._pointer))
+            self.n_batch = int(library.lib.llama_n_batch(self._pointer))
+            self.n_seq_max = int(library.lib.llama_n_seq_max(self._pointer))
+            self._memory = library.lib.llama_get_memory(self._pointer)
+            create(self._batches, library.lib.llama_batch_init, self.n_batch, 0, 1)
+        except BaseException:
+            self._pointer = made[0] if made and made[0] != library.ffi.NULL else None
+            self.close()
+            raise
 
     def _check(self, options: ContextOptions) -> None:
         """Refuse what would kill or hang the process."""
@@ -120,7 +128,8 @@ class Context:
         """Free the context. Idempotent."""
         pointer, self._pointer = self._pointer, None
         if pointer is not None:
-            self.model.library.lib.llama_batch_free(self._batch)
+            for batch in self._batches:
+                self.model.library.lib.llama_batch_free(batch)
             self.model.library.lib.llama_free(pointer)
             self._adapters = {}
 
@@ -160,7 +169,7 @@ class Context:
         if not 0 < count <= self.n_batch or position + count > self.n_ctx:
             message = f"{count} tokens at position {position} do not fit: n_batch is {self.n_batch}, n_ctx is {self.n_ctx}"
             raise DecodeError(message, code=ErrorCode.INVALID_PARAM)
-        pointer, batch = self.pointer, self._batch
+        pointer, batch = self.pointer, self._batches[0]
         batch.n_tokens = count
         for i, token in enumerate(tokens):
             batch.token[i] = token

@@ -7,9 +7,10 @@ An out parameter is a list that receives the handle.
 
 from __future__ import annotations
 
+import hashlib
 import math
 import os
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from llamafu._native.adapter import Adapter
 from llamafu._native.context import Context, ContextOptions
@@ -30,15 +31,25 @@ class Instance:
     `ClosedError` and `close` leaves the parent's memory alone: the library's threads do not survive a fork.
 
     `reader` returns the checked bytes of an adapter file, or raises a `LlamafuError`: no file reaches libllama unread.
+    `frees_adapters` is False for a library whose adapter free does nothing: adapters are then kept by content and
+    used again, so that loading and freeing in turn takes no memory.
     """
 
     def __init__(
-        self, library: Library, path: Path, options: ContextOptions, *, reader: Callable[[str], bytes], n_gpu_layers: int = 0
+        self,
+        library: Library,
+        path: Path,
+        options: ContextOptions,
+        *,
+        reader: Callable[[str], bytes],
+        n_gpu_layers: int = 0,
+        frees_adapters: bool = True,
     ) -> None:
         self.library = library
         self.reader = reader
+        self._pool: dict[str, Any] | None = None if frees_adapters else {}
         self._pid = os.getpid()
-        self._adapters: list[Adapter] = []
+        self._adapters: dict[Adapter, str] = {}
         self._model: Model | None = Model(library, path, n_gpu_layers=n_gpu_layers)
         self._context: Context | None = None
         try:
@@ -73,8 +84,12 @@ class Instance:
 
     def add(self, content: bytes, *, label: str) -> Adapter:
         """Load an adapter from the bytes of a checked GGUF file."""
-        adapter = Adapter(self.model, content, label=label)
-        self._adapters.append(adapter)
+        digest = hashlib.sha256(content).hexdigest() if self._pool is not None else ""
+        pooled = self._pool.pop(digest, None) if self._pool is not None else None
+        adapter = (
+            Adapter(self.model, content, label=label) if pooled is None else Adapter.adopt(self.model, pooled, label=label)
+        )
+        self._adapters[adapter] = digest
         return adapter
 
     def owns(self, adapter: Adapter) -> bool:
@@ -88,15 +103,18 @@ class Instance:
             self.context.set_adapters(active)
 
     def free(self, adapter: Adapter) -> None:
-        """Detach `adapter` from the context, then free it."""
+        """Detach `adapter` from the context, then free it, or keep it for its content where freeing does nothing."""
         self.detach(adapter)
-        self._adapters.remove(adapter)
-        adapter.close()
+        digest = self._adapters.pop(adapter)
+        if self._pool is None:
+            adapter.close()
+        else:
+            self._pool[digest] = adapter.surrender()
 
     def close(self) -> None:
         """Free context, adapters and model, in this order. Idempotent; a no-op in a forked child."""
         context, self._context = self._context, None
-        adapters, self._adapters = self._adapters, []
+        adapters, self._adapters = self._adapters, {}
         model, self._model = self._model, None
         if not self.is_ours:
             return

@@ -30,8 +30,9 @@ class LogBridge:
         self._level = logging.DEBUG
         self._last_error = ""
         self._quiet = False
+        self._interrupt: BaseException | None = None
         # Kept on self: a collected callback would leave the library with a dangling pointer.
-        self._callback = ffi.callback("void(enum ggml_log_level, const char *, void *)", self._receive, onerror=_swallow)
+        self._callback = ffi.callback("void(enum ggml_log_level, const char *, void *)", self._receive, onerror=self._swallow)
         lib.llama_log_set(self._callback, ffi.NULL)
         atexit.register(self.detach)
 
@@ -39,6 +40,12 @@ class LogBridge:
         """Return the last error line and forget it; empty when there was none."""
         line, self._last_error = self._last_error, ""
         return line
+
+    def raise_interrupt(self) -> None:
+        """Raise the Ctrl-C that came during the native call before, while a log line was handled."""
+        interrupt, self._interrupt = self._interrupt, None
+        if interrupt is not None:
+            raise interrupt
 
     @contextmanager
     def quiet(self) -> Iterator[None]:
@@ -69,6 +76,7 @@ class LogBridge:
         level = logging.DEBUG if self._quiet else _LEVELS.get(self._level, logging.DEBUG)
         logger.log(level, "%s", line)
 
-
-def _swallow(*_exception: object) -> None:
-    """An exception must not cross into C; a lost log line is the lesser harm."""
+    def _swallow(self, _kind: type[BaseException], error: BaseException, _trace: object) -> None:
+        """An exception must not cross into C; a lost log line is the lesser harm, a lost Ctrl-C is none."""
+        if not isinstance(error, Exception):
+            self._interrupt = error

@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 from typing import TYPE_CHECKING, Any
 
-from llamafu._native.checks import explain, not_null
+from llamafu._native.checks import create, explain, not_null
 from llamafu.errors import ClosedError, ModelLoadError, TokenizeError
 
 if TYPE_CHECKING:
@@ -22,11 +22,21 @@ class Model:
 
     def __init__(self, library: Library, path: Path, *, n_gpu_layers: int = 0) -> None:
         self.library = library
-        lib = library.lib
-        params = lib.llama_model_default_params()
+        params = library.lib.llama_model_default_params()
         params.n_gpu_layers = n_gpu_layers
-        pointer = lib.llama_model_load_from_file(os.fsencode(path), params)
-        self._pointer = not_null(library, pointer, ModelLoadError, f"cannot load the model {path}")
+        made: list[Any] = []
+        try:
+            create(made, library.lib.llama_model_load_from_file, os.fsencode(path), params)
+            self._pointer = not_null(library, made[0], ModelLoadError, f"cannot load the model {path}")
+            library.logs.raise_interrupt()
+            self._read_facts(path)
+        except BaseException:
+            self._pointer = made[0] if made and made[0] != library.ffi.NULL else None
+            self.close()
+            raise
+
+    def _read_facts(self, path: Path) -> None:
+        library, lib = self.library, self.library.lib
         vocab = lib.llama_model_get_vocab(self._pointer)
         self._vocab = not_null(library, vocab, ModelLoadError, f"the model {path} has no vocabulary")
         self.n_vocab = int(lib.llama_vocab_n_tokens(self._vocab))
