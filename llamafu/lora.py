@@ -16,7 +16,7 @@ if TYPE_CHECKING:
     from llamafu._native.adapter import Adapter
     from llamafu._native.context import Context
     from llamafu.adapters.info import AdapterInfo
-    from llamafu.model import Llamafu
+    from llamafu.lora_host import LoraHost
     from llamafu.options import Scale
 
 State = tuple[tuple[str, float], ...]
@@ -32,7 +32,7 @@ class LoraAdapter:
     The same content loaded twice is the same object under one more name; `name` is the first one.
     """
 
-    def __init__(self, owner: Llamafu, name: str, path: Path, info: AdapterInfo) -> None:
+    def __init__(self, owner: LoraHost, name: str, path: Path, info: AdapterInfo) -> None:
         # Weak: with a cycle between the two, dropping a Llamafu would free its memory only when the collector comes by.
         self._owner = weakref.ref(owner)
         self.name = name
@@ -74,7 +74,7 @@ class LoraAdapter:
         self._llamafu.unload_lora_adapter(self)
 
     @property
-    def _llamafu(self) -> Llamafu:
+    def _llamafu(self) -> LoraHost:
         owner = self._owner()
         if owner is None:
             message = f"the Llamafu that loaded the adapter {self.name!r} is gone; keep it for as long as its adapters are used"

@@ -3,11 +3,8 @@
 from __future__ import annotations
 
 import atexit
-import contextlib
 import os
-import threading
 import weakref
-from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Self, Unpack
 
@@ -18,12 +15,12 @@ from llamafu._native.finding import find
 from llamafu._native.instance import Instance
 from llamafu._native.library import open_library
 from llamafu.adapters.base import read_base
-from llamafu.adapters.compatibility import CompatibilityReport, check_compatibility
 from llamafu.adapters.file import read_adapter
 from llamafu.embedding import embed_tokens
-from llamafu.errors import ClosedError, InvalidAdapterFileError, LoraIncompatibleError, MultimodalError
+from llamafu.errors import MultimodalError
 from llamafu.generation import Desk, Generation
-from llamafu.lora import LoraAdapter, LoraSet, LoraUse, Registry, check_scale, check_scale_range, default_name
+from llamafu.lora import check_scale_range
+from llamafu.lora_host import LoraHost
 from llamafu.options import OptionArguments, Options, takes_options
 from llamafu.prefix import PrefixCache
 from llamafu.probing import Prober
@@ -31,16 +28,12 @@ from llamafu.stream import Stream
 from llamafu.turns import Turns
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator, Mapping, Sequence
+    from collections.abc import Mapping, Sequence
     from types import TracebackType
 
     import numpy as np
 
-    from llamafu._native.adapter import Adapter
-    from llamafu._native.model import Model
-    from llamafu.adapters.file import AdapterFile
     from llamafu.completion import Completion
-    from llamafu.options import LoraScales
 
 _INT32_MAX = 2**31 - 1
 _MOST_THREADS = 512
@@ -49,7 +42,7 @@ _PATIENCE = 10.0
 """Seconds that the end of the process waits for a step of a daemon thread."""
 
 
-class Llamafu:
+class Llamafu(LoraHost):
     """A GGUF model with one context, and LoRA adapters to load, apply, blend, scale and remove.
 
     Sizes are in tokens: `n_ctx` is the context, `n_batch` the largest batch of one computation. `n_threads` None
@@ -88,15 +81,12 @@ class Llamafu:
         if mmproj_path is not None:
             message = f"mmproj_path={os.fspath(mmproj_path)!r}: this version reads no projectors; leave it out for text"
             raise MultimodalError(message)
-        self.scale_range = check_scale_range(scale_range)
+        scale_range = check_scale_range(scale_range)
         self.path = Path(model_path)
-        self._base = read_base(self.path)
+        base = read_base(self.path)
         proven = find(None if library is None else os.fspath(library))
-        self._library = open_library(proven.path, proven.family, gpu=n_gpu_layers != 0)
+        loaded = open_library(proven.path, proven.family, gpu=n_gpu_layers != 0)
         self._embeds = embeddings
-        self._registry = Registry()
-        self._active: dict[LoraAdapter, float] = {}
-        self._lock = threading.RLock()
         options = ContextOptions(
             n_ctx=n_ctx,
             n_batch=n_batch,
@@ -106,113 +96,21 @@ class Llamafu:
             type_v=type_v,
             offload=n_gpu_layers != 0,
         )
-        self._instance = Instance(
-            self._library,
+        instance = Instance(
+            loaded,
             self.path,
             options,
             reader=lambda path: read_adapter(path).content,
             n_gpu_layers=n_gpu_layers,
             frees_adapters=proven.frees_adapters is not False,
         )
-        self._prober = Prober(self._instance.model)
-        self._desk = Desk(self._instance, PrefixCache(self._instance.context), Turns())
+        desk = Desk(instance, PrefixCache(instance.context), Turns())
+        super().__init__(desk, base, Prober(instance.model), scale_range)
         # Holds the native parts and not self: it runs when self is collected, in the one safe order. Nobody can be
         # inside a method then; at exit a daemon thread can, so that end is `_close_all`'s.
-        self._finalizer = weakref.finalize(self, _free, self._prober, self._instance)
+        self._finalizer = weakref.finalize(self, _free, self._prober, instance)
         self._finalizer.atexit = False
         _open.add(self)
-
-    # -- adapters ------------------------------------------------------------------------------------------------
-
-    def load_lora_adapter(self, path: str | os.PathLike[str], *, name: str | None = None) -> LoraAdapter:
-        """Check and load an adapter file; it is not applied yet.
-
-        `name` defaults to the file's name without its suffix. The same content loaded again is the same object under one
-        more name. Raises `InvalidAdapterFileError`, `LoraIncompatibleError` (with every mismatch) or `LoraLoadError`;
-        `LoraError` when the name belongs to other content.
-        """
-        self._check_open()
-        file = read_adapter(path)
-        name = default_name(file.path) if name is None else name
-        with self._between_steps():
-            with self._lock:
-                self._registry.claim(name, file.digest)
-                known = self._registry.find_content(file.digest)
-                if known is not None:
-                    self._registry.add(known, name, self._registry.native(known))
-                    return known
-            report = check_compatibility(file, self._base)
-            if not report:
-                message = f"{file.path} does not fit {self.path.name}: {'; '.join(report.problems)}"
-                raise LoraIncompatibleError(message, problems=report.problems)
-            native = self._native_adapter(file)
-            adapter = LoraAdapter(self, name, file.path, file.info)
-            with self._lock:
-                self._registry.add(adapter, name, native)
-            return adapter
-
-    def apply_lora_adapter(self, adapter: LoraAdapter | str, scale: float = 1.0) -> None:
-        """Put an adapter into the active set; applied again, its scale is replaced. From the next generation on."""
-        with self._held():
-            self._active = {**self._active, self._registry.resolve(adapter): check_scale(scale, self.scale_range)}
-
-    def set_lora_adapters(self, scales: Mapping[LoraAdapter | str, float]) -> None:
-        """Replace the whole active set; on any error nothing changes."""
-        with self._held():
-            self._active = {self._registry.resolve(key): check_scale(scale, self.scale_range) for key, scale in scales.items()}
-
-    def remove_lora_adapter(self, adapter: LoraAdapter | str) -> None:
-        """Take an adapter out of the active set; it stays loaded. No effect if it is not applied."""
-        with self._held():
-            resolved = self._registry.resolve(adapter)
-            self._active = {other: scale for other, scale in self._active.items() if other is not resolved}
-
-    def clear_all_lora_adapters(self) -> None:
-        """Empty the active set; all adapters stay loaded."""
-        self.set_lora_adapters({})
-
-    def unload_lora_adapter(self, adapter: LoraAdapter | str) -> None:
-        """Take an adapter out of the active set and free it; a generation that runs with it ends with `ClosedError`."""
-        with self._between_steps():
-            with self._lock:
-                resolved = self._registry.resolve(adapter)
-                self.remove_lora_adapter(resolved)
-                native = self._registry.drop(resolved)
-            self._instance.free(native)
-
-    @contextmanager
-    def using(self, scales: Mapping[LoraAdapter | str, float]) -> Iterator[Self]:
-        """Set the active adapters for a `with` block; the set of before comes back, also after an error."""
-        with self._held():
-            before = self._active
-            self.set_lora_adapters(scales)
-        try:
-            yield self
-        finally:
-            with contextlib.suppress(ClosedError), self._held():
-                loaded = set(self._registry)
-                self._active = {adapter: scale for adapter, scale in before.items() if adapter in loaded}
-
-    @property
-    def lora_adapters(self) -> tuple[LoraAdapter, ...]:
-        """Every loaded adapter, in order of loading."""
-        with self._held():
-            return tuple(self._registry)
-
-    @property
-    def active_lora_adapters(self) -> dict[str, float]:
-        """The active set as {name: scale}, scales of 0 included as given."""
-        with self._held():
-            return {adapter.name: scale for adapter, scale in self._active.items()}
-
-    def validate_lora_compatibility(self, path: str | os.PathLike[str]) -> CompatibilityReport:
-        """Report everything that keeps an adapter file from working with this model; nothing is loaded."""
-        self._check_open()
-        try:
-            file = read_adapter(path)
-        except InvalidAdapterFileError as error:
-            return CompatibilityReport(error.problems or (str(error),))
-        return check_compatibility(file, self._base)
 
     # -- generating ----------------------------------------------------------------------------------------------
 
@@ -316,12 +214,6 @@ class Llamafu:
         with self._sharing():
             return Generation(self._desk, tokens, options, lora)
 
-    def _lora_set(self, scales: LoraScales | None) -> LoraSet:
-        with self._held():
-            chosen = self._active if scales is None else {self._registry.resolve(key): scale for key, scale in scales.items()}
-            uses = tuple(LoraUse(adapter, self._registry.native(adapter), scale) for adapter, scale in chosen.items())
-        return LoraSet(uses, self.scale_range)
-
     @staticmethod
     def _run(generation: Generation) -> Completion:
         try:
@@ -331,52 +223,6 @@ class Llamafu:
             generation.abandon()
             raise
         return generation.completion
-
-    def _native_adapter(self, file: AdapterFile) -> Adapter:
-        native = self._instance.add(file.content, label=str(file.path))
-        try:
-            self._prober.demand_all_used(native, file.pairs)
-        except BaseException:
-            self._instance.free(native)
-            raise
-        return native
-
-    def _scale_of(self, adapter: LoraAdapter) -> float | None:
-        """Scale of `adapter` in the active set, None when it is not in it."""
-        with self._held():
-            return self._active.get(adapter)
-
-    @contextmanager
-    def _held(self) -> Iterator[None]:
-        """Hold the lock of names and scales, for moments only: event loops call what needs it.
-
-        In a forked child it may be held by nobody alive, so that is looked at first.
-        """
-        self._check_open()
-        with self._lock:
-            self._check_open()
-            yield
-
-    @contextmanager
-    def _sharing(self) -> Iterator[Model]:
-        """Keep the model open for the length of a block, beside whatever generates."""
-        self._check_open()
-        with self._desk.turns.share():
-            yield self._instance.model
-
-    @contextmanager
-    def _between_steps(self, *, disturbs: bool = False) -> Iterator[None]:
-        """Hold the context between two steps of whatever generates."""
-        self._check_open()
-        with self._desk.turns.visit(disturbs=disturbs):
-            self._check_open()
-            yield
-
-    def _check_open(self) -> None:
-        self._instance.refuse_fork()
-        if self._instance.closed:
-            message = f"this Llamafu ({self.path.name}) is closed; open a new one"
-            raise ClosedError(message)
 
 
 def _check_whole(name: str, value: object, low: int, high: int) -> None:

@@ -22,8 +22,9 @@ class Turns:
     A generation keeps the context until it ends, so that parallel streams do not make each other compute their
     prompts anew at every token. One that is left idle (a consumer that stopped reading) yields to others after
     `IDLE` seconds, and at once to its own thread, which would otherwise wait for itself; it takes its place again
-    with its next step. A visit (loading an adapter, say) waits for the running step only. What reads the model and
-    not the context (tokenizing, say) shares: it waits for nobody, but the end waits for it.
+    with its next step. A visit (loading an adapter, say) waits for the running step only; visits without a pause
+    alternate with steps. What reads the model and not the context (tokenizing, say) shares: it waits for nobody, but
+    the end waits for it.
     """
 
     def __init__(self) -> None:
@@ -32,6 +33,8 @@ class Turns:
         self._thread = 0
         self._busy = 0
         self._visitors = 0
+        self._visited = False
+        self._due = 0
         self._sharing: list[int] = []
         self._last = 0.0
         self._ended = False
@@ -49,7 +52,7 @@ class Turns:
             while not self._free_for(generation, me):
                 if given_up():
                     break
-                self._changed.wait(None if self._busy or self._visitors else IDLE)
+                self._wait_for_turn(generation, me)
             else:
                 continued = self._holder is generation
                 self._holder, self._thread, self._busy = generation, me, me
@@ -61,6 +64,7 @@ class Turns:
         finally:
             with self._changed:
                 self._last = time.monotonic()
+                self._visited = False
                 self._give_back()
 
     @contextmanager
@@ -76,6 +80,7 @@ class Turns:
             with self._changed:
                 if disturbs:
                     self._holder = None
+                self._visited = True
                 self._give_back()
 
     @contextmanager
@@ -157,22 +162,36 @@ class Turns:
             raise LlamafuError(message)
 
     def _wait_until_free(self, me: int, *, alone: bool) -> None:
-        """Go before every step that has not begun; `alone` waits for who shares as well."""
+        """Go before every step that has not begun, unless a visit was the last to do so; `alone`: when nobody shares."""
         self._visitors += 1
         try:
-            while self._busy or (alone and self._sharing) or self._halter:
-                self._changed.wait()
+            while self._busy or (self._visited and self._due) or (alone and self._sharing) or self._halter:
+                # With a limit, since a step that is due may be given up, or not be due any more once it wakes.
+                self._changed.wait(None if self._busy else IDLE)
         finally:
             self._visitors -= 1
+            self._changed.notify_all()  # after a Ctrl-C a step may wait for this visit alone
         self._busy = me
 
     def _give_back(self) -> None:
         self._busy = 0
         self._changed.notify_all()
 
+    def _wait_for_turn(self, generation: object, me: int) -> None:
+        """Wait for a change; meanwhile a step that waits for nothing but visits is due, so that these let it in."""
+        due = self._may_hold(generation, me)
+        self._due += due
+        try:
+            self._changed.wait(None if due else IDLE)
+        finally:
+            self._due -= due
+
     def _free_for(self, generation: object, me: int) -> bool:
-        if self._busy or self._visitors or self._halter:
+        if self._busy or self._halter or (self._visitors and not self._visited):
             return False
+        return self._may_hold(generation, me)
+
+    def _may_hold(self, generation: object, me: int) -> bool:
         if self._holder is None or self._holder is generation or self._thread == me:
             return True
         return time.monotonic() - self._last >= IDLE
