@@ -119,7 +119,7 @@ def examine() -> Report:
         devices=devices,
         cpu_used=tuple(sorted(present & reported)),
         cpu_unused=unused,
-        cores=(_usable_cores(), os.cpu_count() or 1),
+        cores=(processor.usable_cpus(), os.cpu_count() or 1),
         folders={
             "libraries": _sized(_paths.library_dir()),
             "proofs": _sized(_paths.cache_dir() / "abi"),
@@ -137,10 +137,6 @@ def _mend_of(message: str) -> Mend:
     if os.environ.get(finding.ENVIRONMENT):
         return Mend(f"unset {finding.ENVIRONMENT}", message, needed=True)
     return Mend(commands[-1] if commands else "llamafu lib install", message, needed=True)
-
-
-def _usable_cores() -> int:
-    return len(os.sched_getaffinity(0)) if sys.platform == "linux" else os.cpu_count() or 1
 
 
 def _sized(folder: Path) -> tuple[Path, int]:

@@ -36,6 +36,7 @@ class LoraHost:
         self.scale_range = scale_range
         self._registry = Registry()
         self._active: dict[LoraAdapter, float] = {}
+        self._fitting: set[str] = set()
         self._lock = threading.RLock()
 
     def load_lora_adapter(self, path: str | os.PathLike[str], *, name: str | None = None) -> LoraAdapter:
@@ -55,10 +56,10 @@ class LoraHost:
                 if known is not None:
                     self._registry.add(known, name, self._registry.native(known))
                     return known
-            report = check_compatibility(file, self._base)
-            if not report:
+            if file.digest not in self._fitting and not (report := check_compatibility(file, self._base)):
                 message = f"{file.path} does not fit {self._base.path.name}: {'; '.join(report.problems)}"
                 raise LoraIncompatibleError(message, problems=report.problems)
+            self._fitting.add(file.digest)
             native = self._native_adapter(file)
             adapter = LoraAdapter(self, name, file.path, file.info)
             with self._lock:

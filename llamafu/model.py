@@ -14,6 +14,7 @@ from llamafu._native.context import FLASH_ATTENTION, ContextOptions
 from llamafu._native.finding import find
 from llamafu._native.instance import Instance
 from llamafu._native.library import open_library
+from llamafu._native.processor import usable_cpus
 from llamafu.adapters.base import read_base
 from llamafu.adapters.file import read_adapter
 from llamafu.embedding import embed_tokens
@@ -72,7 +73,7 @@ class Llamafu(LoraHost):
     ) -> None:
         _check_whole("n_ctx", n_ctx, 2, _INT32_MAX)
         _check_whole("n_batch", n_batch, 1, _INT32_MAX)
-        n_threads = min(_own_cpus(), _MOST_THREADS) if n_threads is None else n_threads
+        n_threads = min(usable_cpus(), _MOST_THREADS) if n_threads is None else n_threads
         _check_whole("n_threads", n_threads, 1, _MOST_THREADS)
         _check_whole("n_gpu_layers", n_gpu_layers, -1, _INT32_MAX)
         if flash_attn not in FLASH_ATTENTION:
@@ -229,11 +230,6 @@ def _check_whole(name: str, value: object, low: int, high: int) -> None:
     if isinstance(value, bool) or not isinstance(value, int) or not low <= value <= high:
         message = f"{name}={value!r} is not a whole number from {low} to {high}"
         raise ValueError(message)
-
-
-def _own_cpus() -> int:
-    """CPUs that this process may use."""
-    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
 def _free(prober: Prober, instance: Instance) -> None:

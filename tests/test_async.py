@@ -409,6 +409,7 @@ def test_exit_is_clean(tiny_dir, end):
 import asyncio
 from llamafu import AsyncLlamafu
 async def main():
+    asyncio.get_running_loop().slow_callback_duration = 60  # busy machines have slow callbacks
     llm = AsyncLlamafu(TINY / "tiny.gguf", n_threads=1)
     broken = AsyncLlamafu(TINY / "missing.gguf")
     await llm.tokenize("x")

@@ -90,6 +90,8 @@ def run_python(page, block, namespace):
 
 
 def as_pattern(expected):
+    if expected.endswith("\n..."):  # a last line of it alone: any further lines, or none
+        expected = expected.removesuffix("\n...") + "..."
     return ".*".join(map(re.escape, expected.split("...")))
 
 

@@ -20,15 +20,19 @@ if TYPE_CHECKING:
 class Adapter:
     """Owns one `llama_adapter_lora` of a model.
 
-    `content` is the whole GGUF file. It reaches the native loader through a private, unnamed copy, so that the
-    file on disk may change between the check and the load without any effect.
+    `content` is the whole GGUF file. The native loader reads it from memory where it can, else from a private,
+    unnamed copy, so that the file on disk may change between the check and the load without any effect.
     """
 
     def __init__(self, model: Model, content: bytes, *, label: str) -> None:
         self.model = model
         self.label = label
-        with _private_path(content) as path:
-            pointer = model.library.lib.llama_adapter_lora_init(model.pointer, path.encode())
+        library = model.library
+        if library.has("llama_adapter_lora_init_from_file_ptr") and library.has("fmemopen"):
+            pointer = _from_memory(model, content)
+        else:
+            with _private_path(content) as path:
+                pointer = library.lib.llama_adapter_lora_init(model.pointer, path.encode())
         self._pointer = not_null(model.library, pointer, LoraLoadError, f"libllama refused the adapter {label}")
 
     @classmethod
@@ -61,6 +65,17 @@ class Adapter:
         pointer, self._pointer = self._pointer, None
         if pointer is not None:
             self.model.library.lib.llama_adapter_lora_free(pointer)
+
+
+def _from_memory(model: Model, content: bytes) -> Any:
+    """Let libllama read `content` where it is, as a C stream."""
+    ffi, lib = model.library.ffi, model.library.lib
+    stream = lib.fmemopen(ffi.from_buffer(content), len(content), b"rb")
+    not_null(model.library, stream, LoraLoadError, "no memory for a stream over the adapter")
+    try:
+        return lib.llama_adapter_lora_init_from_file_ptr(model.pointer, stream)
+    finally:
+        lib.fclose(stream)
 
 
 @contextmanager

@@ -33,8 +33,7 @@ OPTIONAL = frozenset(
     """
     llama_version llama_n_ctx_seq llama_model_is_hybrid llama_model_n_swa
     llama_set_adapters_lora llama_set_adapter_lora llama_rm_adapter_lora llama_clear_adapter_lora
-    llama_adapter_get_alora_n_invocation_tokens llama_adapter_get_alora_invocation_tokens
-    llama_attach_threadpool llama_detach_threadpool llama_set_causal_attn
+    llama_adapter_lora_init_from_file_ptr
     """.split()
 )
 

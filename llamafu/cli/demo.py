@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import argparse
 import hashlib
-import os
 import re
 import shutil
 import sys
@@ -12,6 +11,7 @@ import time
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
+from llamafu._native.processor import usable_cpus
 from llamafu.cli.arguments import EXAMPLE, model_path
 from llamafu.cli.style import BOLD, DIM, Style, colour
 from llamafu.errors import LlamafuError
@@ -96,8 +96,7 @@ def _run(arguments: argparse.Namespace) -> int:
 
 def _half_of_cpus() -> int:
     """Enough for a small model, and few enough that a busy machine does not make threads wait for each other."""
-    usable = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-    return max(1, usable // 2)
+    return max(1, usable_cpus() // 2)
 
 
 def _introduction(llm: Llamafu, question: str, style: Style) -> str:

@@ -1,0 +1,2 @@
+FILE *fmemopen(void *buffer, size_t size, const char *mode);
+int fclose(FILE *file);
