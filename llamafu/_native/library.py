@@ -50,11 +50,6 @@ _lock = threading.Lock()
 _loaded: Library | None = None
 
 
-def current() -> Library | None:
-    """The library of this process, if one is loaded."""
-    return _loaded
-
-
 def open_library(path: Path, family: str, *, gpu: bool = False) -> Library:
     """Load `path` with the proven `family`, once a process.
 

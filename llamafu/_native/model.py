@@ -48,7 +48,9 @@ class Model:
         self.is_recurrent = bool(lib.llama_model_is_recurrent(self._pointer)) or (
             library.has("llama_model_is_hybrid") and bool(lib.llama_model_is_hybrid(self._pointer))
         )
-        self.has_encoder = bool(lib.llama_model_has_encoder(self._pointer))
+        if lib.llama_model_has_encoder(self._pointer):
+            message = f"{path} is an encoder-decoder model; give a decoder-only one, its encoder would be left out"
+            raise ModelLoadError(message)
         self.bos = int(lib.llama_vocab_bos(self._vocab))
         self.eos = int(lib.llama_vocab_eos(self._vocab))
         self.adds_bos = bool(lib.llama_vocab_get_add_bos(self._vocab))
