@@ -5,10 +5,12 @@ from __future__ import annotations
 import contextlib
 import threading
 from contextlib import contextmanager
+from pathlib import Path
 from typing import TYPE_CHECKING, Self
 
 from llamafu.adapters.compatibility import CompatibilityReport, check_compatibility
 from llamafu.adapters.file import read_adapter
+from llamafu.adapters.peft import CONFIG
 from llamafu.errors import ClosedError, InvalidAdapterFileError, LoraIncompatibleError
 from llamafu.lora import LoraAdapter, LoraSet, LoraUse, Registry, check_scale, default_name
 
@@ -40,14 +42,14 @@ class LoraHost:
         self._lock = threading.RLock()
 
     def load_lora_adapter(self, path: str | os.PathLike[str], *, name: str | None = None) -> LoraAdapter:
-        """Check and load an adapter file; it is not applied yet.
+        """Check and load an adapter, a GGUF file or a PEFT folder (converted in memory); it is not applied yet.
 
-        `name` defaults to the file's name without its suffix. The same content loaded again is the same object under one
-        more name. Raises `InvalidAdapterFileError`, `LoraIncompatibleError` (with every mismatch) or `LoraLoadError`;
-        `LoraError` when the name belongs to other content.
+        `name` defaults to the file's name without its suffix, or the folder's. The same content loaded again is the same
+        object under one more name. Raises `InvalidAdapterFileError`, `LoraIncompatibleError` (with every mismatch) or
+        `LoraLoadError`; `LoraError` when the name belongs to other content.
         """
         self._check_open()
-        file = read_adapter(path)
+        file = self._read(Path(path))
         name = default_name(file.path) if name is None else name
         with self._between_steps():
             with self._lock:
@@ -121,13 +123,20 @@ class LoraHost:
             return {adapter.name: scale for adapter, scale in self._active.items()}
 
     def validate_lora_compatibility(self, path: str | os.PathLike[str]) -> CompatibilityReport:
-        """Report everything that keeps an adapter file from working with this model; nothing is loaded."""
+        """Report everything that keeps an adapter, a file or a PEFT folder, from working with this model; nothing is loaded."""
         self._check_open()
         try:
-            file = read_adapter(path)
-        except InvalidAdapterFileError as error:
+            file = self._read(Path(path))
+        except (InvalidAdapterFileError, LoraIncompatibleError) as error:
             return CompatibilityReport(error.problems or (str(error),))
         return check_compatibility(file, self._base)
+
+    def _read(self, path: Path) -> AdapterFile:
+        if not (path / CONFIG).is_file():
+            return read_adapter(path)
+        from llamafu.adapters.convert import read_peft  # it imports gguf's writer, which GGUF files do not need
+
+        return read_peft(path.resolve(), self._base)
 
     def _lora_set(self, scales: LoraScales | None) -> LoraSet:
         with self._held():

@@ -408,7 +408,7 @@ def test_folders_are_refused_with_what_to_give(tmp_path):
     with pytest.raises(InvalidAdapterFileError, match="a folder; give a GGUF adapter file"):
         read_adapter(tmp_path)
     (tmp_path / "adapter_config.json").write_text("{}")
-    with pytest.raises(InvalidAdapterFileError, match="a folder with a PEFT adapter; convert it to GGUF"):
+    with pytest.raises(InvalidAdapterFileError, match="a folder with a PEFT adapter, which needs its base model"):
         read_adapter(tmp_path)
 
 

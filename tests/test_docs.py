@@ -74,6 +74,7 @@ def desk(tmp_path, tiny_dir, monkeypatch):
     (tmp_path / "model.gguf").symlink_to(model)
     for name, path in example_adapters().items():
         shutil.copy(path, tmp_path / f"{name}.gguf")
+        shutil.copytree(ROOT / "examples" / "adapters" / name, tmp_path / name)
     shutil.copy(tiny_dir / "tiny.gguf", tmp_path / "tiny.gguf")
     shutil.copy(tiny_dir / "alora.gguf", tmp_path / "alora.gguf")
     monkeypatch.chdir(tmp_path)

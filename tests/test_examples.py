@@ -15,7 +15,6 @@ PEFT_FILES are plain `sha256sum`.
 from __future__ import annotations
 
 import hashlib
-import importlib.util
 import json
 from pathlib import Path
 
@@ -23,9 +22,19 @@ import numpy as np
 import pytest
 from gguf import GGUFReader
 
+from llamafu.adapters import BaseModel, convert_peft
+from llamafu.adapters.convert import interleave_heads
+
 ROOT = Path(__file__).resolve().parents[1]
 ADAPTERS = ROOT / "examples" / "adapters"
-HEADS = (9, 3)
+SHAPES = {"attn_q": (576, 576), "attn_k": (576, 192), "attn_v": (576, 192), "attn_output": (576, 576)}
+BASE = BaseModel(  # what the header of SmolLM2-135M-Instruct says of the tensors that the examples change
+    path=Path("base.gguf"),
+    name="SmolLM2 135M Instruct",
+    architecture="llama",
+    tensors={f"blk.{layer}.{name}.weight": shape for layer in range(30) for name, shape in SHAPES.items()},
+    metadata={"llama.attention.head_count": 9, "llama.attention.head_count_kv": 3},
+)
 PEFT_FILES = {
     "pirate/adapter_config.json": "9d6d6c86755dc4ac245e24f6f3da47ed8223f8812457ce4fb37d2e2ce79bee44",
     "pirate/adapter_model.safetensors": "91b5f000c5ec9cb6e762d0eb843293c884af960b87a010bb02726d08beffd6b7",
@@ -40,16 +49,6 @@ FACTS = {  # rank, alpha, {projection: (n_in, n_out)}
     "pirate": (8, 16.0, {"attn_q": (576, 576), "attn_k": (576, 192), "attn_v": (576, 192), "attn_output": (576, 576)}),
     "shout": (4, 8.0, {"attn_q": (576, 576), "attn_v": (576, 192)}),
 }
-
-
-def load_script():
-    spec = importlib.util.spec_from_file_location("make_example_gguf", ROOT / "scripts" / "make_example_gguf.py")
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    return module
-
-
-script = load_script()
 
 
 def tensor_digest(path):
@@ -82,7 +81,7 @@ def test_tensors_are_upstreams(name):
 def test_gguf_follows_from_the_folder(name, tmp_path):
     folder = copy_adapter(name, tmp_path / name)
     made = tmp_path / f"{name}.gguf"
-    script.convert(folder, made, HEADS)
+    convert_peft(folder, made, base=BASE)
     assert made.read_bytes() == (ADAPTERS / f"{name}.gguf").read_bytes()
 
 
@@ -113,20 +112,20 @@ def test_shapes_and_metadata(name):
 
 def test_interleave_deals_out_the_halves_of_each_head():
     rows = np.arange(8).reshape(8, 1)
-    assert script.interleave_heads(rows, 2).ravel().tolist() == [0, 2, 1, 3, 4, 6, 5, 7]
+    assert interleave_heads(rows, 2).ravel().tolist() == [0, 2, 1, 3, 4, 6, 5, 7]
     with pytest.raises(ValueError, match="8 output rows do not split into 3 heads"):
-        script.interleave_heads(rows, 3)
+        interleave_heads(rows, 3)
 
 
 @pytest.mark.parametrize(
-    ("key", "value"), [("use_rslora", True), ("use_dora", True), ("bias", "all"), ("alpha_pattern", {"q_proj": 4})]
+    ("key", "value"), [("lora_bias", True), ("use_dora", True), ("bias", "all"), ("modules_to_save", ["lm_head"])]
 )
 def test_what_a_gguf_adapter_cannot_say_is_refused(key, value, tmp_path):
     folder = copy_adapter("shout", tmp_path / "shout")
     path = folder / "adapter_config.json"
     path.write_text(json.dumps(json.loads(path.read_text()) | {key: value}))
     with pytest.raises(ValueError, match=key):
-        script.convert(folder, tmp_path / "out.gguf", HEADS)
+        convert_peft(folder, tmp_path / "out.gguf", base=BASE)
     assert not (tmp_path / "out.gguf").exists()
 
 

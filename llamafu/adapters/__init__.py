@@ -1,4 +1,4 @@
-"""Adapter files: reading, checking and inspecting them, with no libllama."""
+"""Adapter files: reading, checking, comparing and combining them, with no libllama."""
 
 from __future__ import annotations
 
@@ -7,7 +7,10 @@ from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
     from llamafu.adapters.base import BaseModel, read_base
+    from llamafu.adapters.combine import merge_adapters
+    from llamafu.adapters.comparison import Comparison, compare_adapters
     from llamafu.adapters.compatibility import CompatibilityReport, check_compatibility
+    from llamafu.adapters.convert import convert_peft
     from llamafu.adapters.file import AdapterFile, check_adapter, inspect_adapter, read_adapter
     from llamafu.adapters.info import AdapterInfo, TensorInfo
 
@@ -15,11 +18,15 @@ _HOMES = {
     "AdapterFile": "file",
     "AdapterInfo": "info",
     "BaseModel": "base",
+    "Comparison": "comparison",
     "CompatibilityReport": "compatibility",
     "TensorInfo": "info",
     "check_adapter": "file",
     "check_compatibility": "compatibility",
+    "convert_peft": "convert",
+    "compare_adapters": "comparison",
     "inspect_adapter": "file",
+    "merge_adapters": "combine",
     "read_adapter": "file",
     "read_base": "base",
 }
@@ -28,11 +35,15 @@ __all__ = [
     "AdapterFile",
     "AdapterInfo",
     "BaseModel",
+    "Comparison",
     "CompatibilityReport",
     "TensorInfo",
     "check_adapter",
     "check_compatibility",
+    "compare_adapters",
+    "convert_peft",
     "inspect_adapter",
+    "merge_adapters",
     "read_adapter",
     "read_base",
 ]

@@ -154,9 +154,7 @@ def _read(path: Path) -> bytes:
 
 def _folder_problem(path: Path) -> str:
     if (path / "adapter_config.json").exists():
-        return (
-            "a folder with a PEFT adapter; convert it to GGUF (llama.cpp's convert_lora_to_gguf.py does it) and give that file"
-        )
+        return "a folder with a PEFT adapter, which needs its base model: load it with Llamafu, or run `llamafu convert` first"
     return "a folder; give a GGUF adapter file"
 
 

@@ -30,7 +30,7 @@ def looks_like(head: bytes) -> str:
     if not head:
         return "an empty file"
     if len(head) > 8 and head[8:9] == b"{" and int.from_bytes(head[:8], "little") <= _SAFETENSORS_HEADER_LIMIT:  # noqa: PLR2004
-        return "a safetensors file; convert the PEFT adapter to GGUF first (llama.cpp's convert_lora_to_gguf.py does it)"
+        return "a safetensors file; give the folder of the PEFT adapter that it is in, or convert that (`llamafu convert`)"
     for magic, kind in _MAGICS:
         if head.startswith(magic):
             return kind

@@ -1,0 +1,74 @@
+"""How alike adapters are: the cosine of their changes, computed from the factors."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+import numpy as np
+
+from llamafu.adapters.factors import factors, names, read_alike, strength, targets
+from llamafu.adapters.info import split_name
+
+if TYPE_CHECKING:
+    import os
+    from collections.abc import Sequence
+
+    from numpy.typing import NDArray
+
+    from llamafu.adapters.factors import Factors
+
+_FEWEST = 2
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Comparison:
+    """The cosine of dW between adapters: 1 pulls the same way, 0 leaves each other alone, -1 undoes the other."""
+
+    names: list[str]
+    """The files' stems, or their whole paths where two stems are the same; the order of rows and columns."""
+    overall: NDArray[np.float64]
+    """n x n, over every tensor that any adapter changes; an adapter that changes nothing has 0 everywhere."""
+    by_module: dict[str, NDArray[np.float64]]
+    """Likewise for the tensors of one module in all layers, such as `attn_q`; sorted by module."""
+
+
+def compare_adapters(paths: Sequence[str | os.PathLike[str]]) -> Comparison:
+    """Compare the changes dW = alpha / rank x B A of two or more adapters. Ranks and targets may differ.
+
+    Raises:
+        ValueError: fewer than two paths.
+        LoraIncompatibleError: they are for different base models.
+        InvalidAdapterFileError, LoraLoadError: a file cannot be read or is damaged.
+
+    """
+    if len(paths) < _FEWEST:
+        message = f"a comparison needs at least two adapters, not {len(paths)}"
+        raise ValueError(message)
+    files = read_alike(paths)
+    products: dict[str, NDArray[np.float64]] = {}
+    for name in targets(files):
+        module, _ = split_name(name)
+        total = products.setdefault(module, np.zeros((len(files), len(files))))
+        strengths = [strength(file, name) if name in file.pairs else 0.0 for file in files]
+        total += _products([factors(file, name) for file in files]) * np.outer(strengths, strengths)
+    overall = np.sum(list(products.values()), axis=0)
+    return Comparison(names(files), _cosines(overall), {module: _cosines(products[module]) for module in sorted(products)})
+
+
+def _products(parts: Sequence[Factors | None]) -> NDArray[np.float64]:
+    """Return the inner product of every two B A, through matrices no larger than their ranks."""
+    result = np.zeros((len(parts), len(parts)))
+    for row, one in enumerate(parts):
+        for column, other in enumerate(parts[: row + 1]):
+            if one and other:
+                outs = np.swapaxes(one[1], -1, -2) @ other[1]
+                ins = one[0] @ np.swapaxes(other[0], -1, -2)
+                result[row, column] = result[column, row] = np.sum(outs * ins)
+    return result
+
+
+def _cosines(products: NDArray[np.float64]) -> NDArray[np.float64]:
+    norms = np.sqrt(np.diagonal(products).clip(min=0))
+    scales = np.outer(norms, norms)
+    return np.divide(products, scales, out=np.zeros_like(products), where=scales > 0).clip(-1, 1)

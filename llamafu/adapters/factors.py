@@ -1,0 +1,81 @@
+"""The factors of several adapters side by side, each tensor's A as [..., rank, in] and B as [..., out, rank]."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import numpy as np
+
+from llamafu.adapters.file import read_adapter
+from llamafu.adapters.info import is_flipped
+from llamafu.errors import LoraIncompatibleError
+
+if TYPE_CHECKING:
+    import os
+    from collections.abc import Iterable
+
+    from numpy.typing import NDArray
+
+    from llamafu.adapters.file import AdapterFile
+
+    Factors = tuple[NDArray[np.float64], NDArray[np.float64]]
+
+
+def read_alike(paths: Iterable[str | os.PathLike[str]]) -> list[AdapterFile]:
+    """Read and check adapters that may be looked at together.
+
+    Raises what `read_adapter` raises, and LoraIncompatibleError, which names every way in which they are not for the
+    same base model: another architecture, or another size of a tensor that both change.
+    """
+    files = [read_adapter(Path(path)) for path in paths]
+    first = files[0]
+    shapes = {tensor.name: (tensor.shape, first.path) for tensor in first.info.tensors}
+    problems = []
+    for file in files[1:]:
+        if file.info.architecture != first.info.architecture:
+            problems.append(
+                f"{file.path} is for the architecture {file.info.architecture!r}, {first.path} for {first.info.architecture!r}"
+            )
+            continue
+        for tensor in file.info.tensors:
+            shape, owner = shapes.setdefault(tensor.name, (tensor.shape, file.path))
+            if shape != tensor.shape:
+                problems.append(f"{tensor.name} is {list(tensor.shape)} in {file.path}, {list(shape)} in {owner}")
+    if problems:
+        message = f"these adapters are not for the same base model: {'; '.join(problems)}"
+        raise LoraIncompatibleError(message, problems=tuple(problems))
+    return files
+
+
+def factors(file: AdapterFile, name: str) -> Factors | None:
+    """Return A and B of the base tensor `name`, None where it is not changed; the change is `strength` x B A.
+
+    Token embeddings, whose A lies transposed in the file, come as all others do. Stacks of experts keep their first
+    dimension. float64, so that products of F32 factors are exact enough to be subtracted from one another.
+    """
+    pair = file.pairs.get(name)
+    if pair is None:
+        return None
+    a, b = (file.matrix(entry).astype(np.float64) for entry in pair)
+    if is_flipped(name):
+        a = a.T
+    return a, b
+
+
+def strength(file: AdapterFile, name: str) -> float:
+    """Return what the product of the factors of `name` is multiplied by: alpha / rank, or 1 where alpha is 0."""
+    alpha = file.info.alpha
+    return alpha / file.pairs[name].b.shape[0] if alpha else 1.0
+
+
+def targets(files: Iterable[AdapterFile]) -> list[str]:
+    """Return the base tensors that any of `files` changes, in the order in which they are first met."""
+    return list(dict.fromkeys(name for file in files for name in file.pairs))
+
+
+def names(files: Iterable[AdapterFile]) -> list[str]:
+    """Name each adapter by its file's stem, or by its whole path where two stems are the same."""
+    paths = [file.path for file in files]
+    stems = [path.stem for path in paths]
+    return [stem if stems.count(stem) == 1 else str(path) for stem, path in zip(stems, paths, strict=True)]

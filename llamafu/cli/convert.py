@@ -1,0 +1,32 @@
+"""`llamafu convert`: a PEFT folder becomes a GGUF adapter."""
+
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from llamafu.cli.arguments import EXAMPLE, model_path
+
+if TYPE_CHECKING:
+    import argparse
+
+
+def add_parser(subparsers: Any) -> None:
+    """Add `convert`."""
+    text = "Write the GGUF form of a PEFT LoRA adapter. Needs neither torch nor libllama; of the model, the header is read."
+    parser = subparsers.add_parser("convert", help="make a GGUF adapter of a PEFT folder", description=text)
+    parser.add_argument("folder", type=Path, metavar="PEFT_DIR", help="folder with adapter_config.json and its safetensors")
+    parser.add_argument("-o", "--output", type=Path, required=True, metavar="FILE", help="GGUF adapter to write")
+    parser.add_argument("--base", required=True, metavar="MODEL", help=f"GGUF model that it is for, or {EXAMPLE!r}")
+    parser.add_argument("--dtype", choices=("f16", "f32"), default="f16", help="type of the tensors (%(default)s)")
+    parser.set_defaults(run=_run)
+
+
+def _run(arguments: argparse.Namespace) -> int:
+    from llamafu.adapters import convert_peft
+
+    info = convert_peft(arguments.folder, arguments.output, base=model_path(arguments.base), dtype=arguments.dtype)
+    targets = ", ".join(info.target_modules)
+    sys.stdout.write(f"{arguments.output}: rank {info.rank}, {len(info.tensors)} tensors ({targets}), {info.nbytes} bytes\n")
+    return 0

@@ -1,0 +1,289 @@
+"""Combining adapters, against dense NumPy formulas and the independent forward pass."""
+
+import numpy as np
+import pytest
+from gguf import GGUFReader
+from test_docs import ROOT, table
+
+from llamafu.adapters import inspect_adapter, merge_adapters, read_adapter
+from llamafu.adapters.methods import METHODS
+from llamafu.adapters.write import write_adapter
+from llamafu.cli.main import main
+from llamafu.errors import InvalidAdapterFileError, LoraIncompatibleError, LoraLoadError
+
+NAME, OTHER = "blk.0.attn_q.weight", "blk.1.ffn_up.weight"
+TOKENS = [5, 40, 77, 200, 13]
+
+
+def dense(path):
+    """Every tensor's dW, straight from the file with gguf's reader."""
+    reader = GGUFReader(path)
+    tensors = {tensor.name: np.float64(tensor.data) for tensor in reader.tensors}
+    alpha = reader.fields["adapter.lora.alpha"].contents()
+    changes = {}
+    for name in [name.removesuffix(".lora_a") for name in tensors if name.endswith(".lora_a")]:
+        a, b = tensors[name + ".lora_a"], tensors[name + ".lora_b"]
+        a = a.T if name == "token_embd.weight" else a
+        changes[name] = (alpha / b.shape[-1] if alpha else 1) * (b @ a)
+    return changes
+
+
+def summed(weights):
+    total = {}
+    for path, weight in weights.items():
+        for name, change in dense(path).items():
+            total[name] = total.get(name, 0) + weight * change
+    return total
+
+
+def make(path, *, seed, rank=3, alpha=6.0, shapes=None, dtype="F32", architecture="llama", size=0.3):
+    """Write an adapter with random factors; `shapes` are (out, in) or (experts, out, in) by tensor."""
+    random = np.random.default_rng(seed)
+    tensors = {}
+    for name, (*experts, out, into) in (shapes or {NAME: (20, 12), OTHER: (9, 14)}).items():
+        a, b = (size * random.standard_normal((*experts, *shape)) for shape in ((rank, into), (out, rank)))
+        tensors[name] = a, b
+    write_adapter(path, tensors, architecture=architecture, alpha=alpha, metadata={}, dtype=dtype)
+    return path
+
+
+def assert_same(found, wanted, tolerance=1e-5):
+    assert found.keys() == wanted.keys()
+    for name, change in wanted.items():
+        np.testing.assert_allclose(found[name], change, atol=tolerance, rtol=0, err_msg=name)
+
+
+@pytest.fixture
+def pair(tmp_path):
+    """Two adapters of rank 3 with different strengths."""
+    return make(tmp_path / "one.gguf", seed=1), make(tmp_path / "two.gguf", seed=2, alpha=1.5)
+
+
+@pytest.mark.parametrize("weights", [(0.7, 0.3), (1.0, -0.5), (-2.0, 0.0)])
+def test_cat_is_the_exact_sum(tiny_adapter_a, tiny_adapter_b, tmp_path, weights):
+    """Ranks 4 and 2, seven targets and two."""
+    wanted = dict(zip((tiny_adapter_a, tiny_adapter_b), weights, strict=True))
+    info = merge_adapters(wanted, tmp_path / "sum.gguf", method="cat")
+    assert_same(dense(tmp_path / "sum.gguf"), summed(wanted))
+    assert {tensor.rank for tensor in info.tensors if tensor.module in ("attn_q", "attn_v")} == {6}
+    assert {tensor.rank for tensor in info.tensors if tensor.module not in ("attn_q", "attn_v")} == {4}
+
+
+def test_cat_equals_applying_both(reference, tiny_adapter_a, tiny_adapter_b, tmp_path):
+    merge_adapters({tiny_adapter_a: 0.8, tiny_adapter_b: -0.6}, tmp_path / "sum.gguf", method="cat")
+    both = reference.logits(TOKENS, [(tiny_adapter_a, 0.8), (tiny_adapter_b, -0.6)])
+    merged = reference.logits(TOKENS, [(tmp_path / "sum.gguf", 1.0)])
+    assert np.abs(both - reference.logits(TOKENS)).max() > 0.1
+    np.testing.assert_allclose(merged, both, atol=1e-4, rtol=0)
+
+
+def test_svd_is_the_best_approximation(pair, tmp_path):
+    weights = {pair[0]: 0.9, pair[1]: -1.3}
+    for rank in (1, 2, 4):
+        info = merge_adapters(weights, tmp_path / "svd.gguf", rank=rank)
+        assert info.rank == rank
+        wanted = {}
+        for name, change in summed(weights).items():
+            u, sizes, v = np.linalg.svd(change)
+            wanted[name] = u[:, :rank] * sizes[:rank] @ v[:rank]
+        assert_same(dense(tmp_path / "svd.gguf"), wanted)
+
+
+def test_svd_keeps_all_where_the_rank_suffices(tiny_adapter_a, tiny_adapter_b, tmp_path):
+    weights = {tiny_adapter_a: 0.5, tiny_adapter_b: 2.0}
+    assert merge_adapters(weights, tmp_path / "svd.gguf", rank=100).rank == 6
+    assert_same(dense(tmp_path / "svd.gguf"), summed(weights))
+    assert merge_adapters(weights, tmp_path / "svd.gguf").rank == 4
+
+
+def test_adapters_that_cancel_leave_nothing(pair, tmp_path):
+    copy = tmp_path / "copy.gguf"
+    copy.write_bytes(pair[0].read_bytes())
+    merge_adapters({pair[0]: 1.0, copy: -1.0}, tmp_path / "none.gguf")
+    assert_same(dense(tmp_path / "none.gguf"), {name: 0 * change for name, change in dense(copy).items()})
+
+
+def plain(path):
+    tensors = {tensor.name: np.float64(tensor.data) for tensor in GGUFReader(path).tensors}
+    return {name: (tensors[name + ".lora_a"], tensors[name + ".lora_b"]) for name in (NAME, OTHER)}
+
+
+def test_linear_sums_the_factors(pair, tmp_path):
+    """PEFT's rule: roots of weight x strength (2 and 0.5 here), the weight's sign with A."""
+    merge_adapters({pair[0]: 0.7, pair[1]: -0.4}, tmp_path / "linear.gguf", method="linear")
+    one, two = np.sqrt(0.7 * 2), np.sqrt(0.4 * 0.5)
+    first, second = plain(pair[0]), plain(pair[1])
+    wanted = {
+        name: (one * first[name][1] + two * second[name][1]) @ (one * first[name][0] - two * second[name][0]) for name in first
+    }
+    assert_same(dense(tmp_path / "linear.gguf"), wanted)
+
+
+def kept(matrix, density):
+    threshold = np.sort(np.abs(matrix).ravel())[::-1][int(density * matrix.size) - 1]
+    return np.where(np.abs(matrix) >= threshold, matrix, 0)
+
+
+@pytest.mark.parametrize("method", ["magnitude_prune", "ties"])
+def test_pruning_methods_follow_their_definition(pair, tmp_path, method):
+    merge_adapters({pair[0]: 0.7, pair[1]: 0.4}, tmp_path / "out.gguf", method=method, density=0.5)
+    one, two = np.sqrt(0.7 * 2), np.sqrt(0.4 * 0.5)
+
+    def together(x, y):
+        x, y = kept(x, 0.5), kept(y, 0.5)
+        if method == "magnitude_prune":
+            return one * x + two * y
+        result = np.zeros_like(x)
+        for i in np.ndindex(x.shape):
+            votes = [w * v for w, v in ((one, x[i]), (two, y[i])) if v and (v > 0) == (x[i] + y[i] >= 0)]
+            result[i] = np.mean(votes) if votes else 0
+        return result
+
+    first, second = plain(pair[0]), plain(pair[1])
+    wanted = {name: together(first[name][1], second[name][1]) @ together(first[name][0], second[name][0]) for name in first}
+    assert_same(dense(tmp_path / "out.gguf"), wanted)
+
+
+@pytest.mark.parametrize("method", ["dare_linear", "dare_ties"])
+def test_dare_is_repeatable_by_seed(pair, tmp_path, method):
+    def run(seed, density=0.5):
+        merge_adapters(dict.fromkeys(pair, 0.5), tmp_path / "out.gguf", method=method, density=density, seed=seed)
+        return dense(tmp_path / "out.gguf")[NAME]
+
+    assert np.array_equal(run(1), run(1))
+    assert not np.array_equal(run(1), run(2))
+    whole = "linear" if method == "dare_linear" else "ties"
+    options = {} if whole == "linear" else {"density": 1.0}
+    merge_adapters(dict.fromkeys(pair, 0.5), tmp_path / "whole.gguf", method=whole, **options)
+    np.testing.assert_allclose(run(1, density=1.0), dense(tmp_path / "whole.gguf")[NAME], atol=1e-6)
+
+
+def test_dare_keeps_the_mean(tmp_path):
+    """A and B are drawn apart from each other, so the mean over seeds is the change itself."""
+    path = make(tmp_path / "one.gguf", seed=1, shapes={NAME: (6, 5)})
+    total = 0
+    for seed in range(300):
+        merge_adapters({path: 1.0}, tmp_path / "out.gguf", method="dare_linear", density=0.8, seed=seed)
+        total = total + dense(tmp_path / "out.gguf")[NAME] / 300
+    change = dense(path)[NAME]
+    assert np.abs(total - change).max() < 0.2 * np.abs(change).max()
+
+
+@pytest.mark.parametrize("method", ["cat", "svd"])
+def test_embeddings_and_experts(tmp_path, method):
+    """Token embeddings lie transposed in the file, experts have a dimension more."""
+    shapes = {"token_embd.weight": (10, 30), "blk.0.ffn_up_exps.weight": (4, 8, 7)}
+    weights = {make(tmp_path / f"{seed}.gguf", seed=seed, shapes=shapes): 0.5 + seed for seed in (1, 2)}
+    options = {"rank": 6} if method == "svd" else {}
+    merge_adapters(weights, tmp_path / "out.gguf", method=method, **options)
+    assert_same(dense(tmp_path / "out.gguf"), summed(weights))
+
+
+def test_same_arguments_same_bytes_and_origin(pair, tmp_path):
+    for name in ("x.gguf", "y.gguf"):
+        merge_adapters({pair[0]: 0.1, pair[1]: 0.9}, tmp_path / name, rank=2)
+    assert (tmp_path / "x.gguf").read_bytes() == (tmp_path / "y.gguf").read_bytes()
+    metadata = inspect_adapter(tmp_path / "x.gguf").metadata
+    assert metadata["llamafu.merge.method"] == "svd"
+    assert metadata["llamafu.merge.names"] == ("one", "two")
+    assert metadata["llamafu.merge.weights"] == (0.1, 0.9)
+    assert metadata["llamafu.merge.digests"] == tuple(read_adapter(path).digest for path in pair)
+    assert metadata["llamafu.merge.rank"] == 2
+
+
+def test_f16_stays_f16_while_it_fits(tmp_path):
+    small = make(tmp_path / "small.gguf", seed=1, dtype="F16")
+    wide = make(tmp_path / "wide.gguf", seed=2)
+    types = [merge_adapters(dict.fromkeys(w, 1.0), tmp_path / "o.gguf").tensors[0].dtype for w in ([small], [small, wide])]
+    types.append(merge_adapters({small: 1e12}, tmp_path / "o.gguf").tensors[0].dtype)
+    assert types == ["F16", "F32", "F32"]
+
+
+@pytest.mark.parametrize(
+    ("options", "words"),
+    [
+        ({"method": "ties_svd"}, "cat, linear, svd, ties, dare_linear, dare_ties, magnitude_prune"),
+        ({"rank": 0}, "rank is 0"),
+        ({"method": "cat", "rank": 4}, "it is for svd"),
+        ({"density": 0.5}, "does nothing in the method 'svd'"),
+        ({"seed": 1}, "does nothing in the method 'svd'"),
+        ({"method": "dare_ties", "density": 0.5, "seed": -1}, "seed is -1"),
+        ({"method": "dare_ties", "density": 0.5, "seed": 1 << 64}, "seed is 18446744073709551616"),
+        ({"method": "ties"}, "density is None"),
+        ({"method": "ties", "density": 1.5}, "density is 1.5"),
+        ({"method": "ties", "density": float("nan")}, "density is nan"),
+    ],
+)
+def test_wrong_options(pair, tmp_path, options, words):
+    with pytest.raises(ValueError, match=words):
+        merge_adapters(dict.fromkeys(pair, 1.0), tmp_path / "out.gguf", **options)
+    assert not (tmp_path / "out.gguf").exists()
+
+
+def test_what_cannot_be_merged(pair, tiny_dir, tiny_adapter_a, tiny_adapter_b, tmp_path):
+    """One clear error each, and nothing is left behind."""
+    other = make(tmp_path / "other.gguf", seed=3, architecture="qwen2")
+    bent = make(tmp_path / "bent.gguf", seed=3, shapes={NAME: (20, 13)})
+    damaged = tmp_path / "damaged.gguf"
+    damaged.write_bytes(pair[0].read_bytes()[:-100])
+    before = {path: path.read_bytes() for path in tmp_path.iterdir()}
+    out = tmp_path / "out.gguf"
+    for adapters, method, kind, words in (
+        ({}, "svd", ValueError, "no adapter"),
+        ({pair[0]: float("nan")}, "svd", ValueError, "is nan"),
+        ({pair[0]: 1.0, other: 1.0}, "svd", LoraIncompatibleError, "qwen2"),
+        ({pair[0]: 1.0, bent: 1.0}, "svd", LoraIncompatibleError, r"\[20, 13\]"),
+        ({tiny_adapter_a: 1.0, tiny_adapter_b: 1.0}, "linear", LoraIncompatibleError, r"ranks \[2, 4\]"),
+        ({tiny_dir / "alora.gguf": 1.0}, "cat", LoraIncompatibleError, "aLoRA"),
+        ({damaged: 1.0}, "cat", InvalidAdapterFileError, "truncated"),
+        ({tmp_path / "absent.gguf": 1.0}, "cat", LoraLoadError, "no such adapter file"),
+        ({pair[0]: -1e300}, "cat", ValueError, "at most 1e.30 either way"),
+    ):
+        with pytest.raises(kind, match=words):
+            merge_adapters(adapters, out, method=method)
+        assert {path: path.read_bytes() for path in tmp_path.iterdir()} == before
+    with pytest.raises(InvalidAdapterFileError, match="out.gguf.*infinite"):
+        make(out, seed=1, size=1e40)
+    with pytest.raises(ValueError, match="one of the adapters"):
+        merge_adapters(dict.fromkeys(pair, 1.0), pair[1])
+    with pytest.raises(FileNotFoundError, match="there is no folder"):
+        merge_adapters(dict.fromkeys(pair, 1.0), tmp_path / "nowhere" / "out.gguf")
+    assert {path: path.read_bytes() for path in tmp_path.iterdir()} == before
+
+
+def test_a_full_disk_leaves_the_old_file(pair, tmp_path, monkeypatch):
+    out = make(tmp_path / "out.gguf", seed=9)
+    before = {path: path.read_bytes() for path in tmp_path.iterdir()}
+
+    def full(writer):
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr("llamafu.adapters.write.GGUFWriter.write_tensors_to_file", full)
+    with pytest.raises(OSError, match="No space"):
+        merge_adapters(dict.fromkeys(pair, 1.0), out)
+    assert {path: path.read_bytes() for path in tmp_path.iterdir()} == before
+
+
+def test_command(pair, tmp_path, capsys):
+    out = tmp_path / "out.gguf"
+    sources = [f"{pair[0]}=0.7", f"{pair[1]}=-0.3"]
+    assert main(["merge", *sources, "-o", str(out), "--rank", "2"]) == 0
+    digest = inspect_adapter(out).digest
+    assert capsys.readouterr().out == f"{out}: rank 2, 2 tensors, digest {digest[:12]}\n"
+    merge_adapters({pair[0]: 0.7, pair[1]: -0.3}, out, rank=2)
+    assert inspect_adapter(out).digest == digest
+    for wrong in (["--method", "best"], ["--method", "ties"], ["--rank", "0"], [str(pair[0])]):
+        assert main(["merge", *sources, "-o", str(out), *wrong]) == 2
+    assert main(["merge", str(tmp_path / "absent.gguf"), "-o", str(out)]) == 1
+
+
+def test_every_method_runs(pair, tmp_path):
+    """The table of methods lists what works."""
+    for method, options in METHODS.items():
+        chosen = {"density": 0.5} if "density" in options else {}
+        assert merge_adapters(dict.fromkeys(pair, 0.5), tmp_path / "o.gguf", method=method, **chosen).rank in (3, 6)
+
+
+def test_the_page_lists_every_method_with_its_options():
+    rows = {method: options for method, _, _, options in table(ROOT / "docs" / "combining.md", "Method")}
+    assert rows == {method: ", ".join(sorted(options)) for method, options in METHODS.items()}
