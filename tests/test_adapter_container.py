@@ -134,7 +134,7 @@ BAD = {
     "empty file": (b"", "an empty file"),
     "zip": (b"PK\x03\x04rest", "a zip archive"),
     "pickle": (b"\x80\x02}q", "a Python pickle"),
-    "safetensors": (struct.pack("<Q", 1000) + b'{"a":', "a safetensors file; convert"),
+    "safetensors": (struct.pack("<Q", 1000) + b'{"a":', "a safetensors file; give the folder"),
     "2023 adapter": (b"algg\1\0\0\0", "GGLA format of 2023"),
     "lfs pointer": (b"version https://git-lfs.github.com/spec/v1\n", "a Git LFS pointer"),
     "web page": (b"<!doctype html>", "a web page"),
