@@ -76,3 +76,26 @@ def reference(tiny_model):
     from reference import Reference
 
     return Reference(tiny_model)
+
+
+@pytest.fixture(scope="module")
+def real():
+    """Proof of a libllama that works here."""
+    from llamafu._native import finding, proof_cache
+    from llamafu.errors import LibraryNotFoundError
+
+    named = os.environ.get("LLAMAFU_TEST_LIB")
+    try:
+        return proof_cache.prove(Path(named)) if named else finding.find()
+    except LibraryNotFoundError as error:
+        pytest.skip(f"no libllama to test with: {error}")
+
+
+@pytest.fixture
+def home(real, monkeypatch, tmp_path):
+    """Empty data and cache folders; the real library named by the setting."""
+    monkeypatch.setenv("LLAMAFU_LIB", str(real.path))
+    monkeypatch.setenv("LLAMAFU_DATA", str(tmp_path / "data"))
+    monkeypatch.setenv("LLAMAFU_CACHE", str(tmp_path / "cache"))
+    monkeypatch.delenv("LLAMAFU_EXAMPLE_MODEL", raising=False)
+    return tmp_path

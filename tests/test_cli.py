@@ -2,7 +2,6 @@
 
 import io
 import json
-import os
 import subprocess
 import sys
 from pathlib import Path
@@ -14,29 +13,9 @@ from llamafu._native import finding, processor, proof_cache
 from llamafu.cli import doctor as doctor_command
 from llamafu.cli.main import main
 from llamafu.cli.progress import Progress
-from llamafu.errors import LibraryNotFoundError, LlamafuError
+from llamafu.errors import LlamafuError
 
 ROOT = Path(__file__).resolve().parent.parent
-
-
-@pytest.fixture(scope="module")
-def real():
-    """Proof of a libllama that works here."""
-    named = os.environ.get("LLAMAFU_TEST_LIB")
-    try:
-        return proof_cache.prove(Path(named)) if named else finding.find()
-    except LibraryNotFoundError as error:
-        pytest.skip(f"no libllama to test with: {error}")
-
-
-@pytest.fixture
-def home(real, monkeypatch, tmp_path):
-    """Empty data and cache folders; the real library named by the setting."""
-    monkeypatch.setenv("LLAMAFU_LIB", str(real.path))
-    monkeypatch.setenv("LLAMAFU_DATA", str(tmp_path / "data"))
-    monkeypatch.setenv("LLAMAFU_CACHE", str(tmp_path / "cache"))
-    monkeypatch.delenv("LLAMAFU_EXAMPLE_MODEL", raising=False)
-    return tmp_path
 
 
 def run(*arguments):

@@ -10,18 +10,7 @@ import pytest
 from llamafu import _paths
 from llamafu._native import finding
 from llamafu._native.finding import Candidate, candidates, find, library_in
-from llamafu._native.proof_cache import prove
 from llamafu.errors import AbiMismatchError, LibraryNotFoundError
-
-
-@pytest.fixture(scope="module")
-def real():
-    """Proof of a libllama that works here."""
-    named = os.environ.get("LLAMAFU_TEST_LIB")
-    try:
-        return prove(Path(named)) if named else find()
-    except LibraryNotFoundError as error:
-        pytest.skip(f"no libllama to test with: {error}")
 
 
 @pytest.fixture

@@ -4,7 +4,6 @@ import base64
 import hashlib
 import importlib.util
 import io
-import os
 import re
 import shutil
 import sys
@@ -18,7 +17,7 @@ from llamafu import _archives, _paths, build, example_model
 from llamafu._native import families, finding, proof_cache
 from llamafu.cli import lib as lib_command
 from llamafu.cli.main import main
-from llamafu.errors import LibraryNotFoundError, LlamafuError, ModelLoadError
+from llamafu.errors import LlamafuError, ModelLoadError
 
 ROOT = Path(__file__).resolve().parent.parent
 needs_pip = pytest.mark.skipif(importlib.util.find_spec("pip") is None, reason="this Python has no pip")
@@ -26,26 +25,6 @@ needs_cmake = pytest.mark.skipif(
     shutil.which("cmake") is None or not any(map(shutil.which, ("c++", "g++", "clang++"))),
     reason="no cmake or C++ compiler here",
 )
-
-
-@pytest.fixture(scope="module")
-def real():
-    """Proof of a libllama that works here."""
-    named = os.environ.get("LLAMAFU_TEST_LIB")
-    try:
-        return proof_cache.prove(Path(named)) if named else finding.find()
-    except LibraryNotFoundError as error:
-        pytest.skip(f"no libllama to test with: {error}")
-
-
-@pytest.fixture
-def home(real, monkeypatch, tmp_path):
-    """Empty data and cache folders; the real library named by the setting."""
-    monkeypatch.setenv("LLAMAFU_LIB", str(real.path))
-    monkeypatch.setenv("LLAMAFU_DATA", str(tmp_path / "data"))
-    monkeypatch.setenv("LLAMAFU_CACHE", str(tmp_path / "cache"))
-    monkeypatch.delenv("LLAMAFU_EXAMPLE_MODEL", raising=False)
-    return tmp_path
 
 
 @pytest.fixture

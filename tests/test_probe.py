@@ -2,7 +2,6 @@
 
 import importlib.util
 import json
-import os
 import re
 import shutil
 import subprocess
@@ -10,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from llamafu._native import child, families, finding, probe, proof_cache
+from llamafu._native import child, families, probe, proof_cache
 from llamafu._native.proof_cache import Refusal, examine, prove
 from llamafu._native.wanted import REQUIRED, SET_GENERATIONS
 from llamafu.errors import AbiMismatchError, LibraryNotFoundError
@@ -18,16 +17,6 @@ from llamafu.errors import AbiMismatchError, LibraryNotFoundError
 ROOT = Path(__file__).resolve().parent.parent
 COMPILER = shutil.which("cc") or shutil.which("gcc")
 needs_compiler = pytest.mark.skipif(COMPILER is None, reason="no C compiler to make a shim library with")
-
-
-@pytest.fixture(scope="module")
-def real():
-    """Proof of a libllama that works here."""
-    named = os.environ.get("LLAMAFU_TEST_LIB")
-    try:
-        return prove(Path(named)) if named else finding.find()
-    except LibraryNotFoundError as error:
-        pytest.skip(f"no libllama to test with: {error}")
 
 
 @pytest.fixture(autouse=True)
