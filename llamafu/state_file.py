@@ -10,11 +10,10 @@ from __future__ import annotations
 import functools
 import hashlib
 import json
-import os
-import tempfile
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from llamafu._whole_file import whole_file
 from llamafu.errors import StateFileError
 from llamafu.prefix import Segment
 
@@ -35,14 +34,8 @@ def save(path: Path, desk: Desk, model: Path) -> None:
             "dump": hashlib.sha256(dump).hexdigest(),
         }
     ).encode()
-    descriptor, temporary = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
-    try:
-        with os.fdopen(descriptor, "wb") as file:
-            file.write(_MAGIC + len(header).to_bytes(_LENGTH, "little") + header + dump)
-        Path(temporary).replace(path)
-    except BaseException:
-        Path(temporary).unlink(missing_ok=True)
-        raise
+    with whole_file(path) as unfinished:
+        unfinished.write_bytes(_MAGIC + len(header).to_bytes(_LENGTH, "little") + header + dump)
 
 
 def load(path: Path, desk: Desk, model: Path) -> int:

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any, Literal, NamedTuple
 import gguf
 import numpy as np
 
+from llamafu._whole_file import whole_file
 from llamafu.adapters.base import BaseModel, read_base
 from llamafu.adapters.compatibility import check_compatibility
 from llamafu.adapters.container import invalid_file
@@ -83,7 +84,8 @@ def convert_peft(
     if not report:
         message = f"{folder} does not fit {base.path.name}: {'; '.join(report.problems)}"
         raise LoraIncompatibleError(message, problems=report.problems)
-    _write_whole(target, file.content)
+    with whole_file(target) as unfinished:
+        unfinished.write_bytes(file.content)
     return file.info
 
 
@@ -256,15 +258,3 @@ def _add_base_model(writer: gguf.GGUFWriter, name_or_path: str) -> None:
 def title(name: str) -> str:
     """Turn a folder or model name into words, with a capital at the start of those that have none."""
     return " ".join(word.capitalize() if word.islower() else word for word in name.split("-"))
-
-
-def _write_whole(output: Path, content: bytes) -> None:
-    """Put a file in place in one step, so that nobody ever sees half of it."""
-    if not output.parent.is_dir():
-        message = f"{output}: there is no folder {output.parent} to write it to; make it first"
-        raise FileNotFoundError(message)
-    # A folder rather than a file: the new file then gets the permissions that any new file gets.
-    with tempfile.TemporaryDirectory(dir=output.parent, prefix=f".{output.name}.") as room:
-        unfinished = Path(room) / output.name
-        unfinished.write_bytes(content)
-        unfinished.replace(output)

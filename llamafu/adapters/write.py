@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-import tempfile
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
 from gguf import GGUFValueType, GGUFWriter
 
+from llamafu._whole_file import whole_file
 from llamafu.adapters.file import check_adapter
 from llamafu.adapters.info import is_flipped
 
@@ -49,22 +49,15 @@ def write_adapter(
     """
     output = Path(output)
     refuse_source(output, sources)
-    if not output.parent.is_dir():
-        message = f"{output}: there is no folder {output.parent} to write it to; make it first"
-        raise FileNotFoundError(message)
     kind = np.float16 if dtype == "F16" else np.float32
     arrays: dict[str, NDArray[Any]] = {}
     with np.errstate(over="ignore"):  # infinities are found by the check
         for name, (a, b) in tensors.items():
             arrays[f"{name}.lora_a"] = np.ascontiguousarray(a.T if is_flipped(name) else a, kind)
             arrays[f"{name}.lora_b"] = np.ascontiguousarray(b, kind)
-    # A folder rather than a file: the new file then gets the permissions that any new file gets.
-    with tempfile.TemporaryDirectory(dir=output.parent, prefix=f".{output.name}.") as folder:
-        unfinished = Path(folder) / "adapter.gguf"
+    with whole_file(output) as unfinished:
         _write(unfinished, arrays, architecture, alpha, metadata)
-        info = check_adapter(unfinished.read_bytes(), output).info
-        unfinished.replace(output)
-    return info
+        return check_adapter(unfinished.read_bytes(), output).info
 
 
 def refuse_source(output: Path, sources: Iterable[str | os.PathLike[str]]) -> None:

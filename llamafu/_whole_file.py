@@ -1,0 +1,28 @@
+"""Files that appear whole or not at all."""
+
+from __future__ import annotations
+
+import tempfile
+from contextlib import contextmanager
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+
+@contextmanager
+def whole_file(output: Path) -> Iterator[Path]:
+    """Give a path to write to; what was written there takes the place of `output` in one step if the block succeeds.
+
+    After an error `output` is as it was before, and nothing else is left. Raises FileNotFoundError when the folder of
+    `output` does not exist, OSError when it cannot be written to.
+    """
+    if not output.parent.is_dir():
+        message = f"{output}: there is no folder {output.parent} to write it to; make it first"
+        raise FileNotFoundError(message)
+    # A folder rather than a file: the new file then gets the permissions that any new file gets.
+    with tempfile.TemporaryDirectory(dir=output.parent, prefix=f".{output.name}.") as room:
+        unfinished = Path(room) / output.name
+        yield unfinished
+        unfinished.replace(output)
