@@ -33,6 +33,8 @@ if TYPE_CHECKING:
 
 _WEIGHTS = "adapter_model.safetensors"
 _NAME = re.compile(r"base_model\.model\.(.+)\.lora_(?:([AB])\.weight|(embedding_[AB]))")
+_COPY = re.compile(r"base_model\.model\.(.+)\.base_layer\.weight")
+"""PEFT saves the base model's own embeddings beside an adapter of them: nothing that was trained."""
 _DTYPES = {"f16": "<f2", "f32": "<f4"}
 _HUB_ID = re.compile(r"([\w.-]*\w)/([\w.-]+)")
 
@@ -138,6 +140,8 @@ def _pieces(arrays: dict[str, Matrix], config: PeftConfig, base: BaseModel, name
 def _by_module(arrays: dict[str, Matrix], problems: list[str]) -> dict[str, dict[str, Matrix]]:
     modules: dict[str, dict[str, Matrix]] = {}
     for key, array in arrays.items():
+        if _COPY.fullmatch(key):
+            continue
         match = _NAME.fullmatch(key)
         if match is None:
             problems.append(f"tensor {key!r} is no LoRA factor (...lora_A.weight, ...lora_B.weight) of a linear layer")
@@ -145,7 +149,7 @@ def _by_module(arrays: dict[str, Matrix], problems: list[str]) -> dict[str, dict
             problems.append(f"tensor {key!r} holds NaN or infinite values")
         else:
             modules.setdefault(match[1], {})[match[2] or match[3]] = array
-    if not arrays:
+    if not modules and not problems:
         problems.append("the file has no tensors")
     return modules
 
