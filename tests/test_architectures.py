@@ -286,6 +286,67 @@ def test_parameters_refused_by_name(tmp_path):
         convert_peft(folder, tmp_path / "out.gguf", base=base)
 
 
+# -- q, k and v in one tensor -------------------------------------------------------------------------------------
+
+
+def fused_base(kind):
+    base = base_of(kind)
+    for layer in range(2):
+        rows = sum(base.tensors.pop(f"blk.{layer}.attn_{part}.weight")[1] for part in "qkv")
+        base.tensors[f"blk.{layer}.attn_qkv.weight"] = (HIDDEN, rows)
+    base.metadata[f"{base.architecture}.embedding_length"] = HIDDEN
+    return base
+
+
+@pytest.mark.parametrize("kind", ["llama", "qwen2"])
+@pytest.mark.parametrize("adapted", ["qkv", "qv", "k"])
+def test_fused_bases(kind, adapted, tmp_path):
+    """The three changes one above the other, those that were not trained zero, at ranks and alphas of their own."""
+
+    def rank(module):
+        return 2 if module.endswith("v_proj") else RANK
+
+    def alpha(module):
+        return 3 if module.endswith("q_proj") else 8
+
+    arrays = {
+        name: array
+        for name, array in arrays_of(kind, rank).items()
+        if not any(f".{part}_proj." in name for part in set("qkv") - set(adapted))
+    }
+    folder = write_folder(tmp_path / "folder", arrays, rank_pattern={"v_proj": 2}, alpha_pattern={"q_proj": 3})
+    convert_peft(folder, tmp_path / "out.gguf", base=fused_base(kind), dtype="f32")
+    found, parts = changes(tmp_path / "out.gguf"), expected(kind, arrays, lambda module: alpha(module) / rank(module))
+    assert not any("attn_q.weight" in name for name in found)
+    for layer in range(2):
+        rows = {"q": HIDDEN, "k": KV, "v": KV}
+        whole = np.vstack([parts.get(f"blk.{layer}.attn_{part}.weight", np.zeros((rows[part], HIDDEN))) for part in "qkv"])
+        delta = found[f"blk.{layer}.attn_qkv.weight"]
+        np.testing.assert_allclose(delta, whole, rtol=0, atol=1e-5 * np.abs(whole).max())
+
+
+def test_fused_bases_refused_by_name(tmp_path):
+    base = fused_base("llama")
+    part = {
+        "base_model.model.model.layers.0.self_attn.q_proj.lora_A.weight": np.ones((RANK, HIDDEN), "f4"),
+        "base_model.model.model.layers.0.self_attn.q_proj.lora_B.weight": np.ones((HIDDEN, RANK), "f4"),
+    }
+    phi3 = base_of("phi3")
+    phi3.metadata["phi3.embedding_length"] = HIDDEN
+    folder = write_folder(tmp_path / "both", arrays_of("phi3") | part)
+    with pytest.raises(InvalidAdapterFileError, match="both as a whole and in parts"):
+        convert_peft(folder, tmp_path / "out.gguf", base=phi3)
+    folder = write_folder(tmp_path / "sound", arrays_of("llama"))
+    del base.metadata["llama.embedding_length"]
+    with pytest.raises(InvalidAdapterFileError, match="does not say which rows are whose"):
+        convert_peft(folder, tmp_path / "out.gguf", base=base)
+    base.metadata |= {"llama.attention.key_length": 16, "llama.attention.value_length": 16}
+    base.metadata["llama.attention.head_count"], base.metadata["llama.attention.head_count_kv"] = 2, 3
+    with pytest.raises(InvalidAdapterFileError, match=r"attn_q\.weight' is 64 in, 64 out; the base model has 32 rows"):
+        convert_peft(folder, tmp_path / "out.gguf", base=base)
+    assert not (tmp_path / "out.gguf").exists()
+
+
 # -- embeddings, and models with other parts ----------------------------------------------------------------------
 
 

@@ -142,6 +142,18 @@ def test_single_experts_agree(kind, tmp_path):
     assert distance(our_logits(tmp_path / "model.gguf", None), theirs)[0] > 100 * DIFFERENCE
 
 
+@pytest.mark.parametrize("kind", ["llama", "qwen2", "mixtral"])
+def test_fused_bases_agree(kind, tmp_path):
+    """Files in which q, k and v are one tensor: of the three, q and v are adapted, at different ranks and alphas."""
+    write_gguf(make_model(kind), tmp_path / "fused.gguf", fused=True)
+    options = {"target_modules": ["q_proj", "v_proj"], "alpha_pattern": {"v_proj": 3}, "rank_pattern": {"v_proj": 2}}
+    theirs = write_adapter(kind, tmp_path / "adapter", **options)
+    info = convert_peft(tmp_path / "adapter", tmp_path / "f32.gguf", base=tmp_path / "fused.gguf", dtype="f32")
+    assert "attn_qkv" in info.target_modules
+    ours = our_logits(tmp_path / "fused.gguf", tmp_path / "f32.gguf")
+    assert agree(ours, theirs), distance(ours, theirs)
+
+
 # -- the comparison itself can fail -------------------------------------------------------------------------------
 
 
