@@ -279,10 +279,14 @@ def test_parameters_refused_by_name(tmp_path):
         folder = write_folder(tmp_path / str(number), arrays, **config)
         with pytest.raises(InvalidAdapterFileError, match=words):
             convert_peft(folder, tmp_path / "out.gguf", base=base_of(kind))
-    base = base_of("llama")
-    del base.metadata["llama.expert_count"]
+    base = base_of("mixtral")
     folder = write_model_folder("mixtral", tmp_path / "mixtral")
-    with pytest.raises(InvalidAdapterFileError, match=r"the base model has none \(llama\.expert_count is None\)"):
+    for count in (None, 0, 1 << 31):
+        base.metadata["llama.expert_count"] = count
+        with pytest.raises(InvalidAdapterFileError, match=rf"belongs to an expert.*llama\.expert_count is {count}"):
+            convert_peft(folder, tmp_path / "out.gguf", base=base)
+    base.metadata["llama.expert_count"] = EXPERTS + 1
+    with pytest.raises(LoraIncompatibleError, match="the adapter has 5 experts, the base model 4 experts"):
         convert_peft(folder, tmp_path / "out.gguf", base=base)
 
 
@@ -326,7 +330,7 @@ def test_fused_bases(kind, adapted, tmp_path):
 
 
 def test_fused_bases_refused_by_name(tmp_path):
-    base = fused_base("llama")
+    base = fused_base("qwen2")
     part = {
         "base_model.model.model.layers.0.self_attn.q_proj.lora_A.weight": np.ones((RANK, HIDDEN), "f4"),
         "base_model.model.model.layers.0.self_attn.q_proj.lora_B.weight": np.ones((HIDDEN, RANK), "f4"),
@@ -336,12 +340,12 @@ def test_fused_bases_refused_by_name(tmp_path):
     folder = write_folder(tmp_path / "both", arrays_of("phi3") | part)
     with pytest.raises(InvalidAdapterFileError, match="both as a whole and in parts"):
         convert_peft(folder, tmp_path / "out.gguf", base=phi3)
-    folder = write_folder(tmp_path / "sound", arrays_of("llama"))
-    del base.metadata["llama.embedding_length"]
+    folder = write_folder(tmp_path / "sound", arrays_of("qwen2"))
+    del base.metadata["qwen2.embedding_length"]
     with pytest.raises(InvalidAdapterFileError, match="does not say which rows are whose"):
         convert_peft(folder, tmp_path / "out.gguf", base=base)
-    base.metadata |= {"llama.attention.key_length": 16, "llama.attention.value_length": 16}
-    base.metadata["llama.attention.head_count"], base.metadata["llama.attention.head_count_kv"] = 2, 3
+    heads = {"head_count": 2, "head_count_kv": 3, "key_length": 16, "value_length": 16}
+    base.metadata.update({f"qwen2.attention.{name}": value for name, value in heads.items()})
     with pytest.raises(InvalidAdapterFileError, match=r"attn_q\.weight' is 64 in, 64 out; the base model has 32 rows"):
         convert_peft(folder, tmp_path / "out.gguf", base=base)
     assert not (tmp_path / "out.gguf").exists()
