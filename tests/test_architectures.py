@@ -290,6 +290,28 @@ def test_parameters_refused_by_name(tmp_path):
         convert_peft(folder, tmp_path / "out.gguf", base=base)
 
 
+def test_a_router_adapted_as_a_parameter_has_its_own_name_in_patterns(tmp_path):
+    """PEFT matches patterns with `mlp.gate.weight` then, so one for `gate` is not meant."""
+    arrays = {name: array for name, array in arrays_of("qwen3_moe").items() if "mlp.gate." in name}
+    for number, (pattern, strength) in enumerate((("mlp.gate", 2.0), ("gate.weight", 3.0))):
+        config = {"target_parameters": ["gate.weight"], "alpha_pattern": {pattern: 12}}
+        folder = write_folder(tmp_path / str(number), arrays, **config)
+        convert_peft(folder, tmp_path / "out.gguf", base=base_of("qwen3_moe"), dtype="f32")
+        check("qwen3_moe", tmp_path / "out.gguf", arrays, lambda _, strength=strength: strength)
+
+
+def test_what_is_adapted_twice_is_refused(tmp_path):
+    """Experts in both forms, in either order; one layer under two names."""
+    single = {name: array for name, array in arrays_of("qwen3_moe").items() if ".experts.1.up_proj." in name}
+    whole = parameter_arrays([GATE_UP])
+    q = {name: array for name, array in arrays_of("qwen3_moe").items() if "layers.0.self_attn.q_proj." in name}
+    again = {name.replace("model.layers", "model.language_model.layers"): array for name, array in q.items()}
+    for number, arrays in enumerate((single | whole, whole | single, q | again)):
+        folder = write_folder(tmp_path / str(number), arrays, target_parameters=["gate_up_proj"])
+        with pytest.raises(InvalidAdapterFileError, match="which another module is already"):
+            convert_peft(folder, tmp_path / "out.gguf", base=base_of("qwen3_moe"))
+
+
 # -- q, k and v in one tensor -------------------------------------------------------------------------------------
 
 
