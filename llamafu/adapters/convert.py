@@ -34,7 +34,7 @@ if TYPE_CHECKING:
 
 _WEIGHTS = "adapter_model.safetensors"
 _NAME = re.compile(r"base_model\.model\.(.+)\.lora_(?:([AB])\.weight|(embedding_[AB]))")
-_COPY = re.compile(r"base_model\.model\.(.+)\.base_layer\.weight")
+_COPY = re.compile(r"base_model\.model\.(.+\.)?(embed_tokens|lm_head)\.base_layer\.weight")
 """PEFT saves the base model's own embeddings beside an adapter of them: nothing that was trained."""
 _DTYPES = {"f16": "<f2", "f32": "<f4"}
 _HUB_ID = re.compile(r"([\w.-]*\w)/([\w.-]+)")

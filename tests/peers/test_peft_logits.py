@@ -15,7 +15,7 @@ from safetensors.torch import save_file
 from tiny_hf import EXPERTS, HIDDEN, MODELS, WIDE, make_model, write_gguf
 
 from llamafu import Llamafu
-from llamafu.adapters import convert_peft, pieces
+from llamafu.adapters import convert_peft, inspect_adapter, pieces
 from llamafu.adapters.architectures import ARCHITECTURES
 from llamafu.adapters.peft import PeftConfig
 
@@ -115,6 +115,16 @@ def test_adapters_agree(kind, variant, model, tmp_path):
     assert difference <= 10 * DIFFERENCE
     assert divergence <= DIVERGENCE
     assert distance(our_logits(model, None), theirs)[0] > 500 * DIFFERENCE, "this adapter does next to nothing"
+
+
+@pytest.mark.parametrize("kind", LEGACY, indirect=True)
+def test_experts_named_as_before_transformers_5_agree(kind, model, tmp_path):
+    """PEFT turns the old names into parameters, doubles the rank of gate and up together, and saves that."""
+    theirs = write_adapter(kind, tmp_path / "adapter", target_modules=LEGACY[kind][1:], target_parameters=None)
+    convert_peft(tmp_path / "adapter", tmp_path / "f32.gguf", base=model, dtype="f32")
+    ours = our_logits(model, tmp_path / "f32.gguf")
+    assert agree(ours, theirs), distance(ours, theirs)
+    assert max(tensor.rank for tensor in inspect_adapter(tmp_path / "f32.gguf").tensors) == 8
 
 
 @pytest.mark.parametrize("kind", LEGACY)
