@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import shutil
 import unicodedata
 from typing import TYPE_CHECKING
@@ -44,10 +45,13 @@ def table(sweep: Sweep, stream: TextIO) -> str:
 
 
 def curve(values: Sequence[float], peak: float, width: int) -> str:
-    """Return at most `width` bars, from the lowest for 0 to the highest for `peak`; one may show the largest of several."""
+    """Return at most `width` bars, from the lowest for 0 to the highest for `peak`; one may show the largest of several.
+
+    Heights grow with the square root, so that what is small beside the peak is still seen.
+    """
     size = -(-len(values) // width)
     largest = [max(values[i : i + size]) for i in range(0, len(values), size)]
-    return "".join(_BLOCKS[round(value / peak * (len(_BLOCKS) - 1)) if peak else 0] for value in largest)
+    return "".join(_BLOCKS[round(math.sqrt(value / peak) * (len(_BLOCKS) - 1)) if peak else 0] for value in largest)
 
 
 def columns(text: str) -> int:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from html import escape
 from typing import TYPE_CHECKING
 
@@ -33,13 +34,14 @@ def page(sweep: Sweep) -> str:
 
 _FOOT = (
     "<footer>KL is the divergence KL(base ‖ mix) between the distributions of the next token, in nats: 0 where the mix "
-    "changes nothing. “First” is at the first token of the answer, “mean” over all the tokens of the base’s answer, which "
-    "the mix is made to say. The curve has one bar a token; all curves of this page have the same height.</footer>"
+    "changes nothing. “First” is at the first token of the answer, “mean” over all the tokens of the answer of the base, which "
+    "the mix is made to say. The curve has one bar a token, as high as the square root of its KL, and the same for the "
+    "whole page; point at a bar to read it.</footer>"
 )
 
 
 def _facts(sweep: Sweep) -> str:
-    how = "greedy (temperature 0)" if sweep.temperature == 0 else f"temperature {sweep.temperature:g}, seed {sweep.seed}"
+    how = f"temperature {sweep.temperature:g}{'' if sweep.temperature else ' (greedy)'}, seed {sweep.seed}"
     asked = "as a chat message" if sweep.chat else "as plain text to continue"
     facts = [
         ("Model", escape(sweep.model)),
@@ -109,7 +111,7 @@ def _curve(kls: Sequence[float], places: Sequence[str], peak: float) -> str:
     bars = list(_bars(kls, places, peak))
     width = len(bars) * _STEP
     return (
-        f'<svg viewBox="0 0 {width} {_HEIGHT}" width="{width}" height="{_HEIGHT}" role="img" '
+        f'<svg viewBox="0 0 {width} {_HEIGHT}" width="{width}" height="{_HEIGHT}" preserveAspectRatio="none" role="img" '
         f'aria-label="KL at {len(kls)} tokens, at most {_number(max(kls))}">{"".join(bars)}</svg>'
     )
 
@@ -118,7 +120,7 @@ def _bars(kls: Sequence[float], places: Sequence[str], peak: float) -> Iterator[
     size = -(-len(kls) // _WIDEST)
     for start in range(0, len(kls), size):
         kl = max(kls[start : start + size])
-        height = max(1.0, _HEIGHT * kl / peak if peak else 0.0)
+        height = max(1.0, _HEIGHT * math.sqrt(kl / peak) if peak else 0.0)
         name = escape(f"{''.join(places[start : start + size])!r}: {_number(kl)} nats")
         yield (
             f'<rect x="{start // size * _STEP}" y="{_HEIGHT - height:.1f}" width="{_STEP - 1}" height="{height:.1f}">'

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, cast
 
 from llamafu.sweep.divergence import divergences
 from llamafu.sweep.mixes import check_size
@@ -14,6 +14,7 @@ if TYPE_CHECKING:
     from llamafu.completion import Completion, FinishReason
     from llamafu.lora import LoraAdapter
     from llamafu.model import Llamafu
+    from llamafu.options import LoraScales, OptionArguments
 
 
 @dataclass(frozen=True, slots=True)
@@ -79,7 +80,7 @@ class Sweep:
 def sweep(
     llm: Llamafu,
     prompts: Sequence[str],
-    mixes: Sequence[Mapping[LoraAdapter | str, float]],
+    mixes: Sequence[Mapping[str, float] | Mapping[LoraAdapter, float]],
     *,
     chat: bool = False,
     max_tokens: int = 64,
@@ -89,11 +90,12 @@ def sweep(
 ) -> Sweep:
     """Answer every prompt by the base and under every mix, and measure how far each mix is from the base.
 
-    The adapters must be loaded; the active set plays no part and is left alone. `chat` asks each prompt as a user's
-    message. All answers have the same `seed`, and at temperature 0 none is needed. `watch` is called before each
-    answer with its number, from 0, and how many there will be. Runs in the calling thread; other threads' generations
-    take turns with it. Raises ValueError for more than `MOST_ANSWERS` answers, no prompt or an empty one, and what
-    `Llamafu.complete` raises; unknown names and scales out of range before the first answer.
+    A mix is {adapter or name: scale}. The adapters must be loaded; the active set plays no part and is left alone.
+    `chat` asks each prompt as a user's message. All answers have the same `seed`; at temperature 0 it is not used.
+    `watch` is called before each answer with its number, from 0, and how many there will be. Runs in the calling
+    thread; generations of other threads take turns with it. Raises ValueError for more than `MOST_ANSWERS` answers, no
+    prompt or an empty one, and what `Llamafu.complete` raises; unknown names and scales out of range before the first
+    answer.
     """
     for prompt in [*prompts] or [""]:
         if not isinstance(prompt, str) or not prompt:
@@ -102,7 +104,7 @@ def sweep(
     known = [_checked(llm, mix) for mix in mixes]
     kept = list({frozenset(mix.items()): mix for mix in reversed([{}, *known])}.values())[::-1]
     check_size(len(prompts), len(kept))
-    runner = _Runner(llm, chat=chat, max_tokens=max_tokens, temperature=temperature, seed=seed)
+    runner = _Runner(llm, {"max_tokens": max_tokens, "temperature": temperature, "seed": seed}, chat=chat)
     answers: list[Answer] = []
     places = []
     for prompt in prompts:
@@ -133,10 +135,10 @@ def sweep(
 class _Runner:
     """Answers one prompt after the other; the base's answer comes first and is what the mixes are made to say."""
 
-    def __init__(self, llm: Llamafu, *, chat: bool, max_tokens: int, temperature: float, seed: int) -> None:
+    def __init__(self, llm: Llamafu, options: OptionArguments, *, chat: bool) -> None:
         self._llm = llm
+        self._options = options
         self._chat = chat
-        self._max_tokens, self._temperature, self._seed = max_tokens, temperature, seed
 
     def take(self, prompt: str) -> None:
         """Make `prompt` the one to answer, and find what the base says."""
@@ -151,7 +153,7 @@ class _Runner:
     def answer(self, mix: dict[str, float]) -> Answer:
         """Answer the prompt under `mix`."""
         completion = self._complete(mix) if mix else self._base
-        logits = self._llm.next_logits(self._tokens, self._said, lora=mix) if mix else self._logits
+        logits = self._llm.next_logits(self._tokens, self._said, lora=_scales(mix)) if mix else self._logits
         kls = divergences(self._logits, logits)
         later, seconds = completion.usage.completion_tokens - 1, completion.timings.completion
         return Answer(
@@ -166,14 +168,11 @@ class _Runner:
             tokens_per_second=later / seconds if later > 0 and seconds > 0 else None,
         )
 
-    def _complete(self, mix: Mapping[str, float]) -> Completion:
+    def _complete(self, mix: dict[str, float]) -> Completion:
+        options: OptionArguments = {**self._options, "lora": _scales(mix)}
         if self._chat:
-            return self._llm.chat(
-                _message(self._prompt), max_tokens=self._max_tokens, temperature=self._temperature, seed=self._seed, lora=mix
-            )
-        return self._llm.complete(
-            self._prompt, max_tokens=self._max_tokens, temperature=self._temperature, seed=self._seed, lora=mix
-        )
+            return self._llm.chat(_message(self._prompt), **options)
+        return self._llm.complete(self._prompt, **options)
 
 
 def _message(prompt: str) -> list[dict[str, str]]:
@@ -186,7 +185,11 @@ def _library(llm: Llamafu) -> str:
     return f"libllama {library.version}" if library.version else library.path.name
 
 
-def _checked(llm: Llamafu, mix: Mapping[LoraAdapter | str, float]) -> dict[str, float]:
+def _scales(mix: Mapping[str, float] | Mapping[LoraAdapter, float]) -> LoraScales:
+    return cast("LoraScales", mix)  # a Mapping is invariant in its keys
+
+
+def _checked(llm: Llamafu, mix: Mapping[str, float] | Mapping[LoraAdapter, float]) -> dict[str, float]:
     """The mix by first names, with scales that a call would take."""
-    scales = llm._lora_set(mix).first  # noqa: SLF001 - the same checks as a call's
+    scales = llm._lora_set(_scales(mix)).first  # noqa: SLF001 - the same checks as a call's
     return {adapter.name: scale for adapter, scale in scales.items()}

@@ -38,8 +38,11 @@ tr.base { background: var(--base); }
 .number, .value { font-variant-numeric: tabular-nums; }
 .bar { min-width: 7rem; }
 .overview { width: auto; }
-.overview .bar { min-width: min(22rem, 50vw); }
-.track { display: block; height: .45rem; margin-top: .3rem; border-radius: .25rem; background: var(--accent-soft); overflow: hidden; }
+.overview .bar { display: grid; grid-template-columns: 3.5rem 1fr; align-items: center; min-width: min(24rem, 55vw); }
+.overview .track { margin: 0; }
+.overview :is(th, td) { padding: .35rem .8rem; }
+.track { display: block; height: .45rem; margin-top: .3rem; border-radius: .25rem; overflow: hidden; }
+.track { background: var(--accent-soft); }
 .track i { display: block; height: 100%; background: var(--accent); }
 svg { display: block; max-width: 100%; height: 28px; }
 rect { fill: var(--accent); }
