@@ -36,7 +36,7 @@ def check_size(prompts: int, mixes: int) -> None:
     """Raise ValueError when so many prompts under so many mixes, the base among them, are too many answers."""
     if prompts * mixes > MOST_ANSWERS:
         message = (
-            f"{prompts} prompts under {mixes} mixes, the base among them, are {prompts * mixes} answers; "
+            f"{prompts * mixes} answers are too many (prompts: {prompts}, mixes with the base: {mixes}); "
             f"a sweep has at most {MOST_ANSWERS}, so give fewer prompts, scales or mixes"
         )
         raise ValueError(message)

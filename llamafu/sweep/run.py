@@ -102,7 +102,10 @@ def sweep(
             message = f"prompts={list(prompts)!r}: give one prompt or more, none of them empty"
             raise ValueError(message)
     known = [_checked(llm, mix) for mix in mixes]
-    kept = list({frozenset(mix.items()): mix for mix in reversed([{}, *known])}.values())[::-1]
+    distinct: dict[frozenset[tuple[str, float]], dict[str, float]] = {frozenset(): {}}
+    for mix in known:
+        distinct.setdefault(frozenset(mix.items()), mix)
+    kept = list(distinct.values())
     check_size(len(prompts), len(kept))
     runner = _Runner(llm, {"max_tokens": max_tokens, "temperature": temperature, "seed": seed}, chat=chat)
     answers: list[Answer] = []
