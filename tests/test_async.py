@@ -380,7 +380,7 @@ def test_two_streams_take_turns_without_computing_their_prompts_anew(opened):
             decoded = []
             context = (await llm._model())._instance.context
             decode = context.decode
-            context.decode = lambda tokens, *rest: (decoded.append(len(tokens)), decode(tokens, *rest))[1]
+            context.decode = lambda tokens, *rest, **more: (decoded.append(len(tokens)), decode(tokens, *rest, **more))[1]
 
             async def read(stream):
                 return [piece async for piece in stream]

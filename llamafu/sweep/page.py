@@ -57,7 +57,7 @@ def _overview(sweep: Sweep) -> str:
     """One line a mix: the mean over all prompts."""
     means = [sweep.mean_kl(index) for index in range(len(sweep.mixes))]
     rows = "".join(
-        f'<tr><th scope="row">{_mix(mix)}</th><td class="bar">{_bar(mean, max(means))}</td></tr>'
+        f'<tr><th scope="row">{_mix(mix)}</th><td><span class="bar">{_bar(mean, max(means))}</span></td></tr>'
         for mix, mean in zip(sweep.mixes, means, strict=True)
     )
     return (
