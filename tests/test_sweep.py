@@ -15,7 +15,7 @@ from tiny_model import BOS, FIRST_BYTE
 from llamafu import Llamafu
 from llamafu.cli import sweep_table
 from llamafu.cli.main import main
-from llamafu.errors import ContextOverflowError, InvalidScaleError, LoraNotFoundError
+from llamafu.errors import ContextOverflowError, DecodeError, InvalidScaleError, LoraNotFoundError
 from llamafu.sampling import log_softmax
 from llamafu.sweep import MOST_ANSWERS, Answer, Sweep, SweptAdapter, divergences, label, mixes, page, sweep
 
@@ -120,6 +120,13 @@ def test_next_logits_refuse_what_does_not_fit(llm):
             llm.next_logits(PROMPT, [token])
 
 
+def test_next_logits_that_overflow_are_an_error(tiny_model, tiny_adapter_a):
+    with Llamafu(tiny_model, n_ctx=256, n_threads=1, scale_range=(0, 1e38)) as wide:
+        wide.load_lora_adapter(tiny_adapter_a)
+        with pytest.raises(DecodeError, match="logits are not finite at place 0 of the continuation"):
+            wide.next_logits(PROMPT, SAID, lora={"a": 1e38})
+
+
 # -- which mixes -----------------------------------------------------------------------------------------------------
 
 
@@ -197,8 +204,8 @@ def test_an_answer_that_ends_at_once_has_one_place(llm, monkeypatch):
 
 def test_what_is_wrong_is_said_before_the_first_answer(llm, monkeypatch):
     monkeypatch.setattr(llm, "complete", None)
-    for prompts in ([], [""], ["x", 3]):
-        with pytest.raises(ValueError, match="give one prompt or more"):
+    for prompts in ([], [""], ["x", 3], "x"):
+        with pytest.raises(ValueError, match="is not a list of one prompt or more"):
             sweep(llm, prompts, [{"a": 1.0}])
     with pytest.raises(LoraNotFoundError, match="'parrot'"):
         sweep(llm, ["x"], [{"a": 1.0}, {"parrot": 1.0}])
@@ -330,6 +337,7 @@ def test_command_json_is_what_the_library_finds(llm, tiny_model, tiny_adapter_a,
     found = [answer for answer in report["answers"] if answer["mix"] in expected.mixes]
     assert [answer["text"] for answer in found] == [answer.text for answer in expected.answers]
     assert [answer["kl"] for answer in found] == pytest.approx([answer.kl for answer in expected.answers], abs=1e-3)
+    assert shown.err.startswith("8 answers (prompts: 2, mixes with the base: 4)\n")
     assert "answer 8 of 8" in shown.err
 
     (tmp_path / "prompts.txt").write_text("Once\n\n  \nHi\n", encoding="utf-8")
@@ -366,6 +374,7 @@ def test_command_writes_a_page_and_a_table(tiny_model, tiny_adapter_a, tiny_adap
         (["--scales", "0,much"], "'much' is not a finite number"),
         (["--scales", "nan"], "'nan' is not a finite number"),
         (["--scales", ""], "'' is not a finite number"),
+        (["--lora", "other/a.gguf"], "two adapters are called 'a'"),
         (["--mix", "a"], "'a' in 'a' is not NAME=SCALE"),
         (["--mix", "a=1,a=2"], "'a=2' in 'a=1,a=2' is not NAME=SCALE with a name of its own"),
         (["--mix", "parrot=1"], "no adapter is called 'parrot' (there are: a)"),
@@ -387,6 +396,15 @@ def test_usage_errors_come_before_anything_is_loaded(more, part, capsys):
     shown = capsys.readouterr()
     assert part in shown.err
     assert shown.out == ""
+
+
+def test_a_link_is_swept_under_its_files_name(tiny_model, tiny_dir, tmp_path, capsys):
+    """A PEFT folder's adapter is named after the folder that a link leads to; --mix takes the name that was given."""
+    (tmp_path / "link.gguf").symlink_to(tiny_dir / "a.gguf")
+    asked = [*words(tiny_model, tmp_path / "link.gguf"), "--mix", "link=0.5", "--prompt", "Hi", "--max-tokens", "2"]
+    assert main([*asked, "--json"]) == 0
+    report = json.loads(capsys.readouterr().out)
+    assert report["mixes"] == [{}, {report["adapters"][0]["name"]: 0.5}]
 
 
 def test_failures_leave_no_page(tiny_model, tiny_adapter_a, tmp_path, capsys):

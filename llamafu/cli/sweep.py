@@ -106,6 +106,9 @@ def _asked(arguments: argparse.Namespace) -> tuple[list[str], list[dict[str, flo
     scales = arguments.scales if arguments.scales is not None else () if arguments.mix else _SCALES
     if arguments.grid and not scales:
         arguments.refuse("--grid combines the scales of --scales; give them")
+    for name in names:
+        if names.count(name) > 1:
+            arguments.refuse(f"argument --lora: two adapters are called {name!r}; give each once, or rename one of the files")
     for name in (name for mix in arguments.mix for name in mix):
         if name not in names:
             arguments.refuse(f"argument --mix: no adapter is called {name!r} (there are: {', '.join(names)})")
@@ -137,6 +140,7 @@ def _prompts(arguments: argparse.Namespace) -> list[str]:
 
 
 def _sweep(arguments: argparse.Namespace, prompts: list[str], mixes: list[dict[str, float]]) -> Sweep:
+    from llamafu.lora import default_name
     from llamafu.model import Llamafu
     from llamafu.sweep import sweep
 
@@ -151,16 +155,23 @@ def _sweep(arguments: argparse.Namespace, prompts: list[str], mixes: list[dict[s
         ) as llm,
         Progress() as progress,
     ):
-        load_adapters(llm, [Use(path, 0.0) for path in arguments.lora])
+        loaded = load_adapters(llm, [Use(path, 0.0) for path in arguments.lora])
+        handles = dict(zip(map(default_name, arguments.lora), loaded, strict=True))  # a link's name is not always its file's
+
+        def watch(done: int, count: int) -> None:
+            if done == 0:
+                progress.show(f"{count} answers (prompts: {len(prompts)}, mixes with the base: {count // len(prompts)})")
+            progress.show(f"answer {done + 1} of {count}", done / count)
+
         return sweep(
             llm,
             prompts,
-            mixes,
+            [{handles[name]: scale for name, scale in mix.items()} for mix in mixes],
             chat=arguments.chat,
             max_tokens=arguments.max_tokens,
             temperature=arguments.temperature,
             seed=arguments.seed,
-            watch=lambda done, count: progress.show(f"answer {done + 1} of {count}", done / count),
+            watch=watch,
         )
 
 

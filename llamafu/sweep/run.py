@@ -16,6 +16,8 @@ if TYPE_CHECKING:
     from llamafu.model import Llamafu
     from llamafu.options import LoraScales, OptionArguments
 
+    _Mix = Mapping[str, float] | Mapping[LoraAdapter, float] | Mapping[LoraAdapter | str, float]
+
 
 @dataclass(frozen=True, slots=True)
 class SweptAdapter:
@@ -80,7 +82,7 @@ class Sweep:
 def sweep(
     llm: Llamafu,
     prompts: Sequence[str],
-    mixes: Sequence[Mapping[str, float] | Mapping[LoraAdapter, float]],
+    mixes: Sequence[_Mix],
     *,
     chat: bool = False,
     max_tokens: int = 64,
@@ -97,10 +99,9 @@ def sweep(
     prompt or an empty one, and what `Llamafu.complete` raises; unknown names and scales out of range before the first
     answer.
     """
-    for prompt in [*prompts] or [""]:
-        if not isinstance(prompt, str) or not prompt:
-            message = f"prompts={list(prompts)!r}: give one prompt or more, none of them empty"
-            raise ValueError(message)
+    if isinstance(prompts, str) or not prompts or not all(isinstance(prompt, str) and prompt for prompt in prompts):
+        message = f"prompts={prompts!r} is not a list of one prompt or more, none of them empty"
+        raise ValueError(message)
     known = [_checked(llm, mix) for mix in mixes]
     distinct: dict[frozenset[tuple[str, float]], dict[str, float]] = {frozenset(): {}}
     for mix in known:
@@ -188,11 +189,11 @@ def _library(llm: Llamafu) -> str:
     return f"libllama {library.version}" if library.version else library.path.name
 
 
-def _scales(mix: Mapping[str, float] | Mapping[LoraAdapter, float]) -> LoraScales:
+def _scales(mix: _Mix) -> LoraScales:
     return cast("LoraScales", mix)  # a Mapping is invariant in its keys
 
 
-def _checked(llm: Llamafu, mix: Mapping[str, float] | Mapping[LoraAdapter, float]) -> dict[str, float]:
+def _checked(llm: Llamafu, mix: _Mix) -> dict[str, float]:
     """The mix by first names, with scales that a call would take."""
     scales = llm._lora_set(_scales(mix)).first  # noqa: SLF001 - the same checks as a call's
     return {adapter.name: scale for adapter, scale in scales.items()}
