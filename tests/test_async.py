@@ -63,6 +63,8 @@ def test_the_same_answers_as_the_synchronous_one(opened, tiny_dir, tmp_path):
         chatted = llm.chat(messages, max_tokens=20, **GREEDY)
         vector = llm.embed("Hello")
         tokens = llm.tokenize("Hello")
+        chat_tokens = llm.tokenize_chat(messages)
+        logits = llm.next_logits(tokens, chat_tokens)
 
     async def main():
         async with opened(embeddings=True) as llm:

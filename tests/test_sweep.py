@@ -10,6 +10,7 @@ from html.parser import HTMLParser
 
 import numpy as np
 import pytest
+from test_convert import arrays_of, write_folder
 from tiny_model import BOS, FIRST_BYTE
 
 from llamafu import Llamafu
@@ -398,13 +399,15 @@ def test_usage_errors_come_before_anything_is_loaded(more, part, capsys):
     assert shown.out == ""
 
 
-def test_a_link_is_swept_under_its_files_name(tiny_model, tiny_dir, tmp_path, capsys):
-    """A PEFT folder's adapter is named after the folder that a link leads to; --mix takes the name that was given."""
-    (tmp_path / "link.gguf").symlink_to(tiny_dir / "a.gguf")
-    asked = [*words(tiny_model, tmp_path / "link.gguf"), "--mix", "link=0.5", "--prompt", "Hi", "--max-tokens", "2"]
+def test_a_link_to_a_folder_is_swept_under_the_folders_name(tiny_model, tmp_path, capsys):
+    """The options take the name that was given, the result says the adapter's own."""
+    write_folder(tmp_path / "folder", arrays_of())
+    (tmp_path / "link").symlink_to(tmp_path / "folder")
+    asked = [*words(tiny_model, tmp_path / "link"), "--scales", "1", "--mix", "link=0.5", "--prompt", "Hi", "--max-tokens", "2"]
     assert main([*asked, "--json"]) == 0
     report = json.loads(capsys.readouterr().out)
-    assert report["mixes"] == [{}, {report["adapters"][0]["name"]: 0.5}]
+    assert report["mixes"] == [{}, {"folder": 1.0}, {"folder": 0.5}]
+    assert [answer["mean_kl"] > 0 for answer in report["answers"]] == [False, True, True]
 
 
 def test_failures_leave_no_page(tiny_model, tiny_adapter_a, tmp_path, capsys):
