@@ -83,11 +83,8 @@ def test_the_same_answers_as_the_synchronous_one(opened, tiny_dir, tmp_path):
             assert (await llm.embed("Hello") == vector).all()
             assert await llm.tokenize("Hello") == tokens
             assert await llm.detokenize(tokens) == "Hello"
-            assert (await llm.next_logits(tokens, lora={})).argmax() == (await llm.complete("Hello", lora={}, **GREEDY)).tokens[
-                0
-            ]
-            message = [{"role": "user", "content": "Hi"}]
-            assert "user\nHi" in await llm.detokenize(await llm.tokenize_chat(message), special=True)
+            assert await llm.tokenize_chat(messages) == chat_tokens
+            assert (await llm.next_logits(tokens, chat_tokens) == logits).all()
             await llm.complete("Hello", max_tokens=1, **GREEDY)
             await llm.save_state(tmp_path / "state")
             assert await llm.load_state(tmp_path / "state") == len(tokens)
