@@ -23,6 +23,7 @@ if TYPE_CHECKING:
     from llamafu.adapters.compatibility import CompatibilityReport
     from llamafu.completion import Completion
     from llamafu.lora import LoraAdapter
+    from llamafu.options import LoraScales
     from llamafu.stream import Stream
 
 _P = ParamSpec("_P")
@@ -197,10 +198,22 @@ class AsyncLlamafu:
         llm = await self._model()
         return await self._call(llm.embed, text)
 
+    async def next_logits(
+        self, prompt: Sequence[int], said: Sequence[int] = (), *, lora: LoraScales | None = None
+    ) -> np.ndarray[Any, np.dtype[np.float32]]:
+        """Return the logits after `prompt` and after each token of `said`, see `Llamafu.next_logits`."""
+        llm = await self._model()
+        return await self._call(llm.next_logits, prompt, said, lora=lora)
+
     async def tokenize(self, text: str, *, add_special: bool = True, parse_special: bool = True) -> list[int]:
         """Return the token ids of `text`."""
         llm = await self._model()
         return await self._call(llm.tokenize, text, add_special=add_special, parse_special=parse_special)
+
+    async def tokenize_chat(self, messages: Sequence[Mapping[str, Any]]) -> list[int]:
+        """Return the token ids of `messages` as `chat` formats them."""
+        llm = await self._model()
+        return await self._call(llm.tokenize_chat, messages)
 
     async def detokenize(self, tokens: Sequence[int], *, special: bool = False) -> str:
         """Return the text of token ids."""

@@ -14,7 +14,7 @@ from llamafu.sampling import Picker
 from llamafu.text import TextAssembler
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import Mapping, Sequence
 
     from llamafu._native.instance import Instance
     from llamafu.lora import LoraAdapter, LoraSet, State
@@ -54,7 +54,7 @@ class Generation:
         self._scales = lora.first
         self._starts = {a: activation(self._prompt, a.info.invocation_tokens) for a in self._scales}
         self._dormant = {a for a, start in self._starts.items() if start > len(self._prompt)}
-        self._segments = plan(self._prompt, self._states(self._scales), context.n_batch)
+        self._segments = plan(self._prompt, prompt_states(lora, self._starts, len(self._prompt)), context.n_batch)
         self._text = TextAssembler(options.stops)
         self._picker = Picker(model, options, self._prompt)
         self._tokens: list[int] = []
@@ -65,18 +65,6 @@ class Generation:
         self._cached = 0
         self._seconds = [0.0, 0.0]
         self.completion: Completion | None = None
-
-    def _states(self, scales: dict[LoraAdapter, float]) -> list[State]:
-        """State of each prompt token: an aLoRA acts from the last occurrence of its invocation tokens on."""
-        borders = sorted({0, *self._starts.values()})
-        acting = {
-            border: self._lora.state({a: scale for a, scale in scales.items() if self._starts[a] <= border})
-            for border in borders
-        }
-        states = []
-        for border, following in zip(borders, [*borders[1:], len(self._prompt)], strict=True):
-            states.extend([acting[border]] * (min(following, len(self._prompt)) - min(border, len(self._prompt))))
-        return states
 
     def cancel(self) -> None:
         """End it at the next token (any thread); `finish_reason` is then "cancelled"."""
@@ -193,3 +181,13 @@ def activation(prompt: Sequence[int], invocation: tuple[int, ...]) -> int:
     width = len(invocation)
     found = (i for i in range(len(prompt) - width, -1, -1) if tuple(prompt[i : i + width]) == invocation)
     return next(found, len(prompt) + 1)
+
+
+def prompt_states(lora: LoraSet, starts: Mapping[LoraAdapter, int], length: int) -> list[State]:
+    """State of each of the `length` tokens of a prompt: an aLoRA acts from the last occurrence of its invocation tokens on."""
+    borders = sorted({0, *starts.values()})
+    acting = {border: lora.state({a: scale for a, scale in lora.first.items() if starts[a] <= border}) for border in borders}
+    states = []
+    for border, following in zip(borders, [*borders[1:], length], strict=True):
+        states.extend([acting[border]] * (min(following, length) - min(border, length)))
+    return states

@@ -19,6 +19,7 @@ from llamafu.adapters.base import read_base
 from llamafu.adapters.file import read_adapter
 from llamafu.embedding import embed_tokens
 from llamafu.errors import MultimodalError
+from llamafu.forcing import forced_logits
 from llamafu.generation import Desk, Generation
 from llamafu.lora import check_scale_range
 from llamafu.lora_host import LoraHost
@@ -35,6 +36,7 @@ if TYPE_CHECKING:
     import numpy as np
 
     from llamafu.completion import Completion
+    from llamafu.options import LoraScales
 
 _INT32_MAX = 2**31 - 1
 _MOST_THREADS = 512
@@ -152,10 +154,34 @@ class Llamafu(LoraHost):
         with self._between_steps(disturbs=True):
             return embed_tokens(self._desk, tokens, lora)
 
+    def next_logits(
+        self, prompt: Sequence[int], said: Sequence[int] = (), *, lora: LoraScales | None = None
+    ) -> np.ndarray[Any, np.dtype[np.float32]]:
+        """Return the logits after the tokens `prompt`, and after each token of `said`, shape [1 + len(said), n_vocab].
+
+        The adapters (`lora`, or the active set) act as in a generation that has this prompt and chooses these tokens, so
+        a scale that is a function is asked for the steps 0 to len(said). Holds the context until it is done. Raises what
+        `complete` raises.
+        """
+        with self._sharing() as model:
+            largest = model.n_vocab - 1
+        for token in (*prompt, *said):
+            _check_whole("a token", token, 0, largest)
+        chosen = self._lora_set(lora)
+        with self._between_steps(disturbs=True):
+            return forced_logits(self._desk, prompt, said, chosen)
+
     def tokenize(self, text: str, *, add_special: bool = True, parse_special: bool = True) -> list[int]:
         """Return the token ids of `text`; `add_special` adds BOS where the model wants one."""
         with self._sharing() as model:
             return model.tokenize(text.encode(), add_special=add_special, parse_special=parse_special)
+
+    def tokenize_chat(self, messages: Sequence[Mapping[str, Any]]) -> list[int]:
+        """Return the token ids of `messages` as `chat` formats them, up to where the answer begins."""
+        with self._sharing() as model:
+            prompt = chat_module.render(model, messages)
+            starts_with_bos = model.adds_bos and prompt.startswith(model.detokenize([model.bos], special=True))
+        return self.tokenize(prompt, add_special=not starts_with_bos)
 
     def detokenize(self, tokens: Sequence[int], *, special: bool = False) -> str:
         """Return the text of token ids; control tokens are spelled out when `special`."""
@@ -196,10 +222,7 @@ class Llamafu(LoraHost):
     # -- helpers -------------------------------------------------------------------------------------------------
 
     def _start_chat(self, messages: Sequence[Mapping[str, Any]], options: Options) -> Generation:
-        with self._sharing() as model:
-            prompt = chat_module.render(model, messages)
-            starts_with_bos = model.adds_bos and prompt.startswith(model.detokenize([model.bos], special=True))
-        return self._generation(self.tokenize(prompt, add_special=not starts_with_bos), options)
+        return self._generation(self.tokenize_chat(messages), options)
 
     def _start(self, prompt: str, options: Options) -> Generation:
         if not isinstance(prompt, str):

@@ -73,11 +73,14 @@ class PrefixCache:
             self.append(segment, enter)
         return cached
 
-    def append(self, segment: Segment, enter: Callable[[State], None]) -> None:
-        """Decode one more segment; after a failure the memory is empty, never half true."""
+    def append(self, segment: Segment, enter: Callable[[State], None], *, all_logits: bool = False) -> None:
+        """Decode one more segment; after a failure the memory is empty, never half true.
+
+        The context then has the logits of its last token, or of each of them.
+        """
         try:
             enter(segment.state)
-            self._context.decode(segment.tokens, self._length)
+            self._context.decode(segment.tokens, self._length, all_logits=all_logits)
         except BaseException:
             self.clear()
             raise

@@ -96,14 +96,22 @@ def report(model: Model, logits: np.ndarray[Any, np.dtype[np.float32]], token: i
     """Natural-log probabilities of `token` and of the `count` most probable tokens under softmax(`logits`)."""
     import numpy as np
 
-    row = logits.astype(np.float64)
-    logprobs = row - row.max()
-    logprobs -= np.log(np.exp(logprobs).sum())
-    count = min(count, len(row))
-    best = np.argpartition(-row, count - 1)[:count] if count else np.empty(0, dtype=int)
-    ordered = sorted(best.tolist(), key=lambda i: -row[i])
+    logprobs = log_softmax(logits)
+    count = min(count, len(logprobs))
+    best = np.argpartition(-logits, count - 1)[:count] if count else np.empty(0, dtype=int)
+    ordered = sorted(best.tolist(), key=lambda i: -logits[i])
     top = tuple((i, _text(model, i), float(logprobs[i])) for i in ordered)
     return TokenLogprob(token, _text(model, token), float(logprobs[token]), top)
+
+
+def log_softmax(logits: np.ndarray[Any, np.dtype[np.float32]]) -> np.ndarray[Any, np.dtype[np.float64]]:
+    """Natural-log probabilities of every token, shape [n_vocab], from finite logits."""
+    import numpy as np
+
+    row = logits.astype(np.float64)
+    row -= row.max()
+    row -= np.log(np.exp(row).sum())
+    return row
 
 
 def _text(model: Model, token: int) -> str:

@@ -63,6 +63,8 @@ def test_the_same_answers_as_the_synchronous_one(opened, tiny_dir, tmp_path):
         chatted = llm.chat(messages, max_tokens=20, **GREEDY)
         vector = llm.embed("Hello")
         tokens = llm.tokenize("Hello")
+        chat_tokens = llm.tokenize_chat(messages)
+        logits = llm.next_logits(tokens, chat_tokens)
 
     async def main():
         async with opened(embeddings=True) as llm:
@@ -81,6 +83,8 @@ def test_the_same_answers_as_the_synchronous_one(opened, tiny_dir, tmp_path):
             assert (await llm.embed("Hello") == vector).all()
             assert await llm.tokenize("Hello") == tokens
             assert await llm.detokenize(tokens) == "Hello"
+            assert await llm.tokenize_chat(messages) == chat_tokens
+            assert (await llm.next_logits(tokens, chat_tokens) == logits).all()
             await llm.complete("Hello", max_tokens=1, **GREEDY)
             await llm.save_state(tmp_path / "state")
             assert await llm.load_state(tmp_path / "state") == len(tokens)
@@ -380,7 +384,7 @@ def test_two_streams_take_turns_without_computing_their_prompts_anew(opened):
             decoded = []
             context = (await llm._model())._instance.context
             decode = context.decode
-            context.decode = lambda tokens, *rest: (decoded.append(len(tokens)), decode(tokens, *rest))[1]
+            context.decode = lambda tokens, *rest, **more: (decoded.append(len(tokens)), decode(tokens, *rest, **more))[1]
 
             async def read(stream):
                 return [piece async for piece in stream]

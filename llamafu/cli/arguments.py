@@ -78,14 +78,14 @@ def add_sampling(parser: argparse.ArgumentParser) -> None:
         default = Options.__dataclass_fields__[name].default
         parser.add_argument(
             f"--{name.replace('_', '-')}",
-            type=_option(name, kind),
+            type=option(name, kind),
             default=default,
             metavar="N" if kind is int else "X",
             help=text if default is None else f"{text} (%(default)s)",
         )
     parser.add_argument(
         "--stop",
-        type=_option("stop", str),
+        type=option("stop", str),
         action="append",
         default=[],
         metavar="TEXT",
@@ -96,6 +96,20 @@ def add_sampling(parser: argparse.ArgumentParser) -> None:
 def sampling(arguments: argparse.Namespace) -> OptionArguments:
     """Return the options of `add_sampling` as the keyword arguments of `complete` and its like."""
     return cast("OptionArguments", {name: getattr(arguments, name) for name in (*_SAMPLING, "stop")})
+
+
+def option(name: str, kind: Callable[[str], Any]) -> Callable[[str], Any]:
+    """Make an argument type whose limits are those of the field `name` of `Options`."""
+
+    def parse(text: str) -> Any:
+        try:
+            value = kind(text)
+            Options(**{name: value})
+        except ValueError as error:
+            raise argparse.ArgumentTypeError(str(error)) from error
+        return value
+
+    return parse
 
 
 def use(text: str) -> Use:
@@ -203,20 +217,6 @@ class _ScaleRange(argparse.Action):
             setattr(namespace, self.dest, check_scale_range(tuple(values)))
         except ValueError as error:
             raise argparse.ArgumentError(self, str(error)) from error
-
-
-def _option(name: str, kind: Callable[[str], Any]) -> Callable[[str], Any]:
-    """Make an argument type whose limits are those of `Options`."""
-
-    def parse(text: str) -> Any:
-        try:
-            value = kind(text)
-            Options(**{name: value})
-        except ValueError as error:
-            raise argparse.ArgumentTypeError(str(error)) from error
-        return value
-
-    return parse
 
 
 def _at_least(low: int) -> Callable[[str], int]:
