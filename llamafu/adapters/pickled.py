@@ -238,7 +238,8 @@ class _Machine:
     def _push_name(self, module: object, name: object) -> None:
         if not isinstance(module, str) or not isinstance(name, str):
             self._refuse(f"a name made of {_described(module)} and {_described(name)}")
-        if (module, name) not in _NAMES:
+        is_storage = module == "torch" and name.endswith("Storage")  # of whatever type: an error can name it later
+        if not is_storage and (module, name) not in _NAMES:
             message = f"its pickle wants {f'{module}.{name}'[:120]!r}; weights have no use for that, and nothing was executed"
             raise DamagedError(message)
         self.push(_Name(module, name))
@@ -271,17 +272,8 @@ def _described(value: object) -> str:
 
 _LONGEST_LINE = 1000  # bytes, of a name
 _SHOWN = 8  # items of a tuple, in a message
-_NAMES = {
-    ("collections", "OrderedDict"),
-    ("torch._utils", "_rebuild_tensor_v2"),
-    ("torch._utils", "_rebuild_parameter"),
-    *(
-        ("torch", kind)
-        for kind in (*STORAGE_CODES, "DoubleStorage", "LongStorage", "IntStorage", "ShortStorage", "CharStorage")
-    ),
-    *(("torch", kind) for kind in ("ByteStorage", "BoolStorage", "ComplexFloatStorage", "ComplexDoubleStorage")),
-}
-"""All that may be named; the storages of other types for the message that says so."""
+_NAMES = {("collections", "OrderedDict"), ("torch._utils", "_rebuild_tensor_v2"), ("torch._utils", "_rebuild_parameter")}
+"""All that may be named, beside storages."""
 _ACTIONS: dict[bytes, Callable[[_Machine], None]] = {
     b"\x80": lambda machine: machine.step_over(1),  # the protocol: what matters is which instructions follow
     b"\x95": lambda machine: machine.step_over(8),  # a frame's length, which only helps reading ahead

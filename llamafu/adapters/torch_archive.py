@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any, Literal, TypeGuard
 
 import numpy as np
 
-from llamafu.adapters.lookalike import HEAD_BYTES, looks_like
+from llamafu.adapters.lookalike import HEAD_BYTES, known_kind
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
@@ -84,7 +84,7 @@ class Storage:
         if offset < 0 or last >= size or math.prod(shape) > size:
             message = f"{where} has the shape {shape}, strides {strides} and offset {offset}, but the storage has {size} values"
             raise DamagedError(message)
-        steps = [stride * values.itemsize for stride in strides]
+        steps = [stride * values.itemsize if length > 1 else 0 for length, stride in zip(shape, strides, strict=True)]
         return np.lib.stride_tricks.as_strided(values[offset:], shape, steps, writeable=False)
 
 
@@ -94,7 +94,7 @@ def read_archive(content: bytes) -> Archive:
         message = f"a bare pickle, the format of torch before 1.6, which is not read here; load it with torch and {MEND}"
         raise DamagedError(message)
     if not content.startswith(b"PK"):
-        message = f"no torch archive but {looks_like(content[:HEAD_BYTES])}"
+        message = f"no torch archive but {known_kind(content[:HEAD_BYTES]) or 'an unknown format or nothing'}"
         raise DamagedError(message)
     members = _members(content)
     pickles = [name for name in members if name == _PICKLE or name.endswith(f"/{_PICKLE}")]
