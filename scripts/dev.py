@@ -1,6 +1,6 @@
 """Set up `.venv` and run one of the project's jobs in it.
 
-    python scripts/dev.py demo|test|lint|bench|matrix|clean|help [ARGUMENT...]
+    python scripts/dev.py demo|test|test-peers|lint|bench|matrix|clean|help [ARGUMENT...]
 
 What is installed stays until its sources change, so later runs need no network. Only the standard library is used, and
 an old Python is enough to get as far as finding a newer one. The make targets have the same names.
@@ -25,12 +25,15 @@ NEWER = [f"python3.{minor}" for minor in (14, 13, 12, 11)]
 JOBS = {
     "demo": "a real model changes its voice as adapters are applied, blended and faded (92 MB, fetched once)",
     "test": "lint, then every test; ARGS='-k name' goes to pytest",
+    "test-peers": "compare with PEFT on torch and with upstream's own tools, in tests/peers (300 MB of wheels, fetched once)",
     "lint": "ruff, mypy and the direction of imports",
     "bench": "every benchmark in bench/, one after another",
     "matrix": "the tests against several builds of libllama",
     "clean": "remove .venv and everything generated; what was downloaded stays in the user's cache folder",
     "help": "this list",
 }
+EXTRAS = {"demo": ["prebuilt"], "test-peers": ["prebuilt", "test", "peers"]}
+"""What a job needs of pyproject.toml's extras, where that is not `prebuilt` and `test`."""
 LINT = (
     ("ruff", "check", "."),
     ("ruff", "format", "--check", "."),
@@ -53,10 +56,11 @@ def main(arguments: list[str]) -> int:
     if sys.version_info < OLDEST:
         return in_newer_python(arguments)
     try:
-        set_up(["prebuilt"] if job == "demo" else ["prebuilt", "test"])
+        set_up(EXTRAS.get(job, ["prebuilt", "test"]))
     except SetupError as error:
         return fail(str(error))
-    return {"demo": demo, "test": test, "lint": lint, "bench": bench, "matrix": matrix}[job](rest)
+    jobs = {"demo": demo, "test": test, "test-peers": test_peers, "lint": lint, "bench": bench, "matrix": matrix}
+    return jobs[job](rest)
 
 
 def demo(rest: list[str]) -> int:
@@ -71,6 +75,11 @@ def test(rest: list[str]) -> int:
         say("lint failed, see above; the tests run all the same")
     tested = run("python", "-m", "pytest", *rest)
     return linted or tested
+
+
+def test_peers(rest: list[str]) -> int:
+    """Compare with the programs that do the same job."""
+    return run("python", "-m", "pytest", "tests/peers", *rest)
 
 
 def lint(rest: list[str]) -> int:
@@ -99,7 +108,7 @@ def matrix(rest: list[str]) -> int:
 
 def show_help() -> int:
     """List the jobs."""
-    sys.stdout.writelines(f"  make {name:<8}{text}\n" for name, text in JOBS.items())
+    sys.stdout.writelines(f"  make {name:<12}{text}\n" for name, text in JOBS.items())
     return 0
 
 
@@ -120,13 +129,13 @@ class SetupError(Exception):
 def set_up(extras: list[str]) -> None:
     """Make the virtual environment and install the project there, editable, unless that was done for these sources."""
     digest = sources_digest()
-    stamps = {name: VENV / f".installed-{name}" for name in ("prebuilt", "test")}
+    stamps = {name: VENV / f".installed-{name}" for name in ("prebuilt", "test", "peers")}
     if PYTHON.exists() and all(is_current(stamps[extra], digest) for extra in extras):
         return
     if not PYTHON.exists():
         make_venv()
     install([*build_requirements(), "editables"], "the build tools")
-    install(["--no-build-isolation", "--editable", f"{ROOT}[{','.join(extras)}]"], f"Llamafu with {' and '.join(extras)}")
+    install(["--no-build-isolation", "--editable", f"{ROOT}[{','.join(extras)}]"], f"Llamafu with {', '.join(extras)}")
     for name, stamp in stamps.items():
         if name in extras:
             stamp.write_text(digest, encoding="utf-8")

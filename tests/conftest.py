@@ -16,8 +16,8 @@ SCRIPTS = TESTS.parent / "scripts"
 sys.path.insert(0, str(SCRIPTS))
 # OpenMP's threads spin while they wait, which slows tiny models a hundredfold on a busy machine. Read when libllama loads.
 os.environ.setdefault("OMP_WAIT_POLICY", "passive")
-# The slow tier is collected only when it is named: `pytest tests/matrix`.
-collect_ignore = [] if any("matrix" in argument for argument in sys.argv) else ["matrix"]
+# The slow tiers are collected only when they are named: `pytest tests/matrix`.
+collect_ignore = [tier for tier in ("matrix", "peers") if not any(f"tests/{tier}" in argument for argument in sys.argv)]
 
 
 def _maker_digest() -> str:

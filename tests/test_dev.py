@@ -54,7 +54,8 @@ def test_demo_installs_no_more_than_it_needs(ran, monkeypatch):
     monkeypatch.setattr(dev, "set_up", wanted.append)
     dev.main(["demo"])
     dev.main(["test"])
-    assert wanted == [["prebuilt"], ["prebuilt", "test"]]
+    dev.main(["test-peers"])
+    assert wanted == [["prebuilt"], ["prebuilt", "test"], ["prebuilt", "test", "peers"]]
 
 
 def test_set_up_is_done_once(monkeypatch, tmp_path):
@@ -68,7 +69,7 @@ def test_set_up_is_done_once(monkeypatch, tmp_path):
     assert installed == ["the build tools", "Llamafu with prebuilt"]
     dev.set_up(["prebuilt", "test"])
     dev.set_up(["prebuilt"])
-    assert installed[2:] == ["the build tools", "Llamafu with prebuilt and test"]
+    assert installed[2:] == ["the build tools", "Llamafu with prebuilt, test"]
     monkeypatch.setattr(dev, "sources_digest", lambda: "others")
     dev.set_up(["prebuilt"])
     assert installed[4:] == ["the build tools", "Llamafu with prebuilt"]

@@ -5,7 +5,7 @@ import time
 import warnings
 
 import pytest
-from hypothesis import given, settings
+from hypothesis import assume, given, settings
 from hypothesis import strategies as st
 
 from llamafu.adapters.name_pattern import NamePattern
@@ -29,6 +29,7 @@ patterns = st.recursive(
 @settings(max_examples=400, deadline=None)
 @given(patterns, st.text("ab1.\n", max_size=7))
 def test_it_is_what_re_says(pattern, name):
+    assume(not re.search(r"[*+?}]\+", pattern))  # possessive: refused here, another meaning in each version of Python
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")
@@ -59,7 +60,9 @@ def test_names(pattern, expected):
     assert (re.match(rf"(.*\.)?({pattern})$", NAME) is not None) is expected
 
 
-@pytest.mark.parametrize("pattern", ["(a+)+b", "(a|a)*b", "(a*)*b", "(.*){30}b", "(.*a){20}b", "(?:a?){40}a{40}b", "(a|a)" * 60])
+@pytest.mark.parametrize(
+    "pattern", ["(a+)+b", "(a|a)*b", "(a*)*b", "(.*){30}b", "(.*a){20}b", "(?:a?){40}a{40}b", "(a|a)" * 60]
+)
 def test_no_pattern_takes_long(pattern):
     before = time.process_time()
     assert not NamePattern(pattern).matches("model." + "a" * 300 + "c")

@@ -37,6 +37,8 @@ class PeftFolder:
     """The two files of one adapter, as bytes. Unchangeable, so any thread may use it."""
 
     path: Path
+    name: str
+    """The folder's own, links followed; it becomes part of what the folder is converted to."""
     config: bytes
     weights: bytes
     weights_path: Path
@@ -44,7 +46,7 @@ class PeftFolder:
     @property
     def digest(self) -> str:
         """SHA-256 of all that decides what the folder is converted to, its name included; hexadecimal."""
-        parts = (self.path.name.encode("utf-8", "surrogateescape"), self.weights_path.name.encode(), self.config, self.weights)
+        parts = (self.name.encode("utf-8", "surrogateescape"), self.weights_path.name.encode(), self.config, self.weights)
         whole = hashlib.sha256()
         for part in parts:
             whole.update(len(part).to_bytes(8, "little"))
@@ -78,7 +80,9 @@ def read_folder(folder: Path) -> PeftFolder:
 
     """
     weights = next((folder / name for name in WEIGHTS if os.path.lexists(folder / name)), folder / next(iter(WEIGHTS)))
-    return PeftFolder(folder, _read(folder / CONFIG, folder, _LARGEST_CONFIG), _read(weights, folder), weights)
+    config = _read(folder / CONFIG, folder, _LARGEST_CONFIG)
+    # Not Path.resolve, which raises RuntimeError for links that go round in circles.
+    return PeftFolder(folder, os.path.basename(os.path.realpath(folder)), config, _read(weights, folder), weights)  # noqa: PTH119
 
 
 def _read(path: Path, folder: Path, most: int | None = None) -> bytes:

@@ -35,23 +35,46 @@ REFUSED = {
 """Fields of the configuration that change what the factors mean so that no GGUF adapter can follow: what they stand for."""
 
 HARMLESS = frozenset(
-    # what an adapter is called and where it comes from
-    ("auto_mapping", "base_model_name_or_path", "peft_version", "revision", "task_type")
-    # which modules are adapted: those that have tensors in the file, and no others
-    + ("ensure_weight_tying", "exclude_modules", "layers_pattern", "layers_to_transform", "target_modules", "target_parameters")
-    # how it was initialised and trained
-    + ("corda_config", "eva_config", "inference_mode", "loftq_config", "lora_dropout", "lora_ga_config", "monteclora_config")
-    + ("lora_dtype", "lorap_lr_ratio", "qalora_group_size", "runtime_config", "velora_config")
-    # how the base model stores its matrices; PEFT keeps the factors of both kinds alike
-    + ("fan_in_fan_out", "megatron_core")
+    (
+        # what an adapter is called and where it comes from
+        *("auto_mapping", "base_model_name_or_path", "peft_version", "revision", "task_type"),
+        # which modules are adapted: those that have tensors in the file, and no others
+        *("ensure_weight_tying", "exclude_modules", "layers_pattern", "layers_to_transform", "target_modules"),
+        # how it was initialised and trained
+        *(
+            "corda_config",
+            "eva_config",
+            "inference_mode",
+            "loftq_config",
+            "lora_dropout",
+            "lora_ga_config",
+            "monteclora_config",
+        ),
+        *("lora_dtype", "lorap_lr_ratio", "qalora_group_size", "runtime_config", "velora_config"),
+        # how the base model stores its matrices; PEFT keeps the factors of both kinds alike
+        *("fan_in_fan_out", "megatron_core"),
+    )
 )
 """Fields that change nothing about a finished adapter's effect. Tensors that they may bring along are judged by name."""
 
 READ = frozenset(
-    ("peft_type", "r", "lora_alpha", "use_rslora", "rank_pattern", "alpha_pattern", "alora_invocation_tokens")
-    + ("bias", "init_lora_weights", "invocation_string")
+    (
+        *("peft_type", "r", "lora_alpha", "use_rslora", "rank_pattern", "alpha_pattern", "target_parameters"),
+        *("alora_invocation_tokens", "invocation_string", "bias", "init_lora_weights"),
+    )
 )
 """Fields that are honoured, or judged by their value."""
+
+FOREIGN = {
+    ".bias": "a trained bias; a GGUF adapter has no place for it, train with bias='none'",
+    "norm.weight": "a trained norm; libllama would drop it in silence, train without it",
+    "embed_tokens.weight": "a whole matrix of embeddings; train LoRA on it, or leave it as it is (save_embedding_layers=False)",
+    "lm_head.weight": "a whole output matrix; train LoRA on it, or leave it as it is (save_embedding_layers=False)",
+    ".lora_magnitude_vector": "DoRA's magnitudes; train without use_dora",
+    ".lora_magnitude_vector.weight": "DoRA's magnitudes; train without use_dora",
+    ".trainable_tokens_delta": "trained rows of the embeddings; train without trainable_token_indices",
+}
+"""Tensors that PEFT saves beside factors, by the ends of their names, and why they cannot be converted."""
 
 _SAME_BASE = ("gaussian", "eva", "orthogonal", "mica")
 _OTHER_BASE = ("pissa", "olora", "corda", "loftq", "lora_ga")
@@ -73,6 +96,12 @@ class PeftConfig:
     """Hub id or path of the model it was trained on."""
     invocation_tokens: tuple[int, ...]
     """Of an activated adapter (aLoRA)."""
+    target_parameters: tuple[str, ...]
+    """Ends of the names of parameters that were adapted directly, such as a layer's stack of experts."""
+
+    def adapts_parameter(self, name: str) -> bool:
+        """Whether the parameter with this full name, `model.layers.0.mlp.experts.down_proj`, was adapted directly."""
+        return any(f".{name}".endswith(f".{ending}") for ending in self.target_parameters)
 
     def rank_of(self, module: str) -> int:
         """Rank of the module with this full name, `model.layers.0.self_attn.q_proj`."""
@@ -111,7 +140,13 @@ def parse_config(content: bytes, *, name: str) -> PeftConfig:
         alpha_pattern=alphas,
         base_model=config.get("base_model_name_or_path") or None,
         invocation_tokens=tuple(config.get("alora_invocation_tokens") or ()),
+        target_parameters=tuple(config.get("target_parameters") or ()),
     )
+
+
+def foreign(tensor: str) -> str:
+    """Say what this tensor is if it is no factor, as the end of a sentence."""
+    return next((f": {what}" for ending, what in FOREIGN.items() if tensor.endswith(ending)), "")
 
 
 def _unrepresentable(config: Mapping[str, Any]) -> list[str]:
@@ -120,7 +155,9 @@ def _unrepresentable(config: Mapping[str, Any]) -> list[str]:
     if kind != "LORA":
         return [f"peft_type is {_shown(kind)}; only 'LORA' can be converted, other methods have no place in a GGUF adapter"]
     problems = [
-        f"{key} is {_shown(config[key])}: {what}. A GGUF adapter cannot express it" for key, what in REFUSED.items() if config.get(key)
+        f"{key} is {_shown(config[key])}: {what}. A GGUF adapter cannot express it"
+        for key, what in REFUSED.items()
+        if config.get(key)
     ]
     problems += [
         f"{key!r} is {_shown(value)}, a field that is not known here: it may change what the adapter does; "
@@ -160,6 +197,9 @@ def _malformed(config: Mapping[str, Any]) -> list[str]:
     tokens = config.get("alora_invocation_tokens") or []
     if not isinstance(tokens, list) or not all(type(token) is int and 0 <= token < 1 << 32 for token in tokens):
         problems.append(f"alora_invocation_tokens is {_shown(tokens)}; it must be a list of token numbers")
+    parameters = config.get("target_parameters") or []
+    if not isinstance(parameters, list) or not all(isinstance(name, str) and name for name in parameters):
+        problems.append(f"target_parameters is {_shown(parameters)}; it must be a list of names")
     return problems
 
 
