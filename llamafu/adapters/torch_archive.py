@@ -71,7 +71,7 @@ class Storage:
     kind: str
     """torch's name of the class, in `STORAGE_CODES`."""
     values: NDArray[np.floating[Any]]
-    """As float16 or float32, in this machine's byte order."""
+    """As float16 or float32, little-endian."""
 
     def cut(self, offset: int, shape: tuple[object, ...], strides: tuple[object, ...]) -> NDArray[np.floating[Any]]:
         """Return the tensor that begins at `offset`, counted in values; raises DamagedError when it does not lie in here."""
