@@ -203,7 +203,11 @@ def test_all_problems_of_both_files(tmp_path):
     (folder / "adapter_model.safetensors").write_bytes(b"x")
     with pytest.raises(InvalidAdapterFileError) as caught:
         convert_peft(folder, tmp_path / "out.gguf", base=base_of())
-    assert [word for word in ("use_dora", "r is 0", "truncated") if word in str(caught.value)] == ["use_dora", "r is 0", "truncated"]
+    assert [word for word in ("use_dora", "r is 0", "truncated") if word in str(caught.value)] == [
+        "use_dora",
+        "r is 0",
+        "truncated",
+    ]
     assert len(caught.value.problems) == 3
 
 
@@ -225,7 +229,7 @@ def test_cuts_at_every_interesting_byte(kind, tmp_path):
 
 
 @settings(max_examples=60, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
-@given(damages)
+@given(steps=damages)
 @pytest.mark.parametrize("kind", ["safetensors", "bin"])
 def test_any_damage_is_an_error_or_a_sound_adapter(kind, steps, tmp_path_factory):
     folder = tmp_path_factory.mktemp("damaged") / "folder"
