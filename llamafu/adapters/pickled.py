@@ -26,7 +26,9 @@ _MOST_EXPANSION = 2
 
 
 def read_pickled(content: bytes, *, name: str) -> dict[str, NDArray[np.floating[Any]]]:
-    """Return every tensor of torch's archive `content` by name, in the order of the pickle; `name` is for messages.
+    """Return every tensor of torch's archive `content` by name; `name` is for messages.
+
+    Names are in alphabetical order, as safetensors files have them: so an adapter becomes the same in both forms.
 
     F16 and F32 tensors are read-only views of `content`; BF16 becomes new float32 arrays of the same values. Nothing in
     the file is executed or imported, and no more memory is taken than a few times its size.
@@ -54,7 +56,7 @@ def _tensors(found: object, size: int) -> dict[str, NDArray[np.floating[Any]]]:
     if needed > _MOST_EXPANSION * size:
         message = f"its tensors have {needed} bytes, the file {size}: they overlap beyond reason; {MEND}"
         raise DamagedError(message)
-    return found
+    return dict(sorted(found.items()))
 
 
 class _Name(NamedTuple):
