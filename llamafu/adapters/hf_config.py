@@ -33,16 +33,17 @@ class _Kind(NamedTuple):
     """Size of a head unless the config says it; None for hidden_size / num_attention_heads."""
     fused: bool = False
     """Whether q, k and v are one matrix, and gate and up another."""
-    experts: bool = False
+    experts: str = ""
+    """The field that says how wide an expert is; empty for models without experts."""
 
 
 MODEL_TYPES = {
     "llama": _Kind("llama"),
     "mistral": _Kind("llama"),
-    "mixtral": _Kind("llama", experts=True),
+    "mixtral": _Kind("llama", experts="intermediate_size"),
     "qwen2": _Kind("qwen2"),
     "qwen3": _Kind("qwen3", head=128),
-    "qwen3_moe": _Kind("qwen3moe", experts=True),
+    "qwen3_moe": _Kind("qwen3moe", experts="moe_intermediate_size"),
     "gemma2": _Kind("gemma2", tied=True, head=256),
     "gemma3_text": _Kind("gemma3", tied=True, head=256),
     "phi3": _Kind("phi3", fused=True),
@@ -105,7 +106,10 @@ def _base_model(path: Path, kind: _Kind, config: Mapping[str, Any]) -> BaseModel
     hidden = _size(config, "hidden_size")
     heads = _size(config, "num_attention_heads")
     kv_heads = _size(config, "num_key_value_heads", heads)
-    head = _size(config, "head_dim", kind.head or hidden // heads)
+    head = _size(config, "head_dim", kind.head or hidden // heads or 1)
+    if config.get("head_dim") is None and kind.head is None and hidden % heads:
+        message = f"num_attention_heads is {heads}, which does not divide hidden_size, {hidden}, and there is no head_dim"
+        raise ValueError(message)
     vocabulary = _size(config, "vocab_size")
     layers = _size(config, "num_hidden_layers")
     if layers > _MOST_LAYERS:
@@ -142,7 +146,7 @@ def _attention(kind: _Kind, hidden: int, q: int, kv: int) -> dict[str, tuple[int
 
 def _feed_forward(kind: _Kind, config: Mapping[str, Any], hidden: int, layer: int) -> dict[str, tuple[int, ...]]:
     if kind.experts and _is_sparse(config, layer):
-        wide, count = _size(config, "moe_intermediate_size", _size(config, "intermediate_size", 1)), _experts(config)
+        wide, count = _size(config, kind.experts), _experts(config)
         up = (hidden, wide, count)
         return {"ffn_gate_inp": (hidden, count), "ffn_gate_exps": up, "ffn_up_exps": up, "ffn_down_exps": (wide, hidden, count)}
     wide = _size(config, "intermediate_size")
