@@ -112,6 +112,8 @@ def test_harmless_fields_change_nothing(key, tmp_path):
         ({"alpha_pattern": {"q": float("nan")}}, "alpha_pattern is"),
         ({"alpha_pattern": {"q": -1}}, "alpha_pattern is"),
         ({"alpha_pattern": {"(": 1}}, "alpha_pattern: '\\('"),
+        ({"rank_pattern": {f"layers.{i}.q_proj": 4 for i in range(10_000)}}, None),
+        ({"rank_pattern": {f"(a{{9}}){{9}}{i}": 4 for i in range(10_000)}}, "rank_pattern has 10000 patterns"),
         ({"bias": 3}, "bias is 3; it must be 'none', 'all' or 'lora_only'"),
         ({"bias": ["none"]}, "bias is"),
         ({"init_lora_weights": "pissa_niter_16"}, "init_lora_weights is 'pissa_niter_16', which changed the base"),
@@ -181,6 +183,14 @@ def test_foreign_tensors_say_what_they_are(ending, tmp_path):
     with pytest.raises(InvalidAdapterFileError, match=r"is no LoRA factor \(.*\): ") as caught:
         convert_peft(folder, tmp_path / "out.gguf", base=base_of())
     assert FOREIGN[ending] in str(caught.value)
+
+
+def test_names_of_any_length(tmp_path):
+    name = "layers.0." + "x" * 100_000 + ".q_proj.lora_A.weight"
+    folder = write_folder(tmp_path / "folder", with_tensor(name, [[1]]))
+    with pytest.raises(InvalidAdapterFileError, match="has a name of 1000.. characters") as caught:
+        convert_peft(folder, tmp_path / "out.gguf", base=base_of())
+    assert len(str(caught.value)) < 600
 
 
 @pytest.mark.parametrize(

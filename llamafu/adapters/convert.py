@@ -36,6 +36,7 @@ _NAME = re.compile(r"base_model\.model\.(.+)\.lora_(?:([AB])\.weight|(embedding_
 _IDLE = re.compile(r"base_model\.model\..+\.(base_layer\.weight|lora_velora_embed|lora_monteclora_sampler\.\w+)")
 """What PEFT saves beside factors and does not answer with: copies of the base model's own embeddings, and what only training
 uses."""
+_LONGEST_NAME = 500  # characters
 _DTYPES = {"f16": "<f2", "f32": "<f4"}
 _HUB_ID = re.compile(r"([\w.-]*\w)/([\w.-]+)")
 
@@ -128,6 +129,9 @@ def _pieces(arrays: dict[str, Matrix], config: PeftConfig, base: BaseModel, name
 def _by_module(arrays: dict[str, Matrix], problems: list[str]) -> dict[str, dict[str, Matrix]]:
     modules: dict[str, dict[str, Matrix]] = {}
     for key, array in arrays.items():
+        if len(key) > _LONGEST_NAME:
+            problems.append(f"tensor {key[:80]!r}... has a name of {len(key)} characters; at most {_LONGEST_NAME} are read")
+            continue
         if _IDLE.fullmatch(key):
             continue
         match = _NAME.fullmatch(key)

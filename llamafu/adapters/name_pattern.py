@@ -14,7 +14,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable
 
 _LONGEST = 1000  # characters
-_MOST_WORK = 20_000  # states, and steps to make them
+_MOST_WORK = 5_000  # states, and steps to make them
 _DEEPEST = 40  # groups within groups
 _PLAIN = re.compile(r"[\w.^$-]*")
 _REPEAT = re.compile(r"([*+?]|\{([0-9]*)(,?)([0-9]*)\})\??")
@@ -31,8 +31,15 @@ class NamePattern:
             message = f"it has {len(pattern)} characters, at most {_LONGEST} are read"
             raise ValueError(message)
         whole = rf"(.*\.)?({pattern})$"
-        # Without repetitions and alternatives `re` has nothing to try twice, and it is faster.
-        self._match: Callable[[str], object] = re.compile(whole).match if _PLAIN.fullmatch(pattern) else _Machine(whole).match
+        self._match: Callable[[str], object]
+        self.size = 1
+        """How much it takes to match it, in states."""
+        if _PLAIN.fullmatch(pattern):
+            # Without repetitions and alternatives `re` has nothing to try twice, and it is faster.
+            self._match = re.compile(whole).match
+        else:
+            machine = _Machine(whole)
+            self._match, self.size = machine.match, machine.size
 
     def matches(self, module: str) -> bool:
         """Whether it matches the module with this full name, `model.layers.0.self_attn.q_proj`."""
@@ -59,6 +66,11 @@ class _Machine:
         self._work = 0
         self._states = [_State("last")]
         self._start = self._emit(_Parser(pattern).parse(), 0)
+
+    @property
+    def size(self) -> int:
+        """Number of states."""
+        return len(self._states)
 
     def match(self, text: str) -> bool:
         """Whether the pattern matches at the beginning of `text`."""

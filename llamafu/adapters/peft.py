@@ -19,6 +19,7 @@ _Number = TypeVar("_Number", int, float)
 CONFIG = "adapter_config.json"
 _ALPHAS = (1e-30, 1e30)  # what float32 holds with room to spare; 0 would mean the strength 1 to libllama
 _MOST_RANK = 1 << 20
+_MOST_WORK = 50_000  # states of all patterns
 
 REFUSED = {
     "arrow_config": "routing between adapters; merge it into plain LoRA",
@@ -211,12 +212,18 @@ def _patterns(
     if not isinstance(values, dict) or not all(legal(value) for value in values.values()):
         problems.append(f"{key} is {_shown(values)}; each name in it needs a number above 0")
         return ()
-    patterns = []
+    patterns: list[tuple[NamePattern, Any]] = []
+    work = 0
     for name, value in values.items():
         try:
             patterns.append((NamePattern(name), value))
         except ValueError as error:
             problems.append(f"{key}: {_shown(name)} is no pattern of names that can be used: {error}")
+            continue
+        work += patterns[-1][0].size
+        if work > _MOST_WORK:
+            problems.append(f"{key} has {len(values)} patterns, which are too many and too large; name the modules")
+            return ()
     return tuple(patterns)
 
 
