@@ -181,6 +181,7 @@ TWICE = dictionary([("x", whole("0", X)), ("x", whole("0", X))])
         (with_code(b"}" + text("x") + b"}s."), "entry 'x' is a dictionary"),
         (with_code(b"}q\x00" + text("x") + b"h\x00s."), "entry 'x' is a dictionary"),  # itself
         (with_code(b"}" + number(1) + whole("0", X) + b"s."), "an entry 1 of a dictionary"),
+        (with_code(name("os", "system") + b"."), r"its pickle wants 'os\.system'; weights have no use for that"),
         (with_code(b"."), "empty stack"),
         (with_code(b"t."), "an end without a beginning"),
         (with_code(b"}(" + text("x") + b"u."), "a key without a value"),
