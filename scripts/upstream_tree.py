@@ -33,7 +33,8 @@ def upstream_tree() -> Path:
     if not folder.exists():
         room = folder.with_name("unfinished")
         shutil.rmtree(room, ignore_errors=True)
-        command = [sys.executable, "-m", "pip", "download", "-q", "--no-deps", "--no-binary", ":all:", "--no-build-isolation"]
+        # With build isolation, although nothing is built: pip asks the sdist for its version, which takes setuptools-scm.
+        command = [sys.executable, "-m", "pip", "download", "-q", "--no-deps", "--no-binary", REQUIREMENT.partition("=")[0]]
         got = subprocess.run([*command, REQUIREMENT, "-d", str(room)], capture_output=True, text=True, check=False)
         if got.returncode:
             message = f"pip cannot get the sdist {REQUIREMENT}: {(got.stderr.strip().splitlines() or ['it said nothing'])[-1]}"

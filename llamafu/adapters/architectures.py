@@ -47,11 +47,6 @@ class Architecture(NamedTuple):
         return f"{known.replace('blk.0.', f'blk.{int(layer[1])}.', 1) if layer else known}.weight"
 
 
-@cache
-def _names(known: gguf.MODEL_ARCH) -> gguf.TensorNameMap:
-    return gguf.get_tensor_name_map(known, 1)
-
-
 _ARCH = gguf.MODEL_ARCH
 ARCHITECTURES = {
     "llama": Architecture(_ARCH.LLAMA, neighbours=True),
@@ -88,3 +83,8 @@ def interleave_heads(b: Matrix, heads: int) -> Matrix:
         message = f"{b.shape[0]} output rows do not split into {heads} heads of even size: wrong base model"
         raise ValueError(message)
     return b.reshape(heads, 2, -1, b.shape[1]).transpose(0, 2, 1, 3).reshape(b.shape)
+
+
+@cache
+def _names(known: gguf.MODEL_ARCH) -> gguf.TensorNameMap:
+    return gguf.get_tensor_name_map(known, 1)

@@ -19,6 +19,7 @@ from llamafu.adapters.compatibility import check_compatibility
 from llamafu.adapters.container import invalid_file
 from llamafu.adapters.file import AdapterFile, check_adapter
 from llamafu.adapters.folder import PeftFolder, read_folder
+from llamafu.adapters.fusing import fused
 from llamafu.adapters.hf_config import read_any_base
 from llamafu.adapters.peft import foreign
 from llamafu.adapters.pieces import Piece, joined, pieces_of
@@ -33,7 +34,10 @@ if TYPE_CHECKING:
     Matrix = NDArray[np.floating[Any]]
 
 _NAME = re.compile(r"base_model\.model\.(.+)\.lora_(?:([AB])\.weight|(embedding_[AB]))")
-_IDLE = re.compile(r"base_model\.model\..+\.(base_layer\.weight|lora_velora_embed|lora_monteclora_sampler\.\w+)")
+_IDLE = re.compile(
+    r"base_model\.model\.(.+\.)?"
+    r"((embed_tokens|lm_head)\.base_layer\.weight|\w+\.lora_velora_embed|\w+\.lora_monteclora_sampler\.\w+)"
+)
 """What PEFT saves beside factors and does not answer with: copies of the base model's own embeddings, and what only training
 uses."""
 _LONGEST_NAME = 500  # characters
@@ -121,9 +125,12 @@ def _pieces(arrays: dict[str, Matrix], config: PeftConfig, base: BaseModel, name
             whole.append(joined(list(of_target.values()), base))
         except ValueError as error:
             problems.append(f"{target!r}: {error}")
-    if problems:
-        raise invalid_file(name, problems)
-    return whole
+    if not problems:
+        try:
+            return fused(whole, base)
+        except ValueError as error:
+            problems.append(str(error))
+    raise invalid_file(name, problems)
 
 
 def _by_module(arrays: dict[str, Matrix], problems: list[str]) -> dict[str, dict[str, Matrix]]:

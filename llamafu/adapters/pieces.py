@@ -25,6 +25,9 @@ _EXPERT = re.compile(r"(.+\.experts)\.([0-9]{1,5})\.(\w+)")
 _STACKED = re.compile(r"(.+\.experts)((?:\.base_layer)*)")
 _PARAMETERS = {"gate_up_proj": ("gate_proj", "up_proj"), "down_proj": ("down_proj",)}
 """The parameters that hold all experts of a layer since transformers 5, in its order, and the projections in each."""
+_PAIRS = (["A", "B"], ["embedding_A", "embedding_B"])
+_MOST_EXPERTS = 4096  # far more than any libllama takes; a header that lies must not fill the memory
+_UNKNOWN = "it is no linear layer known for this architecture and cannot be converted"
 
 
 class Piece(NamedTuple):
@@ -84,9 +87,6 @@ def joined(pieces: Sequence[Piece], base: BaseModel) -> Piece:
     return Piece(first.target, a, b, alpha)
 
 
-_UNKNOWN = "it is no linear layer known for this architecture and cannot be converted"
-
-
 def _parameter(module: str, depth: int, sides: dict[str, Matrix], config: PeftConfig, base: BaseModel) -> list[Piece]:
     """Take the factors of a parameter that holds all experts apart. PEFT wraps one after another: the first lies deepest."""
     adapted = [name for name in _PARAMETERS if config.adapts_parameter(f"{module}.{name}")]
@@ -110,11 +110,13 @@ def _parameter(module: str, depth: int, sides: dict[str, Matrix], config: PeftCo
 
 
 def _matrices(sides: dict[str, Matrix], rank: int) -> tuple[Matrix, Matrix]:
-    if len(sides) == 1:
-        message = f"lora_{''.join(sides)} has no partner"
+    names = sorted(sides)
+    if names not in _PAIRS:
+        listed = ", ".join(f"lora_{name}" for name in names)
+        message = f"{listed} has no partner" if len(names) == 1 else f"{listed} are no pair"
         raise ValueError(message)
-    a, b = (sides[side] for side in sorted(sides))
-    if a.ndim != 2 or b.ndim != 2 or a.shape[0] != rank or b.shape[1] != rank:  # noqa: PLR2004 - matrices
+    a, b = (sides[name] for name in names)
+    if a.ndim != 2 or b.ndim != 2 or a.shape[0] != rank or b.shape[1] != rank or 0 in a.shape + b.shape:  # noqa: PLR2004 - matrices
         message = f"A is {list(a.shape)} and B is {list(b.shape)}; they must be [{rank}, in] and [out, {rank}]"
         raise ValueError(message)
     return a, b
@@ -122,7 +124,7 @@ def _matrices(sides: dict[str, Matrix], rank: int) -> tuple[Matrix, Matrix]:
 
 def _expert_count(base: BaseModel) -> int:
     count = base.metadata.get(f"{base.architecture}.expert_count")
-    if not isinstance(count, int) or count < 1:
-        message = f"it belongs to an expert, and the base model has none ({base.architecture}.expert_count is {count!r})"
+    if not isinstance(count, int) or not 1 <= count <= _MOST_EXPERTS:
+        message = f"it belongs to an expert, of which the base model has none ({base.architecture}.expert_count is {count!r})"
         raise ValueError(message)
     return count

@@ -15,7 +15,7 @@ from safetensors.torch import save_file
 from tiny_hf import EXPERTS, HIDDEN, MODELS, WIDE, make_model, write_gguf
 
 from llamafu import Llamafu
-from llamafu.adapters import convert_peft, pieces
+from llamafu.adapters import convert_peft, inspect_adapter, pieces
 from llamafu.adapters.architectures import ARCHITECTURES
 from llamafu.adapters.peft import PeftConfig
 
@@ -117,6 +117,16 @@ def test_adapters_agree(kind, variant, model, tmp_path):
     assert distance(our_logits(model, None), theirs)[0] > 500 * DIFFERENCE, "this adapter does next to nothing"
 
 
+@pytest.mark.parametrize("kind", LEGACY, indirect=True)
+def test_experts_named_as_before_transformers_5_agree(kind, model, tmp_path):
+    """PEFT turns the old names into parameters, doubles the rank of gate and up together, and saves that."""
+    theirs = write_adapter(kind, tmp_path / "adapter", target_modules=LEGACY[kind][1:], target_parameters=None)
+    convert_peft(tmp_path / "adapter", tmp_path / "f32.gguf", base=model, dtype="f32")
+    ours = our_logits(model, tmp_path / "f32.gguf")
+    assert agree(ours, theirs), distance(ours, theirs)
+    assert max(tensor.rank for tensor in inspect_adapter(tmp_path / "f32.gguf").tensors) == 8
+
+
 @pytest.mark.parametrize("kind", LEGACY)
 def test_single_experts_agree(kind, tmp_path):
     """Adapters from before transformers 5, with factors for each expert's projections, which PEFT itself still loads."""
@@ -140,6 +150,18 @@ def test_single_experts_agree(kind, tmp_path):
     ours = our_logits(tmp_path / "model.gguf", tmp_path / "f32.gguf")
     assert agree(ours, theirs), distance(ours, theirs)
     assert distance(our_logits(tmp_path / "model.gguf", None), theirs)[0] > 100 * DIFFERENCE
+
+
+@pytest.mark.parametrize("kind", ["llama", "qwen2", "mixtral"])
+def test_fused_bases_agree(kind, tmp_path):
+    """Files in which q, k and v are one tensor: of the three, q and v are adapted, at different ranks and alphas."""
+    write_gguf(make_model(kind), tmp_path / "fused.gguf", fused=True)
+    options = {"target_modules": ["q_proj", "v_proj"], "alpha_pattern": {"v_proj": 3}, "rank_pattern": {"v_proj": 2}}
+    theirs = write_adapter(kind, tmp_path / "adapter", **options)
+    info = convert_peft(tmp_path / "adapter", tmp_path / "f32.gguf", base=tmp_path / "fused.gguf", dtype="f32")
+    assert "attn_qkv" in info.target_modules
+    ours = our_logits(tmp_path / "fused.gguf", tmp_path / "f32.gguf")
+    assert agree(ours, theirs), distance(ours, theirs)
 
 
 # -- the comparison itself can fail -------------------------------------------------------------------------------
