@@ -199,7 +199,10 @@ def test_invocation_tokens(tmp_path):
     ("key", "value"),
     [
         ("use_dora", True),
-        ("bias", "all"),
+        ("bias", "some"),
+        ("use_rslora", "false"),
+        ("init_lora_weights", "something new"),
+        ("some_new_field", 3),
         ("lora_bias", True),
         ("modules_to_save", ["lm_head"]),
         ("layer_replication", [[0, 1]]),
@@ -272,7 +275,7 @@ def test_other_bases_are_refused(tmp_path):
     base.metadata.clear()
     with pytest.raises(InvalidAdapterFileError, match=r"llama\.attention\.head_count"):
         convert_peft(folder, tmp_path / "out.gguf", base=base)
-    with pytest.raises(LoraError, match="give the GGUF model that it is for"):
+    with pytest.raises(LoraError, match="give its GGUF file or its config.json as base"):
         convert_peft(folder, tmp_path / "out.gguf")
     assert not (tmp_path / "out.gguf").exists()
 

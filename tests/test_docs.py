@@ -25,6 +25,8 @@ from test_architectures import MODELS
 
 from llamafu import errors
 from llamafu.adapters.architectures import ARCHITECTURES
+from llamafu.adapters.hf_config import MODEL_TYPES
+from llamafu.adapters.peft import FOREIGN, HARMLESS, REFUSED
 from llamafu.cli.main import _parser
 from llamafu.errors import ErrorCode, LlamafuError
 from llamafu.example_adapters import example_adapters
@@ -253,6 +255,17 @@ def test_architectures_are_those_of_the_converter():
         assert layers.split(", ") == list(dict.fromkeys(module.rpartition(".")[2] for module in tested)), name
         assert ("reordered" in differs) == ARCHITECTURES[name].neighbours, name
         assert ("stacked" in differs) == ARCHITECTURES[name].experts, name
+
+
+def test_refusals_are_those_of_the_code():
+    page = ROOT / "docs" / "converting.md"
+    for head, known in (("Field", REFUSED), ("Tensor", FOREIGN)):
+        rows = {name: f"{what}; {mend}" for name, what, mend in table(page, head)}
+        assert rows == known
+        assert list(rows) == list(known)
+    text = page.read_text("utf-8")
+    assert f"not looked at: {', '.join(f'`{field}`' for field in sorted(HARMLESS))}." in text
+    assert ", ".join(list(MODEL_TYPES)[:-1]) + f" or {list(MODEL_TYPES)[-1]}." in text.replace("\n", " ")
 
 
 def test_layers_are_those_of_the_linter():

@@ -13,10 +13,12 @@ if TYPE_CHECKING:
     from llamafu.adapters.convert import convert_peft
     from llamafu.adapters.file import AdapterFile, check_adapter, inspect_adapter, read_adapter
     from llamafu.adapters.info import AdapterInfo, TensorInfo
+    from llamafu.adapters.reader import AdapterReader
 
 _HOMES = {
     "AdapterFile": "file",
     "AdapterInfo": "info",
+    "AdapterReader": "reader",
     "BaseModel": "base",
     "Comparison": "comparison",
     "CompatibilityReport": "compatibility",
@@ -34,6 +36,7 @@ _HOMES = {
 __all__ = [
     "AdapterFile",
     "AdapterInfo",
+    "AdapterReader",
     "BaseModel",
     "Comparison",
     "CompatibilityReport",

@@ -47,6 +47,7 @@ _SMALLEST_KEY_VALUE, _SMALLEST_TENSOR = 13, 24  # bytes
 _MOST = 1 << 20  # keys, tensors, elements of one array: far above any real file, and what Python objects cost stays bounded
 _LONGEST_NAME = 63  # bytes; ggml keeps 64 with the final NUL
 _MOST_IN_MESSAGE = 10
+_LONGEST_IN_MESSAGE = 1000  # characters of one problem; names in damaged files may be of any length
 _INT64_MAX = (1 << 63) - 1
 _DEFAULT_ALIGNMENT = 32
 
@@ -87,9 +88,10 @@ def read_container(data: bytes | memoryview | mmap.mmap, *, name: str, whole: bo
 
 def invalid_file(name: str, problems: Sequence[str]) -> InvalidAdapterFileError:
     """Make the one error that carries every one of `problems` with the file `name`."""
+    shown = [problem if len(problem) <= _LONGEST_IN_MESSAGE else f"{problem[:_LONGEST_IN_MESSAGE]}..." for problem in problems]
     if len(problems) == 1:
-        return InvalidAdapterFileError(f"{name}: {problems[0]}", problems=tuple(problems))
-    listed = "; ".join(f"({number}) {problem}" for number, problem in enumerate(problems[:_MOST_IN_MESSAGE], 1))
+        return InvalidAdapterFileError(f"{name}: {shown[0]}", problems=tuple(problems))
+    listed = "; ".join(f"({number}) {problem}" for number, problem in enumerate(shown[:_MOST_IN_MESSAGE], 1))
     rest = f"; and {len(problems) - _MOST_IN_MESSAGE} more in .problems" if len(problems) > _MOST_IN_MESSAGE else ""
     return InvalidAdapterFileError(f"{name} has {len(problems)} problems: {listed}{rest}", problems=tuple(problems))
 

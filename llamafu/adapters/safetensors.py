@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple, TypeGuard
 import numpy as np
 
 from llamafu.adapters.container import invalid_file
+from llamafu.adapters.lookalike import HEAD_BYTES, known_kind
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
@@ -61,9 +62,11 @@ def _header(content: bytes, name: str) -> tuple[dict[str, Any], int]:
     start = _LENGTH_BYTES + length
     if len(content) < _LENGTH_BYTES or start > len(content) or length > _HEADER_LIMIT:
         problem = f"no safetensors file, or truncated: its header should have {length} bytes, the file has {len(content)}"
+        if (kind := known_kind(content[:HEAD_BYTES])) is not None:
+            problem = f"no safetensors file but {kind}"
         raise invalid_file(name, [problem])
     try:
-        header = json.loads(content[_LENGTH_BYTES:start].decode("utf-8"), object_pairs_hook=_unique)
+        header = json.loads(content[_LENGTH_BYTES:start].decode("utf-8"), object_pairs_hook=unique)
     except (ValueError, RecursionError) as error:
         raise invalid_file(name, [f"its safetensors header is no sound JSON: {error}"]) from error
     if not isinstance(header, dict):
@@ -72,8 +75,8 @@ def _header(content: bytes, name: str) -> tuple[dict[str, Any], int]:
     return header, start
 
 
-def _unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
-    """Refuse a key given twice: which of both tensors counts would differ between readers."""
+def unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    """Refuse a key given twice: which of both values counts would differ between readers. For `json.loads`."""
     found = dict(pairs)
     if len(found) != len(pairs):
         message = "a name is given twice"
