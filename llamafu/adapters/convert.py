@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import re
-import tempfile
 from collections import Counter
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, NamedTuple
@@ -16,8 +15,10 @@ from llamafu.adapters.base import BaseModel, read_base
 from llamafu.adapters.compatibility import check_compatibility
 from llamafu.adapters.container import invalid_file
 from llamafu.adapters.file import AdapterFile, AdapterFileNotFoundError, check_adapter
+from llamafu.adapters.info import split_name
 from llamafu.adapters.peft import CONFIG, PeftConfig, read_config
 from llamafu.adapters.safetensors import read_safetensors
+from llamafu.adapters.write import adapter_bytes
 from llamafu.errors import ErrorCode, LoraError, LoraIncompatibleError, LoraLoadError
 
 if TYPE_CHECKING:
@@ -26,17 +27,18 @@ if TYPE_CHECKING:
     from numpy.typing import NDArray
 
     from llamafu.adapters.info import AdapterInfo
+    from llamafu.adapters.write import Field
 
     Matrix = NDArray[np.floating[Any]]
 
 ARCHITECTURES = {"llama": gguf.MODEL_ARCH.LLAMA, "qwen2": gguf.MODEL_ARCH.QWEN2, "qwen3": gguf.MODEL_ARCH.QWEN3}
 """What can be converted, in GGUF's terms; Mistral models are "llama" too."""
 
-_WEIGHTS = "adapter_model.safetensors"
+WEIGHTS = "adapter_model.safetensors"
 _NAME = re.compile(r"base_model\.model\.(.+)\.lora_([AB])\.weight")
 _LAYER = re.compile(r"\.layers\.([0-9]{1,5})\.")
 _DTYPES = {"f16": "<f2", "f32": "<f4"}
-_HUB_ID = re.compile(r"([\w.-]*\w)/([\w.-]+)")
+HUB_ID = re.compile(r"([\w.-]*\w)/([\w.-]+)")
 
 
 class _Factors(NamedTuple):
@@ -100,7 +102,7 @@ def read_peft(folder: Path, base: BaseModel, *, dtype: Literal["f16", "f32"] = "
         )
         message = f"{folder}: {problem}"
         raise LoraIncompatibleError(message, problems=(problem,))
-    weights = folder / _WEIGHTS
+    weights = folder / WEIGHTS
     try:
         config = read_config(folder)
         if not weights.exists() and (folder / "adapter_model.bin").exists():
@@ -110,7 +112,7 @@ def read_peft(folder: Path, base: BaseModel, *, dtype: Literal["f16", "f32"] = "
             raise invalid_file(str(folder), [problem])
         content = weights.read_bytes()
     except (FileNotFoundError, NotADirectoryError) as error:
-        message = f"{folder}: no PEFT adapter, it needs {CONFIG} and {_WEIGHTS}"
+        message = f"{folder}: no PEFT adapter, it needs {CONFIG} and {WEIGHTS}"
         raise AdapterFileNotFoundError(message) from error
     except OSError as error:
         message = f"{folder}: the adapter cannot be read: {error.strerror}"
@@ -131,6 +133,24 @@ def interleave_heads(b: Matrix, heads: int) -> Matrix:
         message = f"{b.shape[0]} output rows do not split into {heads} heads of even size: wrong base model"
         raise ValueError(message)
     return b.reshape(heads, 2, -1, b.shape[1]).transpose(0, 2, 1, 3).reshape(b.shape)
+
+
+def row_heads(target: str, architecture: str, base: BaseModel | None) -> int | None:
+    """Return the number of heads by which the rows of the tensor `target` are reordered, None where they are not.
+
+    Raises ValueError where `base` would have to say it and does not.
+    """
+    key = {"attn_q": "head_count", "attn_k": "head_count_kv"}.get(split_name(target)[0])
+    if architecture != "llama" or key is None:
+        return None
+    if base is None:
+        message = "its rows are in an order that depends on the number of heads; give the GGUF model that it is for as base"
+        raise ValueError(message)
+    count = base.metadata.get(f"llama.attention.{key}", base.metadata.get("llama.attention.head_count"))
+    if not isinstance(count, int):
+        message = f"the base model does not say how many heads it has (llama.attention.{key} is {count!r})"
+        raise ValueError(message)  # noqa: TRY004 - a wrong file, not a wrong call
+    return count
 
 
 def _factors(arrays: dict[str, Matrix], config: PeftConfig, base: BaseModel, name: str) -> list[_Factors]:
@@ -195,14 +215,8 @@ def _pair(module: str, sides: dict[str, Matrix], target: str | None, config: Pef
 
 def _arranged(b: Matrix, target: str, base: BaseModel) -> Matrix:
     """Bring the rows of B into the order of the base model's; raises ValueError when the heads do not fit."""
-    key = {"attn_q": "head_count", "attn_k": "head_count_kv"}.get(target.split(".")[-2])
-    if base.architecture != "llama" or key is None:
-        return b
-    count = base.metadata.get(f"llama.attention.{key}", base.metadata.get("llama.attention.head_count"))
-    if not isinstance(count, int):
-        message = f"the base model does not say how many heads it has (llama.attention.{key} is {count!r})"
-        raise ValueError(message)  # noqa: TRY004 - a wrong file, not a wrong call
-    return interleave_heads(b, count)
+    heads = row_heads(target, base.architecture, base)
+    return interleave_heads(b, heads) if heads else b
 
 
 def _folded(factors: list[_Factors], alpha: float, dtype: str, name: str) -> list[tuple[str, Matrix]]:
@@ -224,35 +238,27 @@ def _folded(factors: list[_Factors], alpha: float, dtype: str, name: str) -> lis
 
 
 def _gguf_bytes(tensors: list[tuple[str, Matrix]], alpha: float, config: PeftConfig, architecture: str, name: str) -> bytes:
-    with tempfile.TemporaryDirectory(prefix="llamafu-") as room:
-        path = Path(room) / "adapter.gguf"
-        writer = gguf.GGUFWriter(path, architecture)
-        writer.add_type("adapter")
-        writer.add_string("adapter.type", "lora")
-        writer.add_name(title(name.encode("utf-8", "replace").decode()))  # a folder's name may be any bytes
-        if config.base_model:
-            _add_base_model(writer, config.base_model)
-        writer.add_float32("adapter.lora.alpha", alpha)
-        if config.invocation_tokens:
-            key, kinds = "adapter.alora.invocation_tokens", gguf.GGUFValueType
-            writer.add_key_value(key, list(config.invocation_tokens), kinds.ARRAY, kinds.UINT32)
-        writer.add_quantization_version(2)
-        for key, array in tensors:
-            writer.add_tensor(key, array)
-        writer.write_header_to_file()
-        writer.write_kv_data_to_file()
-        writer.write_tensors_to_file()
-        writer.close()
-        return path.read_bytes()
+    fields: dict[str, Field] = {
+        "general.name": title(name.encode("utf-8", "replace").decode()),  # a folder's name may be any bytes
+        **(_base_model(config.base_model) if config.base_model else {}),
+        "adapter.lora.alpha": np.float32(alpha),
+    }
+    if config.invocation_tokens:
+        fields["adapter.alora.invocation_tokens"] = np.array(config.invocation_tokens, np.uint32)
+    fields["general.quantization_version"] = np.uint32(2)
+    return adapter_bytes(architecture, fields, dict(tensors))
 
 
-def _add_base_model(writer: gguf.GGUFWriter, name_or_path: str) -> None:
+def _base_model(name_or_path: str) -> dict[str, Field]:
     """Name the base model; a hub id `organisation/name` also gives its organisation, a path only its last part."""
-    hub = _HUB_ID.fullmatch(name_or_path)
-    writer.add_base_model_count(1)
-    writer.add_base_model_name(0, title(hub[2] if hub else re.split(r"[/\\]", name_or_path.rstrip("/\\"))[-1]))
+    hub = HUB_ID.fullmatch(name_or_path)
+    fields: dict[str, Field] = {
+        "general.base_model.count": np.uint32(1),
+        "general.base_model.0.name": title(hub[2] if hub else re.split(r"[/\\]", name_or_path.rstrip("/\\"))[-1]),
+    }
     if hub:
-        writer.add_base_model_organization(0, hub[1])
+        fields["general.base_model.0.organization"] = hub[1]
+    return fields
 
 
 def title(name: str) -> str:

@@ -1,0 +1,161 @@
+"""GGUF adapters become PEFT folders: the names, the order of the rows and the strength that PEFT has for them."""
+
+from __future__ import annotations
+
+import json
+import re
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import gguf
+import numpy as np
+
+from llamafu._whole_file import whole_folder
+from llamafu.adapters.base import BaseModel, read_base
+from llamafu.adapters.compatibility import check_compatibility
+from llamafu.adapters.convert import ARCHITECTURES, WEIGHTS, row_heads
+from llamafu.adapters.file import read_adapter
+from llamafu.adapters.info import is_expert, is_flipped, split_name
+from llamafu.adapters.peft import CONFIG
+from llamafu.adapters.safetensors import safetensors_bytes
+from llamafu.errors import LoraIncompatibleError
+
+if TYPE_CHECKING:
+    import os
+    from collections.abc import Iterable, Mapping
+
+    from numpy.typing import NDArray
+
+    from llamafu.adapters.file import AdapterFile
+    from llamafu.adapters.info import AdapterInfo, TensorInfo
+    from llamafu.adapters.tensor_entry import TensorEntry
+
+    Matrix = NDArray[np.floating[Any]]
+
+_ATTENTION = ("q_proj", "k_proj", "v_proj", "o_proj", "qkv_proj")
+_MLP = ("gate_proj", "up_proj", "gate_up_proj", "down_proj")
+_HUB = re.compile(r"https://huggingface\.co/([\w.-]+/[\w.-]+)")
+
+
+def export_peft(
+    adapter: str | os.PathLike[str],
+    directory: str | os.PathLike[str],
+    *,
+    base: BaseModel | str | os.PathLike[str] | None = None,
+) -> AdapterInfo:
+    """Write the GGUF adapter at `adapter` as the new PEFT folder `directory`, and return the adapter's facts.
+
+    The change to every matrix stays the same, and F16 stays F16. `base` is the GGUF model it is for (only its header is
+    read); it is needed where the architecture reorders rows by heads, as llama does those of q and k.
+
+    Raises:
+        LoraIncompatibleError: the architecture or a tensor has no PEFT form here, or needs `base`, or does not fit it.
+        InvalidAdapterFileError, LoraLoadError, ModelLoadError: `adapter` or `base` cannot be read or is damaged.
+        OSError: `directory` exists or cannot be written. On any error there is no new folder.
+
+    """
+    file = read_adapter(adapter)
+    if base is not None and not isinstance(base, BaseModel):
+        base = read_base(base)
+    if base is not None and not (report := check_compatibility(file, base)):
+        message = f"{adapter} does not fit {base.path.name}: {'; '.join(report.problems)}"
+        raise LoraIncompatibleError(message, problems=report.problems)
+    write_folder(file, Path(directory), base)
+    return file.info
+
+
+def write_folder(file: AdapterFile, directory: Path, base: BaseModel | None) -> None:
+    """Write a checked adapter that fits `base` like `export_peft`, and raise what it raises."""
+    modules = _modules(file, base)
+    arrays: dict[str, Matrix] = {}
+    for tensor in file.info.tensors:
+        a, b = (_values(file, entry) for entry in file.pairs[tensor.name])
+        if heads := row_heads(tensor.name, file.info.architecture, base):
+            b = separate_halves(b, heads)
+        arrays[f"base_model.model.{modules[tensor.name]}.lora_A.weight"] = a
+        arrays[f"base_model.model.{modules[tensor.name]}.lora_B.weight"] = b
+    merge = {key: value for key, value in file.info.metadata.items() if key.startswith("llamafu.merge.")}
+    content = safetensors_bytes(arrays, {"format": "pt", **{key: json.dumps(value) for key, value in merge.items()}})
+    with whole_folder(directory) as unfinished:
+        (unfinished / CONFIG).write_text(json.dumps(_config(file.info, modules), indent=2) + "\n", encoding="utf-8")
+        (unfinished / WEIGHTS).write_bytes(content)
+
+
+def separate_halves(b: Matrix, heads: int) -> Matrix:
+    """Undo `interleave_heads`: within every head the even rows come first, then the odd ones."""
+    return b.reshape(heads, -1, 2, b.shape[1]).transpose(0, 2, 1, 3).reshape(b.shape)
+
+
+def _modules(file: AdapterFile, base: BaseModel | None) -> dict[str, str]:
+    """Name PEFT's module of each tensor; raises LoraIncompatibleError for all that have none."""
+    architecture = file.info.architecture
+    if architecture not in ARCHITECTURES:
+        problem = f"adapters for {architecture!r} cannot be written as PEFT; the architectures are {', '.join(ARCHITECTURES)}"
+        message = f"{file.path}: {problem}"
+        raise LoraIncompatibleError(message, problems=(problem,))
+    known = _known(gguf.get_tensor_name_map(ARCHITECTURES[architecture], 1))
+    problems, found = [], {}
+    for name in file.pairs:
+        module, layer = split_name(name)
+        if is_expert(name) or is_flipped(name) or module not in known:
+            problems.append(f"{name} has no form in a PEFT folder; it can be kept as GGUF only")
+            continue
+        found[name] = known[module] if layer is None else known[module].replace(".0.", f".{layer}.", 1)
+        try:
+            row_heads(name, architecture, base)
+        except ValueError as error:
+            problems.append(f"{name}: {error}")
+    if problems:
+        message = f"{file.path} cannot be written as PEFT: {'; '.join(problems)}"
+        raise LoraIncompatibleError(message, problems=tuple(problems))
+    return found
+
+
+def _known(names: gguf.TensorNameMap) -> dict[str, str]:
+    """Return PEFT's modules of layer 0, and outside of layers, by the module that they are in GGUF."""
+    candidates = [f"model.layers.0.self_attn.{leaf}" for leaf in _ATTENTION]
+    candidates += [f"model.layers.0.mlp.{leaf}" for leaf in _MLP if leaf != "gate_up_proj" or not _has_gate(names)]
+    candidates += ["lm_head"]
+    # Later ones win: a model without a gate of its own has the fused gate_up_proj, and no up_proj.
+    return {split_name(name)[0]: module for module in candidates if (name := names.get_name(module)) is not None}
+
+
+def _has_gate(names: gguf.TensorNameMap) -> bool:
+    return names.get_name("model.layers.0.mlp.gate_proj") is not None
+
+
+def _values(file: AdapterFile, entry: TensorEntry) -> Matrix:
+    values = file.matrix(entry)
+    return values.astype(np.float16) if entry.type is not None and entry.type.name == "F16" else values
+
+
+def _config(info: AdapterInfo, modules: Mapping[str, str]) -> dict[str, Any]:
+    """Return `adapter_config.json`: alpha / rank of each module is the strength that libllama gives it."""
+    others = [tensor for tensor in info.tensors if tensor.rank != info.rank]
+    return {
+        "peft_type": "LORA",
+        "task_type": "CAUSAL_LM",
+        "base_model_name_or_path": _hub_id(info),
+        "r": info.rank,
+        "lora_alpha": info.alpha or info.rank,
+        "target_modules": list(modules.values()),
+        "rank_pattern": _pattern(others, modules),
+        "alpha_pattern": {} if info.alpha else _pattern(others, modules),
+        "alora_invocation_tokens": list(info.invocation_tokens) or None,
+        "use_rslora": False,
+        "fan_in_fan_out": False,
+        "bias": "none",
+        "lora_dropout": 0.0,
+        "init_lora_weights": True,
+        "inference_mode": True,
+    }
+
+
+def _pattern(tensors: Iterable[TensorInfo], modules: Mapping[str, str]) -> dict[str, int]:
+    return {re.escape(modules[tensor.name]): tensor.rank for tensor in tensors}
+
+
+def _hub_id(info: AdapterInfo) -> str | None:
+    address = info.metadata.get("general.base_model.0.repo_url")
+    hub = _HUB.fullmatch(address) if isinstance(address, str) else None
+    return hub[1] if hub else None
