@@ -100,13 +100,14 @@ def byte_text(data: bytes) -> str:
     return "".join(alphabet[byte] for byte in data)
 
 
-def _add_vocabulary(writer: GGUFWriter, shape: Shape) -> None:
-    texts = [byte_text(bytes([byte])) for byte in range(256)] + [merge.replace(" ", "") for merge in shape.merges]
+def add_vocabulary(writer: GGUFWriter, merges: tuple[str, ...]) -> None:
+    """Write a byte-level BPE tokenizer: the controls, all 256 bytes, the merges."""
+    texts = [byte_text(bytes([byte])) for byte in range(256)] + [merge.replace(" ", "") for merge in merges]
     writer.add_tokenizer_model("gpt2")
     writer.add_tokenizer_pre("gpt-2")
     writer.add_token_list([*CONTROL_TOKENS, *texts])
     writer.add_token_types([TokenType.CONTROL] * len(CONTROL_TOKENS) + [TokenType.NORMAL] * len(texts))
-    writer.add_token_merges(shape.merges)
+    writer.add_token_merges(merges)
     writer.add_bos_token_id(BOS)
     writer.add_eos_token_id(EOS)
     writer.add_add_bos_token(value=True)
@@ -152,7 +153,7 @@ def write_model(
     writer.add_layer_norm_rms_eps(1e-5)
     writer.add_vocab_size(shape.n_vocab)
     writer.add_file_type(LlamaFileType.MOSTLY_Q4_0 if q4_0 else LlamaFileType.ALL_F32)
-    _add_vocabulary(writer, shape)
+    add_vocabulary(writer, shape.merges)
     for tensor_name, values in _model_tensors(shape, Weights(seed), tied=tied, biases=arch == "qwen2").items():
         if q4_0 and values.ndim > 1:
             writer.add_tensor(

@@ -5,18 +5,18 @@ from __future__ import annotations
 import re
 from collections import Counter
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal, NamedTuple
+from typing import TYPE_CHECKING, Any, Literal
 
-import gguf
 import numpy as np
 
 from llamafu._whole_file import whole_file
+from llamafu.adapters.architectures import ARCHITECTURES
 from llamafu.adapters.base import BaseModel, read_base
 from llamafu.adapters.compatibility import check_compatibility
 from llamafu.adapters.container import invalid_file
 from llamafu.adapters.file import AdapterFile, AdapterFileNotFoundError, check_adapter
-from llamafu.adapters.info import split_name
 from llamafu.adapters.peft import CONFIG, PeftConfig, read_config
+from llamafu.adapters.pieces import Piece, joined, pieces_of
 from llamafu.adapters.safetensors import read_safetensors
 from llamafu.adapters.write import adapter_bytes
 from llamafu.errors import ErrorCode, LoraError, LoraIncompatibleError, LoraLoadError
@@ -31,24 +31,12 @@ if TYPE_CHECKING:
 
     Matrix = NDArray[np.floating[Any]]
 
-ARCHITECTURES = {"llama": gguf.MODEL_ARCH.LLAMA, "qwen2": gguf.MODEL_ARCH.QWEN2, "qwen3": gguf.MODEL_ARCH.QWEN3}
-"""What can be converted, in GGUF's terms; Mistral models are "llama" too."""
-
 WEIGHTS = "adapter_model.safetensors"
-_NAME = re.compile(r"base_model\.model\.(.+)\.lora_([AB])\.weight")
-_LAYER = re.compile(r"\.layers\.([0-9]{1,5})\.")
+_NAME = re.compile(r"base_model\.model\.(.+)\.lora_(?:([AB])\.weight|(embedding_[AB]))")
+_COPY = re.compile(r"base_model\.model\.(.+)\.base_layer\.weight")
+"""PEFT saves the base model's own embeddings beside an adapter of them: nothing that was trained."""
 _DTYPES = {"f16": "<f2", "f32": "<f4"}
 HUB_ID = re.compile(r"([\w.-]*\w)/([\w.-]+)")
-
-
-class _Factors(NamedTuple):
-    """The pair of one base tensor, in NumPy's order: A is (rank, in), B is (out, rank)."""
-
-    target: str
-    a: Matrix
-    b: Matrix
-    alpha: float
-    """Divided by the rank, as libllama does with the file's one alpha, it gives PEFT's strength."""
 
 
 def convert_peft(
@@ -117,121 +105,68 @@ def read_peft(folder: Path, base: BaseModel, *, dtype: Literal["f16", "f32"] = "
     except OSError as error:
         message = f"{folder}: the adapter cannot be read: {error.strerror}"
         raise LoraLoadError(message, code=ErrorCode.FILE_READ_FAILED) from error
-    factors = _factors(read_safetensors(content, name=str(weights)), config, base, str(weights))
-    alpha = Counter(pair.alpha for pair in factors).most_common(1)[0][0]
-    tensors = _folded(factors, alpha, _DTYPES[dtype], str(weights))
+    pieces = _pieces(read_safetensors(content, name=str(weights)), config, base, str(weights))
+    alpha = Counter(piece.alpha for piece in pieces).most_common(1)[0][0]
+    tensors = _folded(pieces, alpha, _DTYPES[dtype], str(weights))
     return check_adapter(_gguf_bytes(tensors, alpha, config, base.architecture, folder.resolve().name), folder)
 
 
-def interleave_heads(b: Matrix, heads: int) -> Matrix:
-    """Reorder the rows of a q or k factor for llama.cpp's rotary layout.
-
-    PEFT's base rotates row i of a head with row i + head_size/2; GGUF llama models rotate neighbours, so
-    within every head the two halves are dealt out in turn.
-    """
-    if heads < 1 or b.shape[0] % (2 * heads):
-        message = f"{b.shape[0]} output rows do not split into {heads} heads of even size: wrong base model"
-        raise ValueError(message)
-    return b.reshape(heads, 2, -1, b.shape[1]).transpose(0, 2, 1, 3).reshape(b.shape)
-
-
-def row_heads(target: str, architecture: str, base: BaseModel | None) -> int | None:
-    """Return the number of heads by which the rows of the tensor `target` are reordered, None where they are not.
-
-    Raises ValueError where `base` would have to say it and does not.
-    """
-    key = {"attn_q": "head_count", "attn_k": "head_count_kv"}.get(split_name(target)[0])
-    if architecture != "llama" or key is None:
-        return None
-    if base is None:
-        message = "its rows are in an order that depends on the number of heads; give the GGUF model that it is for as base"
-        raise ValueError(message)
-    count = base.metadata.get(f"llama.attention.{key}", base.metadata.get("llama.attention.head_count"))
-    if not isinstance(count, int):
-        message = f"the base model does not say how many heads it has (llama.attention.{key} is {count!r})"
-        raise ValueError(message)  # noqa: TRY004 - a wrong file, not a wrong call
-    return count
-
-
-def _factors(arrays: dict[str, Matrix], config: PeftConfig, base: BaseModel, name: str) -> list[_Factors]:
+def _pieces(arrays: dict[str, Matrix], config: PeftConfig, base: BaseModel, name: str) -> list[Piece]:
     """Pair the tensors, in the file's order, under the base model's names and in its layout."""
     problems: list[str] = []
-    names = gguf.get_tensor_name_map(ARCHITECTURES[base.architecture], 1)
-    found: dict[str, _Factors] = {}
+    found: dict[str, dict[int | None, Piece]] = {}
     for module, sides in _by_module(arrays, problems).items():
         try:
-            pair = _pair(module, sides, _target(names, module), config, base)
+            pieces = pieces_of(module, sides, config, base)
         except ValueError as error:
             problems.append(f"module {module!r}: {error}")
-        else:
-            if pair.target in found:
-                problems.append(f"module {module!r}: it is {pair.target!r} in GGUF, which another module is already")
-            found[pair.target] = pair
+            continue
+        for piece in pieces:
+            of_target = found.setdefault(piece.target, {})
+            if of_target and (piece.expert in of_target or None in (piece.expert, *of_target)):
+                problems.append(f"module {module!r}: it is {piece.target!r} in GGUF, which another module is already")
+            of_target[piece.expert] = piece
+    whole = []
+    for target, of_target in found.items():
+        try:
+            whole.append(joined(list(of_target.values()), base))
+        except ValueError as error:
+            problems.append(f"{target!r}: {error}")
     if problems:
         raise invalid_file(name, problems)
-    return list(found.values())
+    return whole
 
 
 def _by_module(arrays: dict[str, Matrix], problems: list[str]) -> dict[str, dict[str, Matrix]]:
     modules: dict[str, dict[str, Matrix]] = {}
     for key, array in arrays.items():
+        if _COPY.fullmatch(key):
+            continue
         match = _NAME.fullmatch(key)
         if match is None:
             problems.append(f"tensor {key!r} is no LoRA factor (...lora_A.weight, ...lora_B.weight) of a linear layer")
         elif not np.isfinite(array).all():
             problems.append(f"tensor {key!r} holds NaN or infinite values")
         else:
-            modules.setdefault(match[1], {})[match[2]] = array
-    if not arrays:
+            modules.setdefault(match[1], {})[match[2] or match[3]] = array
+    if not modules and not problems:
         problems.append("the file has no tensors")
     return modules
 
 
-def _target(names: gguf.TensorNameMap, module: str) -> str | None:
-    """Name the base tensor of a module; the map knows layer 0, for the others differ in the number only."""
-    layer = _LAYER.search(module)
-    known = names.get_name(_LAYER.sub(".layers.0.", module, count=1))
-    if known is None:
-        return None
-    return f"{known.replace('blk.0.', f'blk.{int(layer[1])}.', 1) if layer else known}.weight"
-
-
-def _pair(module: str, sides: dict[str, Matrix], target: str | None, config: PeftConfig, base: BaseModel) -> _Factors:
-    """Check one module's factors; raises ValueError saying what is wrong with them."""
-    rank = config.rank_of(module)
-    problem = ""
-    if target is None or target == "token_embd.weight":
-        target, problem = "", "it is no linear layer known for this architecture and cannot be converted"
-    elif len(sides) == 1:
-        problem = f"lora_{''.join(sides)} has no partner"
-    else:
-        a, b = sides["A"].shape, sides["B"].shape
-        if len(a) != 2 or len(b) != 2 or a[0] != rank or b[1] != rank or not a[1] or not b[0]:  # noqa: PLR2004 - matrices
-            problem = f"A is {list(a)} and B is {list(b)}; they must be [{rank}, in] and [out, {rank}]"
-    if problem:
-        raise ValueError(problem)
-    return _Factors(target, sides["A"], _arranged(sides["B"], target, base), config.alpha_of(module))
-
-
-def _arranged(b: Matrix, target: str, base: BaseModel) -> Matrix:
-    """Bring the rows of B into the order of the base model's; raises ValueError when the heads do not fit."""
-    heads = row_heads(target, base.architecture, base)
-    return interleave_heads(b, heads) if heads else b
-
-
-def _folded(factors: list[_Factors], alpha: float, dtype: str, name: str) -> list[tuple[str, Matrix]]:
+def _folded(pieces: list[Piece], alpha: float, dtype: str, name: str) -> list[tuple[str, Matrix]]:
     """Return the GGUF tensors. Where the file's one alpha would give a wrong strength, B makes up for it."""
     problems = []
     tensors: list[tuple[str, Matrix]] = []
-    for pair in factors:
-        share = 1 if pair.alpha == alpha else pair.alpha / float(np.float32(alpha))
-        b = pair.b if share == 1 else pair.b.astype(np.float64) * share
-        for side, array in (("a", pair.a), ("b", b)):
+    for piece in pieces:
+        share = 1 if piece.alpha == alpha else piece.alpha / float(np.float32(alpha))
+        b = piece.b if share == 1 else piece.b.astype(np.float64) * share
+        for side, array in (("a", piece.a), ("b", b)):
             with np.errstate(over="ignore"):
                 stored = np.ascontiguousarray(array).astype(dtype)
             if not np.isfinite(stored).all():
-                problems.append(f"{pair.target}.lora_{side} has values beyond {np.finfo(dtype).max:g}; choose the dtype 'f32'")
-            tensors.append((f"{pair.target}.lora_{side}", stored))
+                problems.append(f"{piece.target}.lora_{side} has values beyond {np.finfo(dtype).max:g}; choose the dtype 'f32'")
+            tensors.append((f"{piece.target}.lora_{side}", stored))
     if problems:
         raise invalid_file(name, problems)
     return tensors

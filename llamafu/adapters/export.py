@@ -7,13 +7,13 @@ import re
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-import gguf
 import numpy as np
 
 from llamafu._whole_file import whole_folder
+from llamafu.adapters.architectures import ARCHITECTURES, Architecture, row_heads, separate_halves
 from llamafu.adapters.base import BaseModel, read_base
 from llamafu.adapters.compatibility import check_compatibility
-from llamafu.adapters.convert import ARCHITECTURES, WEIGHTS, row_heads
+from llamafu.adapters.convert import WEIGHTS
 from llamafu.adapters.file import read_adapter
 from llamafu.adapters.info import is_expert, is_flipped, split_name
 from llamafu.adapters.peft import CONFIG
@@ -32,8 +32,11 @@ if TYPE_CHECKING:
 
     Matrix = NDArray[np.floating[Any]]
 
-_ATTENTION = ("q_proj", "k_proj", "v_proj", "o_proj", "qkv_proj")
-_MLP = ("gate_proj", "up_proj", "gate_up_proj", "down_proj")
+_LEAVES = (
+    *(f"self_attn.{name}_proj" for name in ("q", "k", "v", "o", "qkv")),
+    *(f"mlp.{name}_proj" for name in ("gate", "up", "gate_up", "down")),
+)
+_OUTSIDE = ("model.embed_tokens", "lm_head")
 _HUB = re.compile(r"https://huggingface\.co/([\w.-]+/[\w.-]+)")
 
 
@@ -72,18 +75,15 @@ def write_folder(file: AdapterFile, directory: Path, base: BaseModel | None) -> 
         a, b = (_values(file, entry) for entry in file.pairs[tensor.name])
         if heads := row_heads(tensor.name, file.info.architecture, base):
             b = separate_halves(b, heads)
-        arrays[f"base_model.model.{modules[tensor.name]}.lora_A.weight"] = a
-        arrays[f"base_model.model.{modules[tensor.name]}.lora_B.weight"] = b
+        flipped = is_flipped(tensor.name)
+        for side, values in (("A", a.T if flipped else a), ("B", b)):
+            end = f"lora_embedding_{side}" if flipped else f"lora_{side}.weight"
+            arrays[f"base_model.model.{modules[tensor.name]}.{end}"] = values
     merge = {key: value for key, value in file.info.metadata.items() if key.startswith("llamafu.merge.")}
     content = safetensors_bytes(arrays, {"format": "pt", **{key: json.dumps(value) for key, value in merge.items()}})
     with whole_folder(directory) as unfinished:
         (unfinished / CONFIG).write_text(json.dumps(_config(file.info, modules), indent=2) + "\n", encoding="utf-8")
         (unfinished / WEIGHTS).write_bytes(content)
-
-
-def separate_halves(b: Matrix, heads: int) -> Matrix:
-    """Undo `interleave_heads`: within every head the even rows come first, then the odd ones."""
-    return b.reshape(heads, -1, 2, b.shape[1]).transpose(0, 2, 1, 3).reshape(b.shape)
 
 
 def _modules(file: AdapterFile, base: BaseModel | None) -> dict[str, str]:
@@ -93,11 +93,11 @@ def _modules(file: AdapterFile, base: BaseModel | None) -> dict[str, str]:
         problem = f"adapters for {architecture!r} cannot be written as PEFT; the architectures are {', '.join(ARCHITECTURES)}"
         message = f"{file.path}: {problem}"
         raise LoraIncompatibleError(message, problems=(problem,))
-    known = _known(gguf.get_tensor_name_map(ARCHITECTURES[architecture], 1))
+    known = _known(ARCHITECTURES[architecture])
     problems, found = [], {}
     for name in file.pairs:
         module, layer = split_name(name)
-        if is_expert(name) or is_flipped(name) or module not in known:
+        if is_expert(name) or module not in known:
             problems.append(f"{name} has no form in a PEFT folder; it can be kept as GGUF only")
             continue
         found[name] = known[module] if layer is None else known[module].replace(".0.", f".{layer}.", 1)
@@ -111,17 +111,12 @@ def _modules(file: AdapterFile, base: BaseModel | None) -> dict[str, str]:
     return found
 
 
-def _known(names: gguf.TensorNameMap) -> dict[str, str]:
+def _known(architecture: Architecture) -> dict[str, str]:
     """Return PEFT's modules of layer 0, and outside of layers, by the module that they are in GGUF."""
-    candidates = [f"model.layers.0.self_attn.{leaf}" for leaf in _ATTENTION]
-    candidates += [f"model.layers.0.mlp.{leaf}" for leaf in _MLP if leaf != "gate_up_proj" or not _has_gate(names)]
-    candidates += ["lm_head"]
-    # Later ones win: a model without a gate of its own has the fused gate_up_proj, and no up_proj.
-    return {split_name(name)[0]: module for module in candidates if (name := names.get_name(module)) is not None}
-
-
-def _has_gate(names: gguf.TensorNameMap) -> bool:
-    return names.get_name("model.layers.0.mlp.gate_proj") is not None
+    fused = architecture.target_of("model.layers.0.mlp.gate_proj") is None
+    leaves = [leaf for leaf in _LEAVES if leaf != ("mlp.up_proj" if fused else "mlp.gate_up_proj")]
+    modules = [*(f"model.layers.0.{leaf}" for leaf in leaves), *_OUTSIDE]
+    return {split_name(name)[0]: module for module in modules if (name := architecture.target_of(module)) is not None}
 
 
 def _values(file: AdapterFile, entry: TensorEntry) -> Matrix:

@@ -18,7 +18,7 @@ _Number = TypeVar("_Number", int, float)
 CONFIG = "adapter_config.json"
 _PATTERN_LIMIT = 1000  # characters
 _ALPHAS = (1e-30, 1e30)  # what float32 holds with room to spare; 0 would mean the strength 1 to libllama
-_OFF = ("use_dora", "lora_bias", "modules_to_save", "layer_replication", "trainable_token_indices", "target_parameters")
+_OFF = ("use_dora", "lora_bias", "modules_to_save", "layer_replication", "trainable_token_indices")
 _HARMLESS = {"use_rslora", "corda_config", "eva_config", "loftq_config", "lora_ga_config", "runtime_config"}
 """Keys that look like features and are either handled here or only matter to training."""
 _OTHER_BASE = ("pissa", "olora", "corda", "loftq", "lora_ga")
@@ -39,6 +39,12 @@ class PeftConfig:
     """Hub id or path of the model it was trained on."""
     invocation_tokens: tuple[int, ...]
     """Of an activated adapter (aLoRA)."""
+    target_parameters: tuple[str, ...]
+    """Ends of the names of parameters that were adapted directly, such as a layer's stack of experts."""
+
+    def adapts_parameter(self, name: str) -> bool:
+        """Whether the parameter with this full name, `model.layers.0.mlp.experts.down_proj`, was adapted directly."""
+        return any(f".{name}".endswith(f".{ending}") for ending in self.target_parameters)
 
     def rank_of(self, module: str) -> int:
         """Rank of the module with this full name, `model.layers.0.self_attn.q_proj`."""
@@ -76,6 +82,7 @@ def read_config(folder: Path) -> PeftConfig:
         alpha_pattern=config.get("alpha_pattern") or {},
         base_model=config.get("base_model_name_or_path") or None,
         invocation_tokens=tuple(config.get("alora_invocation_tokens") or ()),
+        target_parameters=tuple(config.get("target_parameters") or ()),
     )
 
 
@@ -124,6 +131,9 @@ def _malformed(config: Mapping[str, Any]) -> list[str]:
     tokens = config.get("alora_invocation_tokens") or []
     if not isinstance(tokens, list) or not all(type(token) is int and 0 <= token < 1 << 32 for token in tokens):
         problems.append(f"alora_invocation_tokens is {tokens!r}; it must be a list of token numbers")
+    parameters = config.get("target_parameters") or []
+    if not isinstance(parameters, list) or not all(isinstance(name, str) and name for name in parameters):
+        problems.append(f"target_parameters is {parameters!r}; it must be a list of names")
     return problems
 
 

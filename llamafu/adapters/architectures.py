@@ -1,0 +1,101 @@
+"""The architectures whose PEFT adapters can be converted: what GGUF calls their modules, and how it lays the rows out."""
+
+from __future__ import annotations
+
+import re
+from typing import TYPE_CHECKING, Any, NamedTuple
+
+import gguf
+
+if TYPE_CHECKING:
+    import numpy as np
+    from numpy.typing import NDArray
+
+    from llamafu.adapters.base import BaseModel
+
+    Matrix = NDArray[np.floating[Any]]
+
+_LAYER = re.compile(r"\.layers\.([0-9]{1,5})\.")
+_TOWER = re.compile(r"\b(language|text)_model\.")
+
+
+class Architecture(NamedTuple):
+    """What GGUF models of one architecture do differently from the models that PEFT adapts."""
+
+    known: gguf.MODEL_ARCH
+    """Whose tensors they have, in gguf's terms."""
+    neighbours: bool = False
+    """Whether neighbouring rows of q and k rotate together. PEFT's base pairs row i of a head with row i + size/2."""
+
+    @property
+    def experts(self) -> bool:
+        """Whether its layers may hold a stack of experts in place of one feed-forward network."""
+        return gguf.MODEL_TENSOR.FFN_GATE_EXP in gguf.MODEL_TENSORS[self.known]
+
+    def target_of(self, module: str) -> str | None:
+        """Name the base tensor of a module, `model.layers.0.mlp.up_proj`; None for what this architecture has not.
+
+        The decoder of a multimodal model is named like a model of its own. gguf's map is asked about layer 0, for the
+        others differ in the number only.
+        """
+        module = _TOWER.sub("", module, count=1)
+        layer = _LAYER.search(module)
+        known = gguf.get_tensor_name_map(self.known, 1).get_name(_LAYER.sub(".layers.0.", module, count=1))
+        if known is None:
+            return None
+        return f"{known.replace('blk.0.', f'blk.{int(layer[1])}.', 1) if layer else known}.weight"
+
+
+_ARCH = gguf.MODEL_ARCH
+ARCHITECTURES = {
+    "llama": Architecture(_ARCH.LLAMA, neighbours=True),
+    "qwen2": Architecture(_ARCH.QWEN2),
+    "qwen3": Architecture(_ARCH.QWEN3),
+    "qwen3moe": Architecture(_ARCH.QWEN3MOE),
+    "gemma2": Architecture(_ARCH.GEMMA2),
+    "gemma3": Architecture(_ARCH.GEMMA3),
+    "phi3": Architecture(_ARCH.PHI3),
+    "granite": Architecture(_ARCH.GRANITE, neighbours=True),
+}
+"""What can be converted, by GGUF's name; Mistral and Mixtral models are "llama" too."""
+
+
+def arranged(b: Matrix, target: str, base: BaseModel) -> Matrix:
+    """Bring the rows of B into the order of the base model's; raises ValueError when the heads do not fit."""
+    heads = row_heads(target, base.architecture, base)
+    return b if heads is None else interleave_heads(b, heads)
+
+
+def row_heads(target: str, architecture: str, base: BaseModel | None) -> int | None:
+    """Return the number of heads by which the rows of the tensor `target` are reordered, None where they are not.
+
+    Raises ValueError where `base` would have to say it and does not.
+    """
+    key = {"attn_q": "head_count", "attn_k": "head_count_kv"}.get(target.split(".")[-2])
+    if key is None or not ARCHITECTURES[architecture].neighbours:
+        return None
+    if base is None:
+        message = "its rows are in an order that depends on the number of heads; give the GGUF model that it is for as base"
+        raise ValueError(message)
+    prefix = f"{architecture}.attention"
+    count = base.metadata.get(f"{prefix}.{key}", base.metadata.get(f"{prefix}.head_count"))
+    if not isinstance(count, int):
+        message = f"the base model does not say how many heads it has ({prefix}.{key} is {count!r})"
+        raise ValueError(message)  # noqa: TRY004 - a wrong file, not a wrong call
+    return count
+
+
+def interleave_heads(b: Matrix, heads: int) -> Matrix:
+    """Reorder the rows of a q or k factor for rotary embeddings that rotate neighbours.
+
+    Within every head the two halves, whose rows rotate together in PEFT's base, are dealt out in turn.
+    """
+    if heads < 1 or b.shape[0] % (2 * heads):
+        message = f"{b.shape[0]} output rows do not split into {heads} heads of even size: wrong base model"
+        raise ValueError(message)
+    return b.reshape(heads, 2, -1, b.shape[1]).transpose(0, 2, 1, 3).reshape(b.shape)
+
+
+def separate_halves(b: Matrix, heads: int) -> Matrix:
+    """Undo `interleave_heads`: within every head the even rows come first, then the odd ones."""
+    return b.reshape(heads, -1, 2, b.shape[1]).transpose(0, 2, 1, 3).reshape(b.shape)

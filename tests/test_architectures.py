@@ -1,0 +1,335 @@
+"""Every architecture of the converter's table: names, layout and sizes, without torch.
+
+GOLDENS holds `tensor_digest` of what the converter of llama.cpp build 11434 makes of `write_model_folder(kind, ...)`:
+
+    python convert_lora_to_gguf.py --base BASE --outtype f16 --outfile OUT.gguf FOLDER
+
+BASE is a folder with the config.json of `scripts/tiny_hf.py`'s model of that kind. `make test-peers` runs that command
+and compares with the same digests. What the changes are is derived here once more, by index.
+"""
+
+import hashlib
+from pathlib import Path
+
+import numpy as np
+import pytest
+from gguf import GGUFReader
+from test_convert import reordered, write_folder
+from tiny_model import Weights
+
+from llamafu.adapters import BaseModel, convert_peft, read_adapter
+from llamafu.adapters.architectures import ARCHITECTURES
+from llamafu.errors import InvalidAdapterFileError, LoraIncompatibleError
+
+HIDDEN, KV, WIDE, HEADS, KV_HEADS, VOCABULARY, EXPERTS, RANK = 64, 32, 96, 4, 2, 317, 4, 4
+ATTENTION = {
+    "self_attn.q_proj": ("attn_q", HIDDEN, HIDDEN),
+    "self_attn.k_proj": ("attn_k", HIDDEN, KV),
+    "self_attn.v_proj": ("attn_v", HIDDEN, KV),
+    "self_attn.o_proj": ("attn_output", HIDDEN, HIDDEN),
+}
+DENSE = ATTENTION | {
+    "mlp.gate_proj": ("ffn_gate", HIDDEN, WIDE),
+    "mlp.up_proj": ("ffn_up", HIDDEN, WIDE),
+    "mlp.down_proj": ("ffn_down", WIDE, HIDDEN),
+}
+FUSED = {
+    "self_attn.qkv_proj": ("attn_qkv", HIDDEN, HIDDEN + 2 * KV),
+    "self_attn.o_proj": ("attn_output", HIDDEN, HIDDEN),
+    "mlp.gate_up_proj": ("ffn_up", HIDDEN, 2 * WIDE),
+    "mlp.down_proj": ("ffn_down", WIDE, HIDDEN),
+}
+MIXTRAL = {
+    "block_sparse_moe.gate": ("ffn_gate_inp", HIDDEN, EXPERTS),
+    "block_sparse_moe.experts.*.w1": ("ffn_gate_exps", HIDDEN, WIDE),
+    "block_sparse_moe.experts.*.w2": ("ffn_down_exps", WIDE, HIDDEN),
+    "block_sparse_moe.experts.*.w3": ("ffn_up_exps", HIDDEN, WIDE),
+}
+QWEN_EXPERTS = {
+    "mlp.gate": ("ffn_gate_inp", HIDDEN, EXPERTS),
+    "mlp.experts.*.gate_proj": ("ffn_gate_exps", HIDDEN, WIDE),
+    "mlp.experts.*.down_proj": ("ffn_down_exps", WIDE, HIDDEN),
+    "mlp.experts.*.up_proj": ("ffn_up_exps", HIDDEN, WIDE),
+}
+MODELS = {  # transformers' model type: (GGUF's architecture, {PEFT's module: (GGUF's, in, out)})
+    "llama": ("llama", DENSE),
+    "mixtral": ("llama", ATTENTION | MIXTRAL),
+    "qwen2": ("qwen2", DENSE),
+    "qwen3": ("qwen3", DENSE),
+    "qwen3_moe": ("qwen3moe", ATTENTION | QWEN_EXPERTS),
+    "gemma2": ("gemma2", DENSE),
+    "gemma3_text": ("gemma3", DENSE),
+    "phi3": ("phi3", FUSED),
+    "granite": ("granite", DENSE),
+}
+GOLDENS = {
+    "llama": "b06221b1a2ec2652a8cddfdf19fcffb9dfd92e28df915266678a704c3dbc1acf",
+    "mixtral": "b40a6ad02a1338ae5eff948cd4b258ae8129d125fe6217aab8015ff1e441f0c9",
+    "qwen2": "a16b80924a91618986ff22ca7016b307f0ce548c8e192a2e05138a027b8fc751",
+    "qwen3": "a16b80924a91618986ff22ca7016b307f0ce548c8e192a2e05138a027b8fc751",
+    "qwen3_moe": "0b2bd36d7ab99c87c5c99e79c38eab7a79f66ae98b4ddb63c62a84bb67de444b",
+    "gemma2": "a16b80924a91618986ff22ca7016b307f0ce548c8e192a2e05138a027b8fc751",
+    "gemma3_text": "a16b80924a91618986ff22ca7016b307f0ce548c8e192a2e05138a027b8fc751",
+    "phi3": "359d6d80b73079ec34289d534ab1c76d2a13fd9b24de8c35190c537240aff3bd",
+    "granite": "b06221b1a2ec2652a8cddfdf19fcffb9dfd92e28df915266678a704c3dbc1acf",
+}
+
+
+def modules_of(kind, layers=2):
+    """Return every linear layer by its full name, as (GGUF's tensor, its expert or None, in, out)."""
+    found = {}
+    for layer in range(layers):
+        for module, (target, n_in, n_out) in MODELS[kind][1].items():
+            for expert in range(EXPERTS) if "*" in module else [None]:
+                name = f"model.layers.{layer}.{module.replace('*', str(expert))}"
+                found[name] = (f"blk.{layer}.{target}.weight", expert, n_in, n_out)
+    return found
+
+
+def arrays_of(kind, ranks=lambda _: RANK):
+    """Random factors for every linear layer, by PEFT's names."""
+    stream, arrays = Weights(3), {}
+    for module, (_, _, n_in, n_out) in modules_of(kind).items():
+        arrays[f"base_model.model.{module}.lora_A.weight"] = stream.uniform((ranks(module), n_in), 1.0)
+        arrays[f"base_model.model.{module}.lora_B.weight"] = stream.uniform((n_out, ranks(module)), 1.0)
+    return arrays
+
+
+def base_of(kind):
+    """Return the header of the model that the adapters are for."""
+    architecture = MODELS[kind][0]
+    tensors = {"token_embd.weight": (HIDDEN, VOCABULARY), "output.weight": (HIDDEN, VOCABULARY)}
+    for name, expert, n_in, n_out in modules_of(kind).values():
+        tensors[name] = (n_in, n_out) if expert is None else (n_in, n_out, EXPERTS)
+    metadata = {
+        f"{architecture}.attention.head_count": HEADS,
+        f"{architecture}.attention.head_count_kv": KV_HEADS,
+        f"{architecture}.expert_count": EXPERTS,
+    }
+    return BaseModel(Path("base.gguf"), "base", architecture, tensors, metadata)
+
+
+def write_model_folder(kind, folder):
+    return write_folder(folder, arrays_of(kind))
+
+
+def tensor_digest(path):
+    """SHA-256 of names, types, shapes and data, by name: experts come in another order from upstream."""
+    digest = hashlib.sha256()
+    for tensor in sorted(GGUFReader(path).tensors, key=lambda tensor: tensor.name):
+        digest.update(f"{tensor.name} {tensor.tensor_type.name} {[int(n) for n in tensor.shape]}\n".encode())
+        digest.update(tensor.data.tobytes())
+    return digest.hexdigest()
+
+
+def changes(path):
+    """Return dW of each base tensor as libllama computes it; experts in front."""
+    file = read_adapter(path)
+    strengths = {tensor.name: tensor.strength for tensor in file.info.tensors}
+    return {name: strengths[name] * file.matrix(pair.b).astype("f8") @ file.matrix(pair.a) for name, pair in file.pairs.items()}
+
+
+def expected(kind, arrays, strength):
+    """Return dW of each base tensor by PEFT's formula, B A times the strength, in the order of GGUF's rows."""
+    found = {}
+    for module, (target, expert, n_in, n_out) in modules_of(kind).items():
+        if f"base_model.model.{module}.lora_A.weight" not in arrays:
+            continue
+        a, b = (arrays[f"base_model.model.{module}.lora_{side}.weight"].astype("f8") for side in "AB")
+        delta = strength(module) * b @ a
+        heads = {"attn_q": HEADS, "attn_k": KV_HEADS}.get(target.split(".")[-2])
+        if heads and MODELS[kind][0] in ("llama", "granite"):
+            delta = reordered(delta, heads)
+        if expert is None:
+            found[target] = delta
+        else:
+            found.setdefault(target, np.zeros((EXPERTS, n_out, n_in)))[expert] = delta
+    return found
+
+
+def check(kind, path, arrays, strength):
+    found, wanted = changes(path), expected(kind, arrays, strength)
+    assert found.keys() == wanted.keys()
+    for name, delta in wanted.items():
+        np.testing.assert_allclose(found[name], delta, rtol=0, atol=1e-5 * np.abs(delta).max(), err_msg=name)
+
+
+def test_every_architecture_is_here():
+    assert [*dict.fromkeys(architecture for architecture, _ in MODELS.values())] == [*ARCHITECTURES]
+
+
+@pytest.mark.parametrize("kind", MODELS)
+def test_tensors_are_upstreams(kind, tmp_path):
+    convert_peft(write_model_folder(kind, tmp_path / "folder"), tmp_path / "out.gguf", base=base_of(kind))
+    assert tensor_digest(tmp_path / "out.gguf") == GOLDENS[kind]
+
+
+@pytest.mark.parametrize("kind", MODELS)
+@pytest.mark.parametrize("rslora", [False, True])
+def test_changes_are_pefts(kind, rslora, tmp_path):
+    """Ranks and alphas differ between modules, and between experts of one stack."""
+
+    def rank(module):
+        return 2 if "o_proj" in module or ".experts.1." in module else RANK
+
+    def alpha(module):
+        return 3 if module.endswith(".v_proj") or ".experts.2." in module else 8
+
+    arrays = arrays_of(kind, rank)
+    patterns = {
+        "rank_pattern": {"o_proj": 2, r".*\.experts\.1\..*": 2},
+        "alpha_pattern": {"v_proj": 3, r".*\.experts\.2\..*": 3},
+    }
+    folder = write_folder(tmp_path / "folder", arrays, use_rslora=rslora, **patterns)
+    convert_peft(folder, tmp_path / "out.gguf", base=base_of(kind), dtype="f32")
+    check(kind, tmp_path / "out.gguf", arrays, lambda module: alpha(module) / rank(module) ** (0.5 if rslora else 1))
+
+
+# -- experts ------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("kind", ["mixtral", "qwen3_moe"])
+def test_experts_that_were_not_trained_stay_as_they_are(kind, tmp_path):
+    arrays = {name: array for name, array in arrays_of(kind).items() if ".experts." not in name or ".experts.2." in name}
+    convert_peft(write_folder(tmp_path / "folder", arrays), tmp_path / "out.gguf", base=base_of(kind), dtype="f32")
+    check(kind, tmp_path / "out.gguf", arrays, lambda _: 2.0)
+    stack = changes(tmp_path / "out.gguf")["blk.0.ffn_up_exps.weight"]
+    assert [bool(expert.any()) for expert in stack] == [False, False, True, False]
+
+
+def parameter_arrays(parameters, rank=RANK):
+    """Random factors as PEFT saves them for parameters that hold all experts: the first one lies deepest."""
+    stream, arrays = Weights(5), {}
+    for layer in range(2):
+        for depth, (n_in, n_out) in enumerate(reversed(parameters)):
+            module = f"base_model.model.model.layers.{layer}.mlp.experts{'.base_layer' * depth}"
+            arrays[f"{module}.lora_A.weight"] = stream.uniform((EXPERTS * rank, n_in), 1.0)
+            arrays[f"{module}.lora_B.weight"] = stream.uniform((n_out, EXPERTS * rank), 1.0)
+    return arrays
+
+
+def parameter_change(arrays, module, strength, rank=RANK):
+    """Return dW of one parameter, (experts, out, in): A's rows are expert by expert, B's columns rank by rank."""
+    a, b = (arrays[f"base_model.model.{module}.lora_{side}.weight"].astype("f8") for side in "AB")
+    return np.array(
+        [strength * sum(np.outer(b[:, r * EXPERTS + e], a[e * rank + r]) for r in range(rank)) for e in range(EXPERTS)]
+    )
+
+
+GATE_UP, DOWN = (HIDDEN, 2 * WIDE), (WIDE, HIDDEN)
+
+
+@pytest.mark.parametrize("kind", ["mixtral", "qwen3_moe"])
+@pytest.mark.parametrize("parameters", [("gate_up_proj", "down_proj"), ("gate_up_proj",), ("down_proj",)])
+def test_parameters_that_hold_all_experts(kind, parameters, tmp_path):
+    """What PEFT trains on transformers 5, where a layer's experts are two parameters; at their own alpha."""
+    arrays = parameter_arrays([{"gate_up_proj": GATE_UP, "down_proj": DOWN}[name] for name in parameters])
+    config = {"target_parameters": [f"mlp.experts.{name}" for name in parameters], "alpha_pattern": {r".*\.down_proj": 6}}
+    folder = write_folder(tmp_path / "folder", arrays, **config)
+    convert_peft(folder, tmp_path / "out.gguf", base=base_of(kind), dtype="f32")
+    found = changes(tmp_path / "out.gguf")
+    assert len(found) == 2 * (2 * ("gate_up_proj" in parameters) + ("down_proj" in parameters))
+    for layer in range(2):
+        stem, inner = f"model.layers.{layer}.mlp.experts", ".base_layer" * (len(parameters) - 1)
+        if "gate_up_proj" in parameters:
+            whole = parameter_change(arrays, stem + inner, 2.0)
+            for name, part in (("ffn_gate_exps", whole[:, :WIDE]), ("ffn_up_exps", whole[:, WIDE:])):
+                np.testing.assert_allclose(found[f"blk.{layer}.{name}.weight"], part, rtol=0, atol=1e-5 * np.abs(part).max())
+        if "down_proj" in parameters:
+            whole = parameter_change(arrays, stem, 1.5)
+            np.testing.assert_allclose(found[f"blk.{layer}.ffn_down_exps.weight"], whole, atol=1e-5 * np.abs(whole).max())
+
+
+@pytest.mark.parametrize(
+    ("changed", "words"),
+    [
+        (
+            {"mlp.experts.4.up_proj.lora_A.weight": (RANK, HIDDEN), "mlp.experts.4.up_proj.lora_B.weight": (WIDE, RANK)},
+            "no expert 4",
+        ),
+        ({"mlp.experts.1.up_proj.lora_B.weight": (WIDE + 1, RANK)}, "ffn_up_exps.*its experts are of different sizes"),
+        ({"mlp.experts.1.up_proj.lora_B.weight": (WIDE, 3)}, r"experts\.1\.up_proj.*must be \[4, in\]"),
+        (
+            {"mlp.experts.lora_A.weight": (RANK, HIDDEN), "mlp.experts.lora_B.weight": (WIDE, RANK)},
+            "experts.*no linear layer known",
+        ),
+    ],
+)
+def test_experts_refused_by_name(changed, words, tmp_path):
+    arrays = arrays_of("qwen3_moe") | {
+        f"base_model.model.model.layers.0.{name}": np.ones(shape, "f4") for name, shape in changed.items()
+    }
+    folder = write_folder(tmp_path / "folder", arrays)
+    with pytest.raises(InvalidAdapterFileError, match=words):
+        convert_peft(folder, tmp_path / "out.gguf", base=base_of("qwen3_moe"))
+    assert not (tmp_path / "out.gguf").exists()
+
+
+def test_parameters_refused_by_name(tmp_path):
+    """Sizes that are no experts', a parameter that is not targeted, a base without experts."""
+    sound = {"target_parameters": ["gate_up_proj"]}
+    cases = [
+        (parameter_arrays([(HIDDEN, 2 * WIDE + 1)]), sound, "qwen3_moe", r"193 rows, which do not split"),
+        (parameter_arrays([GATE_UP], rank=3), sound, "qwen3_moe", r"must be \[16, in\]"),
+        (parameter_arrays([GATE_UP, DOWN]), sound, "qwen3_moe", "experts.base_layer.*no linear layer known"),
+        (parameter_arrays([GATE_UP]), {"target_parameters": ["router"]}, "qwen3_moe", "no linear layer known"),
+        (parameter_arrays([GATE_UP]), sound, "qwen3", "no linear layer known"),
+    ]
+    for number, (arrays, config, kind, words) in enumerate(cases):
+        folder = write_folder(tmp_path / str(number), arrays, **config)
+        with pytest.raises(InvalidAdapterFileError, match=words):
+            convert_peft(folder, tmp_path / "out.gguf", base=base_of(kind))
+    base = base_of("llama")
+    del base.metadata["llama.expert_count"]
+    folder = write_model_folder("mixtral", tmp_path / "mixtral")
+    with pytest.raises(InvalidAdapterFileError, match=r"the base model has none \(llama\.expert_count is None\)"):
+        convert_peft(folder, tmp_path / "out.gguf", base=base)
+
+
+# -- embeddings, and models with other parts ----------------------------------------------------------------------
+
+
+def test_embeddings(tmp_path):
+    """A of the token embeddings lies transposed in GGUF, and what PEFT copied from the base model is left out."""
+    stream = Weights(9)
+    arrays = {
+        "base_model.model.model.embed_tokens.lora_embedding_A": stream.uniform((RANK, VOCABULARY), 1.0),
+        "base_model.model.model.embed_tokens.lora_embedding_B": stream.uniform((HIDDEN, RANK), 1.0),
+        "base_model.model.model.embed_tokens.base_layer.weight": stream.uniform((VOCABULARY, HIDDEN), 1.0),
+        "base_model.model.lm_head.lora_A.weight": stream.uniform((RANK, HIDDEN), 1.0),
+        "base_model.model.lm_head.lora_B.weight": stream.uniform((VOCABULARY, RANK), 1.0),
+    }
+    folder = write_folder(tmp_path / "folder", arrays)
+    info = convert_peft(folder, tmp_path / "out.gguf", base=base_of("llama"), dtype="f32")
+    assert {tensor.name: tensor.shape for tensor in info.tensors} == {
+        "token_embd.weight": (VOCABULARY, HIDDEN),
+        "output.weight": (VOCABULARY, HIDDEN),
+    }
+    file = read_adapter(tmp_path / "out.gguf")
+    a, b = (arrays[f"base_model.model.model.embed_tokens.lora_embedding_{side}"] for side in "AB")
+    assert np.array_equal(file.matrix(file.pairs["token_embd.weight"].a), a.T)
+    assert np.array_equal(file.matrix(file.pairs["token_embd.weight"].b), b)
+    tied = base_of("llama")
+    del tied.tensors["output.weight"]
+    with pytest.raises(LoraIncompatibleError, match="train without embed_tokens and lm_head"):
+        convert_peft(folder, tmp_path / "tied.gguf", base=tied)
+    assert not (tmp_path / "tied.gguf").exists()
+
+
+@pytest.mark.parametrize("prefix", ["model.language_model.layers", "language_model.model.layers", "model.text_model.layers"])
+def test_the_decoder_of_a_multimodal_model(prefix, tmp_path):
+    plain = arrays_of("gemma3_text")
+    arrays = {name.replace("model.layers", prefix): array for name, array in plain.items()}
+    convert_peft(write_folder(tmp_path / "adapter", arrays), tmp_path / "out.gguf", base=base_of("gemma3_text"))
+    assert tensor_digest(tmp_path / "out.gguf") == GOLDENS["gemma3_text"]
+
+
+def test_other_parts_of_a_multimodal_model_are_refused(tmp_path):
+    name = "base_model.model.model.vision_tower.vision_model.encoder.layers.0.self_attn.q_proj"
+    arrays = arrays_of("gemma3_text") | {
+        f"{name}.lora_A.weight": np.ones((RANK, HIDDEN), "f4"),
+        f"{name}.lora_B.weight": np.ones((HIDDEN, RANK), "f4"),
+    }
+    folder = write_folder(tmp_path / "adapter", arrays)
+    with pytest.raises(InvalidAdapterFileError, match="vision_tower.*no linear layer known"):
+        convert_peft(folder, tmp_path / "out.gguf", base=base_of("gemma3_text"))
