@@ -1,38 +1,32 @@
 """Every way to combine gives what PEFT's `add_weighted_adapter` gives, and a folder written here is one that PEFT reads."""
 
 import json
-from pathlib import Path
+import os
 
 import numpy as np
 import peft
 import pytest
 import torch
 from gguf import GGUFReader
+from test_combine import GOLDENS, golden_options, golden_sources, probe
+from test_convert import HEADS, HIDDEN, KV_HEADS, SIZES, WIDE, base_of
 from transformers import LlamaConfig, LlamaForCausalLM, Qwen2Config, Qwen2ForCausalLM
 
-from llamafu.adapters import BaseModel, convert_peft, export_peft, merge_adapters
+from llamafu.adapters import convert_peft, export_peft, merge_adapters
 from llamafu.adapters.combine import merge_for_base
 from llamafu.adapters.methods import METHODS, keeps_ranks_apart
 from llamafu.adapters.safetensors import read_safetensors, safetensors_bytes
 
-SIZES = {
+SHAPE = {
     "vocab_size": 96,
-    "hidden_size": 48,
-    "intermediate_size": 80,
+    "hidden_size": HIDDEN,
+    "intermediate_size": WIDE,
     "num_hidden_layers": 2,
-    "num_attention_heads": 4,
-    "num_key_value_heads": 2,
+    "num_attention_heads": HEADS,
+    "num_key_value_heads": KV_HEADS,
     "max_position_embeddings": 64,
 }
-NAMES = {
-    "self_attn.q_proj": "attn_q",
-    "self_attn.k_proj": "attn_k",
-    "self_attn.v_proj": "attn_v",
-    "self_attn.o_proj": "attn_output",
-    "mlp.gate_proj": "ffn_gate",
-    "mlp.up_proj": "ffn_up",
-    "mlp.down_proj": "ffn_down",
-}
+NAMES = {leaf: name for leaf, (name, *_) in SIZES.items()}
 ALL = tuple(name.split(".")[1] for name in NAMES)
 TOKENS = torch.tensor([[5, 40, 77, 20, 13, 9]])
 MODELS = {"qwen2": (Qwen2Config, Qwen2ForCausalLM), "llama": (LlamaConfig, LlamaForCausalLM)}
@@ -42,16 +36,7 @@ TOLERANCE = 1e-4  # of the largest value of the change
 def model_of(architecture):
     config, model = MODELS[architecture]
     torch.manual_seed(0)
-    return model(config(**SIZES)).eval()
-
-
-def base_of(architecture):
-    hidden, kv, wide = SIZES["hidden_size"], SIZES["hidden_size"] // 2, SIZES["intermediate_size"]
-    ins = dict.fromkeys(NAMES.values(), hidden) | {"ffn_down": wide}
-    outs = dict.fromkeys(NAMES.values(), hidden) | {"attn_k": kv, "attn_v": kv, "ffn_gate": wide, "ffn_up": wide}
-    tensors = {f"blk.{layer}.{name}.weight": (ins[name], outs[name]) for layer in range(2) for name in NAMES.values()}
-    heads = {f"{architecture}.attention.head_count": 4, f"{architecture}.attention.head_count_kv": 2}
-    return BaseModel(Path("base.gguf"), "base", architecture, tensors, heads)
+    return model(config(**SHAPE)).eval()
 
 
 def train(model, folder, seed, **config):
@@ -148,10 +133,25 @@ def test_methods(method, weights, tmp_path, masks):
     assert bool(masks) == bool(seed)
 
 
+@pytest.mark.parametrize("method", METHODS)
+def test_goldens_are_pefts(method, tmp_path, masks):
+    """What `make test` compares with; LLAMAFU_WRITE_GOLDENS=1 in the environment writes it anew."""
+    options = golden_options(method)
+    wanted = peft_sum("qwen2", golden_sources(tmp_path), combination_type=method, **options)
+    found = {name: probe(change) for name, change in wanted.items()}
+    if os.environ.get("LLAMAFU_WRITE_GOLDENS"):
+        known = json.loads(GOLDENS.read_text()) if GOLDENS.exists() else {}
+        GOLDENS.write_text(json.dumps(known | {method: found}, indent=1) + "\n")
+    known = json.loads(GOLDENS.read_text())[method]
+    assert known.keys() == found.keys()
+    for name, numbers in known.items():
+        assert found[name] == pytest.approx(numbers, rel=TOLERANCE), name
+
+
 @pytest.mark.parametrize("method", [method for method in METHODS if "rank" in METHODS[method]])
-@pytest.mark.parametrize("rank", [1, 3, 48])
+@pytest.mark.parametrize("rank", [1, 3, 64])
 def test_ranks_of_the_svd(method, rank, tmp_path, masks):
-    """48 is the smaller side of most matrices: nothing is cut there."""
+    """64 is the smaller side of most matrices: nothing is cut there."""
     given = {
         train(model_of("qwen2"), tmp_path / "one", 1, r=4, lora_alpha=8, target_modules=list(ALL[3:])): 0.7,
         train(model_of("qwen2"), tmp_path / "two", 2, r=2, lora_alpha=3, target_modules=["up_proj", "down_proj"]): 0.5,
