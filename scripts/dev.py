@@ -25,7 +25,7 @@ NEWER = [f"python3.{minor}" for minor in (14, 13, 12, 11)]
 JOBS = {
     "demo": "a real model changes its voice as adapters are applied, blended and faded (92 MB, fetched once)",
     "test": "lint, then every test; ARGS='-k name' goes to pytest",
-    "test-peers": "compare with PEFT on torch and with upstream's own tools, in tests/peers (300 MB of wheels, fetched once)",
+    "test-peers": "compare with PEFT on torch and with upstream's own tools, in tests/peers (torch is fetched once)",
     "lint": "ruff, mypy and the direction of imports",
     "bench": "every benchmark in bench/, one after another",
     "matrix": "the tests against several builds of libllama",

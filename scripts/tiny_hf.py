@@ -6,6 +6,7 @@ index and not by reshaping, so that a mistake in one is not repeated in the othe
 
 from __future__ import annotations
 
+from itertools import product
 from typing import TYPE_CHECKING, Any
 
 import gguf
@@ -83,8 +84,8 @@ def make_model(kind: str, *, seed: int = 1) -> torch.nn.Module:
     return model
 
 
-def write_gguf(model: torch.nn.Module, path: Path) -> None:
-    """Write the F32 GGUF file of a model that `make_model` made."""
+def write_gguf(model: torch.nn.Module, path: Path, *, fused: bool = False) -> None:
+    """Write the F32 GGUF file of a model that `make_model` made, with q, k and v in one tensor when `fused`."""
     config = model.config
     kind = config.model_type
     architecture = MODELS[kind][0]
@@ -96,17 +97,29 @@ def write_gguf(model: torch.nn.Module, path: Path) -> None:
     add_vocabulary(writer, MERGES)
     known = {name: number for number, name in gguf.MODEL_ARCH_NAMES.items()}[architecture]
     names = gguf.get_tensor_name_map(known, config.num_hidden_layers)
+    tensors: dict[str, np.ndarray] = {}
     for name, tensor in model.state_dict().items():
         if config.tie_word_embeddings and name == "lm_head.weight":
             continue
         for module, values in _split(name, tensor.numpy()):
             stem, _, suffix = module.rpartition(".")
             target = names.get_name(stem)
-            writer.add_tensor(f"{target}.{suffix}", np.ascontiguousarray(_changed(kind, target, values)))
+            tensors[f"{target}.{suffix}"] = np.ascontiguousarray(_changed(kind, target, values))
+    for name, values in (_fused(tensors, config.num_hidden_layers) if fused else tensors).items():
+        writer.add_tensor(name, values)
     writer.write_header_to_file()
     writer.write_kv_data_to_file()
     writer.write_tensors_to_file()
     writer.close()
+
+
+def _fused(tensors: dict[str, np.ndarray], layers: int) -> dict[str, np.ndarray]:
+    rest = dict(tensors)
+    for layer, suffix in product(range(layers), ("weight", "bias")):
+        found = [rest.pop(name) for part in "qkv" if (name := f"blk.{layer}.attn_{part}.{suffix}") in rest]
+        if found:
+            rest[f"blk.{layer}.attn_qkv.{suffix}"] = np.concatenate(found)
+    return rest
 
 
 def _add_sizes(writer: gguf.GGUFWriter, config: Any) -> None:

@@ -17,7 +17,8 @@ sys.path.insert(0, str(SCRIPTS))
 # OpenMP's threads spin while they wait, which slows tiny models a hundredfold on a busy machine. Read when libllama loads.
 os.environ.setdefault("OMP_WAIT_POLICY", "passive")
 # The slow tiers are collected only when they are named: `pytest tests/matrix`.
-collect_ignore = [tier for tier in ("matrix", "peers") if not any(f"tests/{tier}" in argument for argument in sys.argv)]
+_named = {part for argument in sys.argv[1:] for part in Path(argument.partition("::")[0]).parts}
+collect_ignore = [tier for tier in ("matrix", "peers") if tier not in _named]
 
 
 def _maker_digest() -> str:

@@ -279,11 +279,98 @@ def test_parameters_refused_by_name(tmp_path):
         folder = write_folder(tmp_path / str(number), arrays, **config)
         with pytest.raises(InvalidAdapterFileError, match=words):
             convert_peft(folder, tmp_path / "out.gguf", base=base_of(kind))
-    base = base_of("llama")
-    del base.metadata["llama.expert_count"]
+    base = base_of("mixtral")
     folder = write_model_folder("mixtral", tmp_path / "mixtral")
-    with pytest.raises(InvalidAdapterFileError, match=r"the base model has none \(llama\.expert_count is None\)"):
+    for count in (None, 0, 1 << 31):
+        base.metadata["llama.expert_count"] = count
+        with pytest.raises(InvalidAdapterFileError, match=rf"belongs to an expert.*llama\.expert_count is {count}"):
+            convert_peft(folder, tmp_path / "out.gguf", base=base)
+    base.metadata["llama.expert_count"] = EXPERTS + 1
+    with pytest.raises(LoraIncompatibleError, match="the adapter has 5 experts, the base model 4 experts"):
         convert_peft(folder, tmp_path / "out.gguf", base=base)
+
+
+def test_a_router_adapted_as_a_parameter_has_its_own_name_in_patterns(tmp_path):
+    """PEFT matches patterns with `mlp.gate.weight` then, so one for `gate` is not meant."""
+    arrays = {name: array for name, array in arrays_of("qwen3_moe").items() if "mlp.gate." in name}
+    for number, (pattern, strength) in enumerate((("mlp.gate", 2.0), ("gate.weight", 3.0))):
+        config = {"target_parameters": ["gate.weight"], "alpha_pattern": {pattern: 12}}
+        folder = write_folder(tmp_path / str(number), arrays, **config)
+        convert_peft(folder, tmp_path / "out.gguf", base=base_of("qwen3_moe"), dtype="f32")
+        check("qwen3_moe", tmp_path / "out.gguf", arrays, lambda _, strength=strength: strength)
+
+
+def test_what_is_adapted_twice_is_refused(tmp_path):
+    """Experts in both forms, in either order; one layer under two names."""
+    single = {name: array for name, array in arrays_of("qwen3_moe").items() if ".experts.1.up_proj." in name}
+    whole = parameter_arrays([GATE_UP])
+    q = {name: array for name, array in arrays_of("qwen3_moe").items() if "layers.0.self_attn.q_proj." in name}
+    again = {name.replace("model.layers", "model.language_model.layers"): array for name, array in q.items()}
+    for number, arrays in enumerate((single | whole, whole | single, q | again)):
+        folder = write_folder(tmp_path / str(number), arrays, target_parameters=["gate_up_proj"])
+        with pytest.raises(InvalidAdapterFileError, match="which another module is already"):
+            convert_peft(folder, tmp_path / "out.gguf", base=base_of("qwen3_moe"))
+
+
+# -- q, k and v in one tensor -------------------------------------------------------------------------------------
+
+
+def fused_base(kind):
+    base = base_of(kind)
+    for layer in range(2):
+        rows = sum(base.tensors.pop(f"blk.{layer}.attn_{part}.weight")[1] for part in "qkv")
+        base.tensors[f"blk.{layer}.attn_qkv.weight"] = (HIDDEN, rows)
+    base.metadata[f"{base.architecture}.embedding_length"] = HIDDEN
+    return base
+
+
+@pytest.mark.parametrize("kind", ["llama", "qwen2"])
+@pytest.mark.parametrize("adapted", ["qkv", "qv", "k"])
+def test_fused_bases(kind, adapted, tmp_path):
+    """The three changes one above the other, those that were not trained zero, at ranks and alphas of their own."""
+
+    def rank(module):
+        return 2 if module.endswith("v_proj") else RANK
+
+    def alpha(module):
+        return 3 if module.endswith("q_proj") else 8
+
+    arrays = {
+        name: array
+        for name, array in arrays_of(kind, rank).items()
+        if not any(f".{part}_proj." in name for part in set("qkv") - set(adapted))
+    }
+    folder = write_folder(tmp_path / "folder", arrays, rank_pattern={"v_proj": 2}, alpha_pattern={"q_proj": 3})
+    convert_peft(folder, tmp_path / "out.gguf", base=fused_base(kind), dtype="f32")
+    found, parts = changes(tmp_path / "out.gguf"), expected(kind, arrays, lambda module: alpha(module) / rank(module))
+    assert not any("attn_q.weight" in name for name in found)
+    for layer in range(2):
+        rows = {"q": HIDDEN, "k": KV, "v": KV}
+        whole = np.vstack([parts.get(f"blk.{layer}.attn_{part}.weight", np.zeros((rows[part], HIDDEN))) for part in "qkv"])
+        delta = found[f"blk.{layer}.attn_qkv.weight"]
+        np.testing.assert_allclose(delta, whole, rtol=0, atol=1e-5 * np.abs(whole).max())
+
+
+def test_fused_bases_refused_by_name(tmp_path):
+    base = fused_base("qwen2")
+    part = {
+        "base_model.model.model.layers.0.self_attn.q_proj.lora_A.weight": np.ones((RANK, HIDDEN), "f4"),
+        "base_model.model.model.layers.0.self_attn.q_proj.lora_B.weight": np.ones((HIDDEN, RANK), "f4"),
+    }
+    phi3 = base_of("phi3")
+    phi3.metadata["phi3.embedding_length"] = HIDDEN
+    folder = write_folder(tmp_path / "both", arrays_of("phi3") | part)
+    with pytest.raises(InvalidAdapterFileError, match="both as a whole and in parts"):
+        convert_peft(folder, tmp_path / "out.gguf", base=phi3)
+    folder = write_folder(tmp_path / "sound", arrays_of("qwen2"))
+    del base.metadata["qwen2.embedding_length"]
+    with pytest.raises(InvalidAdapterFileError, match="does not say which rows are whose"):
+        convert_peft(folder, tmp_path / "out.gguf", base=base)
+    heads = {"head_count": 2, "head_count_kv": 3, "key_length": 16, "value_length": 16}
+    base.metadata.update({f"qwen2.attention.{name}": value for name, value in heads.items()})
+    with pytest.raises(InvalidAdapterFileError, match=r"attn_q\.weight' is 64 in, 64 out; the base model has 32 rows"):
+        convert_peft(folder, tmp_path / "out.gguf", base=base)
+    assert not (tmp_path / "out.gguf").exists()
 
 
 # -- embeddings, and models with other parts ----------------------------------------------------------------------

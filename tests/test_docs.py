@@ -21,8 +21,10 @@ from dataclasses import dataclass, fields
 from pathlib import Path
 
 import pytest
+from test_architectures import MODELS
 
 from llamafu import errors
+from llamafu.adapters.architectures import ARCHITECTURES
 from llamafu.cli.main import _parser
 from llamafu.errors import ErrorCode, LlamafuError
 from llamafu.example_adapters import example_adapters
@@ -240,6 +242,17 @@ def test_builds_have_the_layout_that_the_declarations_table_says():
     assert len(listed) >= 8
     for build, layout, *_ in listed:
         assert build in seen[layout], build
+
+
+def test_architectures_are_those_of_the_converter():
+    """Each row names the linear layers that are tested for it, and what the converter's table says it does to them."""
+    rows = table(ROOT / "docs" / "converting.md", "Architecture")
+    assert [row[0] for row in rows] == list(ARCHITECTURES)
+    for name, _, layers, differs in rows:
+        tested = [module for architecture, modules in MODELS.values() if architecture == name for module in modules]
+        assert layers.split(", ") == list(dict.fromkeys(module.rpartition(".")[2] for module in tested)), name
+        assert ("reordered" in differs) == ARCHITECTURES[name].neighbours, name
+        assert ("stacked" in differs) == ARCHITECTURES[name].experts, name
 
 
 def test_layers_are_those_of_the_linter():

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from functools import cache
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 import gguf
@@ -40,10 +41,15 @@ class Architecture(NamedTuple):
         """
         module = _TOWER.sub("", module, count=1)
         layer = _LAYER.search(module)
-        known = gguf.get_tensor_name_map(self.known, 1).get_name(_LAYER.sub(".layers.0.", module, count=1))
+        known = _names(self.known).get_name(_LAYER.sub(".layers.0.", module, count=1))
         if known is None:
             return None
         return f"{known.replace('blk.0.', f'blk.{int(layer[1])}.', 1) if layer else known}.weight"
+
+
+@cache
+def _names(known: gguf.MODEL_ARCH) -> gguf.TensorNameMap:
+    return gguf.get_tensor_name_map(known, 1)
 
 
 _ARCH = gguf.MODEL_ARCH

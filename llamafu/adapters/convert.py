@@ -15,6 +15,7 @@ from llamafu.adapters.base import BaseModel, read_base
 from llamafu.adapters.compatibility import check_compatibility
 from llamafu.adapters.container import invalid_file
 from llamafu.adapters.file import AdapterFile, AdapterFileNotFoundError, check_adapter
+from llamafu.adapters.fusing import fused
 from llamafu.adapters.peft import CONFIG, PeftConfig, read_config
 from llamafu.adapters.pieces import Piece, joined, pieces_of
 from llamafu.adapters.safetensors import read_safetensors
@@ -132,9 +133,12 @@ def _pieces(arrays: dict[str, Matrix], config: PeftConfig, base: BaseModel, name
             whole.append(joined(list(of_target.values()), base))
         except ValueError as error:
             problems.append(f"{target!r}: {error}")
-    if problems:
-        raise invalid_file(name, problems)
-    return whole
+    if not problems:
+        try:
+            return fused(whole, base)
+        except ValueError as error:
+            problems.append(str(error))
+    raise invalid_file(name, problems)
 
 
 def _by_module(arrays: dict[str, Matrix], problems: list[str]) -> dict[str, dict[str, Matrix]]:

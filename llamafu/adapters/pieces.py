@@ -84,6 +84,7 @@ def joined(pieces: Sequence[Piece], base: BaseModel) -> Piece:
     return Piece(first.target, a, b, alpha)
 
 
+_MOST_EXPERTS = 4096  # far more than any libllama takes; a header that lies must not fill the memory
 _UNKNOWN = "it is no linear layer known for this architecture and cannot be converted"
 
 
@@ -122,7 +123,7 @@ def _matrices(sides: dict[str, Matrix], rank: int) -> tuple[Matrix, Matrix]:
 
 def _expert_count(base: BaseModel) -> int:
     count = base.metadata.get(f"{base.architecture}.expert_count")
-    if not isinstance(count, int) or count < 1:
-        message = f"it belongs to an expert, and the base model has none ({base.architecture}.expert_count is {count!r})"
+    if not isinstance(count, int) or not 1 <= count <= _MOST_EXPERTS:
+        message = f"it belongs to an expert, of which the base model has none ({base.architecture}.expert_count is {count!r})"
         raise ValueError(message)
     return count

