@@ -105,13 +105,17 @@ def test_what_has_no_form_in_peft(tmp_path):
     convert_peft(write_folder(tmp_path / "llama", arrays_of("llama")), tmp_path / "llama.gguf", base=base_of("llama"))
     make(tmp_path / "mamba.gguf", seed=1, architecture="mamba")
     before = sorted(tmp_path.iterdir())
-    headless, small = base_of("llama"), base_of("llama")
+    headless, small, odd, none = (base_of("llama") for _ in range(4))
     headless.metadata.clear()
+    odd.metadata["llama.attention.head_count"] = 7
+    none.metadata["llama.attention.head_count_kv"] = 0
     small.tensors["blk.1.ffn_up.weight"] = (64, 97)
     for name, base, words in (
         ("experts", base_of("mixtral"), r"blk\.0\.ffn_gate_exps\.weight has no form in a PEFT folder"),
         ("llama", None, r"blk\.0\.attn_q\.weight: its rows .* give the GGUF model that it is for as base"),
         ("llama", headless, "does not say how many heads"),
+        ("llama", odd, r"blk\.0\.attn_q\.weight: 64 output rows do not split into 7 heads"),
+        ("llama", none, r"blk\.0\.attn_k\.weight: 32 output rows do not split into 0 heads"),
         ("llama", small, r"llama\.gguf does not fit base\.gguf: blk\.1\.ffn_up"),
         ("mamba", None, "'mamba' cannot be written as PEFT; the architectures are llama, "),
     ):

@@ -96,12 +96,17 @@ def interleave_heads(b: Matrix, heads: int) -> Matrix:
 
     Within every head the two halves, whose rows rotate together in PEFT's base, are dealt out in turn.
     """
-    if heads < 1 or b.shape[0] % (2 * heads):
-        message = f"{b.shape[0]} output rows do not split into {heads} heads of even size: wrong base model"
-        raise ValueError(message)
+    _refuse_uneven(b, heads)
     return b.reshape(heads, 2, -1, b.shape[1]).transpose(0, 2, 1, 3).reshape(b.shape)
 
 
 def separate_halves(b: Matrix, heads: int) -> Matrix:
     """Undo `interleave_heads`: within every head the even rows come first, then the odd ones."""
+    _refuse_uneven(b, heads)
     return b.reshape(heads, -1, 2, b.shape[1]).transpose(0, 2, 1, 3).reshape(b.shape)
+
+
+def _refuse_uneven(b: Matrix, heads: int) -> None:
+    if heads < 1 or b.shape[0] % (2 * heads):
+        message = f"{b.shape[0]} output rows do not split into {heads} heads of even size: wrong base model"
+        raise ValueError(message)

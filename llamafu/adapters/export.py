@@ -69,16 +69,7 @@ def export_peft(
 
 def write_folder(file: AdapterFile, directory: Path, base: BaseModel | None) -> None:
     """Write a checked adapter that fits `base` like `export_peft`, and raise what it raises."""
-    modules = _modules(file, base)
-    arrays: dict[str, Matrix] = {}
-    for tensor in file.info.tensors:
-        a, b = (_values(file, entry) for entry in file.pairs[tensor.name])
-        if heads := row_heads(tensor.name, file.info.architecture, base):
-            b = separate_halves(b, heads)
-        flipped = is_flipped(tensor.name)
-        for side, values in (("A", a.T if flipped else a), ("B", b)):
-            end = f"lora_embedding_{side}" if flipped else f"lora_{side}.weight"
-            arrays[f"base_model.model.{modules[tensor.name]}.{end}"] = values
+    modules, arrays = _modules(file, base)
     merge = {key: value for key, value in file.info.metadata.items() if key.startswith("llamafu.merge.")}
     content = safetensors_bytes(arrays, {"format": "pt", **{key: json.dumps(value) for key, value in merge.items()}})
     with whole_folder(directory) as unfinished:
@@ -86,29 +77,37 @@ def write_folder(file: AdapterFile, directory: Path, base: BaseModel | None) -> 
         (unfinished / WEIGHTS).write_bytes(content)
 
 
-def _modules(file: AdapterFile, base: BaseModel | None) -> dict[str, str]:
-    """Name PEFT's module of each tensor; raises LoraIncompatibleError for all that have none."""
+def _modules(file: AdapterFile, base: BaseModel | None) -> tuple[dict[str, str], dict[str, Matrix]]:
+    """Return PEFT's module of each tensor, and PEFT's tensors; raises LoraIncompatibleError for all that have none."""
     architecture = file.info.architecture
     if architecture not in ARCHITECTURES:
         problem = f"adapters for {architecture!r} cannot be written as PEFT; the architectures are {', '.join(ARCHITECTURES)}"
         message = f"{file.path}: {problem}"
         raise LoraIncompatibleError(message, problems=(problem,))
     known = _known(ARCHITECTURES[architecture])
-    problems, found = [], {}
-    for name in file.pairs:
+    problems: list[str] = []
+    modules: dict[str, str] = {}
+    arrays: dict[str, Matrix] = {}
+    for name, pair in file.pairs.items():
         module, layer = split_name(name)
         if is_expert(name) or module not in known:
             problems.append(f"{name} has no form in a PEFT folder; it can be kept as GGUF only")
             continue
-        found[name] = known[module] if layer is None else known[module].replace(".0.", f".{layer}.", 1)
+        modules[name] = known[module] if layer is None else known[module].replace(".0.", f".{layer}.", 1)
+        a, b = (_values(file, entry) for entry in pair)
         try:
-            row_heads(name, architecture, base)
+            heads = row_heads(name, architecture, base)
+            b = b if heads is None else separate_halves(b, heads)
         except ValueError as error:
             problems.append(f"{name}: {error}")
+        flipped = is_flipped(name)
+        for side, values in (("A", a.T if flipped else a), ("B", b)):
+            end = f"lora_embedding_{side}" if flipped else f"lora_{side}.weight"
+            arrays[f"base_model.model.{modules[name]}.{end}"] = values
     if problems:
         message = f"{file.path} cannot be written as PEFT: {'; '.join(problems)}"
         raise LoraIncompatibleError(message, problems=tuple(problems))
-    return found
+    return modules, arrays
 
 
 def _known(architecture: Architecture) -> dict[str, str]:
