@@ -18,7 +18,7 @@ def whole_file(output: Path) -> Iterator[Path]:
     After an error `output` is as it was before, and nothing else is left. Raises FileNotFoundError when the folder of
     `output` does not exist, OSError when it cannot be written to.
     """
-    _demand_parent(output)
+    demand_parent(output)
     # A folder rather than a file: the new file then gets the permissions that any new file gets.
     with tempfile.TemporaryDirectory(dir=output.parent, prefix=f".{output.name}.") as room:
         unfinished = Path(room) / output.name
@@ -33,10 +33,7 @@ def whole_folder(output: Path) -> Iterator[Path]:
     After an error there is nothing new. Raises FileExistsError when there is anything at `output`, FileNotFoundError when
     its own folder does not exist, OSError when it cannot be written to.
     """
-    _demand_parent(output)
-    if output.exists() or output.is_symlink():
-        message = f"{output} exists, and a folder is not replaced; remove it or give another name"
-        raise FileExistsError(message)
+    demand_new(output)
     with tempfile.TemporaryDirectory(dir=output.parent, prefix=f".{output.name}.") as room:
         unfinished = Path(room) / output.name
         unfinished.mkdir()
@@ -44,7 +41,16 @@ def whole_folder(output: Path) -> Iterator[Path]:
         unfinished.rename(output)
 
 
-def _demand_parent(output: Path) -> None:
+def demand_new(output: Path) -> None:
+    """Raise FileExistsError or FileNotFoundError where no new folder `output` can be made; to be known before long work."""
+    demand_parent(output)
+    if output.exists() or output.is_symlink():
+        message = f"{output} exists, and a folder is not replaced; remove it or give another name"
+        raise FileExistsError(message)
+
+
+def demand_parent(output: Path) -> None:
+    """Raise FileNotFoundError if the folder of `output` does not exist."""
     if not output.parent.is_dir():
         message = f"{output}: there is no folder {output.parent} to write it to; make it first"
         raise FileNotFoundError(message)

@@ -308,6 +308,7 @@ def test_f16_stays_f16_while_it_fits(tmp_path):
         ({"method": "magnitude_prune_svd", "density": 0.5, "rank": 0}, "rank is 0"),
         ({"method": "magnitude_prune_svd", "density": 0.5, "seed": 1}, "seed=1 does nothing"),
         ({"rank": 0}, "rank is 0"),
+        ({"rank": 1 << 31}, "rank is 2147483648; it must be at least 1 and below"),
         ({"method": "cat", "rank": 4}, "it is for svd, ties_svd, dare_linear_svd, dare_ties_svd, magnitude_prune_svd"),
         ({"density": 0.5}, "does nothing in the method 'svd'"),
         ({"seed": 1}, "does nothing in the method 'svd'"),

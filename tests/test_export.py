@@ -186,6 +186,20 @@ def test_merging_needs_the_base_where_it_does(tiny_model, tiny_adapter_a, tmp_pa
     assert sorted(tmp_path.iterdir()) == [folder]
 
 
+def test_what_cannot_be_written_is_known_before_the_work(tiny_adapter_a, tmp_path, monkeypatch, capsys):
+    monkeypatch.setattr("llamafu.adapters.combine._merged", lambda *_: pytest.fail("it combined"))
+    (tmp_path / "old").mkdir()
+    for output, words in (("old", "a folder is not replaced"), ("new", "as base"), ("no/new.gguf", "there is no folder")):
+        assert main(["merge", str(tiny_adapter_a), "-o", str(tmp_path / output)]) == 1
+        assert words in capsys.readouterr().err
+
+
+def test_long_work_shows_how_far_it_is(tiny_adapter_a, tmp_path, monkeypatch, capsys):
+    monkeypatch.setattr("llamafu.cli.merge._QUIET", -1)
+    assert main(["merge", str(tiny_adapter_a), "-o", str(tmp_path / "out.gguf")]) == 0
+    assert "100% combined blk.1.ffn_down.weight" in capsys.readouterr().err
+
+
 def test_sources_must_fit_the_base(tiny_model, tmp_path, capsys):
     arrays = arrays_of("llama")
     name = "base_model.model.model.layers.0.mlp.up_proj.lora_B.weight"

@@ -8,12 +8,12 @@ from typing import TYPE_CHECKING, NamedTuple
 
 import numpy as np
 
-from llamafu._whole_file import whole_file
+from llamafu._whole_file import demand_new, demand_parent, whole_file
 from llamafu.adapters.convert import HUB_ID
-from llamafu.adapters.export import write_folder
+from llamafu.adapters.export import peft_form, write_folder
 from llamafu.adapters.factors import factors, names, read_alike, strength, targets
 from llamafu.adapters.file import check_adapter
-from llamafu.adapters.methods import METHODS, keeps_ranks_apart
+from llamafu.adapters.methods import check_options, keeps_ranks_apart
 from llamafu.adapters.peft import read_config
 from llamafu.adapters.pruning import blend
 from llamafu.adapters.svd import truncated, truncated_dense
@@ -22,7 +22,7 @@ from llamafu.errors import LoraIncompatibleError
 
 if TYPE_CHECKING:
     import os
-    from collections.abc import Iterable, Mapping, Sequence
+    from collections.abc import Callable, Iterable, Mapping, Sequence
     from typing import Literal
 
     from numpy.typing import NDArray
@@ -37,7 +37,6 @@ if TYPE_CHECKING:
 
 _BASE_KEYS = ("name", "author", "version", "organization", "url", "doi", "uuid", "repo_url")
 _WEIGHT_MAX = 1e30  # far above any use, and far below where float64 arithmetic on it could overflow
-_SEEDS = 1 << 64
 _F16_MAX = float(np.finfo(np.float16).max)
 
 
@@ -104,12 +103,15 @@ def merge_for_base(
     rank: int | None,
     density: float | None,
     seed: int | None,
+    report: Callable[[str, float], None] = lambda _name, _share: None,
 ) -> AdapterInfo:
     """Combine like `merge_adapters`; with the `base` model, sources may be PEFT folders too, and any result can be one.
 
-    All sources must fit `base`, or LoraIncompatibleError is raised.
+    All sources must fit `base`, or LoraIncompatibleError is raised. `report` is called after every tensor with its name
+    and the share (0 to 1) that is done.
     """
-    _check(adapters, method, {"rank": rank, "density": density, "seed": seed})
+    check_options(method, rank=rank, density=density, seed=seed)
+    _check_weights(adapters)
     weights = [float(weight) for weight in adapters.values()]
     output = Path(output)
     files = read_alike(adapters, base)
@@ -117,9 +119,19 @@ def merge_for_base(
     _refuse_activated(files)
     if keeps_ranks_apart(method):
         _refuse_unequal_ranks(files, method)
+    if form == "peft":
+        demand_new(output)
+        for file in files:
+            peft_form(file, base)
+    else:
+        demand_parent(output)
     widest = rank or max(file.info.rank for file in files)
     recipe = _Recipe(method, widest, density or 1.0, np.random.default_rng(seed))
-    merged = {name: _merged(name, files, weights, recipe) for name in targets(files)}
+    merged: dict[str, Factors] = {}
+    changed = targets(files)
+    for name in changed:
+        merged[name] = _merged(name, files, weights, recipe)
+        report(name, len(merged) / len(changed))
     # One alpha serves all tensors: where the rank is smaller, alpha / rank is larger, and B makes up for it.
     alpha = max(b.shape[-1] for _, b in merged.values())
     merged = {name: (a, b * (b.shape[-1] / alpha)) for name, (a, b) in merged.items()}
@@ -157,26 +169,7 @@ def form_of(output: str | os.PathLike[str]) -> Form:
     return "gguf" if Path(output).suffix == ".gguf" else "peft"
 
 
-def _check(adapters: Mapping[str | os.PathLike[str], float], method: str, options: Mapping[str, float | None]) -> None:
-    if method not in METHODS:
-        message = f"there is no method {method!r}; there are {', '.join(METHODS)}"
-        raise ValueError(message)
-    legal = METHODS[method]
-    for name, value in options.items():
-        if value is not None and name not in legal:
-            users = ", ".join(other for other, takes in METHODS.items() if name in takes)
-            message = f"{name}={value!r} does nothing in the method {method!r}; it is for {users}"
-            raise ValueError(message)
-    rank, density, seed = options["rank"], options["density"], options["seed"]
-    if rank is not None and rank < 1:
-        message = f"the rank is {rank}; it must be at least 1"
-        raise ValueError(message)
-    if seed is not None and not 0 <= seed < _SEEDS:
-        message = f"the seed is {seed}; it must be at least 0 and below 2**64"
-        raise ValueError(message)
-    if "density" in legal and (density is None or not 0 < density <= 1):
-        message = f"the density is {density}; the method {method!r} needs one above 0 and at most 1, such as 0.5"
-        raise ValueError(message)
+def _check_weights(adapters: Mapping[str | os.PathLike[str], float]) -> None:
     if not adapters:
         message = "there is no adapter to merge; give at least one as {path: weight}"
         raise ValueError(message)

@@ -69,7 +69,7 @@ def export_peft(
 
 def write_folder(file: AdapterFile, directory: Path, base: BaseModel | None) -> None:
     """Write a checked adapter that fits `base` like `export_peft`, and raise what it raises."""
-    modules, arrays = _modules(file, base)
+    modules, arrays = peft_form(file, base)
     merge = {key: value for key, value in file.info.metadata.items() if key.startswith("llamafu.merge.")}
     content = safetensors_bytes(arrays, {"format": "pt", **{key: json.dumps(value) for key, value in merge.items()}})
     with whole_folder(directory) as unfinished:
@@ -77,7 +77,7 @@ def write_folder(file: AdapterFile, directory: Path, base: BaseModel | None) -> 
         (unfinished / WEIGHTS).write_bytes(content)
 
 
-def _modules(file: AdapterFile, base: BaseModel | None) -> tuple[dict[str, str], dict[str, Matrix]]:
+def peft_form(file: AdapterFile, base: BaseModel | None) -> tuple[dict[str, str], dict[str, Matrix]]:
     """Return PEFT's module of each tensor, and PEFT's tensors; raises LoraIncompatibleError for all that have none."""
     architecture = file.info.architecture
     if architecture not in ARCHITECTURES:

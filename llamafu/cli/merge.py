@@ -3,15 +3,19 @@
 from __future__ import annotations
 
 import sys
+import time
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from llamafu.adapters.methods import METHODS
 from llamafu.cli.arguments import EXAMPLE, model_path, use
+from llamafu.cli.progress import Progress
 from llamafu.errors import LlamafuError
 
 if TYPE_CHECKING:
     import argparse
+
+_QUIET = 2  # seconds; what is done before them needs no progress
 
 
 def add_parser(subparsers: Any) -> None:
@@ -52,21 +56,29 @@ def _run(arguments: argparse.Namespace) -> int:
     adapters = {one.path: one.scale for one in arguments.adapters}
     if len(adapters) < len(arguments.adapters):
         arguments.refuse("an adapter was given twice; give it once, with the sum of its weights")
-    try:
-        info = merge_for_base(
-            adapters,
-            arguments.output,
-            base=None if arguments.base is None else read_base(model_path(arguments.base)),
-            form=arguments.format or form_of(arguments.output),
-            method=arguments.method,
-            rank=arguments.rank,
-            density=arguments.density,
-            seed=arguments.seed,
-        )
-    except LlamafuError:
-        raise
-    except ValueError as error:
-        arguments.refuse(str(error))
+    began = time.monotonic()
+    with Progress() as progress:
+
+        def report(name: str, share: float) -> None:
+            if time.monotonic() - began > _QUIET:
+                progress.show(f"combined {name}", share)
+
+        try:
+            info = merge_for_base(
+                adapters,
+                arguments.output,
+                base=None if arguments.base is None else read_base(model_path(arguments.base)),
+                form=arguments.format or form_of(arguments.output),
+                method=arguments.method,
+                rank=arguments.rank,
+                density=arguments.density,
+                seed=arguments.seed,
+                report=report,
+            )
+        except LlamafuError:
+            raise
+        except ValueError as error:
+            arguments.refuse(str(error))
     rank = f"rank {info.rank}" if info.uniform else f"rank up to {info.rank}"
     sys.stdout.write(f"{arguments.output}: {rank}, {len(info.tensors)} tensors, digest {info.digest[:12]}\n")
     return 0
