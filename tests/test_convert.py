@@ -23,6 +23,7 @@ from tiny_model import Weights
 from llamafu import Llamafu
 from llamafu.adapters import BaseModel, convert_peft, inspect_adapter, read_adapter, read_base
 from llamafu.adapters.safetensors import read_safetensors
+from llamafu.adapters.safetensors import safetensors_bytes as written
 from llamafu.cli.main import main
 from llamafu.errors import InvalidAdapterFileError, LoraError, LoraIncompatibleError, LoraLoadError
 
@@ -321,6 +322,19 @@ def with_header(header, data=bytes(8)):
 
 def entry(dtype="F32", shape=(2,), offsets=(0, 8)):
     return {"dtype": dtype, "shape": shape, "data_offsets": offsets}
+
+
+def test_written_safetensors_are_sound_and_aligned():
+    arrays = {"half": np.ones(3, "f2"), "whole": np.arange(6, dtype="f4").reshape(2, 3)}
+    content = written(arrays, {"format": "pt"})
+    found = read_safetensors(content, name="f")
+    assert {name: (array.dtype, array.tolist()) for name, array in found.items()} == {
+        name: (array.dtype, array.tolist()) for name, array in arrays.items()
+    }
+    length = int.from_bytes(content[:8], "little")
+    header = json.loads(content[8 : 8 + length])
+    assert header["__metadata__"] == {"format": "pt"}
+    assert (length % 8, header["whole"]["data_offsets"][0] % 4) == (0, 0)
 
 
 def test_sound_safetensors():

@@ -11,6 +11,7 @@ if TYPE_CHECKING:
     from llamafu.adapters.comparison import Comparison, compare_adapters
     from llamafu.adapters.compatibility import CompatibilityReport, check_compatibility
     from llamafu.adapters.convert import convert_peft
+    from llamafu.adapters.export import export_peft
     from llamafu.adapters.file import AdapterFile, check_adapter, inspect_adapter, read_adapter
     from llamafu.adapters.info import AdapterInfo, TensorInfo
     from llamafu.adapters.reader import AdapterReader
@@ -27,6 +28,7 @@ _HOMES = {
     "check_compatibility": "compatibility",
     "convert_peft": "convert",
     "compare_adapters": "comparison",
+    "export_peft": "export",
     "inspect_adapter": "file",
     "merge_adapters": "combine",
     "read_adapter": "file",
@@ -45,6 +47,7 @@ __all__ = [
     "check_compatibility",
     "compare_adapters",
     "convert_peft",
+    "export_peft",
     "inspect_adapter",
     "merge_adapters",
     "read_adapter",

@@ -4,12 +4,10 @@ from __future__ import annotations
 
 import os
 import re
-import tempfile
 from collections import Counter
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
-import gguf
 import numpy as np
 
 from llamafu._whole_file import whole_file
@@ -23,6 +21,7 @@ from llamafu.adapters.fusing import fused
 from llamafu.adapters.hf_config import read_any_base
 from llamafu.adapters.peft import foreign
 from llamafu.adapters.pieces import Piece, joined, pieces_of
+from llamafu.adapters.write import adapter_bytes
 from llamafu.errors import ErrorCode, LoraError, LoraIncompatibleError
 
 if TYPE_CHECKING:
@@ -30,6 +29,7 @@ if TYPE_CHECKING:
 
     from llamafu.adapters.info import AdapterInfo
     from llamafu.adapters.peft import PeftConfig
+    from llamafu.adapters.write import Field
 
     Matrix = NDArray[np.floating[Any]]
 
@@ -42,7 +42,7 @@ _IDLE = re.compile(
 uses."""
 _LONGEST_NAME = 500  # characters
 _DTYPES = {"f16": "<f2", "f32": "<f4"}
-_HUB_ID = re.compile(r"([\w.-]*\w)/([\w.-]+)")
+HUB_ID = re.compile(r"([\w.-]*\w)/([\w.-]+)")
 
 
 def convert_peft(
@@ -172,35 +172,27 @@ def _folded(pieces: list[Piece], alpha: float, dtype: str, name: str) -> list[tu
 
 
 def _gguf_bytes(tensors: list[tuple[str, Matrix]], alpha: float, config: PeftConfig, architecture: str, name: str) -> bytes:
-    with tempfile.TemporaryDirectory(prefix="llamafu-") as room:
-        path = Path(room) / "adapter.gguf"
-        writer = gguf.GGUFWriter(path, architecture)
-        writer.add_type("adapter")
-        writer.add_string("adapter.type", "lora")
-        writer.add_name(title(name.encode("utf-8", "replace").decode()))  # a folder's name may be any bytes
-        if config.base_model:
-            _add_base_model(writer, config.base_model)
-        writer.add_float32("adapter.lora.alpha", alpha)
-        if config.invocation_tokens:
-            key, kinds = "adapter.alora.invocation_tokens", gguf.GGUFValueType
-            writer.add_key_value(key, list(config.invocation_tokens), kinds.ARRAY, kinds.UINT32)
-        writer.add_quantization_version(2)
-        for key, array in tensors:
-            writer.add_tensor(key, array)
-        writer.write_header_to_file()
-        writer.write_kv_data_to_file()
-        writer.write_tensors_to_file()
-        writer.close()
-        return path.read_bytes()
+    fields: dict[str, Field] = {
+        "general.name": title(name.encode("utf-8", "replace").decode()),  # a folder's name may be any bytes
+        **(_base_model(config.base_model) if config.base_model else {}),
+        "adapter.lora.alpha": np.float32(alpha),
+    }
+    if config.invocation_tokens:
+        fields["adapter.alora.invocation_tokens"] = np.array(config.invocation_tokens, np.uint32)
+    fields["general.quantization_version"] = np.uint32(2)
+    return adapter_bytes(architecture, fields, dict(tensors))
 
 
-def _add_base_model(writer: gguf.GGUFWriter, name_or_path: str) -> None:
+def _base_model(name_or_path: str) -> dict[str, Field]:
     """Name the base model; a hub id `organisation/name` also gives its organisation, a path only its last part."""
-    hub = _HUB_ID.fullmatch(name_or_path)
-    writer.add_base_model_count(1)
-    writer.add_base_model_name(0, title(hub[2] if hub else re.split(r"[/\\]", name_or_path.rstrip("/\\"))[-1]))
+    hub = HUB_ID.fullmatch(name_or_path)
+    fields: dict[str, Field] = {
+        "general.base_model.count": np.uint32(1),
+        "general.base_model.0.name": title(hub[2] if hub else re.split(r"[/\\]", name_or_path.rstrip("/\\"))[-1]),
+    }
     if hub:
-        writer.add_base_model_organization(0, hub[1])
+        fields["general.base_model.0.organization"] = hub[1]
+    return fields
 
 
 def title(name: str) -> str:

@@ -1,4 +1,4 @@
-"""Reading safetensors files, the container of PEFT's weights: every length and offset is checked before it is used."""
+"""Safetensors files, the container of PEFT's weights; reading, every length and offset is checked before it is used."""
 
 from __future__ import annotations
 
@@ -13,6 +13,8 @@ from llamafu.adapters.container import invalid_file
 from llamafu.adapters.lookalike import HEAD_BYTES, known_kind
 
 if TYPE_CHECKING:
+    from collections.abc import Mapping
+
     from numpy.typing import NDArray
 
 _HEADER_LIMIT = 100_000_000  # bytes; the format's own limit
@@ -54,6 +56,21 @@ def read_safetensors(content: bytes, *, name: str) -> dict[str, NDArray[np.float
     if problems:
         raise invalid_file(name, problems)
     return {entry.name: _values(content, start, entry) for entry in entries}
+
+
+def safetensors_bytes(arrays: Mapping[str, NDArray[np.floating[Any]]], metadata: Mapping[str, str]) -> bytes:
+    """Return the file of these F32 and F16 arrays, in this order but with all of F32 first, so that each lies aligned."""
+    header: dict[str, Any] = {"__metadata__": dict(metadata)}
+    blobs: list[bytes] = []
+    size = 0
+    for name, array in sorted(arrays.items(), key=lambda item: -item[1].itemsize):
+        code = next(code for code, dtype in _DTYPES.items() if dtype == array.dtype)
+        blobs.append(array.tobytes())
+        header[name] = {"dtype": code, "shape": list(array.shape), "data_offsets": [size, size + array.nbytes]}
+        size += array.nbytes
+    text = json.dumps(header, separators=(",", ":")).encode()
+    text += b" " * (-len(text) % _LENGTH_BYTES)
+    return b"".join([len(text).to_bytes(_LENGTH_BYTES, "little"), text, *blobs])
 
 
 def _header(content: bytes, name: str) -> tuple[dict[str, Any], int]:

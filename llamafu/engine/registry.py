@@ -9,8 +9,9 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from llamafu.adapters.compatibility import check_compatibility
-from llamafu.adapters.convert import read_peft
+from llamafu.adapters.convert import convert_folder
 from llamafu.adapters.file import check_adapter, read_adapter
+from llamafu.adapters.folder import read_folder
 from llamafu.adapters.peft import CONFIG
 from llamafu.errors import LoraError, LoraIncompatibleError, LoraLoadError, LoraNotFoundError
 from llamafu.lora import default_name
@@ -119,7 +120,7 @@ class Registry:
 
     def _read(self, path: Path) -> Content:
         is_peft = path.is_dir() and (path / CONFIG).exists()
-        file = read_peft(path, self._base) if is_peft else read_adapter(path)
+        file = convert_folder(read_folder(path), self._base) if is_peft else read_adapter(path)
         if not (report := check_compatibility(file, self._base)):
             message = f"{path} does not fit {self._base.path.name}: {'; '.join(report.problems)}"
             raise LoraIncompatibleError(message, problems=report.problems)
