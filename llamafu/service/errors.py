@@ -13,15 +13,17 @@ from llamafu import errors
 class APIError(Exception):
     """Base of every refusal. The message is one line and holds no key.
 
-    `.code` is the word in an error body, `.status` the HTTP status that goes with it, or the one that came.
+    `.code` is the word in an error body, `.status` the HTTP status that goes with it, or the one that came;
+    `.retry_after`: seconds after which to try again, None when that was not said.
     """
 
     code: ClassVar[str] = "server_error"
     default_status: ClassVar[int] = 500
 
-    def __init__(self, message: str, *, status: int | None = None) -> None:
+    def __init__(self, message: str, *, status: int | None = None, retry_after: float | None = None) -> None:
         super().__init__(message)
         self.status = self.default_status if status is None else status
+        self.retry_after = retry_after
 
 
 class InvalidRequestError(APIError, ValueError):
@@ -30,8 +32,15 @@ class InvalidRequestError(APIError, ValueError):
     code = "invalid_request"
     default_status = 400
 
-    def __init__(self, message: str, *, status: int | None = None, problems: tuple[str, ...] = ()) -> None:
-        super().__init__(message, status=status)
+    def __init__(
+        self,
+        message: str,
+        *,
+        status: int | None = None,
+        retry_after: float | None = None,
+        problems: tuple[str, ...] = (),
+    ) -> None:
+        super().__init__(message, status=status, retry_after=retry_after)
         self.problems = problems or (message,)
 
 
@@ -57,14 +66,10 @@ class NotFoundError(APIError):
 
 
 class RateLimitError(APIError):
-    """Too many requests at a time. `.retry_after`: seconds after which to try again, None when that was not said."""
+    """Too many requests at a time."""
 
     code = "rate_limit_exceeded"
     default_status = 429
-
-    def __init__(self, message: str, *, status: int | None = None, retry_after: float | None = None) -> None:
-        super().__init__(message, status=status)
-        self.retry_after = retry_after
 
 
 class ServerError(APIError):
