@@ -24,6 +24,7 @@ def read(content, cuts=()):
         (b"data:a\n\n", ["a"]),
         (b"data:  a\n\n", [" a"]),
         (b"data: a\ndata: b\n\n", ["a\nb"]),
+        (b"data: a\r\ndata: b\r\n\r\n", ["a\nb"]),
         (b": ping\n\n:\n\ndata: a\n\n: ping\n\n", ["a"]),
         (b"data: a\n: ping\ndata: b\n\n", ["a\nb"]),
         (b"event: x\n\ndata\n\ndata:\n\n", []),
