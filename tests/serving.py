@@ -4,7 +4,9 @@ import asyncio
 import threading
 import time
 from contextlib import contextmanager
+from dataclasses import dataclass
 from pathlib import Path
+from unittest import mock
 
 import numpy as np
 import uvicorn
@@ -12,7 +14,7 @@ import uvicorn
 from llamafu.completion import AppliedLora, Completion, Timings, TokenLogprob, Usage
 from llamafu.errors import ContextOverflowError, InvalidAdapterFileError, LoraNotFoundError, QueueFullError
 from llamafu.options import Options
-from llamafu.server.app import make_app
+from llamafu.server import app as application
 from llamafu.server.keys import Guard, KeyRing
 from llamafu.server.settings import Settings
 
@@ -71,6 +73,10 @@ class FakeEngine:
 
     def __init__(self):
         self.adapters = {}
+        self.reset()
+
+    def reset(self):
+        """Forget everything but the adapters."""
         self.active_lora_adapters = {}
         self.running = set()
         self.asked = []
@@ -122,23 +128,37 @@ class FakeEngine:
     def embed(self, text):
         return np.asarray([len(text), 0.5], dtype=np.float32)
 
+    def stats(self):
+        return FakeStats(len(self.running), {2: 5}, FakePercentiles(0.5))
+
+
+@dataclass
+class FakePercentiles:
+    p50: float
+
+
+@dataclass
+class FakeStats:
+    running: int
+    batch_sizes: dict
+    ttft: FakePercentiles
+
 
 @contextmanager
 def serving(engine, **options):
     """Serve `engine` on the loopback and give the address."""
     settings = Settings(model="smol.gguf", **{"ping": 5.0, **options})
     guard = Guard(None if settings.no_auth else lambda: KeyRing([API], [ADMIN]))
-    config = uvicorn.Config(
-        make_app(engine, settings, guard), port=0, log_level="error", access_log=False, ws="none", lifespan="on"
-    )
-    server = uvicorn.Server(config)
+    app = application.make_app(engine, settings, guard)
+    server = uvicorn.Server(uvicorn.Config(app, port=0, log_level="error", access_log=False, ws="none", lifespan="on"))
     thread = threading.Thread(target=server.run, daemon=True)
-    thread.start()
-    try:
-        while not server.started:
-            assert thread.is_alive(), "the server did not start"
-            time.sleep(0.005)
-        yield f"http://127.0.0.1:{server.servers[0].sockets[0].getsockname()[1]}"
-    finally:
-        server.should_exit = True
-        thread.join(10)
+    with mock.patch.object(application, "_LOOK", 0.03):  # the watcher reads it at every look
+        thread.start()
+        try:
+            while not server.started:
+                assert thread.is_alive(), "the server did not start"
+                time.sleep(0.005)
+            yield f"http://127.0.0.1:{server.servers[0].sockets[0].getsockname()[1]}"
+        finally:
+            server.should_exit = True
+            thread.join(10)

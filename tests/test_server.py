@@ -21,45 +21,65 @@ from llamafu.client import (
     ServerError,
     TabbyClient,
 )
+from llamafu.errors import LoraIncompatibleError
 from llamafu.example_adapters import example_adapters
 
 HI = [{"role": "user", "content": "ahoy there"}]
 
 
-@pytest.fixture
-def engine():
-    return FakeEngine()
+@pytest.fixture(scope="module")
+def shared(tmp_path_factory):
+    """One server for most tests, with its engine and folder; starting one for each would take longer than the tests."""
+    folder, engine = tmp_path_factory.mktemp("adapters"), FakeEngine()
+    fill(folder)
+    with pytest.MonkeyPatch.context() as patch:
+        for name in ("HTTP_PROXY", "http_proxy", "ALL_PROXY", "all_proxy"):
+            patch.delenv(name, raising=False)
+        with serving(engine, adapters=folder) as address:
+            yield address, engine, folder
 
 
-@pytest.fixture
-def folder(tmp_path):
+def fill(folder):
     for name in ("pirate", "shout"):
-        shutil.copy(example_adapters()[name], tmp_path / f"{name}.gguf")
-    return tmp_path
+        shutil.copy(example_adapters()[name], folder / f"{name}.gguf")
 
 
 @pytest.fixture
-def url(engine, folder, monkeypatch):
-    for name in ("HTTP_PROXY", "http_proxy", "ALL_PROXY", "all_proxy"):
-        monkeypatch.delenv(name, raising=False)
-    with serving(engine, adapters=folder, lora=()) as address:
-        yield address
+def url(shared):
+    return shared[0]
 
 
 @pytest.fixture
-def admin(url):
+def engine(shared):
+    shared[1].reset()
+    return shared[1]
+
+
+@pytest.fixture
+def folder(shared):
+    """The shared folder; what a test adds goes away after it."""
+    _, engine, folder = shared
+    yield folder
+    for path in folder.iterdir():
+        if path.stem not in {"pirate", "shout"}:
+            path.unlink()
+    assert wait_for(lambda: set(engine.adapters) == {"pirate", "shout"})
+
+
+@pytest.fixture
+def admin(url, engine):
     with TabbyClient(url, admin_key=ADMIN) as client:
         yield client
 
 
 @pytest.fixture
-def user(url):
+def user(url, engine):
     with TabbyClient(url, api_key=API, retries=0) as client:
         yield client
 
 
 @pytest.fixture
-def raw(url):
+def raw(url, engine):
     with httpx.Client(base_url=url, headers={"X-Admin-Key": ADMIN}) as client:
         yield client
 
@@ -241,7 +261,8 @@ def test_embeddings(raw):
     assert raw.post("/v1/embeddings", json={"input": [""]}).status_code == 400
 
 
-def test_pings_while_the_engine_thinks(engine, folder):
+def test_pings_while_the_engine_thinks(folder):
+    engine = FakeEngine()
     engine.pace = 0.3
     with serving(engine, ping=0.1) as address, httpx.Client(base_url=address, headers={"X-Api-Key": API}) as client:
         content = client.post("/v1/completions", json={"prompt": "a", "stream": True}).content
@@ -265,7 +286,8 @@ def test_a_client_that_leaves_frees_its_sequence(url, engine, stream):
     assert wait_for(lambda: not engine.running)
 
 
-def test_a_client_that_does_not_read_frees_its_sequence(engine, caplog):
+def test_a_client_that_does_not_read_frees_its_sequence(caplog):
+    engine = FakeEngine()
     engine.endless = True
     with serving(engine, ping=0.1) as address, caplog.at_level("INFO", "llamafu.server"):
         body = json.dumps({"prompt": "x" * 900, "max_tokens": 10**6, "stream": True, "n": 4}).encode()
@@ -276,7 +298,7 @@ def test_a_client_that_does_not_read_frees_its_sequence(engine, caplog):
             connection.sendall(head + body)
             assert wait_for(lambda: engine.running)
             assert wait_for(lambda: not engine.running)
-            assert "did not read its stream" in caplog.text
+            assert wait_for(lambda: "did not read its stream" in caplog.text)
 
 
 # -- refusals -----------------------------------------------------------------------------------------------------
@@ -310,6 +332,7 @@ ADMIN_ROUTES = [
     ("POST", "/v1/lora/unload"),
     ("DELETE", "/v1/loras/active"),
     ("DELETE", "/v1/lora/pirate"),
+    ("POST", "/v1/lora/upload"),
     ("POST", "/v1/load_lora_adapter"),
     ("POST", "/v1/unload_lora_adapter"),
     ("POST", "/lora-adapters"),
@@ -318,6 +341,7 @@ API_ROUTES = [
     *(("GET", path) for path in ("/v1/models", "/v1/loras", "/v1/lora/list", "/v1/lora", "/v1/loras/active", "/lora-adapters")),
     *(("POST", f"/v1/{path}") for path in ("completions", "chat/completions", "embeddings", "token/encode", "tokens/decode")),
     ("GET", "/v1/auth/permission"),
+    ("GET", "/metrics"),
 ]
 
 
@@ -362,14 +386,16 @@ def test_bodies_of_refusals(raw):
         assert "\n" not in body["message"]
 
 
-def test_a_large_body_is_refused_before_it_is_read(engine):
+def test_a_large_body_is_refused_before_it_is_read():
+    engine = FakeEngine()
     with serving(engine, max_body=1000) as address, httpx.Client(base_url=address, headers={"X-Api-Key": API}) as client:
         for content in (b"x" * 1001, iter([b"x" * 600] * 2)):
             assert client.post("/v1/completions", content=content).status_code == 413
         assert client.post("/v1/completions", json={"prompt": "a"}).status_code == 200
 
 
-def test_without_keys_only_this_machine_is_answered(engine):
+def test_without_keys_only_this_machine_is_answered():
+    engine = FakeEngine()
     with serving(engine, no_auth=True) as address, httpx.Client(base_url=address) as client:
         assert client.get("/v1/models").status_code == 200
         assert client.get("/v1/models", headers={"Host": "localhost:99"}).status_code == 200
@@ -384,7 +410,20 @@ def test_without_keys_only_this_machine_is_answered(engine):
 # -- the folder ---------------------------------------------------------------------------------------------------
 
 
-def test_new_adapters_appear_and_deleted_ones_go(raw, engine, folder):
+@pytest.fixture
+def own(tmp_path):
+    """A server of its own, with its engine and folder."""
+    fill(tmp_path)
+    engine = FakeEngine()
+    with (
+        serving(engine, adapters=tmp_path) as address,
+        httpx.Client(base_url=address, headers={"X-Admin-Key": ADMIN}) as client,
+    ):
+        yield client, engine, tmp_path
+
+
+def test_new_adapters_appear_and_deleted_ones_go(own):
+    raw, engine, folder = own
     shutil.copy(folder / "pirate.gguf", folder / "new.gguf")
     (folder / "broken.gguf").write_bytes(b"bad")
     assert wait_for(lambda: "new" in engine.adapters)
@@ -400,6 +439,112 @@ def test_new_adapters_appear_and_deleted_ones_go(raw, engine, folder):
     assert wait_for(lambda: "shout" not in engine.adapters)
 
 
-def test_adapters_active_from_the_start(engine, folder):
+def test_adapters_active_from_the_start(folder):
+    engine = FakeEngine()
     with serving(engine, adapters=folder, lora=(("pirate", 0.5),)):
         assert engine.active_lora_adapters == {"pirate": 0.5}
+
+
+PIRATE = example_adapters()["pirate"].read_bytes()
+
+
+def test_upload(raw, engine, folder):
+    answer = raw.post("/v1/lora/upload", files={"file": ("mine.gguf", PIRATE)})
+    assert (answer.status_code, answer.json()["id"]) == (200, "mine")
+    assert (folder / "mine.gguf").read_bytes() == PIRATE
+    assert engine.adapters["mine"] == folder / "mine.gguf"
+    assert raw.post("/v1/lora/upload", files={"file": ("x", PIRATE)}, data={"name": "other"}).json()["id"] == "other"
+
+
+@pytest.mark.parametrize(
+    ("form", "problem"),
+    [
+        ({"files": {"file": ("pirate.gguf", PIRATE)}}, "already"),
+        ({"files": {"file": ("../x.gguf", PIRATE)}, "data": {"name": "../x"}}, "no adapter's name"),
+        ({"files": {"file": ("x.gguf", PIRATE[:-1])}}, ""),
+        ({"files": {"file": ("x.gguf", b"bad")}}, ""),
+        ({"files": {"thing": ("x.gguf", PIRATE)}}, "'thing'"),
+        ({"files": {"file": ("x.gguf", PIRATE)}, "data": {"more": "x"}}, "'more'"),
+        ({"files": [("file", ("x.gguf", PIRATE)), ("file", ("y.gguf", PIRATE))]}, "form cannot be read"),
+        ({"json": {}}, "multipart/form-data"),
+        ({"content": b"--x", "headers": {"Content-Type": "multipart/form-data"}}, "form cannot be read"),
+        ({"content": b"junk", "headers": {"Content-Type": "multipart/form-data; boundary=x"}}, ""),
+    ],
+)
+def test_uploads_that_are_refused_leave_nothing(raw, folder, engine, form, problem):
+    before = sorted(folder.iterdir())
+    answer = raw.post("/v1/lora/upload", **form)
+    assert answer.status_code == 400
+    assert problem in answer.json()["detail"]
+    assert sorted(folder.iterdir()) == before
+    assert set(engine.adapters) == {"pirate", "shout"}
+
+
+def test_an_upload_that_the_engine_refuses_leaves_nothing(raw, folder, engine, monkeypatch):
+    def refuse(path, name=None):
+        message = "does not fit"
+        raise LoraIncompatibleError(message)
+
+    monkeypatch.setattr(engine, "add_adapter", refuse)
+    assert raw.post("/v1/lora/upload", files={"file": ("x.gguf", PIRATE)}).status_code == 400
+    assert not (folder / "x.gguf").exists()
+
+
+def test_an_upload_that_is_too_large(folder):
+    engine = FakeEngine()
+    with serving(engine, adapters=folder, max_upload=1000) as address, httpx.Client(base_url=address) as client:
+        files = {"file": ("x.gguf", b"x" * 100_000)}
+        assert client.post("/v1/lora/upload", files=files, headers={"X-Admin-Key": ADMIN}).status_code == 413
+
+
+# -- what is told about it ----------------------------------------------------------------------------------------
+
+
+def test_metrics(own):
+    raw, _, _ = own
+    for body in ({"lora": {"pirate": 0.5}}, {"lora": {"pirate": 0.5}, "stream": True}, {}):
+        raw.post("/v1/completions", json={"prompt": "a b", **body})
+    raw.get("/v1/nothing/at/all")
+    lines = raw.get("/metrics").text.splitlines()
+    for line in (
+        'llamafu_http_requests_total{route="/v1/completions",status="200"} 3',
+        'llamafu_http_requests_total{route="none",status="404"} 1',
+        'llamafu_answers_total{adapter="pirate"} 2',
+        'llamafu_answers_total{adapter=""} 1',
+        'llamafu_completion_tokens_total{adapter="pirate"} 6',
+        "# TYPE llamafu_engine_running gauge",
+        'llamafu_engine_batch_sizes{key="2"} 5',
+        'llamafu_engine_ttft{quantile="p50"} 0.5',
+    ):
+        assert line in lines, line
+
+
+def test_the_access_log_has_no_prompt_and_no_key(raw, user, caplog):
+    with caplog.at_level("INFO"):
+        user.completions.create("my secret")
+        raw.get("/v1/models?api_key=leaked")
+        user._connection.http.get(f"{raw.base_url}/v1/nothing")
+        assert wait_for(lambda: len([r for r in caplog.records if r.name == "llamafu.access"]) == 3)
+    records = [json.loads(record.message) for record in caplog.records if record.name == "llamafu.access"]
+    assert [(one["method"], one["path"], one["status"]) for one in records] == [
+        ("POST", "/v1/completions", 200),
+        ("GET", "/v1/models", 200),
+        ("GET", "/v1/nothing", 404),
+    ]
+    logged = "".join(record.getMessage() for record in caplog.records if record.name.startswith("llamafu"))
+    assert not [word for word in ("secret", "leaked", ADMIN, API) if word in logged]
+
+
+def test_headers_and_origins(url):
+    engine = FakeEngine()
+    asked = {"Origin": "https://a.example", "Access-Control-Request-Method": "POST"}
+    with httpx.Client() as client:
+        answer = client.get(f"{url}/health", headers=asked)
+        assert answer.headers["x-content-type-options"] == "nosniff"
+        assert "access-control-allow-origin" not in answer.headers
+        assert client.options(f"{url}/v1/completions", headers=asked).status_code == 405
+        with serving(engine, allow_origin=("https://a.example",)) as address:
+            allowed = client.options(f"{address}/v1/completions", headers=asked).headers
+            assert allowed["access-control-allow-origin"] == "https://a.example"
+            asked["Origin"] = "https://b.example"
+            assert "access-control-allow-origin" not in client.get(f"{address}/health", headers=asked).headers

@@ -93,6 +93,17 @@ def test_changes_are_told_once_and_whole(folder):
     assert [one.name for one in folder.look().added] == ["pirate"]
 
 
+def test_what_was_noted_is_not_told_again(folder):
+    with folder.receive("new") as path:
+        path.write_bytes(b"content")
+    folder.note("new")
+    folder.note("gone")
+    for _ in range(3):
+        assert "new" not in [one.name for one in folder.look().added]
+    (folder.folder / "new.gguf").unlink()
+    assert folder.look().removed == ("new",), "though no look had told of it"
+
+
 def test_receive(folder):
     with folder.receive("new") as path:
         path.write_bytes(b"content")

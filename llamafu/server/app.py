@@ -10,24 +10,30 @@ from typing import TYPE_CHECKING
 
 from starlette.applications import Starlette
 from starlette.exceptions import HTTPException
+from starlette.middleware import Middleware
+from starlette.middleware.cors import CORSMiddleware
+from starlette.responses import Response
 from starlette.routing import Route
 
+from llamafu.server.access import Access
 from llamafu.server.adapter_routes import AdapterRoutes
 from llamafu.server.catalog import Catalog
 from llamafu.server.exchange import endpoint, refusal
 from llamafu.server.folder import AdapterFolder
 from llamafu.server.generating import Generating
+from llamafu.server.metrics import KIND, Metrics
 from llamafu.server.small_routes import SmallRoutes
+from llamafu.server.uploading import Uploading
 from llamafu.service.errors import InvalidRequestError, NotFoundError
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator
 
     from starlette.requests import Request
-    from starlette.responses import Response
+    from starlette.types import ASGIApp
 
     from llamafu.server.engine import ServedEngine
-    from llamafu.server.exchange import Handler
+    from llamafu.server.exchange import Exchange, Handler
     from llamafu.server.keys import Guard, Rights
     from llamafu.server.settings import Settings
 
@@ -44,9 +50,16 @@ def make_app(engine: ServedEngine, settings: Settings, guard: Guard) -> Starlett
     catalog = Catalog(engine, AdapterFolder(settings.adapters) if settings.adapters else None)
     small = SmallRoutes(engine, base=base, created=created)
     adapters = AdapterRoutes(engine, catalog)
-    generating = Generating(engine, catalog, base=base, limit=settings.max_time, ping=settings.ping)
+    metrics = Metrics()
+    generating = Generating(engine, catalog, metrics, base=base, limit=settings.max_time, ping=settings.ping)
+    uploading = Uploading(engine, catalog, limit=settings.max_upload)
+
+    async def prometheus(_: Exchange) -> ASGIApp:
+        return Response(metrics.text(engine.stats()), media_type=KIND)
+
     table: list[tuple[str, str, Rights | None, Handler]] = [
         ("GET", "/health", None, small.health),
+        ("GET", "/metrics", "api", prometheus),
         ("GET", "/v1/models", "api", small.models),
         ("GET", "/v1/auth/permission", "api", small.permission),
         ("POST", "/v1/completions", "api", generating.completions),
@@ -59,6 +72,7 @@ def make_app(engine: ServedEngine, settings: Settings, guard: Guard) -> Starlett
         *(("POST", path, "admin", adapters.load) for path in ("/v1/lora/load", "/v1/loras/load")),
         ("POST", "/v1/lora/unload", "admin", adapters.unload),
         ("DELETE", "/v1/loras/active", "admin", adapters.unload),
+        ("POST", "/v1/lora/upload", "admin", uploading.upload),
         ("DELETE", "/v1/lora/{name}", "admin", adapters.delete),
         ("POST", "/v1/load_lora_adapter", "admin", adapters.add_vllm),
         ("POST", "/v1/unload_lora_adapter", "admin", adapters.remove_vllm),
@@ -87,7 +101,17 @@ def make_app(engine: ServedEngine, settings: Settings, guard: Guard) -> Starlett
             watching.cancel()
             await asyncio.gather(watching, return_exceptions=True)
 
-    app = Starlette(routes=routes, lifespan=lifespan, exception_handlers={HTTPException: _unrouted})  # type: ignore[dict-item] # as documented
+    middleware = [Middleware(Access, metrics)]
+    if settings.allow_origin:
+        methods, headers = ["GET", "POST", "DELETE"], ["Authorization", "Content-Type", "X-Api-Key", "X-Admin-Key"]
+        origins = settings.allow_origin
+        middleware.append(Middleware(CORSMiddleware, allow_origins=origins, allow_methods=methods, allow_headers=headers))
+    app = Starlette(
+        routes=routes,
+        lifespan=lifespan,
+        middleware=middleware,
+        exception_handlers={HTTPException: _unrouted},  # type: ignore[dict-item] # as documented
+    )
     app.router.redirect_slashes = False
     return app
 

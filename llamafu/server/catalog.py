@@ -58,6 +58,7 @@ class Catalog:
             except BaseException:  # a sound file that does not fit the model
                 folder.delete(name)
                 raise
+            folder.note(name)
             self._numbers.add(name)
 
     def delete(self, name: str) -> None:
@@ -74,9 +75,10 @@ class Catalog:
 
     def register(self, name: str) -> None:
         """See to it that the folder's adapter `name` is registered, now; `NotFoundError`."""
-        path = self._demand_folder().path_of(name)
+        folder = self._demand_folder()
         with self._lock:
-            self._engine.add_adapter(path, name)
+            self._engine.add_adapter(folder.path_of(name), name)
+            folder.note(name)
             self._numbers.add(name)
 
     def used(self, names: Iterable[str]) -> None:

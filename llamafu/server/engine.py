@@ -53,3 +53,6 @@ class ServedEngine(AdapterEngine, Protocol):
 
     def remove_adapter(self, name: str) -> None:
         """Forget an adapter; requests that run with it keep it."""
+
+    def stats(self) -> Any:
+        """Return a dataclass of what the engine counts."""

@@ -48,7 +48,7 @@ class AdapterFolder:
     """Adapters by name, directly inside one folder; nothing outside of it is reached, by no name and no link.
 
     `NAME.gguf` and `NAME/adapter_config.json` are the adapter NAME; where both exist the file is. Names that begin with a
-    dot are not seen. Only `look` has a state, and is for one thread.
+    dot are not seen. Only `look` and `note` have a state, and are for one thread at a time.
     """
 
     def __init__(self, folder: Path) -> None:
@@ -96,6 +96,11 @@ class AdapterFolder:
             del self._told[name]
         self._seen = now
         return Changes(tuple(added), tuple(changed), removed)
+
+    def note(self, name: str) -> None:
+        """Take the adapter `name` as told already, by somebody else's look: `look` tells of its changes from now on."""
+        if (found := self.scan().get(name)) is not None:
+            self._seen[name] = self._told[name] = found
 
     @contextmanager
     def receive(self, name: str) -> Iterator[Path]:

@@ -29,6 +29,7 @@ if TYPE_CHECKING:
     from llamafu.server.catalog import Catalog
     from llamafu.server.engine import Pieces, ServedEngine
     from llamafu.server.exchange import Exchange
+    from llamafu.server.metrics import Metrics
 
 _SEEDS = 2**32
 
@@ -36,9 +37,12 @@ _SEEDS = 2**32
 class Generating:
     """Handlers over one engine. `base` is the base model's id; `limit` the seconds after which a request is ended."""
 
-    def __init__(self, engine: ServedEngine, catalog: Catalog, *, base: str, limit: float, ping: float) -> None:
+    def __init__(
+        self, engine: ServedEngine, catalog: Catalog, metrics: Metrics, *, base: str, limit: float, ping: float
+    ) -> None:
         self._engine = engine
         self._catalog = catalog
+        self._metrics = metrics
         self._base = base
         self._limit = limit
         self._ping = ping
@@ -87,8 +91,12 @@ class Generating:
         writer = Writer(body.model or self._base, chat)
         if body.stream:
             usage = body.stream_options is not None and body.stream_options.include_usage
-            return EventStream(events_of(streams, writer, with_usage=usage, ping=self._ping), patience=2 * self._ping)
-        return JSONResponse(writer.whole(await while_there(exchange.request, streams)))
+            events = events_of(streams, writer, self._metrics.finished, with_usage=usage, ping=self._ping)
+            return EventStream(events, patience=2 * self._ping)
+        completions = await while_there(exchange.request, streams)
+        for completion in completions:
+            self._metrics.finished(completion)
+        return JSONResponse(writer.whole(completions))
 
     async def _start(self, starts: Sequence[Callable[..., Pieces]], options: dict[str, Any], n: int) -> list[Pieces]:
         """Queue every answer; when one is refused, so are all. Answers of one seed get seeds that follow each other."""

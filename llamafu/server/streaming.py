@@ -13,7 +13,7 @@ from llamafu.server.refusals import error_body
 from llamafu.service.errors import as_api_error
 
 if TYPE_CHECKING:
-    from collections.abc import AsyncGenerator, Sequence
+    from collections.abc import AsyncGenerator, Callable, Sequence
 
     from starlette.types import Receive, Scope, Send
 
@@ -63,10 +63,12 @@ class EventStream:
         await send({"type": "http.response.body", "body": b"", "more_body": False})
 
 
-async def events_of(streams: Sequence[Pieces], writer: Writer, *, with_usage: bool, ping: float) -> AsyncGenerator[bytes]:
-    """Yield the events of several answers as they come; when this is closed, what still runs is cancelled.
+async def events_of(
+    streams: Sequence[Pieces], writer: Writer, finished: Callable[[Completion], None], *, with_usage: bool, ping: float
+) -> AsyncGenerator[bytes]:
+    """Yield the events of several answers as they come, and tell `finished` of each at its end.
 
-    An error ends it: the error is the last event, and there is no `[DONE]`.
+    When this is closed, what still runs is cancelled. An error ends it: it is the last event, and there is no `[DONE]`.
     """
     items: asyncio.Queue[Item] = asyncio.Queue()
     pumps = [asyncio.create_task(_pump(index, stream, items)) for index, stream in enumerate(streams)]
@@ -87,6 +89,7 @@ async def events_of(streams: Sequence[Pieces], writer: Writer, *, with_usage: bo
                 return
             if isinstance(item, Completion):
                 completions[index] = item
+                finished(item)
                 yield event(writer.last(index, item))
             else:
                 yield event(writer.piece(index, item))
