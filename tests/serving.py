@@ -55,11 +55,14 @@ class FakePieces:
         found = None
         if self.options.get("logprobs") is not None:
             found = tuple(TokenLogprob(1, word, -0.5, ((1, word, -0.5),)) for word in self.said)
-        whole = len(self.said) == len(self.words)
+        reason = "cancelled" if self.closed else "stop" if len(self.said) == len(self.words) else "length"
         return Completion(
-            " ".join(self.said), (1,) * len(self.said), "stop" if whole else "length", Usage(3, len(self.said), 2),
+            " ".join(self.said), (1,) * len(self.said), reason, Usage(3, len(self.said), 2),
             Timings(0.1, 0.2), self.lora, found,
         )  # fmt: skip
+
+    def cancel(self):
+        self.closed = True
 
     async def aclose(self):
         self.closed = True

@@ -113,6 +113,7 @@ def make_app(engine: ServedEngine, settings: Settings, guard: Guard) -> Starlett
         exception_handlers={HTTPException: _unrouted},  # type: ignore[dict-item] # as documented
     )
     app.router.redirect_slashes = False
+    app.state.end_all = generating.end_all
     return app
 
 

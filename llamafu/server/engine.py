@@ -22,8 +22,11 @@ class Pieces(AsyncIterator[str], Protocol):
     def completion(self) -> Completion:
         """The whole, once the pieces have ended."""
 
+    def cancel(self) -> None:
+        """End the request before its next step: the pieces then end, and `completion` has what there was until then."""
+
     async def aclose(self) -> None:
-        """End the request at its next step. Idempotent, and without effect after the end."""
+        """End the request at its next step, and wait for nothing. Idempotent, and without effect after the end."""
 
 
 class ServedEngine(AdapterEngine, Protocol):

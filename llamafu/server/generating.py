@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import base64
+import weakref
 from contextlib import ExitStack
 from typing import TYPE_CHECKING, Any
 
@@ -43,9 +44,15 @@ class Generating:
         self._engine = engine
         self._catalog = catalog
         self._metrics = metrics
+        self._live: weakref.WeakSet[Pieces] = weakref.WeakSet()
         self._base = base
         self._limit = limit
         self._ping = ping
+
+    def end_all(self) -> None:
+        """End every running request with what there is: the server stops."""
+        for stream in list(self._live):
+            stream.cancel()
 
     async def completions(self, exchange: Exchange) -> ASGIApp:
         """`POST /v1/completions`."""
@@ -106,6 +113,7 @@ class Generating:
                 for index in range(n):
                     own = {**options, "seed": (options["seed"] + index) % _SEEDS} if "seed" in options else options
                     streams.append(start(**own))
+                    self._live.add(streams[-1])
         except BaseException as error:
             for stream in streams:
                 await stream.aclose()

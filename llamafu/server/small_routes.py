@@ -3,18 +3,25 @@
 from __future__ import annotations
 
 import asyncio
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, TypeVar
 
 from starlette.responses import JSONResponse
 
+from llamafu.errors import LlamafuError
+from llamafu.service.errors import InvalidRequestError
 from llamafu.service.fields import Fields
 from llamafu.service.local import LocalLoraService
 
 if TYPE_CHECKING:
+    from collections.abc import Callable
+
     from starlette.types import ASGIApp
 
     from llamafu.server.engine import ServedEngine
     from llamafu.server.exchange import Exchange
+
+
+_T = TypeVar("_T")
 
 
 class SmallRoutes:
@@ -51,7 +58,7 @@ class SmallRoutes:
         }
         fields.refuse_others(["decode_special_tokens", "model"])
         fields.finish()
-        tokens = await asyncio.to_thread(lambda: self._engine.tokenize(text, **special))
+        tokens = await _asked(lambda: self._engine.tokenize(text, **special))
         return JSONResponse({"tokens": tokens, "length": len(tokens)})
 
     async def decode(self, exchange: Exchange) -> ASGIApp:
@@ -64,4 +71,14 @@ class SmallRoutes:
         special = fields.flag("decode_special_tokens", default=True)
         fields.refuse_others(["add_bos_token", "encode_special_tokens", "model"])
         fields.finish()
-        return JSONResponse({"text": await asyncio.to_thread(lambda: self._engine.detokenize(tokens, special=special))})
+        return JSONResponse({"text": await _asked(lambda: self._engine.detokenize(tokens, special=special))})
+
+
+async def _asked(function: Callable[[], _T]) -> _T:
+    """Call the engine in a thread; a value that it does not take is the client's."""
+    try:
+        return await asyncio.to_thread(function)
+    except (ValueError, OverflowError) as error:
+        if isinstance(error, LlamafuError):
+            raise
+        raise InvalidRequestError(str(error)) from error
