@@ -37,6 +37,8 @@ ROOT = Path(__file__).resolve().parent.parent
 DOCS = sorted((ROOT / "docs").rglob("*.md"))
 EVERY_PAGE = [ROOT / "README.md", ROOT / "CONTRIBUTING.md", *DOCS, ROOT / "cdefs" / "README.md"]
 FENCE = re.compile(r"^```([^\n]*)\n(.*?)^```$", re.MULTILINE | re.DOTALL)
+SERVER = "http://localhost:8080"
+"""What pages call the server; it is started where a page says so."""
 SLOW = {("demo",), ("chat",), ("lib", "install"), ("lib", "build")}
 """Commands that are only parsed: they fetch, compile or talk for long."""
 
@@ -85,9 +87,22 @@ def desk(tmp_path, tiny_dir, monkeypatch):
     return tmp_path
 
 
-def run_python(page, block, namespace):
+@contextlib.contextmanager
+def served(page):
+    """Give the address of a server for a page that speaks to one, itself for any other."""
+    if SERVER not in page.read_text("utf-8"):
+        yield SERVER
+        return
+    from fake_tabby import fake_tabby
+
+    with fake_tabby(example_adapters()) as address:
+        yield address
+
+
+def run_python(page, block, namespace, address):
     """Execute one block; a failure's traceback shows the page and the line in it."""
-    code = compile("\n" * (block.line - 1) + block.text, str(page), "exec", dont_inherit=True)
+    text = block.text.replace(SERVER, address)
+    code = compile("\n" * (block.line - 1) + text, str(page), "exec", dont_inherit=True)
     printed = io.StringIO()
     with contextlib.redirect_stdout(printed):
         exec(code, namespace)  # noqa: S102 - our own pages
@@ -144,6 +159,11 @@ def project():
 
 @pytest.mark.parametrize("page", WITH_CODE, ids=named)
 def test_page_runs(page, desk):
+    with served(page) as address:
+        run_page(page, address)
+
+
+def run_page(page, address):
     namespace = {"__name__": "__main__"}
     printed, last = "", None
     for block in blocks(page):
@@ -156,7 +176,7 @@ def test_page_runs(page, desk):
         else:
             assert not printed, f"{where}: the block before this one printed {printed!r}, which the page does not show"
             if block.language == "python":
-                printed = run_python(page, block, namespace)
+                printed = run_python(page, block, namespace, address)
             else:
                 assert block.language == "console", f"{where}: blocks are python, text or console, so that they can be run"
                 run_console(block)
