@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
+    from collections.abc import Iterator, Sequence
 
 
 @contextmanager
@@ -18,11 +18,23 @@ def whole_file(output: Path) -> Iterator[Path]:
     After an error `output` is as it was before, and nothing else is left. Raises FileNotFoundError when the folder of
     `output` does not exist, OSError when it cannot be written to.
     """
-    if not output.parent.is_dir():
-        message = f"{output}: there is no folder {output.parent} to write it to; make it first"
+    with whole_files([output]) as [unfinished]:
+        yield unfinished
+
+
+@contextmanager
+def whole_files(outputs: Sequence[Path]) -> Iterator[list[Path]]:
+    """Do so for several files of one folder: all are written before the first one takes its place, the first as the last.
+
+    So who waits for the first one finds all of them.
+    """
+    folder = outputs[0].parent
+    if not folder.is_dir():
+        message = f"{outputs[0]}: there is no folder {folder} to write it to; make it first"
         raise FileNotFoundError(message)
     # A folder rather than a file: the new file then gets the permissions that any new file gets.
-    with tempfile.TemporaryDirectory(dir=output.parent, prefix=f".{output.name}.") as room:
-        unfinished = Path(room) / output.name
+    with tempfile.TemporaryDirectory(dir=folder, prefix=f".{outputs[0].name}.") as room:
+        unfinished = [Path(room) / output.name for output in outputs]
         yield unfinished
-        unfinished.replace(output)
+        for written, output in reversed(list(zip(unfinished, outputs, strict=True))):
+            written.replace(output)

@@ -1,0 +1,171 @@
+"""Writing a base model with adapters added into it: one pass through the file, a few rows in memory at a time."""
+
+from __future__ import annotations
+
+import hashlib
+import math
+from collections import deque
+from concurrent.futures import Future, ThreadPoolExecutor
+from typing import TYPE_CHECKING, NamedTuple
+
+import numpy as np
+
+from llamafu.adapters.change import Change
+from llamafu.adapters.codec import row_bytes
+from llamafu.adapters.tensor_entry import padded
+from llamafu.errors import LoraError, ModelLoadError
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterator, Mapping, Sequence
+    from pathlib import Path
+    from typing import BinaryIO
+
+    from gguf.constants import GGMLQuantizationType
+
+    from llamafu.adapters.codec import Bytes, Codec
+    from llamafu.adapters.file import AdapterFile
+    from llamafu.adapters.shard import Addition, Shard
+    from llamafu.adapters.tensor_entry import TensorEntry
+
+_VALUES = 1 << 18  # in one piece of work: a megabyte of float32, which stays in a core's cache
+_BYTES = 1 << 22  # copied in one go
+_AHEAD = 4  # pieces of work a thread, waiting to be written
+_LARGEST = {"F32": float(np.finfo(np.float32).max), "BF16": float(np.finfo(np.float32).max)}
+_LARGEST_SCALE = float(np.finfo(np.float16).max)
+"""F16 holds no more, and the quantised types keep their scales in it."""
+
+
+class _Block(NamedTuple):
+    """Rows of a tensor that are worked on at once."""
+
+    name: str
+    source: GGMLQuantizationType
+    target: GGMLQuantizationType
+    width: int
+    matrix: int
+    """Which expert's; 0 for a tensor that is one matrix."""
+    first: int
+    count: int
+
+
+class Recipe(NamedTuple):
+    """What is made of a base model."""
+
+    uses: Sequence[tuple[AdapterFile, float]]
+    kinds: Mapping[str, GGMLQuantizationType]
+    """The type of each changed tensor in the result."""
+    codec: Codec
+    n_threads: int
+
+
+def lengths(shard: Shard, kinds: Mapping[str, GGMLQuantizationType]) -> dict[str, int]:
+    """Return how many bytes each tensor's region of the result takes, its padding included."""
+    found = {}
+    for name, (entry, length) in shard.regions().items():
+        if name in kinds and kinds[name] is not entry.type:
+            size = math.prod(entry.shape[1:]) * row_bytes(entry.shape[0], kinds[name])
+            found[name] = padded(size, shard.container.alignment)
+        else:
+            found[name] = length
+    return found
+
+
+def write_baked(
+    shards: Sequence[Shard],
+    outputs: Sequence[Path],
+    recipe: Recipe,
+    additions: Callable[[str], Mapping[str, Addition]],
+    on_progress: Callable[[float], None],
+) -> None:
+    """Write each shard with its changes to its place in `outputs`.
+
+    `additions` makes the metadata that the first one gets from the SHA-256 of all source files, one after another, which
+    is known only at the end; what it returns must have the same length whatever the digest is.
+    """
+    digest = hashlib.sha256()
+    total, done = sum(shard.size for shard in shards), 0
+    with ThreadPoolExecutor(recipe.n_threads, "llamafu-bake") as pool:
+        try:
+            for number, (shard, output) in enumerate(zip(shards, outputs, strict=True)):
+                extra = {} if number else additions(digest.hexdigest())
+                with shard.path.open("rb") as source, output.open("wb") as target:
+                    digest.update(source.read(len(shard.head)))
+                    target.write(shard.header(extra, recipe.kinds, lengths(shard, recipe.kinds)))
+                    for piece in _in_order(_pieces(shard, source, digest.update, recipe, pool), _AHEAD * recipe.n_threads):
+                        target.write(memoryview(piece))
+                        on_progress((done + source.tell()) / total)
+                done += shard.size
+        except BaseException:
+            pool.shutdown(wait=True, cancel_futures=True)
+            raise
+    with outputs[0].open("r+b") as target:
+        target.write(shards[0].header(additions(digest.hexdigest()), recipe.kinds, lengths(shards[0], recipe.kinds)))
+
+
+def _in_order(pieces: Iterator[Bytes | Future[Bytes]], ahead: int) -> Iterator[Bytes]:
+    """Wait for each piece in its turn, with up to `ahead` of them in the making."""
+    waiting: deque[Bytes | Future[Bytes]] = deque()
+    for piece in pieces:
+        waiting.append(piece)
+        while len(waiting) > ahead:
+            yield _ready(waiting.popleft())
+    while waiting:
+        yield _ready(waiting.popleft())
+
+
+def _ready(piece: Bytes | Future[Bytes]) -> Bytes:
+    return piece.result() if isinstance(piece, Future) else piece
+
+
+def _pieces(
+    shard: Shard, source: BinaryIO, seen: Callable[[bytes], None], recipe: Recipe, pool: ThreadPoolExecutor
+) -> Iterator[Bytes | Future[Bytes]]:
+    """Read the data of a shard once from front to back, and say what takes the place of each part."""
+
+    def read(count: int) -> bytes:
+        content = source.read(count)
+        if len(content) != count:
+            raise _changed(shard.path)
+        seen(content)
+        return content
+
+    sizes = lengths(shard, recipe.kinds)
+    for name, (entry, length) in shard.regions().items():
+        if entry.type is None or name not in recipe.kinds:
+            for start in range(0, length, _BYTES):
+                yield read(min(_BYTES, length - start))
+            continue
+        change, kind = Change(name, recipe.uses), recipe.kinds[name]
+        for block in _blocks(entry, entry.type, kind):
+            rows = read(block.count * row_bytes(block.width, entry.type))
+            yield pool.submit(_with_change, rows, block, change, recipe.codec)
+        padding = read(length - entry.nbytes)
+        written = math.prod(entry.shape[1:]) * row_bytes(entry.shape[0], kind)
+        yield padding if kind is entry.type else bytes(sizes[name] - written)
+
+
+def _blocks(entry: TensorEntry, source: GGMLQuantizationType, target: GGMLQuantizationType) -> Iterator[_Block]:
+    """Divide a tensor into few enough rows at a time, never of two experts at once."""
+    width, height, *stack = entry.shape
+    step = max(1, _VALUES // width)
+    for matrix in range(math.prod(stack)):
+        for first in range(0, height, step):
+            yield _Block(entry.name, source, target, width, matrix, first, min(step, height - first))
+
+
+def _with_change(rows: bytes, block: _Block, change: Change, codec: Codec) -> Bytes:
+    values = np.empty((block.count, block.width), np.float32)
+    codec.decode(rows, block.source, values)
+    change.add_to(values, block.matrix, block.first)
+    limit = _LARGEST.get(block.target.name, _LARGEST_SCALE)
+    if not (values.max() <= limit and values.min() >= -limit):  # also where one is NaN
+        message = (
+            f"{block.name}: with these scales it holds values that {block.target.name} cannot (NaN, infinite or beyond "
+            f"{limit:g}); use smaller scales, or the dtype 'f32'"
+        )
+        raise LoraError(message)
+    return codec.encode(values, block.target)
+
+
+def _changed(path: Path) -> ModelLoadError:
+    return ModelLoadError(f"{path} changed while it was read; bake again when nothing writes to it")
