@@ -60,7 +60,7 @@ class GgmlCodec:
         target = self._ffi.from_buffer("float[]", values, require_writable=True)
         getattr(self._lib, _DECODERS[kind.name])(self._ffi.from_buffer(rows), target, values.size)
 
-    def encode(self, values: NDArray[np.float32], kind: GGMLQuantizationType) -> NDArray[np.uint8]:
+    def encode(self, values: NDArray[np.float32], kind: GGMLQuantizationType) -> memoryview:
         """Return `values` [rows, width], which must be finite, as rows of the type `kind`."""
         from gguf.constants import GGML_QUANT_SIZES
 
@@ -68,7 +68,7 @@ class GgmlCodec:
         encoded = np.empty(values.size // block * size, np.uint8)
         source = self._ffi.from_buffer("float[]", values)
         self._lib.ggml_quantize_chunk(int(kind), source, self._ffi.from_buffer(encoded), 0, *values.shape, self._ffi.NULL)
-        return encoded
+        return encoded.data
 
     def _has(self, symbol: str) -> bool:
         return exports(self._ffi, self._lib, symbol)

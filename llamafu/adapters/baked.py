@@ -45,7 +45,7 @@ class _Block(NamedTuple):
     matrix: int
     """Which expert's; 0 for a tensor that is one matrix."""
     first: int
-    count: int
+    rows: int
 
 
 class Recipe(NamedTuple):
@@ -92,7 +92,7 @@ def write_baked(
                     digest.update(source.read(len(shard.head)))
                     target.write(shard.header(extra, recipe.kinds, lengths(shard, recipe.kinds)))
                     for piece in _in_order(_pieces(shard, source, digest.update, recipe, pool), _AHEAD * recipe.n_threads):
-                        target.write(memoryview(piece))
+                        target.write(piece)
                         on_progress((done + source.tell()) / total)
                 done += shard.size
         except BaseException:
@@ -137,8 +137,8 @@ def _pieces(
             continue
         change, kind = Change(name, recipe.uses), recipe.kinds[name]
         for block in _blocks(entry, entry.type, kind):
-            rows = read(block.count * row_bytes(block.width, entry.type))
-            yield pool.submit(_with_change, rows, block, change, recipe.codec)
+            raw = read(block.rows * row_bytes(block.width, entry.type))
+            yield pool.submit(_with_change, raw, block, change, recipe.codec)
         padding = read(length - entry.nbytes)
         written = math.prod(entry.shape[1:]) * row_bytes(entry.shape[0], kind)
         yield padding if kind is entry.type else bytes(sizes[name] - written)
@@ -153,9 +153,9 @@ def _blocks(entry: TensorEntry, source: GGMLQuantizationType, target: GGMLQuanti
             yield _Block(entry.name, source, target, width, matrix, first, min(step, height - first))
 
 
-def _with_change(rows: bytes, block: _Block, change: Change, codec: Codec) -> Bytes:
-    values = np.empty((block.count, block.width), np.float32)
-    codec.decode(rows, block.source, values)
+def _with_change(raw: bytes, block: _Block, change: Change, codec: Codec) -> Bytes:
+    values = np.empty((block.rows, block.width), np.float32)
+    codec.decode(raw, block.source, values)
     change.add_to(values, block.matrix, block.first)
     limit = _LARGEST.get(block.target.name, _LARGEST_SCALE)
     if not (values.max() <= limit and values.min() >= -limit):  # also where one is NaN

@@ -13,7 +13,7 @@ from llamafu.adapters.values import USABLE_TYPES
 if TYPE_CHECKING:
     from numpy.typing import NDArray
 
-    Bytes = bytes | NDArray[np.uint8]
+    Bytes = bytes | memoryview
 
 _ENCODED = frozenset("F32 F16 BF16 Q4_0 Q4_1 Q5_0 Q5_1 Q8_0 TQ1_0 TQ2_0 MXFP4".split())
 
@@ -55,7 +55,7 @@ class NumpyCodec:
         """Return the rows of `values`."""
         with np.errstate(all="ignore"):  # rows of zeros divide by zero on the way to the right answer
             encoded: NDArray[np.generic] = quants.quantize(values, kind)
-        return np.ascontiguousarray(encoded).view(np.uint8).reshape(-1)
+        return np.ascontiguousarray(encoded).view(np.uint8).reshape(-1).data
 
 
 def row_bytes(width: int, kind: GGMLQuantizationType) -> int:
