@@ -6,6 +6,7 @@ It lies above `llamafu.adapters`, which exports it, because it converts with lib
 from __future__ import annotations
 
 import errno
+import logging
 import os
 import re
 import shutil
@@ -47,6 +48,11 @@ if TYPE_CHECKING:
 DTYPES = ("keep", "f32", "f16", "bf16", "q8_0")
 """What the changed tensors may become: what they were, or a type that loses little of the sum."""
 
+logger = logging.getLogger("llamafu.baking")
+
+MUCH_LOST = 0.9
+"""Below this share of the changes a baked model is not what its adapters made it."""
+
 _COUNT = "llamafu.bake.count"
 _SCALE_MAX = 1e30  # as in `merge_adapters`: float64 arithmetic on it cannot overflow
 _MOST_BAKED = 1 << 16
@@ -69,7 +75,12 @@ def bake(
     adapter changes are copied byte for byte, as is the metadata, which gains keys `llamafu.bake.*` that name source and
     adapters by digest, with their scales. Changed ones keep their type, or get `dtype`. ggml converts them if a libllama
     is found (`library`, or where `Llamafu` looks), the `gguf` package otherwise. A model in shards becomes as many
-    shards, and the path of the first is returned. Memory is that of the adapters and a few megabytes, whatever the model
+    shards, and the path of the first is returned.
+
+    Rounding to a coarse type may lose most of an adapter, whose changes are small beside the steps of the type: the key
+    `llamafu.bake.N.kept` has the share that is still there, and below 0.9 a warning is logged.
+
+    Memory is that of the adapters and a few megabytes, whatever the model
     is. `n_threads` defaults to every CPU; `on_progress` is called with the share that is done, in this thread.
 
     Raises:
@@ -101,11 +112,15 @@ def bake(
     _check_space(outputs, shards, recipe.kinds)
     with whole_files(outputs) as unfinished:
         try:
-            write_baked(shards, unfinished, recipe, _records(base, uses), on_progress or (lambda _: None))
+            kept = write_baked(shards, unfinished, recipe, _records(base, uses), on_progress or (lambda _: None))
         except OSError as error:
             if error.filename is None and error.errno is not None:  # a failed write does not know its file
                 raise OSError(error.errno, error.strerror, str(outputs[0])) from error
             raise
+    if kept < MUCH_LOST:
+        logger.warning(
+            "%s: rounding kept only %.0f%% of the changes; the dtype 'q8_0' or 'f16' keeps more", outputs[0], kept * 100
+        )
     return outputs[0]
 
 
@@ -232,20 +247,24 @@ def _check_space(outputs: Sequence[Path], shards: Sequence[Shard], kinds: Mappin
         raise OSError(errno.ENOSPC, message, str(outputs[0]))
 
 
-def _records(base: BaseModel, uses: Sequence[tuple[AdapterFile, float]]) -> Callable[[str], dict[str, Addition]]:
-    """Return what makes the metadata that say what was baked, from the source's digest. What was baked before stays."""
+def _records(base: BaseModel, uses: Sequence[tuple[AdapterFile, float]]) -> Callable[[str, float], dict[str, Addition]]:
+    """Return what makes the metadata that say what was baked, from the source's digest and the share that rounding kept.
+
+    What was baked before stays.
+    """
     before = base.metadata.get(_COUNT, 0)
     if type(before) is not int or not 0 <= before < _MOST_BAKED:
         message = f"{base.path}: metadata key {_COUNT!r} is {before!r}; it must be how many adapters were baked in"
         raise ModelLoadError(message)
 
-    def made(digest: str) -> dict[str, Addition]:
+    def made(digest: str, kept: float) -> dict[str, Addition]:
         found: dict[str, Addition] = {_COUNT: before + len(uses)} if uses else {}
         for number, (file, scale) in enumerate(uses, before):
             found |= {
                 f"llamafu.bake.{number}.name": _text(default_name(file.path)),
                 f"llamafu.bake.{number}.digest": file.digest,
                 f"llamafu.bake.{number}.scale": scale,
+                f"llamafu.bake.{number}.kept": kept,
                 f"llamafu.bake.{number}.source_name": _text(base.path.name),
                 f"llamafu.bake.{number}.source_digest": digest,
             }

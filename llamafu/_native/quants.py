@@ -52,7 +52,7 @@ class GgmlCodec:
             return f"its type {target.name} cannot be written without an importance matrix; choose the dtype 'q8_0' or 'f16'"
         return None
 
-    def decode(self, rows: bytes, kind: GGMLQuantizationType, values: NDArray[np.float32]) -> None:
+    def decode(self, rows: bytes | memoryview, kind: GGMLQuantizationType, values: NDArray[np.float32]) -> None:
         """Fill `values` [rows, width] with the values of the rows, which are of the type `kind`."""
         if kind.name == "F32":
             values[:] = np.frombuffer(rows, "<f4").reshape(values.shape)

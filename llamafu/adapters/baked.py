@@ -48,6 +48,14 @@ class _Block(NamedTuple):
     rows: int
 
 
+class _Made(NamedTuple):
+    """A finished block, and what it says of the loss by rounding: see `write_baked`."""
+
+    content: Bytes
+    kept: float
+    whole: float
+
+
 class Recipe(NamedTuple):
     """What is made of a base model."""
 
@@ -74,37 +82,44 @@ def write_baked(
     shards: Sequence[Shard],
     outputs: Sequence[Path],
     recipe: Recipe,
-    additions: Callable[[str], Mapping[str, Addition]],
+    additions: Callable[[str, float], Mapping[str, Addition]],
     on_progress: Callable[[float], None],
-) -> None:
-    """Write each shard with its changes to its place in `outputs`.
+) -> float:
+    """Write each shard with its changes to its place in `outputs`, and return which share of the changes is in there.
 
-    `additions` makes the metadata that the first one gets from the SHA-256 of all source files, one after another, which
-    is known only at the end; what it returns must have the same length whatever the digest is.
+    Rounding loses what is small beside the steps of a type. The share is the projection of what really changed on what
+    should have: 1 where rounding did no harm, 0 where it undid everything.
+
+    `additions` makes the metadata of the first shard from the SHA-256 of all source files, one after another, and that
+    share, which are known only at the end; what it returns must have the same length whatever they are.
     """
+    kept = whole = 0.0
     digest = hashlib.sha256()
     total, done = sum(shard.size for shard in shards), 0
     with ThreadPoolExecutor(recipe.n_threads, "llamafu-bake") as pool:
         try:
             for number, (shard, output) in enumerate(zip(shards, outputs, strict=True)):
-                extra = {} if number else additions(digest.hexdigest())
+                extra = {} if number else additions(digest.hexdigest(), 1.0)
                 with shard.path.open("rb") as source, output.open("wb") as target:
                     digest.update(source.read(len(shard.head)))
                     target.write(shard.header(extra, recipe.kinds, lengths(shard, recipe.kinds)))
                     for piece in _in_order(_pieces(shard, source, digest.update, recipe, pool), _AHEAD * recipe.n_threads):
-                        target.write(piece)
+                        target.write(piece.content)
+                        kept, whole = kept + piece.kept, whole + piece.whole
                         on_progress((done + source.tell()) / total)
                 done += shard.size
         except BaseException:
             pool.shutdown(wait=True, cancel_futures=True)
             raise
+    share = kept / whole if whole else 1.0
     with outputs[0].open("r+b") as target:
-        target.write(shards[0].header(additions(digest.hexdigest()), recipe.kinds, lengths(shards[0], recipe.kinds)))
+        target.write(shards[0].header(additions(digest.hexdigest(), share), recipe.kinds, lengths(shards[0], recipe.kinds)))
+    return share
 
 
-def _in_order(pieces: Iterator[Bytes | Future[Bytes]], ahead: int) -> Iterator[Bytes]:
+def _in_order(pieces: Iterator[Bytes | Future[_Made]], ahead: int) -> Iterator[_Made]:
     """Wait for each piece in its turn, with up to `ahead` of them in the making."""
-    waiting: deque[Bytes | Future[Bytes]] = deque()
+    waiting: deque[Bytes | Future[_Made]] = deque()
     for piece in pieces:
         waiting.append(piece)
         while len(waiting) > ahead:
@@ -113,13 +128,13 @@ def _in_order(pieces: Iterator[Bytes | Future[Bytes]], ahead: int) -> Iterator[B
         yield _ready(waiting.popleft())
 
 
-def _ready(piece: Bytes | Future[Bytes]) -> Bytes:
-    return piece.result() if isinstance(piece, Future) else piece
+def _ready(piece: Bytes | Future[_Made]) -> _Made:
+    return piece.result() if isinstance(piece, Future) else _Made(piece, 0.0, 0.0)
 
 
 def _pieces(
     shard: Shard, source: BinaryIO, seen: Callable[[bytes], None], recipe: Recipe, pool: ThreadPoolExecutor
-) -> Iterator[Bytes | Future[Bytes]]:
+) -> Iterator[Bytes | Future[_Made]]:
     """Read the data of a shard once from front to back, and say what takes the place of each part."""
 
     def read(count: int) -> bytes:
@@ -153,18 +168,24 @@ def _blocks(entry: TensorEntry, source: GGMLQuantizationType, target: GGMLQuanti
             yield _Block(entry.name, source, target, width, matrix, first, min(step, height - first))
 
 
-def _with_change(raw: bytes, block: _Block, change: Change, codec: Codec) -> Bytes:
-    values = np.empty((block.rows, block.width), np.float32)
-    codec.decode(raw, block.source, values)
-    change.add_to(values, block.matrix, block.first)
+def _with_change(raw: bytes, block: _Block, change: Change, codec: Codec) -> _Made:
+    before, after = np.empty((2, block.rows, block.width), np.float32)
+    codec.decode(raw, block.source, before)
+    wanted = change.rows(block.matrix, block.first, block.rows)
+    with np.errstate(all="ignore"):  # the next lines look for what overflowed
+        np.add(before, wanted, out=after)
     limit = _LARGEST.get(block.target.name, _LARGEST_SCALE)
-    if not (values.max() <= limit and values.min() >= -limit):  # also where one is NaN
+    if not (after.max() <= limit and after.min() >= -limit):  # also where one is NaN
         message = (
             f"{block.name}: with these scales it holds values that {block.target.name} cannot (NaN, infinite or beyond "
             f"{limit:g}); use smaller scales, or the dtype 'f32'"
         )
         raise LoraError(message)
-    return codec.encode(values, block.target)
+    content = codec.encode(after, block.target)
+    codec.decode(content, block.target, after)
+    with np.errstate(all="ignore"):  # huge values square to infinity
+        after -= before
+        return _Made(content, float(np.vdot(after, wanted)), float(np.vdot(wanted, wanted)))
 
 
 def _changed(path: Path) -> ModelLoadError:

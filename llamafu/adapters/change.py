@@ -27,7 +27,8 @@ class Change:
             self._a = a.astype(np.float32).reshape(-1, *a.shape[-2:])
             self._b = b.astype(np.float32).reshape(-1, *b.shape[-2:])
 
-    def add_to(self, values: NDArray[np.float32], matrix: int, first: int) -> None:
-        """Add rows `first` and following of matrix number `matrix` (0 outside experts) to `values` [rows, in]."""
+    def rows(self, matrix: int, first: int, count: int) -> NDArray[np.float32]:
+        """Return rows `first` and following of matrix number `matrix` (0 outside experts): [count, in]."""
         with np.errstate(all="ignore"):  # likewise
-            values += self._b[matrix, first : first + values.shape[0]] @ self._a[matrix]
+            product: NDArray[np.float32] = self._b[matrix, first : first + count] @ self._a[matrix]
+        return product

@@ -24,7 +24,7 @@ class Codec(Protocol):
     def problem(self, source: GGMLQuantizationType, target: GGMLQuantizationType) -> str | None:
         """Say what keeps values of the type `source` from being read or written again as `target`, and the mend."""
 
-    def decode(self, rows: bytes, kind: GGMLQuantizationType, values: NDArray[np.float32]) -> None:
+    def decode(self, rows: Bytes, kind: GGMLQuantizationType, values: NDArray[np.float32]) -> None:
         """Fill `values` [rows, width] with the values of the rows, which are of the type `kind`."""
 
     def encode(self, values: NDArray[np.float32], kind: GGMLQuantizationType) -> Bytes:
@@ -45,7 +45,7 @@ class NumpyCodec:
             )
         return None
 
-    def decode(self, rows: bytes, kind: GGMLQuantizationType, values: NDArray[np.float32]) -> None:
+    def decode(self, rows: Bytes, kind: GGMLQuantizationType, values: NDArray[np.float32]) -> None:
         """Fill `values` with the numbers of the rows."""
         raw = np.frombuffer(rows, np.uint8).reshape(values.shape[0], -1)
         with np.errstate(all="ignore"):  # a damaged block may hold infinities: they are the caller's to judge
