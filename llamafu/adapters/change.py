@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from llamafu.adapters.factors import factors, strength
+from llamafu.adapters.info import is_flipped
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -23,6 +24,8 @@ class Change:
         parts = [(pair, scale * strength(file, name)) for file, scale in uses if (pair := factors(file, name)) is not None]
         a = np.concatenate([a for (a, _), _ in parts], axis=-2)
         b = np.concatenate([b * weight for (_, b), weight in parts], axis=-1)
+        if is_flipped(name):  # token embeddings are looked up row by row: B A has a column for each token
+            a, b = b.T, a.T
         with np.errstate(over="ignore"):  # an infinity is found in the sum, which is checked
             self._a = a.astype(np.float32).reshape(-1, *a.shape[-2:])
             self._b = b.astype(np.float32).reshape(-1, *b.shape[-2:])
