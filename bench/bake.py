@@ -97,7 +97,12 @@ def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--tools", default=os.environ.get("LLAMAFU_TOOLS"), help="folder of llama-export-lora, llama-quantize")
     parser.add_argument("--rounds", type=int, default=2)
+    parser.add_argument("--make", type=Path, nargs=2, help=argparse.SUPPRESS)
     arguments = parser.parse_args()
+    if arguments.make:
+        write_model(arguments.make[0])
+        write_adapter(arguments.make[1])
+        return 0
     if not arguments.tools or not (Path(arguments.tools) / "llama-export-lora").exists():
         print("== bake: skipped, give --tools FOLDER with llama-export-lora and llama-quantize (see the top of this file)")
         return 0
@@ -109,8 +114,8 @@ def main() -> int:
     theirs: list[tuple[float, float]] = []
     with tempfile.TemporaryDirectory() as room:
         model, adapter, half, out = (Path(room) / f"{name}.gguf" for name in ("model", "adapter", "half", "out"))
-        write_model(model)
-        write_adapter(adapter)
+        # In a process of its own: peak memory of a child starts at what its parent had when it forked.
+        subprocess.run([sys.executable, __file__, "--make", model, adapter], check=True)
         for _ in range(arguments.rounds):
             ours.append(run(sys.executable, "-m", "llamafu", "bake", "-m", model, "--lora", adapter, "-o", out))
             threads = str(os.cpu_count())

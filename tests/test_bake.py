@@ -233,7 +233,7 @@ def test_without_a_library(no_library, tiny_dir, tiny_adapter_a, tmp_path, monke
     slow = bake(tiny_dir / "tiny-q4_0.gguf", {tiny_adapter_a: 1.0}, tmp_path / "slow.gguf")
     monkeypatch.undo()
     fast = bake(tiny_dir / "tiny-q4_0.gguf", {tiny_adapter_a: 1.0}, tmp_path / "fast.gguf")
-    assert {name: content for name, content in data(slow).items()} == data(fast)
+    assert data(slow) == data(fast)
 
 
 def test_without_a_library_k_quants_are_refused(ggml, no_library, tmp_path):
@@ -483,8 +483,8 @@ TEXT = (
     "from one coast to another. In the early days sailors kept close to the land and slept ashore at night; later they learned "
     "to read the stars, to trust the compass, and to measure the height of the sun at noon. A voyage that once took a year now "
     "takes two weeks, and yet the water is the same: it rises with the moon, it freezes at the poles, and in the middle of the "
-    "ocean there is still nothing to see but the horizon. People who live by the shore know its moods. They watch the clouds in "
-    "the morning, they listen to the gulls, and they bring the boats in before the wind turns. Children collect shells and "
+    "ocean there is still nothing to see but the horizon. People who live by the shore know its moods. They watch the clouds "
+    "in the morning, they listen to the gulls, and they bring the boats in before the wind turns. Children collect shells and "
     "glass on the beach, and old men mend nets in front of their houses."
 )
 
@@ -570,7 +570,7 @@ def test_command(tiny_model, tiny_adapter_a, tiny_adapter_b, tmp_path, capsys):
     assert main(["bake", "-m", str(tmp_path / "absent"), *words[3:]]) == 1
     assert main([*words[:-1], str(tmp_path / "no" / "out.gguf")]) == 1
     assert [path.name for path in tmp_path.iterdir()] == ["out.gguf"]
-    assert os.stat(out).st_mode & 0o777 == 0o666 & ~_umask()
+    assert out.stat().st_mode & 0o777 == 0o666 & ~_umask()
 
 
 def _umask():
