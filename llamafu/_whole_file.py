@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
+    from collections.abc import Iterator, Sequence
 
 
 @contextmanager
@@ -18,12 +18,23 @@ def whole_file(output: Path) -> Iterator[Path]:
     After an error `output` is as it was before, and nothing else is left. Raises FileNotFoundError when the folder of
     `output` does not exist, OSError when it cannot be written to.
     """
-    demand_parent(output)
-    # A folder rather than a file: the new file then gets the permissions that any new file gets.
-    with tempfile.TemporaryDirectory(dir=output.parent, prefix=f".{output.name}.") as room:
-        unfinished = Path(room) / output.name
+    with whole_files([output]) as [unfinished]:
         yield unfinished
-        unfinished.replace(output)
+
+
+@contextmanager
+def whole_files(outputs: Sequence[Path]) -> Iterator[list[Path]]:
+    """Do so for several files of one folder: all are written before the first one takes its place, the first as the last.
+
+    So who waits for the first one finds all of them.
+    """
+    demand_parent(outputs[0])
+    # A folder rather than a file: the new file then gets the permissions that any new file gets.
+    with tempfile.TemporaryDirectory(dir=outputs[0].parent, prefix=f".{outputs[0].name}.") as room:
+        unfinished = [Path(room) / output.name for output in outputs]
+        yield unfinished
+        for written, output in reversed(list(zip(unfinished, outputs, strict=True))):
+            written.replace(output)
 
 
 @contextmanager

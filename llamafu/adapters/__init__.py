@@ -15,6 +15,7 @@ if TYPE_CHECKING:
     from llamafu.adapters.file import AdapterFile, check_adapter, inspect_adapter, read_adapter
     from llamafu.adapters.info import AdapterInfo, TensorInfo
     from llamafu.adapters.reader import AdapterReader
+    from llamafu.baking import bake
 
 _HOMES = {
     "AdapterFile": "file",
@@ -24,6 +25,7 @@ _HOMES = {
     "Comparison": "comparison",
     "CompatibilityReport": "compatibility",
     "TensorInfo": "info",
+    "bake": ".baking",  # above this package: it uses libllama where there is one
     "check_adapter": "file",
     "check_compatibility": "compatibility",
     "convert_peft": "convert",
@@ -43,6 +45,7 @@ __all__ = [
     "Comparison",
     "CompatibilityReport",
     "TensorInfo",
+    "bake",
     "check_adapter",
     "check_compatibility",
     "compare_adapters",
@@ -61,7 +64,7 @@ def __getattr__(name: str) -> object:
     if home is None:
         message = f"module 'llamafu.adapters' has no attribute {name!r}"
         raise AttributeError(message)
-    value = getattr(importlib.import_module(f"llamafu.adapters.{home}"), name)
+    value = getattr(importlib.import_module(f".{home}", "llamafu.adapters"), name)
     globals()[name] = value
     return value
 

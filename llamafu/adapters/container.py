@@ -62,6 +62,8 @@ class Container:
     metadata: dict[str, Value]
     metadata_types: dict[str, tuple[str, str | None]]
     """The GGUF type of each value ("STRING", "UINT32"...); for ("ARRAY", t) t is the elements' type."""
+    metadata_spans: dict[str, tuple[int, int]]
+    """Where each key, its type and its value lie in the file: first byte, and the first one after."""
     tensors: dict[str, TensorEntry]
     """In the file's order."""
 
@@ -111,6 +113,7 @@ class _Reader:
         self.problems: list[str] = []
         self.metadata: dict[str, Value] = {}
         self.types: dict[str, tuple[str, str | None]] = {}
+        self.spans: dict[str, tuple[int, int]] = {}
 
     def read(self) -> Container:
         version, tensor_count, key_count = self._header()
@@ -126,7 +129,7 @@ class _Reader:
                 self.problems.append(f"tensor {entry.name!r} occurs more than once")
         if self.whole:
             self.problems += extent_problems(entries, data_offset=data_offset, alignment=alignment, size=self.size)
-        return Container(version, alignment, data_offset, self.metadata, self.types, tensors)
+        return Container(version, alignment, data_offset, self.metadata, self.types, self.spans, tensors)
 
     def _header(self) -> tuple[int, int, int]:
         head = bytes(self.data[:HEAD_BYTES])
@@ -150,6 +153,7 @@ class _Reader:
         return version, tensor_count, key_count
 
     def _key_value(self, index: int) -> None:
+        start = self.position
         key = self._name("metadata key", index)
         if not key:
             self.problems.append(f"metadata key {index} is empty")
@@ -167,6 +171,7 @@ class _Reader:
             self.problems.append(f"metadata key {key!r} occurs more than once")
             return
         self.types[key] = types
+        self.spans[key] = (start, self.position)
         if value is not None:
             self.metadata[key] = value
 

@@ -98,11 +98,11 @@ def adapter_bytes(architecture: str, metadata: Mapping[str, Field], tensors: Map
         return path.read_bytes()
 
 
-def refuse_source(output: Path, sources: Iterable[str | os.PathLike[str]]) -> None:
-    """Raise ValueError if writing `output` would replace one of `sources`, by whatever name."""
+def refuse_source(output: Path, sources: Iterable[str | os.PathLike[str]], what: str = "adapters") -> None:
+    """Raise ValueError if writing `output` would replace one of `sources`, by whatever name; `what` they are."""
     for source in sources:
         if output.exists() and output.samefile(source):
-            message = f"{output} is one of the adapters that are read; give the result another name"
+            message = f"{output} is one of the {what} that are read; give the result another name"
             raise ValueError(message)
 
 
