@@ -40,6 +40,14 @@ def as_float32(content: bytes, entry: TensorEntry) -> NDArray[np.float32]:
     return values.reshape(shape)
 
 
+def as_stored(content: bytes, entry: TensorEntry) -> NDArray[np.floating]:
+    """Return the values as they are in the file where they are F16 or F32, without a copy; else as float32."""
+    kind = {"F16": "<f2", "F32": "<f4"}.get(entry.type.name if entry.type is not None else "")
+    if kind is None:
+        return as_float32(content, entry)
+    return np.frombuffer(content, kind, entry.nbytes // np.dtype(kind).itemsize, entry.offset).reshape(entry.shape[::-1])
+
+
 def not_finite(content: bytes, entries: Iterable[TensorEntry]) -> list[TensorEntry]:
     """Return the tensors of the file `content` that hold a NaN or an infinity; their types must be in `USABLE_TYPES`."""
     wrong = []

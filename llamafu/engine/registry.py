@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import tempfile
 import threading
 from dataclasses import dataclass
@@ -10,7 +11,7 @@ from typing import TYPE_CHECKING
 
 from llamafu.adapters.compatibility import check_compatibility
 from llamafu.adapters.convert import convert_folder
-from llamafu.adapters.file import check_adapter, read_adapter
+from llamafu.adapters.file import AdapterFile, read_adapter
 from llamafu.adapters.folder import read_folder
 from llamafu.adapters.peft import CONFIG
 from llamafu.errors import LoraError, LoraIncompatibleError, LoraLoadError, LoraNotFoundError
@@ -20,7 +21,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable
 
     from llamafu.adapters.base import BaseModel
-    from llamafu.adapters.file import AdapterFile
+    from llamafu.adapters.file import Pair
     from llamafu.adapters.info import AdapterInfo
 
 Signature = tuple[tuple[int, int, int], ...]
@@ -33,6 +34,7 @@ class Content:
     info: AdapterInfo
     path: Path
     """The file with exactly this content, unless it was changed since."""
+    pairs: dict[str, Pair]
 
     @property
     def digest(self) -> str:
@@ -41,15 +43,18 @@ class Content:
 
     def read(self) -> AdapterFile:
         """Read the weights; LoraLoadError when the file does not hold this content any more."""
-        file = check_adapter(self.path.read_bytes(), self.path) if self.path.exists() else None
-        if file is None or file.digest != self.digest:
-            what = "is gone" if file is None else "has changed"
+        try:
+            content = self.path.read_bytes()
+        except OSError:
+            content = b""
+        if hashlib.sha256(content).hexdigest() != self.digest:
+            what = "has changed" if content else "cannot be read any more"
             message = (
                 f"{self.path} {what} since the adapter was added (digest {self.digest[:12]}); add it again, "
                 "and leave a file in place while requests for it wait"
             )
             raise LoraLoadError(message)
-        return file
+        return AdapterFile(self.path, content, self.info, self.pairs)
 
 
 @dataclass(frozen=True, slots=True)
@@ -129,7 +134,7 @@ class Registry:
             path = Path(self._spool.name) / f"{file.digest}.gguf"
             if not path.exists():
                 path.write_bytes(file.content)
-        return Content(file.info, path)
+        return Content(file.info, path, file.pairs)
 
     def _demand_known(self, name: str) -> None:
         if name not in self._entries:
