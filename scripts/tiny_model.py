@@ -100,7 +100,8 @@ def byte_text(data: bytes) -> str:
     return "".join(alphabet[byte] for byte in data)
 
 
-def _add_vocabulary(writer: GGUFWriter, shape: Shape) -> None:
+def add_vocabulary(writer: GGUFWriter, shape: Shape) -> None:
+    """Add the tokenizer: the controls, all 256 bytes, the merges of `shape`."""
     texts = [byte_text(bytes([byte])) for byte in range(256)] + [merge.replace(" ", "") for merge in shape.merges]
     writer.add_tokenizer_model("gpt2")
     writer.add_tokenizer_pre("gpt-2")
@@ -152,7 +153,7 @@ def write_model(
     writer.add_layer_norm_rms_eps(1e-5)
     writer.add_vocab_size(shape.n_vocab)
     writer.add_file_type(LlamaFileType.MOSTLY_Q4_0 if q4_0 else LlamaFileType.ALL_F32)
-    _add_vocabulary(writer, shape)
+    add_vocabulary(writer, shape)
     for tensor_name, values in _model_tensors(shape, Weights(seed), tied=tied, biases=arch == "qwen2").items():
         if q4_0 and values.ndim > 1:
             writer.add_tensor(
@@ -160,7 +161,7 @@ def write_model(
             )
         else:
             writer.add_tensor(tensor_name, values)
-    _finish(writer)
+    finish(writer)
 
 
 def write_adapter(
@@ -197,7 +198,7 @@ def write_adapter(
             b = weights.uniform((rows, rank), strength * math.sqrt(rank) / alpha)
             writer.add_tensor(f"blk.{layer}.{module}.weight.lora_a", a.astype(dtype))
             writer.add_tensor(f"blk.{layer}.{module}.weight.lora_b", b.astype(dtype))
-    _finish(writer)
+    finish(writer)
 
 
 def sha256(path: Path) -> str:
@@ -205,7 +206,8 @@ def sha256(path: Path) -> str:
     return hashlib.sha256(path.read_bytes()).hexdigest()
 
 
-def _finish(writer: GGUFWriter) -> None:
+def finish(writer: GGUFWriter) -> None:
+    """Write everything that was added, and close the file."""
     writer.write_header_to_file()
     writer.write_kv_data_to_file()
     writer.write_tensors_to_file()

@@ -21,7 +21,7 @@ collect_ignore = [] if any("matrix" in argument for argument in sys.argv) else [
 
 
 def _maker_digest() -> str:
-    sources = [(SCRIPTS / name).read_bytes() for name in ("make_fixtures.py", "tiny_model.py")]
+    sources = [(SCRIPTS / name).read_bytes() for name in ("make_fixtures.py", "tiny_model.py", "tiny_kinds.py")]
     return hashlib.sha256(b"".join([*sources, version("gguf").encode()])).hexdigest()
 
 
