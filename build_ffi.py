@@ -38,7 +38,7 @@ def family_sources() -> dict[str, str]:
     One layout spans several releases, so a family also gets the functions that its own header lacks and a
     neighbour has: cffi looks a symbol up only when it is used.
     """
-    libc = (ROOT / "cdefs" / "libc.h").read_text(encoding="utf-8")
+    shared = "".join((ROOT / "cdefs" / name).read_text(encoding="utf-8") for name in ("ggml.h", "libc.h"))
     texts = {path.parent.name: path.read_text(encoding="utf-8") for path in sorted(ROOT.glob("cdefs/*/llama.h"))}
     pool: dict[str, str] = {}
     for text in texts.values():
@@ -48,7 +48,7 @@ def family_sources() -> dict[str, str]:
         own = declared_functions(text)
         known_types = set(re.findall(r"\w+", text))
         extra = [line for name, line in pool.items() if name not in own and _types_of(line) <= known_types]
-        completed[family] = text + "".join(f"{line}\n" for line in extra) + libc
+        completed[family] = text + "".join(f"{line}\n" for line in extra) + shared
     return completed
 
 

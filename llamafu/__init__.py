@@ -10,6 +10,7 @@ from llamafu._version import __version__
 if TYPE_CHECKING:
     from llamafu.aio import AsyncLlamafu
     from llamafu.completion import AppliedLora, Completion
+    from llamafu.engine.engine import Engine
     from llamafu.lora import LoraAdapter
     from llamafu.model import Llamafu
 
@@ -17,11 +18,12 @@ _HOMES = {
     "AsyncLlamafu": "llamafu.aio",
     "AppliedLora": "llamafu.completion",
     "Completion": "llamafu.completion",
+    "Engine": "llamafu.engine.engine",
     "Llamafu": "llamafu.model",
     "LoraAdapter": "llamafu.lora",
 }
 
-__all__ = ["AppliedLora", "AsyncLlamafu", "Completion", "Llamafu", "LoraAdapter", "__version__"]
+__all__ = ["AppliedLora", "AsyncLlamafu", "Completion", "Engine", "Llamafu", "LoraAdapter", "__version__"]
 
 
 def __getattr__(name: str) -> object:

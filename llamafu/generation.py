@@ -52,7 +52,7 @@ class Generation:
             raise ContextOverflowError(message)
         self._room = context.n_ctx - len(prompt)
         self._scales = lora.first
-        self._starts = {a: _activation(self._prompt, a.info.invocation_tokens) for a in self._scales}
+        self._starts = {a: activation(self._prompt, a.info.invocation_tokens) for a in self._scales}
         self._dormant = {a for a, start in self._starts.items() if start > len(self._prompt)}
         self._segments = plan(self._prompt, self._states(self._scales), context.n_batch)
         self._text = TextAssembler(options.stops)
@@ -186,8 +186,8 @@ class Generation:
         self._desk.turns.leave(self)
 
 
-def _activation(prompt: Sequence[int], invocation: tuple[int, ...]) -> int:
-    """Position from which an adapter acts: 0 for a plain one; past the prompt when its invocation is not there."""
+def activation(prompt: Sequence[int], invocation: tuple[int, ...]) -> int:
+    """Return the position from which an adapter acts: 0 for a plain one; past the prompt when its invocation is not there."""
     if not invocation:
         return 0
     width = len(invocation)

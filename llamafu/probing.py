@@ -10,6 +10,7 @@ import contextlib
 from typing import TYPE_CHECKING, Any
 
 from llamafu._native.context import Context, ContextOptions
+from llamafu._native.watcher import Watcher
 from llamafu.errors import DecodeError, LoraIncompatibleError
 
 if TYPE_CHECKING:
@@ -57,7 +58,7 @@ class Prober:
     def _sources_with(self, adapter: Adapter) -> set[str]:
         if self._context is None:
             options = ContextOptions(n_ctx=64, n_batch=1, n_threads=1)
-            self._context = Context(self._model, options, on_node=self._note)
+            self._context = Context(self._model, options, hook=Watcher(self._model.library, self._note))
             self._context.abort_at_once()
         self._seen = set()
         self._context.set_adapters({adapter: 1.0})

@@ -33,7 +33,7 @@ class Picker:
     def __init__(self, model: Model, options: Options, prompt: Sequence[int]) -> None:
         self._model = model
         self._options = options
-        self._banned = _end_tokens(model) if options.ignore_eos else []
+        self._banned = list(model.end_tokens) if options.ignore_eos else []
         self.seed = secrets.randbelow(2**32 - 1) if options.seed is None else options.seed
         grammar = _grammar(options)
         self._chain: Sampler | None = None
@@ -71,9 +71,14 @@ class Picker:
         if self._chain is not None:
             self._chain.close()
 
-    def pick(self, context: Context) -> tuple[int, TokenLogprob | None]:
-        """Return the next token of the last output row, and its logprob report if one was asked for."""
-        logits = context.logits()
+    def pick(
+        self, context: Context, row: int = -1, logits: np.ndarray[Any, np.dtype[np.float32]] | None = None
+    ) -> tuple[int, TokenLogprob | None]:
+        """Return the next token of one output row, and its logprob report if one was asked for.
+
+        `row` is its place in the batch, the last output by default; `logits` is its view, if it is at hand.
+        """
+        logits = context.logits(row) if logits is None else logits
         if self._banned:
             logits[self._banned] = -float("inf")
         wanted = self._options.logprobs
@@ -83,7 +88,7 @@ class Picker:
             message = f"the model's logits are not finite (token {best}: {logits[best]}); an adapter's weights may overflow"
             raise DecodeError(message)
         if self._chain is not None:
-            token = self._chain.sample(context)
+            token = self._chain.sample(context, row)
         return token, None if wanted is None else report(self._model, raw, token, wanted)
 
 
@@ -112,7 +117,3 @@ def _grammar(options: Options) -> str | None:
 
     schema = options.json_schema
     return schema_to_gbnf(schema if isinstance(schema, str) else dict(schema))
-
-
-def _end_tokens(model: Model) -> list[int]:
-    return [token for token in range(model.n_vocab) if model.is_end(token)]

@@ -139,7 +139,7 @@ def is_current(stamp: Path, digest: str) -> bool:
 
 def sources_digest() -> str:
     """Digest of what the installation and the generated modules depend on."""
-    paths = [ROOT / "pyproject.toml", ROOT / "build_ffi.py", *sorted(ROOT.glob("cdefs/*/*.h"))]
+    paths = [ROOT / "pyproject.toml", ROOT / "build_ffi.py", *sorted(ROOT.glob("cdefs/**/*.h"))]
     content = b"".join(path.read_bytes() for path in paths)
     return hashlib.sha256(content + str(ROOT).encode() + sys.version.encode()).hexdigest()
 

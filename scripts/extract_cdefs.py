@@ -1,6 +1,7 @@
-"""Write `cdefs/FAMILY/llama.h` from upstream headers.
+"""Write `cdefs/FAMILY/llama.h` from upstream headers, or `cdefs/ggml.h`, which all families share.
 
     python scripts/extract_cdefs.py FAMILY INCLUDE_FOLDER...
+    python scripts/extract_cdefs.py ggml INCLUDE_FOLDER...
 
 Every FOLDER is searched for ggml.h, ggml-backend.h and llama.h (a source tree has them in `ggml/include` and `include`).
 """
@@ -14,7 +15,7 @@ ROOT = Path(__file__).resolve().parent.parent
 sys.path.insert(0, str(ROOT))
 
 from llamafu._native.headers import extract  # noqa: E402
-from llamafu._native.wanted import EXTRACTED  # noqa: E402
+from llamafu._native.wanted import EXTRACTED, GRAPH  # noqa: E402
 
 HEADERS = ("ggml.h", "ggml-backend.h", "llama.h")
 
@@ -32,9 +33,14 @@ def main(arguments: list[str]) -> int:
             print(f"{header} is in none of {', '.join(folders)}; name the folders that hold the headers", file=sys.stderr)
             return 1
         texts.append(found.read_text(encoding="utf-8"))
-    target = ROOT / "cdefs" / family / "llama.h"
-    target.parent.mkdir(parents=True, exist_ok=True)
-    target.write_text(extract(texts, EXTRACTED), encoding="utf-8")
+    if family == "ggml":
+        target = ROOT / "cdefs" / "ggml.h"
+        lines = (line for line in extract(texts, GRAPH).splitlines() if any(name in line for name in GRAPH))
+        target.write_text("".join(f"{line}\n" for line in lines), encoding="utf-8")
+    else:
+        target = ROOT / "cdefs" / family / "llama.h"
+        target.parent.mkdir(parents=True, exist_ok=True)
+        target.write_text(extract(texts, EXTRACTED - GRAPH), encoding="utf-8")
     print(f"{target.relative_to(ROOT)}: {len(target.read_text().splitlines())} lines")
     return 0
 

@@ -4,14 +4,15 @@ from __future__ import annotations
 
 import os
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Protocol
 
+from llamafu._native.batch import Batch
 from llamafu._native.checks import create, explain, not_null, succeeded
 from llamafu._native.kv_memory import BYTES_PER_VALUE, least_bytes, machine_bytes
 from llamafu.errors import ClosedError, ContextInitError, DecodeError, ErrorCode, LlamafuError
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Mapping, Sequence
+    from collections.abc import Mapping, Sequence
 
     import numpy as np
 
@@ -34,22 +35,34 @@ class ContextOptions:
     type_v: str = "f16"
     embeddings: bool = False
     offload: bool = False
+    unified: bool = False
+    """Whether all sequences share `n_ctx` and one memory, so that rows keep the order of the batch."""
+
+
+class Hook(Protocol):
+    """What looks at, or changes, the operations of every decode (see `cb_eval` in llama.h)."""
+
+    def install(self, params: Any) -> None:
+        """Enter the callback into `llama_context_params`; it lives as long as the hook."""
 
 
 class Context:
-    """Owns a `llama_context` with sequence 0 in use. Not thread-safe: one call at a time, the caller's lock."""
+    """Owns a `llama_context`. Not thread-safe: one call at a time, the caller's lock.
 
-    def __init__(self, model: Model, options: ContextOptions, *, on_node: Callable[[Any, bool], bool] | None = None) -> None:
+    `hook`, if given, is kept and must have been made for the same library.
+    """
+
+    def __init__(self, model: Model, options: ContextOptions, *, hook: Hook | None = None) -> None:
         self.model = model
         self.options = options
-        self._keep: list[Any] = []
+        self._keep: list[Any] = [hook]
         self._adapters: dict[Adapter, float] = {}
         library = model.library
         self._check(options)
-        params = self._params(on_node)
+        params = self._params(hook)
         message = f"cannot make a context of {options.n_ctx} tokens ({options.type_k}/{options.type_v} KV); try a smaller n_ctx"
         made: list[Any] = []
-        self._batches: list[Any] = []
+        self._batch: Batch | None = None
         try:
             create(made, library.lib.llama_init_from_model, model.pointer, params)
             self._pointer = not_null(library, made[0], ContextInitError, message)
@@ -58,7 +71,7 @@ class Context:
             self.n_batch = int(library.lib.llama_n_batch(self._pointer))
             self.n_seq_max = int(library.lib.llama_n_seq_max(self._pointer))
             self._memory = library.lib.llama_get_memory(self._pointer)
-            create(self._batches, library.lib.llama_batch_init, self.n_batch, 0, 1)
+            self._batch = Batch(library, self.n_batch)
         except BaseException:
             self._pointer = made[0] if made and made[0] != library.ffi.NULL else None
             self.close()
@@ -89,7 +102,7 @@ class Context:
             )
             raise ContextInitError(message, code=ErrorCode.OUT_OF_MEMORY)
 
-    def _params(self, on_node: Callable[[Any, bool], bool] | None) -> Any:
+    def _params(self, hook: Hook | None) -> Any:
         options, library = self.options, self.model.library
         ffi, lib = library.ffi, library.lib
         params = lib.llama_context_default_params()
@@ -108,12 +121,10 @@ class Context:
             params.flash_attn_type = flash
         else:  # before the three-way switch, "auto" did not exist and off was the default
             params.flash_attn = flash > 0
-        if on_node is not None:
-            callback = ffi.callback(
-                "bool(struct ggml_tensor *, bool, void *)", lambda tensor, ask, _: on_node(tensor, ask), error=False
-            )
-            self._keep.append(callback)
-            params.cb_eval = callback
+        if "kv_unified" in fields:  # before there was a choice, memory was unified
+            params.kv_unified = options.unified
+        if hook is not None:
+            hook.install(params)
         return params
 
     @property
@@ -128,8 +139,8 @@ class Context:
         """Free the context. Idempotent."""
         pointer, self._pointer = self._pointer, None
         if pointer is not None:
-            for batch in self._batches:
-                self.model.library.lib.llama_batch_free(batch)
+            if self._batch is not None:
+                self._batch.close()
             self.model.library.lib.llama_free(pointer)
             self._adapters = {}
 
@@ -169,21 +180,47 @@ class Context:
         if not 0 < count <= self.n_batch or position + count > self.n_ctx:
             message = f"{count} tokens at position {position} do not fit: n_batch is {self.n_batch}, n_ctx is {self.n_ctx}"
             raise DecodeError(message, code=ErrorCode.INVALID_PARAM)
-        pointer, batch = self.pointer, self._batches[0]
-        batch.n_tokens = count
-        for i, token in enumerate(tokens):
-            batch.token[i] = token
-            batch.pos[i] = position + i
-            batch.n_seq_id[i] = 1
-            batch.seq_id[i][0] = 0
-            batch.logits[i] = all_logits
-        batch.logits[count - 1] = True
-        code = self.model.library.lib.llama_decode(pointer, batch)
-        if code == 0:
-            return
+        outputs = [all_logits] * count
+        outputs[-1] = True
+        code = self.compute(tokens, range(position, position + count), [0] * count, outputs)
+        if code != 0:
+            raise self.failure(code, f"decoding {count} tokens at position {position} failed")
+
+    def compute(
+        self, tokens: Sequence[int], positions: Sequence[int], sequences: Sequence[int], outputs: Sequence[bool]
+    ) -> int:
+        """Decode rows of any sequences, at most `n_batch`, and return libllama's code.
+
+        0 is success, 1 that the KV memory has no room, which then is as before; `failure` words any other.
+        """
+        pointer = self.pointer
+        assert self._batch is not None  # noqa: S101 - an open context has one
+        if not 0 < len(tokens) <= self.n_batch:
+            message = f"{len(tokens)} tokens do not fit into one batch of {self.n_batch}"
+            raise DecodeError(message, code=ErrorCode.INVALID_PARAM)
+        self._batch.fill(tokens, positions, sequences, outputs)
+        return int(self.model.library.lib.llama_decode(pointer, self._batch.pointer))
+
+    def failure(self, code: int, message: str) -> DecodeError:
+        """Make the error for a code that `compute` returned."""
         reason = {1: "no room in the KV memory", 2: "aborted"}.get(code, f"libllama returned {code}")
-        message = f"decoding {count} tokens at position {position} failed: {reason}"
-        raise DecodeError(explain(self.model.library, message), code=ErrorCode.ABORTED if code == 2 else None)  # noqa: PLR2004
+        return DecodeError(
+            explain(self.model.library, f"{message}: {reason}"),
+            code=ErrorCode.ABORTED if code == 2 else None,  # noqa: PLR2004
+        )
+
+    def output_rows(self, count: int) -> np.ndarray[Any, np.dtype[np.float32]]:
+        """Return a view of the logits of the last decode's `count` outputs, in the order of the batch.
+
+        Shape [count, n_vocab]; valid until the next decode.
+        """
+        import numpy as np
+
+        library = self.model.library
+        first = library.lib.llama_get_logits(self.pointer)
+        not_null(library, first, DecodeError, "no logits")
+        n_vocab = self.model.n_vocab
+        return np.frombuffer(library.ffi.buffer(first, count * n_vocab * 4), dtype=np.float32).reshape(count, n_vocab)
 
     def logits(self, index: int = -1) -> np.ndarray[Any, np.dtype[np.float32]]:
         """Return a view of the logits of one output row, shape [n_vocab]: valid until the next decode."""
@@ -219,10 +256,15 @@ class Context:
         self.pointer  # noqa: B018 - a closed context raises here
         self.model.library.lib.llama_memory_clear(self._memory, True)  # noqa: FBT003
 
-    def cut(self, position: int) -> bool:
+    def cut(self, position: int, sequence: int = 0) -> bool:
         """Forget the tokens from `position` on; False where this memory cannot (recurrent, sliding window)."""
         self.pointer  # noqa: B018 - a closed context raises here
-        return bool(self.model.library.lib.llama_memory_seq_rm(self._memory, 0, position, -1))
+        return bool(self.model.library.lib.llama_memory_seq_rm(self._memory, sequence, position, -1))
+
+    def share(self, source: int, target: int, length: int) -> None:
+        """Let sequence `target` begin with the first `length` tokens of `source`; the memory is shared, not copied."""
+        self.pointer  # noqa: B018 - a closed context raises here
+        self.model.library.lib.llama_memory_seq_cp(self._memory, source, target, 0, length)
 
     def dump(self) -> bytes:
         """Return the state of sequence 0 as bytes, in this build's own format."""

@@ -21,6 +21,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable
     from pathlib import Path
 
+    from llamafu._native.context import Hook
     from llamafu._native.library import Library
 
 
@@ -32,7 +33,8 @@ class Instance:
 
     `reader` returns the checked bytes of an adapter file, or raises a `LlamafuError`: no file reaches libllama unread.
     `frees_adapters` is False for a library whose adapter free does nothing: adapters are then kept by content and
-    used again, so that loading and freeing in turn takes no memory.
+    used again, so that loading and freeing in turn takes no memory. `prepare` is called between model and context: it may
+    load adapters, which libllama counts when it makes a context, and return the context's hook.
     """
 
     def __init__(
@@ -44,6 +46,7 @@ class Instance:
         reader: Callable[[str], bytes],
         n_gpu_layers: int = 0,
         frees_adapters: bool = True,
+        prepare: Callable[[Instance], Hook | None] | None = None,
     ) -> None:
         self.library = library
         self.reader = reader
@@ -52,8 +55,9 @@ class Instance:
         self._adapters: dict[Adapter, str] = {}
         self._model: Model | None = Model(library, path, n_gpu_layers=n_gpu_layers)
         self._context: Context | None = None
+        self.context_options = options
         try:
-            self._context = Context(self._model, options)
+            self._context = Context(self._model, options, hook=None if prepare is None else prepare(self))
         except BaseException:
             self.close()
             raise
@@ -98,6 +102,8 @@ class Instance:
 
     def detach(self, adapter: Adapter) -> None:
         """Take `adapter` out of the context's active set; it stays loaded."""
+        if self._context is None and self._model is not None:
+            return  # there is no context yet
         active = self.context.adapters
         if active.pop(adapter, None) is not None:
             self.context.set_adapters(active)

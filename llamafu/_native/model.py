@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import os
 from typing import TYPE_CHECKING, Any
 
@@ -135,6 +136,11 @@ class Model:
     def is_end(self, token: int) -> bool:
         """Tell whether `token` ends a generation (EOS, end of turn and their like)."""
         return bool(self.library.lib.llama_vocab_is_eog(self._open_vocab(), token))
+
+    @functools.cached_property
+    def end_tokens(self) -> frozenset[int]:
+        """Every token that ends a generation."""
+        return frozenset(token for token in range(self.n_vocab) if self.is_end(token))
 
     @property
     def vocab(self) -> Any:

@@ -17,6 +17,7 @@ from llamafu._native.checks import not_null
 from llamafu._native.context import Context, ContextOptions
 from llamafu._native.model import Model
 from llamafu._native.sampler import Sampler
+from llamafu._native.watcher import Watcher
 from llamafu.errors import AbiMismatchError, ModelLoadError
 
 if TYPE_CHECKING:
@@ -121,7 +122,7 @@ def _callbacks_fire(model: Model, expected: dict[str, Any]) -> None:
             weights.add(ffi.string(tensor.src[0].name).decode())
         return False
 
-    context = Context(model, ContextOptions(n_ctx=256, n_batch=64), on_node=on_node)
+    context = Context(model, ContextOptions(n_ctx=256, n_batch=64), hook=Watcher(model.library, on_node))
     context.decode(expected["tokens"], 0)
     context.close()
     _demand("the weights that cb_eval saw", {"blk.0.attn_q.weight", "blk.0.ffn_down.weight"} <= weights, wanted=True)

@@ -45,4 +45,7 @@ GGML = frozenset(
     """.split()
 )
 
-EXTRACTED = REQUIRED | OPTIONAL | GGML
+GRAPH = frozenset("ggml_init_params ggml_init ggml_free ggml_new_tensor_1d ggml_map_custom1 ggml_custom1_op_t".split())
+"""What the engine makes its own operations with. The same in every build, so all families share one text of them."""
+
+EXTRACTED = REQUIRED | OPTIONAL | GGML | GRAPH

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import tempfile
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
@@ -49,15 +50,35 @@ def write_adapter(
     """
     output = Path(output)
     refuse_source(output, sources)
+    with whole_file(output) as unfinished:
+        _write(unfinished, _arrays(tensors, dtype), architecture, alpha, metadata)
+        return check_adapter(unfinished.read_bytes(), output).info
+
+
+def adapter_bytes(
+    tensors: Mapping[str, tuple[Matrix, Matrix]],
+    *,
+    architecture: str,
+    alpha: float,
+    metadata: Mapping[str, Origin],
+    dtype: Literal["F32", "F16"] = "F32",
+) -> bytes:
+    """Return what `write_adapter` would write. It is not checked."""
+    with tempfile.TemporaryDirectory(prefix="llamafu-") as room:
+        path = Path(room) / "adapter.gguf"
+        _write(path, _arrays(tensors, dtype), architecture, alpha, metadata)
+        return path.read_bytes()
+
+
+def _arrays(tensors: Mapping[str, tuple[Matrix, Matrix]], dtype: Literal["F32", "F16"]) -> dict[str, NDArray[Any]]:
+    """Lay the factors out as GGUF has them."""
     kind = np.float16 if dtype == "F16" else np.float32
     arrays: dict[str, NDArray[Any]] = {}
     with np.errstate(over="ignore"):  # infinities are found by the check
         for name, (a, b) in tensors.items():
             arrays[f"{name}.lora_a"] = np.ascontiguousarray(a.T if is_flipped(name) else a, kind)
             arrays[f"{name}.lora_b"] = np.ascontiguousarray(b, kind)
-    with whole_file(output) as unfinished:
-        _write(unfinished, arrays, architecture, alpha, metadata)
-        return check_adapter(unfinished.read_bytes(), output).info
+    return arrays
 
 
 def refuse_source(output: Path, sources: Iterable[str | os.PathLike[str]]) -> None:

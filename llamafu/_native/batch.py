@@ -1,0 +1,58 @@
+"""A `llama_batch`: what one decode call computes."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+from llamafu._native.checks import create
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+    from llamafu._native.library import Library
+
+
+class Batch:
+    """Owns a `llama_batch` of at most `capacity` tokens, each in one sequence. One thread at a time."""
+
+    def __init__(self, library: Library, capacity: int) -> None:
+        import numpy as np
+
+        self._library = library
+        self.capacity = capacity
+        made: list[Any] = []
+        create(made, library.lib.llama_batch_init, capacity, 0, 1)
+        self._batch: Any = made[0]
+        buffer = library.ffi.buffer
+
+        def view(pointer: Any, kind: type[np.generic]) -> np.ndarray[Any, np.dtype[Any]]:
+            return np.frombuffer(buffer(pointer, capacity * np.dtype(kind).itemsize), dtype=kind)
+
+        self._tokens = view(self._batch.token, np.int32)
+        self._positions = view(self._batch.pos, np.int32)
+        self._outputs = view(self._batch.logits, np.int8)
+        view(self._batch.n_seq_id, np.int32)[:] = 1
+        # The sequence of token i lies behind a pointer of its own; the pointers never change.
+        pointers = np.frombuffer(buffer(self._batch.seq_id, capacity * 8), dtype=np.intp)
+        self._sequences = [library.ffi.cast("llama_seq_id *", int(pointer)) for pointer in pointers]
+
+    def fill(self, tokens: Sequence[int], positions: Sequence[int], sequences: Sequence[int], outputs: Sequence[bool]) -> None:
+        """Say what to compute: token, position, sequence and whether logits are wanted, row by row."""
+        count = len(tokens)
+        self._tokens[:count] = tokens
+        self._positions[:count] = positions
+        self._outputs[:count] = outputs
+        for place, sequence in zip(self._sequences, sequences, strict=False):
+            place[0] = sequence
+        self._batch.n_tokens = count
+
+    @property
+    def pointer(self) -> Any:
+        """The `llama_batch`, to be passed by value."""
+        return self._batch
+
+    def close(self) -> None:
+        """Free the batch. Idempotent."""
+        batch, self._batch = self._batch, None
+        if batch is not None:
+            self._library.lib.llama_batch_free(batch)

@@ -1,0 +1,145 @@
+"""Different adapters for every row of one batch, in one graph, with the compiled operation of `kernels`."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from llamafu.errors import DecodeError
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+    from numpy.typing import NDArray
+
+    from llamafu._native.chains import Chain
+    from llamafu._native.library import Library
+    from llamafu._native.rows import RowTable
+
+_ALL_THREADS = -1  # GGML_N_TASKS_MAX
+_ROOM = 512  # bytes for one tensor's description in a ggml_context
+
+
+class Gather:
+    """A context's hook that applies, row by row, the rank units of a bank. One thread at a time.
+
+    The adapter whose operations are replaced (`chains`) must be the context's active one in every decode between
+    `set_rows` and `check`. Arrays of a target: `a[i]` [units, experts, in], `b[i]` [units, experts, out] and
+    `strength[i]` [units], the factor of each unit's product.
+    """
+
+    compiled = True
+
+    def __init__(
+        self,
+        library: Library,
+        chains: Sequence[Chain],
+        shapes: Sequence[tuple[int, int]],
+        *,
+        units: int,
+        dtype: type[np.float16 | np.float32],
+    ) -> None:
+        from llamafu._native import kernels
+
+        self._k = kernels
+        self._library = library
+        self._chains = tuple(chains)
+        self.a = [np.zeros((units, c.experts, n), dtype) for c, (n, _) in zip(chains, shapes, strict=True)]
+        self.b = [np.zeros((units, c.experts, n), dtype) for c, (_, n) in zip(chains, shapes, strict=True)]
+        self.strength = np.zeros((len(chains), units), np.float32)
+        self._state = np.zeros(kernels.STATE_WORDS, np.int64)
+        self._records = np.zeros((len(chains), kernels.RECORD_WORDS), np.int64)
+        self._lookup = _hashed([(c.a, 2 * i) for i, c in enumerate(chains)] + [(c.b, 2 * i + 1) for i, c in enumerate(chains)])
+        self._products = np.zeros(0, np.float32)
+        self._tables: list[RowTable] = []
+        self._most_used = max((c.used for c in chains), default=1)
+        # By `new`, which zeroes what is not named; a dictionary passed by value would leave it as it is.
+        room = library.ffi.new("struct ggml_init_params *", {"mem_size": _ROOM * (2 * len(chains) + 2), "no_alloc": True})
+        self._context = library.lib.ggml_init(room[0])
+        self._source = library.lib.ggml_new_tensor_1d(self._context, library.types["f32"], 1)
+        self._fill(shapes, half=dtype is np.float16)
+
+    def _fill(self, shapes: Sequence[tuple[int, int]], *, half: bool) -> None:
+        k, state = self._k, self._state
+        ffi = self._library.ffi
+        offsets = {name: field.offset for name, field in ffi.typeof("struct ggml_tensor").fields}
+        members = (("src", k.SRC), ("ne", k.NE), ("nb", k.NB), ("op", k.OP), ("op_params", k.PARAMS), ("data", k.DATA))
+        for name, word in members:
+            state[word] = offsets[name]
+        state[k.TABLE], state[k.TABLE_MASK] = self._lookup.ctypes.data, len(self._lookup) - 1
+        state[k.RECORDS] = self._records.ctypes.data
+        state[k.HALF] = half
+        for i, (chain, (n_in, n_out)) in enumerate(zip(self._chains, shapes, strict=True)):
+            record = self._records[i]
+            record[k.STATE] = state.ctypes.data
+            record[k.FACTOR_A], record[k.FACTOR_B] = self.a[i].ctypes.data, self.b[i].ctypes.data
+            record[k.IN], record[k.OUT], record[k.EXPERTS], record[k.USED] = n_in, n_out, chain.experts, chain.used
+            record[k.STRENGTH] = self.strength[i].ctypes.data
+            for place, kernel in ((k.FIRST_PARAMS, k.first_kernel), (k.LAST_PARAMS, k.last_kernel)):
+                number, params = self._operation(kernel.address, record.ctypes.data)
+                state[k.CUSTOM] = number
+                record[place : place + len(params)] = params
+
+    def _operation(self, function: int, user_data: int) -> tuple[int, NDArray[np.int64]]:
+        """Let ggml make a custom operation, and return its number and parameters."""
+        ffi, lib = self._library.ffi, self._library.lib
+        made = lib.ggml_map_custom1(
+            self._context, self._source, ffi.cast("ggml_custom1_op_t", function), _ALL_THREADS, ffi.cast("void *", user_data)
+        )
+        return int(made.op), np.frombuffer(bytes(ffi.buffer(made.op_params)), np.int64)
+
+    def install(self, params: Any) -> None:
+        """Enter the compiled callback into `llama_context_params`."""
+        ffi = self._library.ffi
+        params.cb_eval = ffi.cast("ggml_backend_sched_eval_callback", self._k.on_node.address)
+        params.cb_eval_user_data = ffi.cast("void *", self._state.ctypes.data)
+
+    def set_rows(self, rows: RowTable, outputs: RowTable) -> None:
+        """Say what the rows of the next decode use; `outputs` are those of them whose logits are wanted."""
+        k, state = self._k, self._state
+        self._tables = [rows, outputs]
+        for place, table in enumerate(self._tables):
+            word = k.TABLES + k.TABLE_WORDS * place
+            state[word + k.ROWS], state[word + k.USES] = table.rows, len(table.unit)
+            state[word + k.START], state[word + k.UNIT] = table.start.ctypes.data, table.unit.ctypes.data
+            state[word + k.USE_SCALE], state[word + k.USE_ROW] = table.scale.ctypes.data, table.row.ctypes.data
+        needed = len(rows.unit) * self._most_used
+        if needed > len(self._products):
+            self._products = np.zeros(2 * needed, np.float32)
+            state[k.PRODUCTS] = self._products.ctypes.data
+        state[k.FAULT] = state[k.FIRSTS] = state[k.LASTS] = 0
+
+    def check(self) -> None:
+        """Raise DecodeError unless every target's operation was replaced, once, over rows of the right number."""
+        k, state = self._k, self._state
+        fault, count = int(state[k.FAULT]), len(self._chains)
+        if fault:
+            kinds = {k.FAULT_ROWS: "an unexpected number of rows", k.FAULT_ORDER: "operations in an unexpected order"}
+            target = self._chains[fault // 8 - 1].target
+            message = f"the batch was not computed: {kinds.get(fault % 8, 'an unexpected operation')} at {target}"
+            raise DecodeError(message)
+        if state[k.FIRSTS] != count or state[k.LASTS] != count:
+            message = (
+                f"the batch was not computed: {state[k.FIRSTS]} of {count} adapted tensors began, {state[k.LASTS]} ended; "
+                "was it split?"
+            )
+            raise DecodeError(message)
+
+    def close(self) -> None:
+        """Free what ggml holds; the context must be closed before. Idempotent."""
+        context, self._context = self._context, None
+        if context is not None:
+            self._library.lib.ggml_free(context)
+
+
+def _hashed(entries: Sequence[tuple[int, int]]) -> NDArray[np.int64]:
+    """Make an open hash table of (address, value), at most half full."""
+    size = 1 << (2 * len(entries)).bit_length()
+    table = np.zeros((size, 2), np.int64)
+    for address, value in entries:
+        slot = (address >> 4) & (size - 1)
+        while table[slot, 0]:
+            slot = (slot + 1) & (size - 1)
+        table[slot] = address, value
+    return table

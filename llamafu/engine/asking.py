@@ -1,0 +1,216 @@
+"""The asking half of `Engine`: requests in, completions out; blocking, awaited, streamed."""
+
+from __future__ import annotations
+
+import asyncio
+from typing import TYPE_CHECKING, Any, Unpack, cast
+
+from llamafu import chat as chat_module
+from llamafu.completion import Completion
+from llamafu.engine.mix import Mix, Use
+from llamafu.engine.request import Request
+from llamafu.engine.sequence import SequenceRun
+from llamafu.engine.ticket import Ticket, completed
+from llamafu.errors import ContextOverflowError, LoraError, MultimodalError
+from llamafu.options import Options, takes_options
+
+if TYPE_CHECKING:
+    from collections.abc import AsyncIterator, Callable, Iterable, Iterator, Mapping, Sequence
+
+    from llamafu._native.model import Model
+    from llamafu.engine.registry import Registry
+    from llamafu.engine.room import Room
+    from llamafu.engine.ticket import Event
+    from llamafu.engine.worker import Worker
+    from llamafu.options import LoraScales, OptionArguments
+
+
+class Asking:
+    """What `Engine` inherits: everything that submits requests. Any thread; the async methods in any event loop."""
+
+    _room: Room
+    _registry: Registry
+    _worker: Worker
+    _active: dict[str, float]
+    scale_range: tuple[float, float]
+
+    @takes_options
+    def complete(self, prompt: str, **options: Unpack[OptionArguments]) -> Completion:
+        """Continue `prompt` and return the finished completion; the options are those of `Options`.
+
+        Blocks. Raises `QueueFullError`, `ContextOverflowError`, `LoraNotFoundError`, `InvalidScaleError`, `GrammarError`,
+        `DecodeError`, `ClosedError`; `LoraError` when the bank can never hold the adapters together; ValueError and
+        TypeError for bad options.
+        """
+        return self.submit(_request(prompt, options)).result()
+
+    @takes_options
+    def chat(self, messages: Sequence[Mapping[str, Any]], **options: Unpack[OptionArguments]) -> Completion:
+        """Answer `messages` ({"role", "content"} each), formatted by the model's own chat template. Blocks."""
+        return self.submit(self._chat_request(messages, options)).result()
+
+    def complete_many(self, requests: Iterable[Request]) -> list[Completion]:
+        """Answer several requests at once, each with its own adapters and options; raises the first error. Blocks."""
+        tickets = self._submit([(request, Ticket(self._worker.wake)) for request in requests])
+        try:
+            return [ticket.result() for ticket in tickets]
+        except BaseException:
+            for ticket in tickets:
+                ticket.cancel()
+            raise
+
+    @takes_options
+    def stream(self, prompt: str, **options: Unpack[OptionArguments]) -> Iterator[str]:
+        """Like `complete`, as pieces of text; leaving the iterator early cancels the request."""
+        return _pieces(self.submit(_request(prompt, options)))
+
+    @takes_options
+    def stream_chat(self, messages: Sequence[Mapping[str, Any]], **options: Unpack[OptionArguments]) -> Iterator[str]:
+        """Like `chat`, as pieces of text."""
+        return _pieces(self.submit(self._chat_request(messages, options)))
+
+    @takes_options
+    async def acomplete(self, prompt: str, **options: Unpack[OptionArguments]) -> Completion:
+        """Like `complete`, awaited; cancelling the task cancels the request."""
+        return await self._await(_request(prompt, options))
+
+    @takes_options
+    async def achat(self, messages: Sequence[Mapping[str, Any]], **options: Unpack[OptionArguments]) -> Completion:
+        """Like `chat`, awaited."""
+        return await self._await(self._chat_request(messages, options))
+
+    @takes_options
+    async def astream(self, prompt: str, **options: Unpack[OptionArguments]) -> AsyncIterator[str]:
+        """Like `stream`, in an event loop."""
+        async for event in self.events(_request(prompt, options)):
+            if isinstance(event, str):
+                yield event
+
+    @takes_options
+    async def astream_chat(
+        self, messages: Sequence[Mapping[str, Any]], **options: Unpack[OptionArguments]
+    ) -> AsyncIterator[str]:
+        """Like `stream_chat`, in an event loop."""
+        async for event in self.events(self._chat_request(messages, options)):
+            if isinstance(event, str):
+                yield event
+
+    def submit(self, request: Request, listener: Callable[[Event], None] | None = None) -> Ticket:
+        """Let a request wait for its turn, and return what its pieces and its completion are got from.
+
+        `listener`, if given, is called with each of them instead, on the engine's thread: it must return at once.
+        """
+        ticket = Ticket(self._worker.wake, listener)
+        self._submit([(request, ticket)])
+        return ticket
+
+    async def events(self, request: Request) -> AsyncIterator[str | Completion]:
+        """Yield pieces of text as they come, then the completion; leaving early cancels the request."""
+        inbox: asyncio.Queue[Event] = asyncio.Queue()
+        loop = asyncio.get_running_loop()
+
+        def listen(event: Event) -> None:
+            loop.call_soon_threadsafe(inbox.put_nowait, event)
+
+        ticket = self.submit(request, listen)
+        try:
+            while True:
+                event = await inbox.get()
+                if isinstance(event, str):
+                    yield event
+                else:
+                    yield completed(event)
+                    return
+        finally:
+            if not ticket.done:
+                ticket.cancel()
+
+    def request_of_chat(self, messages: Sequence[Mapping[str, Any]], options: Mapping[str, Any]) -> Request:
+        """Make a request of chat messages and options by name."""
+        return self._chat_request(messages, cast("OptionArguments", dict(options)))
+
+    # -- helpers -------------------------------------------------------------------------------------------------
+
+    @property
+    def _model(self) -> Model:
+        return self._room.instance.model
+
+    async def _await(self, request: Request) -> Completion:
+        completion: Completion | None = None
+        async for event in self.events(request):
+            if isinstance(event, Completion):
+                completion = event
+        assert completion is not None  # noqa: S101 - the last event is one, or an error was raised
+        return completion
+
+    def _chat_request(self, messages: Sequence[Mapping[str, Any]], options: OptionArguments) -> Request:
+        self._demand_open()
+        model = self._model
+        prompt = chat_module.render(model, messages)
+        starts_with_bos = model.adds_bos and prompt.startswith(model.detokenize([model.bos], special=True))
+        tokens = model.tokenize(prompt.encode(), add_special=not starts_with_bos, parse_special=True)
+        return _request(tokens, options)
+
+    def _submit(self, asked: Sequence[tuple[Request, Ticket]]) -> list[Ticket]:
+        self._demand_open()
+        self._worker.submit([self._sequence(request, ticket) for request, ticket in asked])
+        return [ticket for _, ticket in asked]
+
+    def _sequence(self, request: Request, ticket: Ticket) -> SequenceRun:
+        if request.media:
+            message = f"media has {len(request.media)} entries, but an engine reads text only"
+            raise MultimodalError(message)
+        if isinstance(request.prompt, str):
+            prompt: Sequence[int] = self._model.tokenize(request.prompt.encode(), add_special=True, parse_special=True)
+        else:
+            prompt = [self._checked_token(token) for token in request.prompt]
+        n_ctx = self._room.instance.context.n_ctx
+        if not 0 < len(prompt) < n_ctx:
+            message = (
+                f"the prompt has {len(prompt)} tokens, but the engine's memory holds {n_ctx}, one of them for the answer; "
+                "shorten it or make the engine with a larger n_ctx"
+            )
+            raise ContextOverflowError(message)
+        return SequenceRun(request, prompt, self._mix(request.lora), ticket, limit=n_ctx)
+
+    def _checked_token(self, token: object) -> int:
+        if isinstance(token, bool) or not isinstance(token, int) or not 0 <= token < self._model.n_vocab:
+            message = f"prompt holds {token!r}, which is no token id from 0 to {self._model.n_vocab - 1}"
+            raise ValueError(message)
+        return token
+
+    def _mix(self, lora: LoraScales | Mapping[str, float] | None) -> Mix:
+        """Resolve names to today's contents, and refuse at once what can never run."""
+        scales = self._active if lora is None else lora
+        uses: dict[str, Use] = {}
+        for name, scale in scales.items():
+            if not isinstance(name, str):
+                message = f"an engine knows adapters by name, not by {name!r}"
+                raise TypeError(message)
+            content = self._registry.resolve(name)
+            known = uses.get(content.digest)
+            if known is not None:
+                message = f"{known.name!r} and {name!r} are the same content (digest {content.digest[:12]}); give one of them"
+                raise LoraError(message)
+            uses[content.digest] = Use(name, content, scale)
+        bank = self._room.bank
+        if bank is not None and all(bank.holds(use.content) for use in uses.values()):
+            ranks = {digest: use.content.info.rank for digest, use in uses.items()}
+            bank.refuse_too_large(ranks)
+        return Mix(tuple(uses.values()), self.scale_range)
+
+    def _demand_open(self) -> None:
+        self._worker.demand_open()
+
+
+def _request(prompt: str | Sequence[int], options: OptionArguments) -> Request:
+    Options.of(options)  # an unknown option is named with all legal ones
+    return Request(prompt=prompt, **options)
+
+
+def _pieces(ticket: Ticket) -> Iterator[str]:
+    try:
+        yield from ticket.pieces()
+    finally:
+        if not ticket.done:
+            ticket.cancel()

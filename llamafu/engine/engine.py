@@ -1,0 +1,272 @@
+"""`Engine`: many requests at once, each with adapters of its own."""
+
+from __future__ import annotations
+
+import weakref
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Literal, Self
+
+from llamafu._native.context import FLASH_ATTENTION, ContextOptions
+from llamafu._native.finding import find
+from llamafu._native.library import open_library
+from llamafu._native.processor import usable_cpus
+from llamafu.adapters.base import read_base
+from llamafu.adapters.peft import CONFIG
+from llamafu.engine.asking import Asking
+from llamafu.engine.core import Core
+from llamafu.engine.registry import Registry
+from llamafu.engine.room import DTYPES, Room
+from llamafu.engine.stats import EngineStats, Percentiles
+from llamafu.engine.worker import Worker
+from llamafu.errors import LoraError, LoraIncompatibleError
+from llamafu.lora import check_scale, check_scale_range
+
+if TYPE_CHECKING:
+    import os
+    from collections.abc import Mapping, Sequence
+    from types import TracebackType
+
+    import numpy as np
+
+    from llamafu.adapters.file import AdapterFile
+    from llamafu.adapters.info import AdapterInfo
+
+_MOST = 2**31 - 1
+_MOST_THREADS = 512
+
+
+class Engine(Asking):
+    """One base model that answers many requests at once, each with its own adapters and scales, in one batch.
+
+    `adapters_dir`: every GGUF adapter and PEFT folder in it is registered. `max_sequences`: requests that run at the same
+    time; `max_queue` more may wait. `bank_rank`: rank units that can be in use at once, of all adapters together.
+    `n_ctx`: tokens of memory, shared by all sequences; `n_batch`: the most of one step. `bank_dtype`: "f16" or "f32",
+    what weights are kept as. `kernel`: "compiled" needs the extra `fast`, "python" does without, "none" computes requests
+    with different adapters one after another, "auto" takes the best there is. Others as for `Llamafu`.
+
+    Any thread may call any method. Raises `ModelLoadError`, `LibraryNotFoundError`, `AbiMismatchError`,
+    `ContextInitError`, ValueError.
+    """
+
+    def __init__(
+        self,
+        model_path: str | os.PathLike[str],
+        *,
+        adapters_dir: str | os.PathLike[str] | None = None,
+        max_sequences: int = 16,
+        max_queue: int = 256,
+        bank_rank: int = 128,
+        bank_dtype: Literal["f16", "f32"] = "f16",
+        kernel: Literal["auto", "compiled", "python", "none"] = "auto",
+        n_ctx: int = 8192,
+        n_batch: int = 512,
+        n_threads: int | None = None,
+        n_gpu_layers: int = 0,
+        flash_attn: str = "auto",
+        type_k: str = "f16",
+        type_v: str = "f16",
+        scale_range: tuple[float, float] = (0.0, 1.0),
+        library: str | os.PathLike[str] | None = None,
+    ) -> None:
+        n_threads = min(usable_cpus(), _MOST_THREADS) if n_threads is None else n_threads
+        for name, value, low, high in (
+            ("max_sequences", max_sequences, 1, _MOST),
+            ("max_queue", max_queue, 1, _MOST),
+            ("bank_rank", bank_rank, 0, _MOST),
+            ("n_ctx", n_ctx, 2, _MOST),
+            ("n_batch", n_batch, 64, _MOST),
+            ("n_threads", n_threads, 1, _MOST_THREADS),
+            ("n_gpu_layers", n_gpu_layers, -1, _MOST),
+        ):
+            _check_whole(name, value, low, high)
+        for name, choice, legal in (
+            ("flash_attn", flash_attn, tuple(FLASH_ATTENTION)),
+            ("bank_dtype", bank_dtype, tuple(DTYPES)),
+            ("kernel", kernel, ("auto", "compiled", "python", "none")),
+        ):
+            if choice not in legal:
+                message = f"{name}={choice!r} is none of {', '.join(map(repr, legal))}"
+                raise ValueError(message)
+        self.scale_range = check_scale_range(scale_range)
+        self.path = Path(model_path)
+        base = read_base(self.path)
+        proven = find(None if library is None else str(library))
+        loaded = open_library(proven.path, proven.family, gpu=n_gpu_layers != 0)
+        options = ContextOptions(
+            n_ctx=n_ctx,
+            n_batch=min(n_batch, n_ctx),
+            n_threads=n_threads,
+            # Ended sequences keep a number too, while what they computed may be of use to others.
+            n_seq_max=max(max_sequences, min(2 * max_sequences + 4, int(loaded.lib.llama_max_parallel_sequences()))),
+            flash_attn=flash_attn,
+            type_k=type_k,
+            type_v=type_v,
+            offload=n_gpu_layers != 0,
+            unified=True,
+        )
+        room = Room(
+            loaded,
+            base,
+            options,
+            n_gpu_layers=n_gpu_layers,
+            frees_adapters=proven.frees_adapters is not False,
+            bank_rank=bank_rank,
+            bank_dtype=bank_dtype,
+            kernel=kernel,
+        )
+        self._room = room
+        self._core = Core(room, max_sequences=max_sequences)
+        self._registry = Registry(base, self._demand_usable)
+        self._active: dict[str, float] = {}
+        self._worker = Worker(self._core, max_queue=max_queue)
+        self._finalizer = weakref.finalize(self, _stop, self._worker, self._registry)
+        try:
+            if adapters_dir is not None:
+                self._add_folder(Path(adapters_dir))
+        except BaseException:
+            self.close()
+            raise
+
+    # -- adapters ------------------------------------------------------------------------------------------------
+
+    def add_adapter(self, path: str | os.PathLike[str], *, name: str | None = None) -> AdapterInfo:
+        """Check and register an adapter, a GGUF file or a PEFT folder; running requests go on meanwhile.
+
+        `name` defaults to the file's name without its suffix, or the folder's. Its weights are read when a request needs
+        them, so the file has to stay; when it changes, requests from then on run with the new content. Raises
+        `InvalidAdapterFileError`, `LoraIncompatibleError`, `LoraLoadError`; `LoraError` when the name is another's.
+        """
+        self._demand_open()
+        return self._registry.add(Path(path), name).info
+
+    def remove_adapter(self, name: str) -> None:
+        """Forget an adapter; running requests keep it to their end. `LoraNotFoundError`; `LoraError` while it is active."""
+        self._demand_open()
+        if name in self._active:
+            message = f"{name!r} is in the active set ({self._active}); set another with set_lora_adapters first"
+            raise LoraError(message)
+        digest = self._registry.remove(name).digest
+        if digest not in {info.digest for info in self._registry.infos().values()}:
+            self._worker.call(lambda core: core.forget(digest))
+
+    def pin_adapter(self, name: str) -> None:
+        """Read an adapter into the bank now, and keep it there until it is removed.
+
+        Raises `LoraNotFoundError`; `LoraError` when the bank cannot hold it, or not now.
+        """
+        content = self._registry.resolve(name)
+        self._worker.call(lambda core: core.pin(name, content))
+
+    @property
+    def adapters(self) -> dict[str, AdapterInfo]:
+        """Every registered adapter, by name."""
+        self._demand_open()
+        return self._registry.infos()
+
+    @property
+    def active_lora_adapters(self) -> dict[str, float]:
+        """What a request with `lora=None` runs with: scale by name."""
+        return dict(self._active)
+
+    def set_lora_adapters(self, scales: Mapping[str, float], *, include_queued: bool = False) -> None:
+        """Replace the active set, for requests submitted from now on; on any error nothing changes.
+
+        `include_queued`: requests with `lora=None` that have not started yet take the new set too.
+        """
+        checked = {name: check_scale(scale, self.scale_range, repr(name)) for name, scale in scales.items()}
+        mix = self._mix(checked)
+        self._active = checked
+        if include_queued:
+            self._worker.call(lambda core: core.retarget(mix))
+
+    # -- texts ---------------------------------------------------------------------------------------------------
+
+    def tokenize(self, text: str, *, add_special: bool = True, parse_special: bool = True) -> list[int]:
+        """Return the token ids of `text`; `add_special` adds BOS where the model wants one."""
+        self._demand_open()
+        return self._model.tokenize(text.encode(), add_special=add_special, parse_special=parse_special)
+
+    def detokenize(self, tokens: Sequence[int], *, special: bool = False) -> str:
+        """Return the text of token ids; control tokens are spelled out when `special`."""
+        self._demand_open()
+        return self._model.detokenize(tokens, special=special)
+
+    def embed(self, text: str) -> np.ndarray[Any, np.dtype[np.float32]]:
+        """Return the mean of the last layer's token vectors under the active set, at length 1, shape [n_embd]."""
+        tokens, mix = self.tokenize(text), self._mix(None)
+        return self._worker.call(lambda core: core.embed(tokens, mix))
+
+    # -- state and end -------------------------------------------------------------------------------------------
+
+    def stats(self) -> EngineStats:
+        """Return what happened so far, in numbers."""
+        core = self._core
+        recorder, bank = core.recorder, self._room.bank
+        return EngineStats(
+            tokens_per_second=recorder.rate(),
+            queued=self._worker.queued,
+            running=len(core.running),
+            finished=recorder.finished,
+            cancelled=recorder.cancelled,
+            failed=recorder.failed,
+            prompt_tokens=recorder.prompt_tokens,
+            completion_tokens=recorder.completion_tokens,
+            cached_tokens=recorder.cached_tokens,
+            batch_sizes=dict(recorder.batch_sizes),
+            ttft=Percentiles.of(recorder.ttft),
+            itl=Percentiles.of(recorder.itl),
+            bank_units=bank.pager.capacity if bank else 0,
+            bank_units_used=bank.pager.used if bank else 0,
+            page_ins=bank.page_ins if bank else 0,
+            page_in_seconds=bank.page_in_seconds if bank else 0.0,
+            prefix_hits=core.kv.hits,
+            preemptions=recorder.preemptions,
+            mixed_steps=recorder.mixed_steps,
+            plain_steps=recorder.plain_steps,
+            fallback_steps=recorder.fallback_steps,
+            fallback_reasons=dict(recorder.fallback_reasons),
+            kernel=self._room.plan.kernel,
+        )
+
+    def close(self) -> None:
+        """End every request with `ClosedError` and free everything. Idempotent."""
+        if self._room.instance.is_ours:
+            self._finalizer()
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
+        self.close()
+
+    def __repr__(self) -> str:
+        return f"<Engine {self.path.name}{' (closed)' if self._worker.closed else ''}>"
+
+    # -- helpers -------------------------------------------------------------------------------------------------
+
+    def _demand_usable(self, file: AdapterFile) -> None:
+        """Refuse an adapter that would do nothing somewhere."""
+        unused = sorted(set(file.pairs) - self._room.used)
+        problems = tuple(f"{name}: this model's graph computes it without adapters" for name in unused)
+        if problems:
+            message = f"{file.path} would be used in part only: {'; '.join(problems)}; train it without these targets"
+            raise LoraIncompatibleError(message, problems=problems)
+
+    def _add_folder(self, folder: Path) -> None:
+        if not folder.is_dir():
+            message = f"adapters_dir={str(folder)!r} is no folder; make it, or leave it out"
+            raise NotADirectoryError(message)
+        for path in sorted(folder.iterdir()):
+            if path.suffix == ".gguf" or (path / CONFIG).exists():
+                self.add_adapter(path)
+
+
+def _check_whole(name: str, value: object, low: int, high: int) -> None:
+    if isinstance(value, bool) or not isinstance(value, int) or not low <= value <= high:
+        message = f"{name}={value!r} is not a whole number from {low} to {high}"
+        raise ValueError(message)
+
+
+def _stop(worker: Worker, registry: Registry) -> None:
+    worker.stop()
+    registry.close()

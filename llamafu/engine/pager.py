@@ -1,0 +1,86 @@
+"""Which content owns which rank units of the bank."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+import numpy as np
+
+if TYPE_CHECKING:
+    from collections.abc import Iterable, Mapping
+
+    from numpy.typing import NDArray
+
+
+@dataclass(slots=True)
+class Resident:
+    """Content in the bank: its units, and how many sequences use it now."""
+
+    units: NDArray[np.int32]
+    users: int = 0
+
+
+class Pager:
+    """Hands out rank units, any that are free; takes back those that were used least lately. One thread at a time."""
+
+    def __init__(self, capacity: int) -> None:
+        self.capacity = capacity
+        self.pinned: set[str] = set()
+        self._free = list(range(capacity - 1, -1, -1))
+        self._residents: dict[str, Resident] = {}  # the least lately used first
+
+    def __contains__(self, digest: str) -> bool:
+        return digest in self._residents
+
+    def __getitem__(self, digest: str) -> Resident:
+        return self._residents[digest]
+
+    @property
+    def used(self) -> int:
+        """Units that hold something."""
+        return self.capacity - len(self._free)
+
+    def together(self, ranks: Mapping[str, int]) -> int:
+        """Units that contents of these ranks take beside what is pinned."""
+        pinned = {digest: len(self._residents[digest].units) for digest in self.pinned}
+        return sum({**pinned, **ranks}.values())
+
+    def acquire(self, ranks: Mapping[str, int]) -> dict[str, NDArray[np.int32]] | None:
+        """Take the contents of these ranks into use, all or none; None when that has to wait.
+
+        Returns the units of those that were not resident: the caller fills them.
+        """
+        missing = {digest: rank for digest, rank in ranks.items() if digest not in self._residents}
+        needed = sum(missing.values()) - len(self._free)
+        victims = []
+        if needed > 0:
+            for digest, resident in self._residents.items():
+                if needed <= 0:
+                    break
+                if not resident.users and digest not in self.pinned and digest not in ranks:
+                    victims.append(digest)
+                    needed -= len(resident.units)
+            if needed > 0:
+                return None
+        for digest in victims:
+            self.drop(digest)
+        placed = {}
+        for digest, rank in missing.items():
+            units = np.array([self._free.pop() for _ in range(rank)], dtype=np.int32)
+            placed[digest] = units
+            self._residents[digest] = Resident(units)
+        for digest in ranks:
+            resident = self._residents.pop(digest)
+            resident.users += 1
+            self._residents[digest] = resident
+        return placed
+
+    def release(self, digests: Iterable[str]) -> None:
+        """Say that one sequence less uses these contents; they stay resident while nobody needs their place."""
+        for digest in digests:
+            self._residents[digest].users -= 1
+
+    def drop(self, digest: str) -> None:
+        """Give the units of a content that nobody uses back."""
+        self._free += self._residents.pop(digest).units.tolist()

@@ -1,0 +1,76 @@
+"""Who is next: fair between adapters, first come first served within one."""
+
+from __future__ import annotations
+
+import itertools
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+    from llamafu.engine.sequence import SequenceRun
+
+
+class WaitingQueue:
+    """Sequences that have not started, and preempted ones, which go first. Not thread-safe: its owner holds a lock.
+
+    Among those of the highest priority, the turn goes to the adapters that have waited longest for one, and there to the
+    sequence that came first.
+    """
+
+    def __init__(self) -> None:
+        self._groups: dict[tuple[int, frozenset[str]], list[SequenceRun]] = {}
+        self._preempted: list[SequenceRun] = []
+        self._turns = itertools.count()
+        self._last_turn: dict[frozenset[str], int] = {}
+
+    def __len__(self) -> int:
+        return len(self._preempted) + sum(map(len, self._groups.values()))
+
+    def __iter__(self) -> Iterator[SequenceRun]:
+        yield from list(self._preempted)
+        for group in list(self._groups.values()):
+            yield from list(group)
+
+    def add(self, sequence: SequenceRun) -> None:
+        """Let a new sequence wait."""
+        self._groups.setdefault((sequence.request.priority, sequence.group), []).append(sequence)
+
+    def put_back(self, sequence: SequenceRun) -> None:
+        """Let a preempted sequence wait, before all others; the one that came first goes first."""
+        self._preempted.append(sequence)
+        self._preempted.sort(key=lambda other: other.arrived)
+
+    def candidates(self) -> Iterator[SequenceRun]:
+        """Yield the sequences that may start now, in the order of their turn: the first one of each group."""
+        if self._preempted:
+            yield self._preempted[0]
+            return
+        order = sorted(
+            self._groups.items(), key=lambda item: (-item[0][0], self._last_turn.get(item[0][1], -1), item[1][0].arrived)
+        )
+        for _, group in order:
+            yield group[0]
+
+    def take(self, sequence: SequenceRun) -> None:
+        """Take a sequence out because it starts."""
+        self.remove(sequence)
+        self._last_turn.pop(sequence.group, None)
+        self._last_turn[sequence.group] = next(self._turns)
+        if len(self._last_turn) > _REMEMBERED:
+            del self._last_turn[next(iter(self._last_turn))]
+
+    def remove(self, sequence: SequenceRun) -> None:
+        """Take a sequence out."""
+        if sequence in self._preempted:
+            self._preempted.remove(sequence)
+            return
+        key = (sequence.request.priority, sequence.group)
+        group = self._groups[key]
+        group.remove(sequence)
+        if not group:
+            del self._groups[key]
+
+
+_REMEMBERED = 4096
+"""Groups whose last turn is remembered; a forgotten one counts as new."""

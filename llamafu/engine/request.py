@@ -1,0 +1,39 @@
+"""What is asked of the engine: a prompt and its options."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, fields
+from typing import TYPE_CHECKING
+
+from llamafu.options import Options
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Request(Options):
+    """A prompt with the options of `complete`.
+
+    `prompt` is text, or token ids. `priority`: a higher one is started first. `timeout`: seconds after which the request
+    is ended with `finish_reason` "cancelled", with what there is by then; None is no limit.
+    """
+
+    prompt: str | Sequence[int]
+    priority: int = 0
+    timeout: float | None = None
+
+    def __post_init__(self) -> None:
+        Options.__post_init__(self)
+        if isinstance(self.prompt, bytes) or (not isinstance(self.prompt, str) and not hasattr(self.prompt, "__len__")):
+            message = f"prompt is {type(self.prompt).__name__}; give a str or a sequence of token ids"
+            raise TypeError(message)
+        if isinstance(self.priority, bool) or not isinstance(self.priority, int):
+            message = f"priority={self.priority!r} is not a whole number"
+            raise TypeError(message)
+        if self.timeout is not None and not self.timeout > 0:
+            message = f"timeout={self.timeout!r} is not a number of seconds above 0"
+            raise ValueError(message)
+
+
+OPTION_NAMES = frozenset(field.name for field in fields(Request)) - {"prompt"}

@@ -1,0 +1,159 @@
+"""The native half of an engine: model, context, the bank's hook, and the operations that it takes the place of."""
+
+from __future__ import annotations
+
+import importlib.util
+import math
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Literal
+
+import numpy as np
+
+from llamafu._native import backends
+from llamafu._native.chains import find_chains
+from llamafu._native.gather import Gather
+from llamafu._native.instance import Instance
+from llamafu._native.kv_memory import machine_bytes
+from llamafu._native.masking import Masking
+from llamafu.adapters.file import read_adapter
+from llamafu.adapters.info import is_expert
+from llamafu.adapters.write import adapter_bytes
+from llamafu.engine.bank import Bank
+from llamafu.errors import ContextInitError, ErrorCode
+
+if TYPE_CHECKING:
+    from llamafu._native.adapter import Adapter
+    from llamafu._native.context import ContextOptions, Hook
+    from llamafu._native.library import Library
+    from llamafu.adapters.base import BaseModel
+
+DTYPES: dict[str, type[np.float16 | np.float32]] = {"f16": np.float16, "f32": np.float32}
+_MATRIX, _STACK = 2, 3
+
+
+@dataclass(frozen=True, slots=True)
+class Plan:
+    """How rows get their own adapters, and why not, where they cannot."""
+
+    kernel: Literal["compiled", "python", "none"]
+    why_not: str
+
+
+class Room:
+    """Owns an `Instance` and the bank in it. One thread at a time."""
+
+    def __init__(
+        self,
+        library: Library,
+        base: BaseModel,
+        options: ContextOptions,
+        *,
+        n_gpu_layers: int,
+        frees_adapters: bool,
+        bank_rank: int,
+        bank_dtype: Literal["f16", "f32"],
+        kernel: Literal["auto", "compiled", "python", "none"],
+    ) -> None:
+        self._base = base
+        self._rank = bank_rank
+        self._dtype = DTYPES[bank_dtype]
+        self._kernel = kernel
+        self.bank: Bank | None = None
+        self.carrier: Adapter | None = None
+        """The adapter whose operations the bank takes the place of; active in every mixed step."""
+        self.used: frozenset[str] = frozenset()
+        """Tensors that the graph multiplies by adapters."""
+        self.plan = Plan("none", "")
+        self.instance = Instance(
+            library,
+            base.path,
+            options,
+            reader=lambda path: read_adapter(path).content,
+            n_gpu_layers=n_gpu_layers,
+            frees_adapters=frees_adapters,
+            prepare=self._prepare,
+        )
+
+    def close(self) -> None:
+        """Free everything. Idempotent."""
+        self.instance.close()
+        if self.bank is not None and self.instance.is_ours:
+            self.bank.store.close()
+
+    def _prepare(self, instance: Instance) -> Hook | None:
+        """Load the carrier, find its operations, and make the store that replaces them."""
+        shapes = {name: shape for name, shape in self._base.tensors.items() if _takes_adapters(name, shape)}
+        probe = instance.add(_zeros(self._base.architecture, shapes, 1), label="the engine's bank")
+        found = find_chains(instance.model, probe)
+        self.used = found.used
+        self.plan = self._choose(instance)
+        chains = found.chains
+        if self.plan.kernel == "none" or not chains:
+            if self.plan.kernel != "none":
+                self.plan = Plan("none", "this model's graph computes every tensor without adapters")
+            instance.free(probe)
+            return None
+        shapes = {chain.target: shapes[chain.target] for chain in chains}
+        self._demand_memory(shapes)
+        if self.plan.kernel == "python":
+            instance.free(probe)
+            self.carrier = instance.add(_zeros(self._base.architecture, shapes, self._rank, self._dtype), label="the bank")
+            chains = find_chains(instance.model, self.carrier).chains
+        else:
+            self.carrier = probe
+        kind = Gather if self.plan.kernel == "compiled" else Masking
+        # The base's shapes are in GGUF's order: in, out, experts.
+        sizes = [(shapes[chain.target][0], shapes[chain.target][1]) for chain in chains]
+        store = kind(instance.library, chains, sizes, units=self._rank, dtype=self._dtype)
+        self.bank = Bank(store, [chain.target for chain in chains], self._rank)
+        return store
+
+    def _choose(self, instance: Instance) -> Plan:
+        """Decide who applies the bank."""
+        devices = backends.devices(instance.library.ffi, instance.library.lib)
+        foreign = sorted(device.name for device in devices if device.kind != "cpu")
+        if self._kernel == "none" or self._rank == 0:
+            return Plan("none", "the engine was made without a bank")
+        if instance.context_options.offload or "accel" in {device.kind for device in devices}:
+            return Plan("none", f"operations may run on {', '.join(foreign) or 'another device'}, not on this CPU")
+        if instance.model.is_recurrent:
+            return Plan("none", "the model is recurrent: its memory reorders the rows of a batch")
+        has_numba = importlib.util.find_spec("numba") is not None
+        if self._kernel == "compiled" and not has_numba:
+            message = "kernel='compiled' needs numba; install it: pip install 'llamafu[fast]'"
+            raise ContextInitError(message, code=ErrorCode.INVALID_PARAM)
+        if self._kernel == "python" or not has_numba:
+            return Plan("python", "")
+        return Plan("compiled", "")
+
+    def _demand_memory(self, shapes: dict[str, tuple[int, ...]]) -> None:
+        per_unit = sum((shape[0] + shape[1]) * math.prod(shape[2:]) for shape in shapes.values())
+        needed, there = per_unit * np.dtype(self._dtype).itemsize * self._rank, machine_bytes()
+        if needed > there / 2:
+            fitting = int(there / 2 / (needed / self._rank))
+            message = (
+                f"bank_rank={self._rank} takes {needed / 1e9:.1f} GB for this model, more than half of this machine's "
+                f"{there / 1e9:.1f} GB; use at most bank_rank={fitting}"
+            )
+            raise ContextInitError(message, code=ErrorCode.OUT_OF_MEMORY)
+
+
+def _takes_adapters(name: str, shape: tuple[int, ...]) -> bool:
+    """Whether libllama may look for adapters of a tensor: matrices and stacks of experts, but no embeddings."""
+    dimensions = _STACK if is_expert(name) else _MATRIX
+    return name.endswith(".weight") and len(shape) == dimensions and min(shape) > 1 and not name.startswith("token_embd.")
+
+
+def _zeros(
+    architecture: str, shapes: dict[str, tuple[int, ...]], rank: int, dtype: type[np.float16 | np.float32] = np.float16
+) -> bytes:
+    """Make an adapter of zeros for tensors of these shapes (GGUF's order)."""
+    tensors = {
+        name: (
+            np.zeros((*shape[2:], rank, shape[0]), np.float32),
+            np.zeros((*shape[2:], shape[1], rank), np.float32),
+        )
+        for name, shape in shapes.items()
+    }
+    kind: Literal["F16", "F32"] = "F16" if dtype is np.float16 else "F32"
+    return adapter_bytes(tensors, architecture=architecture, alpha=0.0, metadata={}, dtype=kind)

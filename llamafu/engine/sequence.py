@@ -1,0 +1,120 @@
+"""One request on its way: what it has computed, what it has said, and how it ended."""
+
+from __future__ import annotations
+
+import time
+from typing import TYPE_CHECKING
+
+from llamafu.completion import Completion, FinishReason, Timings, TokenLogprob, Usage
+from llamafu.generation import activation
+from llamafu.text import TextAssembler
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+    from llamafu.engine.mix import Mix
+    from llamafu.engine.request import Request
+    from llamafu.engine.ticket import Ticket
+    from llamafu.lora import State
+    from llamafu.sampling import Picker
+
+_BASE: State = ()
+
+
+class SequenceRun:
+    """The state of a request between two steps. The engine's thread only.
+
+    `tokens` are the prompt's and the new ones; the first `computed` of them are in the KV memory, under `states`.
+    """
+
+    def __init__(self, request: Request, prompt: Sequence[int], mix: Mix, ticket: Ticket, *, limit: int) -> None:
+        self.request = request
+        self.ticket = ticket
+        self.tokens = list(prompt)
+        self.prompt_length = len(prompt)
+        self.most = min(request.max_tokens, limit - len(prompt))
+        """How many new tokens there may be."""
+        self.number: int | None = None
+        """Its place in the KV memory; None while it waits."""
+        self.computed = 0
+        self.cached = 0
+        self.holds_adapters = False
+        self.picker: Picker | None = None
+        self.arrived = time.perf_counter()
+        self.deadline = None if request.timeout is None else self.arrived + request.timeout
+        self.started = self.arrived
+        self.first_token: float | None = None
+        self.last_token = self.arrived
+        self.text = TextAssembler(request.stops)
+        self.logprobs: list[TokenLogprob] = []
+        self.set_mix(mix)
+
+    def set_mix(self, mix: Mix) -> None:
+        """Take these adapters; only before it has started."""
+        self.mix = mix
+        prompt = self.tokens[: self.prompt_length]
+        starts = {use.content.digest: activation(prompt, use.content.info.invocation_tokens) for use in mix.uses}
+        self.dormant = frozenset(digest for digest, start in starts.items() if start > len(prompt))
+        self._acting = frozenset(starts) - self.dormant if self.dormant else None
+        self.states = self._prompt_states(starts)
+
+    def _prompt_states(self, starts: dict[str, int]) -> list[State]:
+        """State of each prompt token: an aLoRA acts from the last occurrence of its invocation tokens on."""
+        scales = self.mix.first
+        borders = sorted({0, *(start for start in starts.values() if start < self.prompt_length)})
+        states: list[State] = []
+        for border, following in zip(borders, [*borders[1:], self.prompt_length], strict=True):
+            acting = frozenset(digest for digest, start in starts.items() if start <= border)
+            states += [self.mix.state(scales, acting)] * (following - border)
+        return states
+
+    @property
+    def group(self) -> frozenset[str]:
+        """The adapters that it waits for, for fairness between them."""
+        return frozenset(use.content.digest for use in self.mix.uses)
+
+    @property
+    def is_decoding(self) -> bool:
+        """Whether only its newest token is still to be computed."""
+        return self.computed >= self.prompt_length and self.computed == len(self.tokens) - 1
+
+    @property
+    def new_tokens(self) -> int:
+        """How many tokens it has made."""
+        return len(self.tokens) - self.prompt_length
+
+    def due(self, now: float) -> bool:
+        """Whether it is to be ended before its next step: cancelled, or out of time."""
+        return self.ticket.cancelled or (self.deadline is not None and now >= self.deadline)
+
+    def accept(self, token: int, report: TokenLogprob | None, piece: bytes, now: float) -> FinishReason | None:
+        """Take a new token; return why it ends the sequence, None when it does not."""
+        self.tokens.append(token)
+        if report is not None:
+            self.logprobs.append(report)
+        if self.first_token is None:
+            self.first_token = now
+        self.last_token = now
+        if shown := self.text.push(piece):
+            self.ticket.tell(shown)
+        if self.text.stopped:
+            return "stop"
+        if self.new_tokens >= self.most:
+            return "length"
+        self.states.append(self.mix.state(self.mix.at(self.new_tokens), self._acting))
+        return None
+
+    def finish(self, reason: FinishReason, now: float) -> Completion:
+        """Say the rest and return the completion."""
+        if not self.text.stopped and (rest := self.text.finish()):
+            self.ticket.tell(rest)
+        first = self.first_token or now
+        return Completion(
+            text=self.text.text,
+            tokens=tuple(self.tokens[self.prompt_length :]),
+            finish_reason=reason,
+            usage=Usage(self.prompt_length, self.new_tokens, self.cached),
+            timings=Timings(first - self.arrived, now - first),
+            lora=self.mix.applied(self.dormant),
+            logprobs=None if self.request.logprobs is None else tuple(self.logprobs),
+        )

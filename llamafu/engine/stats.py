@@ -1,0 +1,104 @@
+"""What the engine did so far, in numbers."""
+
+from __future__ import annotations
+
+import time
+from collections import Counter, deque
+from dataclasses import dataclass
+
+_WINDOW = 2048
+"""Times that percentiles are taken of: the last so many."""
+_RATE_SECONDS = 10.0
+
+
+@dataclass(frozen=True, slots=True)
+class Percentiles:
+    """Seconds that half, nine tenths and 99 % of the last 2048 cases did not exceed; 0 where there was none."""
+
+    p50: float
+    p90: float
+    p99: float
+
+    @classmethod
+    def of(cls, values: deque[float]) -> Percentiles:
+        """Take them, by nearest rank."""
+        ordered = sorted(values)
+        last = len(ordered) - 1
+        return cls(*(ordered[min(last, int(share * len(ordered)))] if ordered else 0.0 for share in (0.5, 0.9, 0.99)))
+
+
+@dataclass(frozen=True, slots=True)
+class EngineStats:
+    """A snapshot. Counts are since the engine was made, unless said otherwise."""
+
+    tokens_per_second: float
+    """New tokens of all sequences, over the last 10 seconds at most."""
+    queued: int
+    """Requests that wait now."""
+    running: int
+    """Requests that run now."""
+    finished: int
+    """Requests that ended by themselves."""
+    cancelled: int
+    """Requests that were cancelled or ran out of time."""
+    failed: int
+    """Requests that ended with an error."""
+    prompt_tokens: int
+    """Prompt tokens that were computed; `cached_tokens` were taken from the prefix cache instead."""
+    completion_tokens: int
+    cached_tokens: int
+    batch_sizes: dict[int, int]
+    """How many steps computed so many sequences."""
+    ttft: Percentiles
+    """Seconds from a request's arrival to its first token."""
+    itl: Percentiles
+    """Seconds between two tokens of a request."""
+    bank_units: int
+    """Rank units of the bank; `bank_units_used` of them hold an adapter."""
+    bank_units_used: int
+    page_ins: int
+    """Adapters that were read into the bank."""
+    page_in_seconds: float
+    """Time that took, in all."""
+    prefix_hits: int
+    """Requests that found a prefix of theirs computed."""
+    preemptions: int
+    """Running requests that made room for older ones, to be resumed later."""
+    mixed_steps: int
+    """Decode calls whose rows had different adapters or scales."""
+    plain_steps: int
+    """Decode calls whose rows all had the same, or none."""
+    fallback_steps: int
+    """Decode calls for one group of rows only, because their adapters could not be mixed with others."""
+    fallback_reasons: dict[str, int]
+    """Why, and how often."""
+    kernel: str
+    """"compiled" (numba, the extra `fast`), "python", or "none" where every state needs a decode call of its own."""
+
+
+class Recorder:
+    """Counts. The engine's thread writes; any thread may take a snapshot."""
+
+    def __init__(self) -> None:
+        self.finished = self.cancelled = self.failed = 0
+        self.prompt_tokens = self.completion_tokens = self.cached_tokens = 0
+        self.preemptions = self.mixed_steps = self.plain_steps = self.fallback_steps = 0
+        self.fallback_reasons: Counter[str] = Counter()
+        self.batch_sizes: Counter[int] = Counter()
+        self.ttft: deque[float] = deque(maxlen=_WINDOW)
+        self.itl: deque[float] = deque(maxlen=_WINDOW)
+        self._steps: deque[tuple[float, float, int]] = deque(maxlen=_WINDOW)
+
+    def step(self, began: float, sequences: int, tokens: int) -> None:
+        """Take note of one step: when it began, of how many sequences, and the new tokens it made."""
+        self.batch_sizes[sequences] += 1
+        self.completion_tokens += tokens
+        self._steps.append((began, time.perf_counter(), tokens))
+
+    def rate(self) -> float:
+        """New tokens a second, over the steps that ended in the last seconds."""
+        now = time.perf_counter()
+        recent = [step for step in list(self._steps) if step[1] > now - _RATE_SECONDS]
+        if not recent:
+            return 0.0
+        return sum(tokens for *_, tokens in recent) / max(now - recent[0][0], 1e-9)

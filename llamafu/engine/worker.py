@@ -1,0 +1,148 @@
+"""The thread that a core lives on."""
+
+from __future__ import annotations
+
+import threading
+from typing import TYPE_CHECKING, TypeVar
+
+from llamafu.errors import ClosedError, QueueFullError
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+    from llamafu.engine.core import Core
+    from llamafu.engine.sequence import SequenceRun
+
+_T = TypeVar("_T")
+_PATIENCE = 30.0
+"""Seconds that the end waits for a running step."""
+
+
+class Worker:
+    """Runs a core's steps while there is work, and calls between them. Any thread."""
+
+    def __init__(self, core: Core, *, max_queue: int) -> None:
+        self._core = core
+        self._most = max_queue
+        self._changed = threading.Condition()
+        self._arrivals: list[SequenceRun] = []
+        self._calls: list[Callable[[], None]] = []
+        self._ended = False
+        self._thread = threading.Thread(target=self._run, name="llamafu-engine", daemon=True)
+        self._thread.start()
+
+    def submit(self, sequences: list[SequenceRun]) -> None:
+        """Let sequences wait for their turn, all or none; `QueueFullError`, `ClosedError`."""
+        with self._changed:
+            self.demand_open()
+            waiting = len(self._core.waiting) + len(self._arrivals)
+            if waiting + len(sequences) > self._most:
+                message = (
+                    f"the queue holds {waiting} of at most {self._most} requests, and {len(sequences)} more came; try later"
+                )
+                raise QueueFullError(message)
+            self._arrivals += sequences
+            self._changed.notify()
+
+    def call(self, function: Callable[[Core], _T]) -> _T:
+        """Run a function between two steps, and return what it returns."""
+        done = threading.Event()
+        outcome: list[_T] = []
+        failure: list[BaseException] = []
+
+        def run() -> None:
+            try:
+                outcome.append(function(self._core))
+            except BaseException as error:  # noqa: BLE001 - it is raised by the caller
+                failure.append(error)
+            finally:
+                done.set()
+
+        with self._changed:
+            self.demand_open()
+            if threading.current_thread() is self._thread:
+                message = "called from inside a step of the engine (from a scale function?); do it from another thread"
+                raise RuntimeError(message)
+            self._calls.append(run)
+            self._changed.notify()
+        done.wait()
+        if failure:
+            raise failure[0]
+        if not outcome:
+            self._refuse()
+        return outcome[0]
+
+    def demand_open(self) -> None:
+        """Raise `ClosedError` after the end, or in a forked child."""
+        self._core.room.instance.refuse_fork()
+        if self._ended:
+            self._refuse()
+
+    def wake(self) -> None:
+        """Let the core look at what was cancelled."""
+        with self._changed:
+            self._changed.notify()
+
+    @property
+    def closed(self) -> bool:
+        """Whether it takes nothing any more."""
+        return self._ended
+
+    @property
+    def queued(self) -> int:
+        """How many requests wait."""
+        return len(self._core.waiting) + len(self._arrivals)
+
+    def stop(self) -> None:
+        """End every request with `ClosedError`, end the thread and free everything. Idempotent."""
+        room = self._core.room
+        if not room.instance.is_ours:
+            return
+        with self._changed:
+            self._ended = True
+            self._changed.notify()
+        if threading.current_thread() is not self._thread:
+            self._thread.join(_PATIENCE)
+            if not self._thread.is_alive():
+                room.close()
+
+    def _run(self) -> None:
+        core = self._core
+        try:
+            while self._next():
+                try:
+                    core.step()
+                except Exception as error:  # noqa: BLE001 - a failed batch is the failure of all in it
+                    core.fail_running(error)
+        finally:
+            self._end()
+
+    def _next(self) -> bool:
+        """Wait for work, take what has come; False at the end."""
+        with self._changed:
+            while not (self._ended or self._arrivals or self._calls or self._core.busy):
+                self._changed.wait()
+            arrivals, self._arrivals = self._arrivals, []
+            for sequence in arrivals:
+                self._core.waiting.add(sequence)
+            calls, self._calls = self._calls, []
+        for call in calls:
+            call()
+        return not self._ended
+
+    def _end(self) -> None:
+        with self._changed:
+            self._ended = True
+            arrivals, self._arrivals = self._arrivals, []
+            calls, self._calls = self._calls, []
+        message = "the engine was closed"
+        for sequence in arrivals:
+            sequence.ticket.end(ClosedError(message))
+        self._core.fail_all(ClosedError(message))
+        for call in calls:
+            call()
+
+    @staticmethod
+    def _refuse() -> None:
+        message = "this engine is closed; make a new Engine"
+        raise ClosedError(message)
