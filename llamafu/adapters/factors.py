@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from llamafu.adapters.file import read_adapter
+from llamafu.adapters.file import AdapterFile, read_adapter
 from llamafu.adapters.info import is_flipped
 from llamafu.errors import LoraIncompatibleError
 
@@ -17,18 +17,16 @@ if TYPE_CHECKING:
 
     from numpy.typing import NDArray
 
-    from llamafu.adapters.file import AdapterFile
-
     Factors = tuple[NDArray[np.float64], NDArray[np.float64]]
 
 
-def read_alike(paths: Iterable[str | os.PathLike[str]]) -> list[AdapterFile]:
-    """Read and check adapters that may be looked at together.
+def read_alike(adapters: Iterable[AdapterFile | str | os.PathLike[str]]) -> list[AdapterFile]:
+    """Read and check adapters (those that were read already are taken as they are) that may be looked at together.
 
     Raises what `read_adapter` raises, and LoraIncompatibleError, which names every way in which they are not for the
     same base model: another architecture, or another size of a tensor that both change.
     """
-    files = [read_adapter(Path(path)) for path in paths]
+    files = [one if isinstance(one, AdapterFile) else read_adapter(Path(one)) for one in adapters]
     first = files[0]
     shapes = {tensor.name: (tensor.shape, first.path) for tensor in first.info.tensors}
     problems = []

@@ -70,7 +70,8 @@ def _finite(content: bytes, begin: int, end: int, kind: str) -> bool:
     width = int(dtype[-1])
     # Real adapters hold small numbers. That can be seen in their last bytes alone, in less time than NumPy's import takes.
     starts = range(begin, end, _CHUNK)
-    if not any(content[start + width - 1 : min(start + _CHUNK, end) : width].translate(None, _MODEST[kind]) for start in starts):
+    lasts = (content[start + width - 1 : min(start + _CHUNK, end) : width] for start in starts)
+    if not any(last.translate(None, _MODEST[kind]) for last in lasts):
         return True
     import numpy as np
 
