@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib.util
+import math
 import warnings
 from typing import TYPE_CHECKING, Any
 
@@ -93,10 +94,10 @@ def comparison_figure(comparison: Comparison) -> Figure:
     from matplotlib.figure import Figure
 
     count, modules = len(comparison.names), len(comparison.by_module)
-    columns = min(_MULTIPLES, modules)
+    columns = min(_MULTIPLES, math.ceil(math.sqrt(modules)))
     lines = -(-modules // columns)
-    big = max(3.2, 0.75 * count)
-    small = max(1.5, 0.36 * count)
+    big = max(3.2, (0.75 if count <= _READABLE else 0.6) * count)
+    small = max(1.7, (0.42 if count <= _READABLE else 0.2) * count)
     figure = Figure(figsize=(big + 2.2 + columns * (small + 0.25) + 0.9, max(big + 1.5, lines * (small + 0.55) + 1.0)))
     figure.set_layout_engine("constrained", wspace=0.04, hspace=0.04)
     ratios = [big + 1.4, columns * (small + 0.25) + 1.6]
@@ -116,7 +117,11 @@ def comparison_figure(comparison: Comparison) -> Figure:
     bar.set_label("cosine of the changes ΔW")
     bar.ax.set_yticklabels([f"{_MINUS}1  undo each other", f"{_MINUS}0.5", "0  leave alone", "0.5", "1  same way"])
     bar.outline.set_visible(False)
-    _title(figure, "Who interferes with whom", "the small matrices have the order of the large one; hatched = not changed")
+    _title(
+        figure,
+        "Who interferes with whom",
+        "the small matrices have the order of the large one; grey = itself, hatched = not changed",
+    )
     return figure
 
 

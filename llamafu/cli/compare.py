@@ -82,10 +82,8 @@ def _verdicts(comparison: Comparison) -> list[str]:
     alike, opposed = comparison.pairs[0], comparison.pairs[-1]
     if alike == opposed:
         return [_verdict(alike, comparison)]
-    return [
-        f"most alike: {_verdict(alike, comparison)}",
-        f"{'most opposed' if opposed.cosine < 0 else 'least alike'}: {_verdict(opposed, comparison)}",
-    ]
+    far = "most opposed" if opposed.cosine < 0 else "least alike"
+    return [f"most alike: {_verdict(alike, comparison)}", f"{far}: {_verdict(opposed, comparison)}"]
 
 
 def _verdict(pair: PairCosine, comparison: Comparison) -> str:
