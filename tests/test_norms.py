@@ -8,7 +8,7 @@ import sys
 
 import numpy as np
 import pytest
-from gguf_bytes import GGML_F16, U32, Tensor, adapter_bytes, typed
+from gguf_bytes import F32, GGML_F16, Tensor, adapter_bytes, typed
 from matplotlib.image import imread
 from test_combine import NAME, dense, make
 from test_docs import ROOT
@@ -89,7 +89,7 @@ def test_json_is_strict_and_has_the_norms(mixed, tmp_path, capsys):
     assert found["spectral"][1] == norms.spectral[1].tolist()
     assert found["others"]["output"]["frobenius"] == norms.others["output"].frobenius
     odd = tmp_path / "odd.gguf"
-    odd.write_bytes(adapter_bytes({"odd": typed(6, float("nan"))}))
+    odd.write_bytes(adapter_bytes({"odd": typed(F32, float("nan"))}))
     assert main(["inspect", str(odd), "--json"]) == 0
     assert json.loads(capsys.readouterr().out)["metadata"]["odd"] == "nan"
 
@@ -163,13 +163,16 @@ def test_norms_figure_shows_the_norms(mixed):
     assert figure.get_suptitle().startswith("odd $name_")
 
 
-def test_comparison_figure_shows_the_cosines(tiny_adapter_a, tiny_adapter_b):
-    comparison = compare_adapters([tiny_adapter_a, tiny_adapter_b])
+def test_comparison_figure_shows_the_cosines(tiny_adapter_a, tiny_adapter_b, tmp_path):
+    merge_adapters({tiny_adapter_a: -1.0, tiny_adapter_b: 2.0}, tmp_path / "c.gguf", method="cat")
+    comparison = compare_adapters([tiny_adapter_a, tiny_adapter_b, tmp_path / "c.gguf"])
+    assert round(comparison.overall[0, 1], 2) == 0
     left, right = comparison_figure(comparison).subfigs
-    assert [text.get_text() for text in left.axes[0].texts] == [f"{comparison.overall[0, 1]:+.2f}".replace("-", "\u2212")] * 2
+    one, two = (f"{comparison.overall[2, other]:+.2f}".replace("-", "\u2212") for other in (0, 1))
+    assert [text.get_text() for text in left.axes[0].texts] == ["0.00", one, "0.00", two, one, two]
     shown = {axis.get_title(): axis.images[0] for axis in right.axes if axis.images}
     assert list(shown) == list(comparison.by_module)
-    assert shown["ffn_up"].get_array().mask.tolist() == [[False, True], [True, True]]
+    assert shown["ffn_up"].get_array().mask.tolist() == [[False, True, False], [True] * 3, [False, True, False]]
     assert shown["attn_q"].get_array()[0, 1] == comparison.by_module["attn_q"][0, 1]
     assert {image.get_clim() for image in shown.values()} == {(-1.0, 1.0)}
 
@@ -201,18 +204,18 @@ def test_plain_inspect_needs_neither_numpy_nor_gguf():
     assert done.stderr == "set()\n"
 
 
-def test_peft_folders_need_and_get_their_base(tmp_path, capsys):
-    pytest.importorskip("gguf")
+def test_peft_folders_need_their_base(capsys):
+    """What they give with one, the documentation's page shows and its test runs."""
     folder = ROOT / "examples" / "adapters" / "pirate"
     assert main(["inspect", str(folder)]) == 2
     assert "is a PEFT folder, which needs the model that it is for: give --base MODEL" in capsys.readouterr().err
 
 
-def test_unused_tensor_types_are_small(tmp_path):
-    """F16 zeros: a norm of 0, and a scale that does not divide by it."""
+def test_a_change_of_zero_is_drawn(tmp_path):
+    """Nothing is divided by a largest norm of 0."""
     tensors = [Tensor(f"{NAME}.lora_a", (8, 2), GGML_F16), Tensor(f"{NAME}.lora_b", (2, 8), GGML_F16)]
     path = tmp_path / "zero.gguf"
-    path.write_bytes(adapter_bytes({"count": typed(U32, 1)}, tensors))
+    path.write_bytes(adapter_bytes(tensors=tensors))
     norms = adapter_norms(path)
     assert norms.frobenius.tolist() == [[0.0]]
     assert "▁" in heat_map(norms, Style(io.StringIO()), width=80, unicode=True)[2]
