@@ -13,8 +13,6 @@ import shutil
 from pathlib import Path
 from typing import TYPE_CHECKING, Literal
 
-from gguf.constants import GGML_QUANT_SIZES, GGMLQuantizationType
-
 from llamafu._native import finding, processor
 from llamafu._native import library as native
 from llamafu._native.quants import GgmlCodec
@@ -23,6 +21,7 @@ from llamafu.adapters.baked import Recipe, lengths, write_baked
 from llamafu.adapters.base import read_base
 from llamafu.adapters.codec import NumpyCodec
 from llamafu.adapters.compatibility import check_compatibility
+from llamafu.adapters.ggml_type import BLOCKS, GGMLType
 from llamafu.adapters.reader import AdapterReader
 from llamafu.adapters.shard import read_shards
 from llamafu.adapters.write import refuse_source
@@ -201,12 +200,10 @@ def _codec(library: str | os.PathLike[str] | None) -> Codec:
         return NumpyCodec()
 
 
-def _kinds(
-    shards: Sequence[Shard], uses: Sequence[tuple[AdapterFile, float]], dtype: str, codec: Codec
-) -> dict[str, GGMLQuantizationType]:
+def _kinds(shards: Sequence[Shard], uses: Sequence[tuple[AdapterFile, float]], dtype: str, codec: Codec) -> dict[str, GGMLType]:
     """Choose the type of every changed tensor; raises LoraError, once a reason, when it cannot be read or written."""
     changed = {name for file, _ in uses for name in file.pairs}
-    kinds: dict[str, GGMLQuantizationType] = {}
+    kinds: dict[str, GGMLType] = {}
     problems: dict[str, list[str]] = {}
     for shard in shards:
         for entry in shard.container.tensors.values():
@@ -215,8 +212,8 @@ def _kinds(
             if entry.type is None:
                 problem: str | None = "its type is unknown to the gguf package; a newer one may know it"
             else:
-                kinds[entry.name] = kind = entry.type if dtype == "keep" else GGMLQuantizationType[dtype.upper()]
-                block = GGML_QUANT_SIZES[kind][0]
+                kinds[entry.name] = kind = entry.type if dtype == "keep" else GGMLType[dtype.upper()]
+                block = BLOCKS[kind][0]
                 problem = codec.problem(entry.type, kind)
                 if entry.shape[0] % block:
                     problem = f"its rows of {entry.shape[0]} values do not divide into {kind.name} blocks of {block}"
@@ -228,7 +225,7 @@ def _kinds(
     return kinds
 
 
-def _check_space(outputs: Sequence[Path], shards: Sequence[Shard], kinds: Mapping[str, GGMLQuantizationType]) -> None:
+def _check_space(outputs: Sequence[Path], shards: Sequence[Shard], kinds: Mapping[str, GGMLType]) -> None:
     folder = outputs[0].parent
     if not folder.is_dir():
         return  # the writer says so

@@ -9,7 +9,8 @@ import numpy as np
 from llamafu._native.library import exports
 
 if TYPE_CHECKING:
-    from gguf.constants import GGMLQuantizationType
+    from enum import IntEnum
+
     from numpy.typing import NDArray
 
     from llamafu._native.library import Library
@@ -42,7 +43,7 @@ class GgmlCodec:
         )
         self._lib: Any = self._ffi.dlopen(str(library.path))
 
-    def problem(self, source: GGMLQuantizationType, target: GGMLQuantizationType) -> str | None:
+    def problem(self, source: IntEnum, target: IntEnum) -> str | None:
         """Say what keeps values of the type `source` from being read or written again as `target`, and the mend."""
         if source.name != "F32" and (source.name not in _DECODERS or not self._has(_DECODERS[source.name])):
             return f"its type {source.name} cannot be turned into numbers by this libllama"
@@ -52,7 +53,7 @@ class GgmlCodec:
             return f"its type {target.name} cannot be written without an importance matrix; choose the dtype 'q8_0' or 'f16'"
         return None
 
-    def decode(self, rows: bytes | memoryview, kind: GGMLQuantizationType, values: NDArray[np.float32]) -> None:
+    def decode(self, rows: bytes | memoryview, kind: IntEnum, values: NDArray[np.float32]) -> None:
         """Fill `values` [rows, width] with the values of the rows, which are of the type `kind`."""
         if kind.name == "F32":
             values[:] = np.frombuffer(rows, "<f4").reshape(values.shape)
@@ -60,11 +61,11 @@ class GgmlCodec:
         target = self._ffi.from_buffer("float[]", values, require_writable=True)
         getattr(self._lib, _DECODERS[kind.name])(self._ffi.from_buffer(rows), target, values.size)
 
-    def encode(self, values: NDArray[np.float32], kind: GGMLQuantizationType) -> memoryview:
+    def encode(self, values: NDArray[np.float32], kind: IntEnum) -> memoryview:
         """Return `values` [rows, width], which must be finite, as rows of the type `kind`."""
-        from gguf.constants import GGML_QUANT_SIZES
+        from gguf.constants import GGML_QUANT_SIZES, GGMLQuantizationType
 
-        block, size = GGML_QUANT_SIZES[kind]
+        block, size = GGML_QUANT_SIZES[GGMLQuantizationType(kind)]
         encoded = np.empty(values.size // block * size, np.uint8)
         source = self._ffi.from_buffer("float[]", values)
         self._lib.ggml_quantize_chunk(int(kind), source, self._ffi.from_buffer(encoded), 0, *values.shape, self._ffi.NULL)

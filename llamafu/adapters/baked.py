@@ -20,10 +20,9 @@ if TYPE_CHECKING:
     from pathlib import Path
     from typing import BinaryIO
 
-    from gguf.constants import GGMLQuantizationType
-
     from llamafu.adapters.codec import Bytes, Codec
     from llamafu.adapters.file import AdapterFile
+    from llamafu.adapters.ggml_type import GGMLType
     from llamafu.adapters.shard import Addition, Shard
     from llamafu.adapters.tensor_entry import TensorEntry
 
@@ -39,8 +38,8 @@ class _Block(NamedTuple):
     """Rows of a tensor that are worked on at once."""
 
     name: str
-    source: GGMLQuantizationType
-    target: GGMLQuantizationType
+    source: GGMLType
+    target: GGMLType
     width: int
     matrix: int
     """Which expert's; 0 for a tensor that is one matrix."""
@@ -60,13 +59,13 @@ class Recipe(NamedTuple):
     """What is made of a base model."""
 
     uses: Sequence[tuple[AdapterFile, float]]
-    kinds: Mapping[str, GGMLQuantizationType]
+    kinds: Mapping[str, GGMLType]
     """The type of each changed tensor in the result."""
     codec: Codec
     n_threads: int
 
 
-def lengths(shard: Shard, kinds: Mapping[str, GGMLQuantizationType]) -> dict[str, int]:
+def lengths(shard: Shard, kinds: Mapping[str, GGMLType]) -> dict[str, int]:
     """Return how many bytes each tensor's region of the result takes, its padding included."""
     found = {}
     for name, (entry, length) in shard.regions().items():
@@ -159,7 +158,7 @@ def _pieces(
         yield padding if kind is entry.type else bytes(sizes[name] - written)
 
 
-def _blocks(entry: TensorEntry, source: GGMLQuantizationType, target: GGMLQuantizationType) -> Iterator[_Block]:
+def _blocks(entry: TensorEntry, source: GGMLType, target: GGMLType) -> Iterator[_Block]:
     """Divide a tensor into few enough rows at a time, never of two experts at once."""
     width, height, *stack = entry.shape
     step = max(1, _VALUES // width)

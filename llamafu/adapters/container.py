@@ -11,8 +11,7 @@ import struct
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
-from gguf.constants import GGML_QUANT_SIZES, GGMLQuantizationType
-
+from llamafu.adapters.ggml_type import BLOCKS, GGMLType
 from llamafu.adapters.lookalike import HEAD_BYTES, looks_like
 from llamafu.adapters.tensor_entry import TensorEntry, extent_problems, padded
 from llamafu.errors import InvalidAdapterFileError
@@ -42,7 +41,7 @@ _NUMBERS = {
 }
 _BOOL, _STRING, _ARRAY = 7, 8, 9
 _TENSOR_TAILS = {dims: struct.Struct(f"<{dims}QIQ") for dims in range(5)}  # dimensions, ggml type, offset
-_GGML_TYPES = {int(kind): (kind, *GGML_QUANT_SIZES[kind]) for kind in GGMLQuantizationType}
+_GGML_TYPES = {int(kind): (kind, *block) for kind, block in BLOCKS.items()}
 _SMALLEST_KEY_VALUE, _SMALLEST_TENSOR = 13, 24  # bytes
 _MOST = 1 << 20  # keys, tensors, elements of one array: far above any real file, and what Python objects cost stays bounded
 _LONGEST_NAME = 63  # bytes; ggml keeps 64 with the final NUL
@@ -245,7 +244,7 @@ class _Reader:
             return value
         return _DEFAULT_ALIGNMENT
 
-    def _tensor(self, index: int) -> tuple[str, tuple[int, ...], GGMLQuantizationType | None, int, int] | None:
+    def _tensor(self, index: int) -> tuple[str, tuple[int, ...], GGMLType | None, int, int] | None:
         """Read the fields of one TensorEntry, the offset still relative to the data; None where its size is unknown."""
         start = self.position
         name = self._name("the name of tensor", index)

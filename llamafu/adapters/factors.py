@@ -9,7 +9,7 @@ import numpy as np
 
 from llamafu.adapters.compatibility import check_compatibility
 from llamafu.adapters.convert import convert_folder
-from llamafu.adapters.file import read_adapter
+from llamafu.adapters.file import AdapterFile, read_adapter
 from llamafu.adapters.folder import read_folder
 from llamafu.adapters.info import is_flipped
 from llamafu.errors import LoraIncompatibleError
@@ -21,18 +21,19 @@ if TYPE_CHECKING:
     from numpy.typing import NDArray
 
     from llamafu.adapters.base import BaseModel
-    from llamafu.adapters.file import AdapterFile
 
     Factors = tuple[NDArray[np.float64], NDArray[np.float64]]
 
 
-def read_alike(paths: Iterable[str | os.PathLike[str]], base: BaseModel | None = None) -> list[AdapterFile]:
+def read_alike(adapters: Iterable[AdapterFile | str | os.PathLike[str]], base: BaseModel | None = None) -> list[AdapterFile]:
     """Read and check adapters that may be looked at together: GGUF files, and PEFT folders if the `base` model is given.
+
+    Those that were read already are taken as they are.
 
     Raises what `convert_peft` and `read_adapter` raise, and LoraIncompatibleError, which names every way in which they are
     not for the same base model: another architecture, another size of a tensor that both change, or a misfit with `base`.
     """
-    files = [_read(Path(path), base) for path in paths]
+    files = [one if isinstance(one, AdapterFile) else _read(Path(one), base) for one in adapters]
     first = files[0]
     shapes = {tensor.name: (tensor.shape, first.path) for tensor in first.info.tensors}
     problems = []

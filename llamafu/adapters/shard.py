@@ -16,9 +16,8 @@ if TYPE_CHECKING:
     from collections.abc import Mapping
     from pathlib import Path
 
-    from gguf.constants import GGMLQuantizationType
-
     from llamafu.adapters.container import Container
+    from llamafu.adapters.ggml_type import GGMLType
     from llamafu.adapters.tensor_entry import TensorEntry
 
 Addition = int | float | str
@@ -45,7 +44,7 @@ class Shard:
     def header(
         self,
         additions: Mapping[str, Addition],
-        kinds: Mapping[str, GGMLQuantizationType],
+        kinds: Mapping[str, GGMLType],
         lengths: Mapping[str, int],
     ) -> bytes:
         """Return the header with further metadata keys, other types (`kinds`) and other lengths of regions, by tensor.
