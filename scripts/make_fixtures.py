@@ -8,6 +8,7 @@ from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from tiny_kinds import write_hybrid, write_moe, write_recurrent
 from tiny_model import FIRST_BYTE, MODULES, TINY, sha256, write_adapter, write_model
 
 if TYPE_CHECKING:
@@ -22,6 +23,9 @@ FIXTURES: dict[str, Callable[[Path], None]] = {
     "tiny-tied.gguf": partial(_MODEL, tied=True),
     "tiny-q4_0.gguf": partial(_MODEL, q4_0=True),
     "tiny-qwen2.gguf": partial(_MODEL, arch="qwen2"),
+    "tiny-moe.gguf": partial(write_moe, seed=2),
+    "tiny-hybrid.gguf": partial(write_hybrid, seed=3),
+    "tiny-recurrent.gguf": partial(write_recurrent, seed=4),
     "a.gguf": partial(_ADAPTER, seed=11, rank=4, alpha=8.0, strength=0.1),
     "b.gguf": partial(_ADAPTER, seed=12, rank=2, alpha=1.0, modules=("attn_q", "attn_v"), strength=0.2),
     "wide.gguf": partial(_ADAPTER, seed=13, rank=8, alpha=16.0, strength=0.1),

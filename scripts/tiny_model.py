@@ -161,7 +161,7 @@ def write_model(
             )
         else:
             writer.add_tensor(tensor_name, values)
-    _finish(writer)
+    finish(writer)
 
 
 def write_adapter(
@@ -198,7 +198,7 @@ def write_adapter(
             b = weights.uniform((rows, rank), strength * math.sqrt(rank) / alpha)
             writer.add_tensor(f"blk.{layer}.{module}.weight.lora_a", a.astype(dtype))
             writer.add_tensor(f"blk.{layer}.{module}.weight.lora_b", b.astype(dtype))
-    _finish(writer)
+    finish(writer)
 
 
 def sha256(path: Path) -> str:
@@ -206,7 +206,8 @@ def sha256(path: Path) -> str:
     return hashlib.sha256(path.read_bytes()).hexdigest()
 
 
-def _finish(writer: GGUFWriter) -> None:
+def finish(writer: GGUFWriter) -> None:
+    """Write everything that was added, and close the file."""
     writer.write_header_to_file()
     writer.write_kv_data_to_file()
     writer.write_tensors_to_file()

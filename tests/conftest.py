@@ -22,7 +22,7 @@ collect_ignore = [tier for tier in ("matrix", "peers") if tier not in _named]
 
 
 def _maker_digest() -> str:
-    sources = [(SCRIPTS / name).read_bytes() for name in ("make_fixtures.py", "tiny_model.py")]
+    sources = [(SCRIPTS / name).read_bytes() for name in ("make_fixtures.py", "tiny_model.py", "tiny_kinds.py")]
     return hashlib.sha256(b"".join([*sources, version("gguf").encode()])).hexdigest()
 
 
