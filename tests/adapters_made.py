@@ -1,7 +1,7 @@
 """Adapters made while a test runs, from a seed: any rank, any targets, for any base model.
 
-The same arguments give the same bytes, on the same NumPy. At scale 1 each target moves its outputs by about `strength` times the standard
-deviation of its inputs, whatever rank and alpha are.
+The same arguments give the same bytes, on the same NumPy. At scale 1 each target moves its outputs by about `strength`
+times the standard deviation of its inputs, whatever rank and alpha are.
 """
 
 from __future__ import annotations
@@ -52,7 +52,7 @@ def make_adapter(
     strength: float = 0.1,
     dtype: str = "F32",
 ) -> AdapterInfo:
-    """Write an adapter for `tensors` of the model file `base`: all but `output` by default, of one `rank` or a rank for each."""
+    """Write an adapter for `tensors` of the model file `base` (all but `output` by default), of one `rank` or one for each."""
     header = _header(base)
     names = [name for name in targets(base) if name != "output.weight"] if tensors is None else tensors
     bits = np.random.Generator(np.random.PCG64(seed))
