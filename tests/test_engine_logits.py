@@ -20,6 +20,8 @@ from llamafu.errors import LlamafuError
 from llamafu.example_model import example_model
 
 ROOT = Path(__file__).resolve().parent.parent
+LOUDER = 1.75
+"""Rounding of Q4_1 activations moves the base by up to 1.0 in company, and one adapter in plain libllama by up to 1.1."""
 KERNELS = ("compiled", "python", "none")
 WORDS = range(FIRST_BYTE, 317)
 
@@ -208,8 +210,9 @@ def test_paging(tiny_model, various, monkeypatch):
     with opening(tiny_model, various, bank_rank=24) as (engine, llm):
         names = [path.stem for path in various if engine.adapters[path.stem].rank <= 24]
         cases = [Case(tokens(i, 10), tokens(40 + i, 3 + i % 5), {names[i % len(names)]: 1.0}) for i in range(24)]
-        run_forced(engine, monkeypatch, cases)
-        check(cases, [alone(llm, case) for case in cases])
+        for _ in range(2):
+            run_forced(engine, monkeypatch, cases)
+            check(cases, [alone(llm, case) for case in cases])
         stats = engine.stats()
         assert stats.page_ins > len(names)
         assert stats.bank_units_used <= 24
@@ -238,8 +241,8 @@ def test_f16_bank(tiny_model, tiny_dir, tmp_path, monkeypatch):
 @pytest.mark.parametrize("kernel", ["compiled", "python"])
 def test_huge_neighbour(tiny_model, various, tmp_path, kernel, monkeypatch):
     """An adapter with 3e38 in it ruins its own row and no one else's."""
-    file = read_adapter(various[0])
-    pairs = {name: tuple(np.full_like(file.matrix(e), 3e38) for e in pair) for name, pair in file.pairs.items()}
+    # In the last feed-forward: keys and values lie in a memory that all rows read (0 times infinity there is NaN as well).
+    pairs = {"blk.1.ffn_down.weight": (np.full((4, 96), 3e38, np.float32), np.full((64, 4), 3e38, np.float32))}
     huge = tmp_path / "huge.gguf"
     write_adapter(huge, pairs, architecture="llama", alpha=64.0, metadata={})
     with opening(tiny_model, various[:3], kernel=kernel) as (engine, llm):
@@ -278,7 +281,8 @@ def test_real_model(monkeypatch):
         ]
         prompts = [llm.tokenize(text) for text in texts]
         mixes = [{}, {pirate: 1.0}, {shout: 1.0}, {pirate: 0.5, shout: 0.5}]
-        bases = [Case(prompt, said) for prompt in prompts]
+        plain = llm.tokenize(" The answer is that it is a big city.")[:6]
+        bases = [Case(prompt, words) for words in (said, plain) for prompt in prompts]
         run_forced(engine, monkeypatch, bases)
         references = [alone(llm, case) for case in bases]
         usual = max(np.abs(np.array(c.rows) - r).max() for c, r in zip(bases, references, strict=True))
@@ -287,7 +291,7 @@ def test_real_model(monkeypatch):
         for case in cases:
             reference, ours = alone(llm, case), np.array(case.rows)
             difference = np.abs(ours - reference).max(axis=-1)
-            assert difference.max() <= 1.1 * usual, (case.lora, difference, usual)
+            assert difference.max() <= LOUDER * usual, (case.lora, difference, usual)
             top = np.sort(reference, axis=-1)
             clear = top[:, -1] - top[:, -2] > difference
             assert (reference.argmax(-1) == ours.argmax(-1))[clear].all()

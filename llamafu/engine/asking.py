@@ -62,12 +62,12 @@ class Asking:
     @takes_options
     def stream(self, prompt: str, **options: Unpack[OptionArguments]) -> Iterator[str]:
         """Like `complete`, as pieces of text; leaving the iterator early cancels the request."""
-        return _pieces(self.submit(_request(prompt, options)))
+        return self._pieces(self.submit(_request(prompt, options)))
 
     @takes_options
     def stream_chat(self, messages: Sequence[Mapping[str, Any]], **options: Unpack[OptionArguments]) -> Iterator[str]:
         """Like `chat`, as pieces of text."""
-        return _pieces(self.submit(self._chat_request(messages, options)))
+        return self._pieces(self.submit(self._chat_request(messages, options)))
 
     @takes_options
     async def acomplete(self, prompt: str, **options: Unpack[OptionArguments]) -> Completion:
@@ -182,6 +182,9 @@ class Asking:
     def _mix(self, lora: LoraScales | Mapping[str, float] | None) -> Mix:
         """Resolve names to today's contents, and refuse at once what can never run."""
         scales = self._active if lora is None else lora
+        if not hasattr(scales, "items"):
+            message = f"lora={scales!r} is no mapping of names to scales; give {{name: scale}}, or {{}} for the base model"
+            raise TypeError(message)
         uses: dict[str, Use] = {}
         for name, scale in scales.items():
             if not isinstance(name, str):
@@ -199,6 +202,13 @@ class Asking:
             bank.refuse_too_large(ranks)
         return Mix(tuple(uses.values()), self.scale_range)
 
+    def _pieces(self, ticket: Ticket) -> Iterator[str]:  # a method: the iterator keeps its engine alive
+        try:
+            yield from ticket.pieces()
+        finally:
+            if not ticket.done:
+                ticket.cancel()
+
     def _demand_open(self) -> None:
         self._worker.demand_open()
 
@@ -206,11 +216,3 @@ class Asking:
 def _request(prompt: str | Sequence[int], options: OptionArguments) -> Request:
     Options.of(options)  # an unknown option is named with all legal ones
     return Request(prompt=prompt, **options)
-
-
-def _pieces(ticket: Ticket) -> Iterator[str]:
-    try:
-        yield from ticket.pieces()
-    finally:
-        if not ticket.done:
-            ticket.cancel()

@@ -106,13 +106,13 @@ class Bank:
                 a, b = a[None], b[None]
             own = units[: a.shape[1]]
             with np.errstate(over="ignore"):
-                store.a[place][own] = a.transpose(1, 0, 2)
-                store.b[place][own] = b.transpose(2, 0, 1)
-            if dtype == np.float16 and not (_is_finite(store.a[place][own]) and _is_finite(store.b[place][own])):
+                a, b = a.transpose(1, 0, 2).astype(dtype), b.transpose(2, 0, 1).astype(dtype)
+            if not (_is_finite(a) and _is_finite(b)):  # before it is written: a strength of 0 does not silence infinity
                 message = (
                     f"{file.path}: {name} has values beyond {np.finfo(dtype).max:g}; make the engine with bank_dtype='f32'"
                 )
                 raise LoraIncompatibleError(message, problems=(message,))
+            store.a[place][own], store.b[place][own] = a, b
             store.strength[place, own] = alpha / a.shape[1] if alpha else 1.0
 
 

@@ -10,7 +10,7 @@ from llamafu.engine.batch import Part, groups_of
 from llamafu.engine.kv import BLOCK, KvMemory
 from llamafu.engine.queue import WaitingQueue
 from llamafu.engine.stats import Recorder
-from llamafu.errors import ContextOverflowError, DecodeError, LlamafuError, LoraError, QueueFullError
+from llamafu.errors import ContextOverflowError, DecodeError, LoraError, QueueFullError
 from llamafu.sampling import Picker
 
 if TYPE_CHECKING:
@@ -27,6 +27,8 @@ if TYPE_CHECKING:
     from llamafu.engine.room import Room
     from llamafu.engine.sequence import SequenceRun
 
+_PATIENCE = 64
+"""How often a sequence that has to wait for memory or for the bank lets a later one start first."""
 _NATIVE_LIMIT = 8
 """Adapters that are kept loaded by libllama itself, for what the bank cannot hold."""
 
@@ -120,9 +122,11 @@ class Core:
             raise QueueFullError(message)
         number = place[0]
         banked = mix.contents if bank is not None and all(map(bank.holds, mix.contents)) else ()
+        acquired = False
         try:
-            if bank is not None and (banked or not mix.contents):
-                if not bank.acquire(banked):
+            if mixed := bank is not None and (banked or not mix.contents):
+                acquired = bank.acquire(banked)
+                if not acquired:
                     message = "the bank is full of adapters that run; try again later"
                     raise QueueFullError(message)
                 self._enter_bank(RowTable.of([(len(tokens), *bank.units(dict(state)))]))
@@ -132,12 +136,14 @@ class Core:
             code = context.compute(tokens, range(len(tokens)), [number] * len(tokens), [True] * len(tokens))
             if code != 0:
                 raise context.failure(code, f"embedding {len(tokens)} tokens failed")
+            if mixed:
+                bank.store.check()
             total = np.sum([context.embedding(row) for row in range(len(tokens))], axis=0, dtype=np.float64)
         finally:
             context.set_embeddings(on=False)
             self.kv.close(number, keep=False)
-            if bank is not None:
-                bank.release(content for content in banked if content.digest in bank.pager)
+            if acquired and bank is not None:
+                bank.release(banked)
         length = float(np.linalg.norm(total))
         return np.asarray(total / length if length else total, np.float32)
 
@@ -149,9 +155,21 @@ class Core:
                 self._finish(sequence, "cancelled")
 
     def _admit(self) -> None:
-        while len(self.running) < self._most:
-            if not any(self._start(sequence) for sequence in list(self.waiting.candidates())):
-                return
+        while len(self.running) < self._most and self._admit_one():
+            pass
+
+    def _admit_one(self) -> bool:
+        """Start the first sequence that can; one that was passed too often is not passed again."""
+        passed: list[SequenceRun] = []
+        for sequence in list(self.waiting.candidates()):
+            if self._start(sequence):
+                for other in passed:
+                    other.passed += 1
+                return True
+            if sequence.passed >= _PATIENCE:
+                break
+            passed.append(sequence)
+        return False
 
     def _start(self, sequence: SequenceRun) -> bool:
         """Begin, or resume, a sequence; False when it has to wait."""
@@ -169,7 +187,7 @@ class Core:
                 sequence.picker = Picker(model, sequence.request, sequence.tokens[: sequence.prompt_length])
                 sequence.cached = sequence.computed
                 self.recorder.cached_tokens += sequence.cached
-        except LlamafuError as error:
+        except Exception as error:  # noqa: BLE001 - its adapter's file or its grammar is not the others' fault
             self._end(sequence, error)
             return True
         self.waiting.take(sequence)
@@ -180,6 +198,7 @@ class Core:
         bank = self.room.bank
         banked = self._banked(sequence)
         if banked and bank is not None and not bank.acquire(banked):
+            bank.refuse_too_large({content.digest: content.info.rank for content in banked})  # of late, something was pinned
             return False
         sequence.holds_adapters = True
         return True
@@ -241,8 +260,11 @@ class Core:
         for sequence in sorted(self.running, key=lambda sequence: not sequence.is_decoding):
             missing = len(sequence.tokens) - sequence.computed
             count = min(missing, budget)
-            if count < missing:  # prompts are cut at whole blocks, so that they are computed alike whoever is beside them
-                count = (sequence.computed + count) // BLOCK * BLOCK - sequence.computed
+            # Prompts are cut at whole blocks, and at the last of them: then they are computed alike whoever is beside them,
+            # and whether their blocks were there already. Where not one block fits, what fits is better than nothing.
+            end = min(sequence.computed + count, max((len(sequence.tokens) - 1) // BLOCK * BLOCK, sequence.computed))
+            if (aligned := end // BLOCK * BLOCK - sequence.computed) > 0:
+                count = aligned
             if count <= 0:
                 continue
             parts.append(Part(sequence, sequence.computed, count))

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import weakref
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, Self
 
@@ -79,6 +80,11 @@ class Engine(Asking):
             ("n_gpu_layers", n_gpu_layers, -1, _MOST),
         ):
             _check_whole(name, value, low, high)
+        if max_sequences > n_batch:
+            message = (
+                f"max_sequences={max_sequences} is more than n_batch={n_batch}: a step computes a token of each; raise n_batch"
+            )
+            raise ValueError(message)
         for name, choice, legal in (
             ("flash_attn", flash_attn, tuple(FLASH_ATTENTION)),
             ("bank_dtype", bank_dtype, tuple(DTYPES)),
@@ -116,9 +122,9 @@ class Engine(Asking):
         )
         self._room = room
         self._core = Core(room, max_sequences=max_sequences)
-        self._registry = Registry(base, self._demand_usable)
+        self._registry = Registry(base, partial(_demand_usable, room))  # not a method: it would keep this object alive
         self._active: dict[str, float] = {}
-        self._worker = Worker(self._core, max_queue=max_queue)
+        self._worker = Worker(self._core, max_sequences=max_sequences, max_queue=max_queue)
         self._finalizer = weakref.finalize(self, _stop, self._worker, self._registry)
         try:
             if adapters_dir is not None:
@@ -244,14 +250,6 @@ class Engine(Asking):
 
     # -- helpers -------------------------------------------------------------------------------------------------
 
-    def _demand_usable(self, file: AdapterFile) -> None:
-        """Refuse an adapter that would do nothing somewhere."""
-        unused = sorted(set(file.pairs) - self._room.used)
-        problems = tuple(f"{name}: this model's graph computes it without adapters" for name in unused)
-        if problems:
-            message = f"{file.path} would be used in part only: {'; '.join(problems)}; train it without these targets"
-            raise LoraIncompatibleError(message, problems=problems)
-
     def _add_folder(self, folder: Path) -> None:
         if not folder.is_dir():
             message = f"adapters_dir={str(folder)!r} is no folder; make it, or leave it out"
@@ -265,6 +263,15 @@ def _check_whole(name: str, value: object, low: int, high: int) -> None:
     if isinstance(value, bool) or not isinstance(value, int) or not low <= value <= high:
         message = f"{name}={value!r} is not a whole number from {low} to {high}"
         raise ValueError(message)
+
+
+def _demand_usable(room: Room, file: AdapterFile) -> None:
+    """Refuse an adapter that would do nothing somewhere."""
+    unused = sorted(set(file.pairs) - room.used)
+    problems = tuple(f"{name}: this model's graph computes it without adapters" for name in unused)
+    if problems:
+        message = f"{file.path} would be used in part only: {'; '.join(problems)}; train it without these targets"
+        raise LoraIncompatibleError(message, problems=problems)
 
 
 def _stop(worker: Worker, registry: Registry) -> None:
