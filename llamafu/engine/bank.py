@@ -113,7 +113,7 @@ class Bank:
                 )
                 raise LoraIncompatibleError(message, problems=(message,))
             store.a[place][own], store.b[place][own] = a, b
-            store.strength[place, own] = alpha / a.shape[1] if alpha else 1.0
+            store.strength[place, own] = alpha / len(own) if alpha else 1.0
 
 
 _NO_UNITS = np.empty(0, np.int32)
