@@ -136,7 +136,7 @@ class Core:
             code = context.compute(tokens, range(len(tokens)), [number] * len(tokens), [True] * len(tokens))
             if code != 0:
                 raise context.failure(code, f"embedding {len(tokens)} tokens failed")
-            if mixed:
+            if mixed and bank is not None:
                 bank.store.check()
             total = np.sum([context.embedding(row) for row in range(len(tokens))], axis=0, dtype=np.float64)
         finally:

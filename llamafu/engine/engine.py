@@ -81,9 +81,7 @@ class Engine(Asking):
         ):
             _check_whole(name, value, low, high)
         if max_sequences > n_batch:
-            message = (
-                f"max_sequences={max_sequences} is more than n_batch={n_batch}: a step computes a token of each; raise n_batch"
-            )
+            message = f"max_sequences={max_sequences} is more than n_batch={n_batch}: raise that"
             raise ValueError(message)
         for name, choice, legal in (
             ("flash_attn", flash_attn, tuple(FLASH_ATTENTION)),
