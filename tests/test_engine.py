@@ -192,7 +192,7 @@ def test_priority_and_turns(tiny_model, tiny_dir):
         first.result(PATIENCE)
         for ticket in tickets:
             ticket.result(PATIENCE)
-        assert ended == ["urgent", "b0", "a0", "base", "b1", "a1", "a2"] or ended[0] == "urgent"
+        assert ended[0] == "urgent"
         for name in "ab":
             mine = [label for label in ended if label[0] == name and label != "base"]
             assert mine == sorted(mine)
@@ -250,21 +250,15 @@ def test_never_fits(tiny_model, tmp_path):
             engine.complete("x", lora={"x1": 1.0, "x2": 1.0}, **SHORT)
         engine.remove_adapter("x0")
         assert engine.complete("x", lora={"x1": 1.0, "x2": 1.0}, **SHORT).tokens
-        core = engine._core
+        engine.add_adapter(tmp_path / "x0.gguf")
         running = engine.submit(Request(prompt="x", lora={"x1": 1.0}, **LONG))
         next(running.pieces())
-        engine.pin_adapter("x1")
-        core.room.bank.pager.pinned.discard("x1")
-        both = Request(prompt="x", lora={"x1": 1.0, "x2": 1.0}, **SHORT)
-        engine.add_adapter(tmp_path / "x0.gguf", name="again")
-        engine._worker.call(lambda core: core.room.bank.pager.pinned.clear())
-        waiting = engine.submit(Request(prompt="x", lora={"again": 1.0, "x2": 1.0}, **SHORT))
+        waiting = engine.submit(Request(prompt="x", lora={"x0": 1.0, "x2": 1.0}, **SHORT))
         engine.pin_adapter("x1")
         with pytest.raises(LoraError, match="pinned"):
             waiting.result(PATIENCE)
         running.cancel()
-        assert engine.submit(Request(prompt="x", lora={"x1": 1.0}, **SHORT)).result(PATIENCE)
-        assert both.lora
+        assert engine.complete("x", lora={"x1": 1.0}, **SHORT).tokens
 
 
 # -- files ---------------------------------------------------------------------------------------------------------
@@ -530,6 +524,3 @@ def test_closed_loop_is_nobody_elses_trouble(engine):
     loop.close()
     assert good.result(PATIENCE).finish_reason == "length"
     assert empty(engine)
-    with pytest.raises(RuntimeError):
-        stream.aclose().send(None)
-    del stream
