@@ -10,12 +10,14 @@ import numpy as np
 import pytest
 from adapters_made import make_adapter, make_various, targets
 from forced import STRICT, Case, alone, check, opened, run_forced
+from test_engine_schedules import accounts, agrees
 from tiny_model import FIRST_BYTE
 
 from llamafu import Llamafu
 from llamafu._native import chains
 from llamafu.adapters.file import read_adapter
 from llamafu.adapters.write import write_adapter
+from llamafu.engine import Request
 from llamafu.errors import LlamafuError
 from llamafu.example_model import example_model
 
@@ -295,3 +297,34 @@ def test_real_model(monkeypatch):
             top = np.sort(reference, axis=-1)
             clear = top[:, -1] - top[:, -2] > difference
             assert (reference.argmax(-1) == ours.argmax(-1))[clear].all()
+
+
+@pytest.mark.parametrize("kernel", KERNELS)
+def test_infinite_keys(tiny_model, various, tmp_path, kernel):
+    """An adapter that makes keys and values infinite, in the memory that all share, fails alone; all others go on."""
+    names = [path.stem for path in various[:3]]
+    header = read_adapter(various[0]).info.architecture
+    huge = tmp_path / "huge.gguf"
+    shapes = {"blk.0.attn_k.weight": 32, "blk.0.attn_v.weight": 32, "blk.1.attn_v.weight": 32}
+    pairs = {name: (np.full((4, 64), 3e38, np.float32), np.full((n, 4), 3e38, np.float32)) for name, n in shapes.items()}
+    write_adapter(huge, pairs, architecture=header, alpha=64.0, metadata={})
+    with opening(tiny_model, various[:3], kernel=kernel) as (engine, llm):
+        engine.add_adapter(huge)
+        for length in (10, 100):  # within one block, and with blocks that others could use
+            strange = Case(tokens(8, length), [], {"huge": 1.0})
+            options = {"temperature": 0, "ignore_eos": True, "max_tokens": 30}
+            loras = [{name: 1.0} for name in names] + [{}]
+            good = [engine.submit(Request(prompt=tokens(i, length), lora=lora, **options)) for i, lora in enumerate(loras)]
+            next(good[0].pieces())
+            bad = [engine.submit(Request(prompt=strange.prompt, lora=strange.lora, **options)) for _ in range(2)]
+            for ticket in bad:
+                with pytest.raises(LlamafuError, match="not finite"):
+                    ticket.result(20)
+            for i, (ticket, lora) in enumerate(zip(good, loras, strict=True)):
+                said = list(ticket.result(20).tokens)
+                assert len(said) == 30
+                assert agrees(llm, tokens(i, length), lora, said)
+        gone = engine.submit(Request(prompt=strange.prompt, lora=strange.lora, **options))
+        gone.cancel()
+        gone.result(20)
+        accounts(engine)

@@ -44,6 +44,7 @@ class Core:
         self.recorder = Recorder()
         self.kv = KvMemory(context, size=context.n_ctx, sequences=context.n_seq_max, reuse=not room.instance.model.is_recurrent)
         self._most = max_sequences
+        self._suspicious = False
         self._natives: dict[str, Adapter] = {}
         self._pieces: dict[int, bytes] = {}
         self._ends = room.instance.model.end_tokens
@@ -155,6 +156,12 @@ class Core:
                 self._finish(sequence, "cancelled")
 
     def _admit(self) -> None:
+        if self._suspicious:
+            self._suspicious = any(sequence.suspect for sequence in [*self.running, *self.waiting])
+            if self._suspicious:
+                if not self.running:
+                    self._admit_one()
+                return
         while len(self.running) < self._most and self._admit_one():
             pass
 
@@ -224,6 +231,31 @@ class Core:
         self.running.remove(sequence)
         self.waiting.put_back(sequence)
         self.recorder.preemptions += 1
+
+    def _quarantine(self) -> None:
+        """Compute everything anew, and each sequence by itself up to its next token.
+
+        Infinite keys and values reach every row: all sequences lie in one memory, and what a row may not see is
+        multiplied by 0, which leaves NaN. The one that fails alone was the cause.
+        """
+        suspects = list(self.running)
+        for sequence in [*suspects, *self.waiting]:
+            sequence.suspect = sequence.suspect or sequence in suspects
+        for sequence in suspects:
+            self._preempt(sequence)
+        self._suspicious = True
+        self._wipe()
+
+    def _wipe(self) -> None:
+        """Overwrite the memory, in which nothing runs: forgetting alone leaves the numbers there."""
+        self.kv.make_room(self.kv.size)
+        self.room.instance.context.clear()
+
+    def _acquit(self, sequence: SequenceRun) -> None:
+        """Take a sequence's token alone for proof; it waits while others are still suspected."""
+        sequence.suspect = False
+        if any(other.suspect for other in self.waiting):
+            self._preempt(sequence)
 
     def _finish(self, sequence: SequenceRun, reason: FinishReason) -> None:
         self._end(sequence, sequence.finish(reason, time.perf_counter()))
@@ -338,7 +370,9 @@ class Core:
         for place, part in enumerate(parts):
             sequence = part.sequence
             last_row += part.count
-            assert sequence.number is not None and sequence.picker is not None  # noqa: S101, PT018 - it runs
+            if sequence.number is None:  # a row before it was not finite
+                continue
+            assert sequence.picker is not None  # noqa: S101 - it runs
             span = slice(part.start, part.end)
             self.kv.append(sequence.number, sequence.tokens[span], sequence.states[span])
             sequence.computed = part.end
@@ -359,7 +393,14 @@ class Core:
                 return 0
             since, is_first = sequence.last_token, sequence.first_token is None
             reason = sequence.accept(token, report, self._piece(token), now)
-        except Exception as error:  # noqa: BLE001 - one request's scale function or logits are not the others' fault
+        except DecodeError as error:
+            if sequence.suspect:
+                self._end(sequence, error)
+                self._wipe()
+            else:
+                self._quarantine()
+            return 0
+        except Exception as error:  # noqa: BLE001 - one request's scale function is not the others' fault
             self._end(sequence, error)
             return 0
         if is_first:
@@ -368,6 +409,8 @@ class Core:
             self.recorder.itl.append(now - since)
         if reason is not None:
             self._finish(sequence, reason)
+        elif sequence.suspect:
+            self._acquit(sequence)
         return 1
 
     def _piece(self, token: int) -> bytes:

@@ -86,7 +86,9 @@ class KvMemory:
                 self._kept.move_to_end(holder)
         source = next(iter(shared[-1].holders)) if shared else None
         if not self._free and not self._evict(sparing=source):
-            return None
+            if not self._evict():
+                return None
+            shared, source = [], None  # what would have been shared had the only number that is to be had
         number = self._free.pop()
         length = len(shared) * BLOCK
         if source is not None:
