@@ -41,10 +41,10 @@ def forced(monkeypatch: Any) -> Iterator[dict[int, Case]]:
     scripts: dict[int, Case] = {}
 
     class Picker:
-        def __init__(self, model: Any, request: Request, prompt: Sequence[int]) -> None:
+        def __init__(self, _model: Any, request: Request, _prompt: Sequence[int]) -> None:
             self.case = scripts[id(request)]
 
-        def pick(self, context: Any, row: int, logits: np.ndarray) -> tuple[int, None]:
+        def pick(self, _context: Any, _row: int, logits: np.ndarray) -> tuple[int, None]:
             self.case.rows.append(logits.copy())
             step = len(self.case.rows) - 1
             return (self.case.said[step] if step < len(self.case.said) else self.case.prompt[-1]), None

@@ -290,6 +290,21 @@ def test_files_that_change(tiny_model, tiny_dir, tmp_path):
         assert empty(engine)
 
 
+def test_unbanked_adapters_fail_alone(tiny_model, tmp_path):
+    """Without a bank an adapter is read when its request starts, once, and stays while that runs; many fit into one mix."""
+    for i in range(12):
+        make_adapter(tmp_path / f"x{i}.gguf", tiny_model, seed=i, rank=2, tensors=["blk.0.attn_q.weight"])
+    with Engine(tiny_model, adapters_dir=tmp_path, kernel="none", n_ctx=512, **STRICT) as engine:
+        every = engine.submit(Request(prompt="x", lora={f"x{i}": 0.5 for i in range(10)}, **LONG))
+        next(every.pieces())
+        for path in tmp_path.iterdir():
+            path.unlink()
+        with pytest.raises(LoraLoadError, match="is gone"):
+            engine.complete("x", lora={"x11": 1.0}, **SHORT)
+        assert every.result(PATIENCE).finish_reason == "length"
+        assert engine.stats().failed == 1
+
+
 def test_names(engine, tiny_dir):
     with pytest.raises(LoraError, match="'a' is taken by other content"):
         engine.add_adapter(tiny_dir / "wide.gguf", name="a")

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import random
 from contextlib import contextmanager
 from pathlib import Path
 
@@ -29,7 +28,7 @@ WORDS = range(FIRST_BYTE, 317)
 
 
 def tokens(seed, count):
-    return random.Random(seed).choices(WORDS, k=count)
+    return np.random.default_rng(seed).choice(WORDS, count).tolist()
 
 
 @contextmanager

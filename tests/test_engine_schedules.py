@@ -1,4 +1,4 @@
-"""Property tests: whatever comes when, each finished answer is its cold reference's, and the accounts are right and end empty."""
+"""Whatever comes when, each finished answer is its cold reference's, and the accounts are right and end empty."""
 
 from __future__ import annotations
 

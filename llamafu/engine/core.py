@@ -14,7 +14,7 @@ from llamafu.errors import ContextOverflowError, DecodeError, LoraError, QueueFu
 from llamafu.sampling import Picker
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable, Sequence
+    from collections.abc import Sequence
 
     import numpy as np
     from numpy.typing import NDArray
@@ -132,7 +132,8 @@ class Core:
                     raise QueueFullError(message)
                 self._enter_bank(RowTable.of([(len(tokens), *bank.units(dict(state)))]))
             else:
-                context.set_adapters({self._native(digest, mix.contents): scale for digest, scale in state})
+                self._load(mix.contents)
+                context.set_adapters({self._natives[digest]: scale for digest, scale in state})
             context.set_embeddings(on=True)
             code = context.compute(tokens, range(len(tokens)), [number] * len(tokens), [True] * len(tokens))
             if code != 0:
@@ -208,6 +209,8 @@ class Core:
             bank.refuse_too_large({content.digest: content.info.rank for content in banked})  # of late, something was pinned
             return False
         sequence.holds_adapters = True
+        if not banked:
+            self._load(sequence.mix.contents)
         return True
 
     def _banked(self, sequence: SequenceRun) -> Sequence[Content]:
@@ -338,8 +341,7 @@ class Core:
             self._enter_bank(*group.tables(parts, bank))
             self._count_mixed(parts)
         else:
-            contents = [content for part in parts for content in part.sequence.mix.contents]
-            context.set_adapters({self._native(digest, contents): scale for digest, scale in group.state})
+            context.set_adapters({self._natives[digest]: scale for digest, scale in group.state})
             self._count_alone(group)
         tokens: list[int] = []
         positions: list[int] = []
@@ -426,20 +428,19 @@ class Core:
         self.room.instance.context.set_adapters({carrier: 1.0})
         bank.store.set_rows(rows, rows if outputs is None else outputs)
 
-    def _native(self, digest: str, contents: Iterable[Content]) -> Adapter:
-        """Load an adapter into libllama itself; the least lately used ones make room."""
-        adapter = self._natives.pop(digest, None)
-        if adapter is None:
-            content = next(content for content in contents if content.digest == digest)
-            active = self.room.instance.context.adapters
-            while len(self._natives) >= _NATIVE_LIMIT:
-                oldest = next((key for key, other in self._natives.items() if other not in active), None)
-                if oldest is None:
-                    break
-                self.room.instance.free(self._natives.pop(oldest))
-            adapter = self.room.instance.add(content.read().content, label=str(content.path))
-        self._natives[digest] = adapter
-        return adapter
+    def _load(self, contents: Sequence[Content]) -> None:
+        """Load adapters into libllama itself; of those that nobody uses, the least lately used ones make room."""
+        for content in contents:
+            adapter = self._natives.pop(content.digest, None)
+            if adapter is None:
+                adapter = self.room.instance.add(content.read().content, label=str(content.path))
+            self._natives[content.digest] = adapter
+        used = {c.digest for s in [*self.running, *self.waiting] if s.holds_adapters for c in s.mix.contents}
+        used.update(content.digest for content in contents)
+        for digest in [digest for digest in self._natives if digest not in used]:
+            if len(self._natives) <= _NATIVE_LIMIT:
+                break
+            self.room.instance.free(self._natives.pop(digest))
 
     def _count_mixed(self, parts: Sequence[Part]) -> None:
         states = {part.sequence.states[i] for part in parts for i in {part.start, part.end - 1}}
