@@ -1,4 +1,4 @@
-"""Files that appear whole or not at all."""
+"""Files and folders that appear whole or not at all."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
+    from collections.abc import Iterator, Sequence
 
 
 @contextmanager
@@ -18,11 +18,50 @@ def whole_file(output: Path) -> Iterator[Path]:
     After an error `output` is as it was before, and nothing else is left. Raises FileNotFoundError when the folder of
     `output` does not exist, OSError when it cannot be written to.
     """
+    with whole_files([output]) as [unfinished]:
+        yield unfinished
+
+
+@contextmanager
+def whole_files(outputs: Sequence[Path]) -> Iterator[list[Path]]:
+    """Do so for several files of one folder: all are written before the first one takes its place, the first as the last.
+
+    So who waits for the first one finds all of them.
+    """
+    demand_parent(outputs[0])
+    # A folder rather than a file: the new file then gets the permissions that any new file gets.
+    with tempfile.TemporaryDirectory(dir=outputs[0].parent, prefix=f".{outputs[0].name}.") as room:
+        unfinished = [Path(room) / output.name for output in outputs]
+        yield unfinished
+        for written, output in reversed(list(zip(unfinished, outputs, strict=True))):
+            written.replace(output)
+
+
+@contextmanager
+def whole_folder(output: Path) -> Iterator[Path]:
+    """Give an empty folder to write into; it becomes the new folder `output` if the block succeeds.
+
+    After an error there is nothing new. Raises FileExistsError when there is anything at `output`, FileNotFoundError when
+    its own folder does not exist, OSError when it cannot be written to.
+    """
+    demand_new(output)
+    with tempfile.TemporaryDirectory(dir=output.parent, prefix=f".{output.name}.") as room:
+        unfinished = Path(room) / output.name
+        unfinished.mkdir()
+        yield unfinished
+        unfinished.rename(output)
+
+
+def demand_new(output: Path) -> None:
+    """Raise FileExistsError or FileNotFoundError where no new folder `output` can be made; to be known before long work."""
+    demand_parent(output)
+    if output.exists() or output.is_symlink():
+        message = f"{output} exists, and a folder is not replaced; remove it or give another name"
+        raise FileExistsError(message)
+
+
+def demand_parent(output: Path) -> None:
+    """Raise FileNotFoundError if the folder of `output` does not exist."""
     if not output.parent.is_dir():
         message = f"{output}: there is no folder {output.parent} to write it to; make it first"
         raise FileNotFoundError(message)
-    # A folder rather than a file: the new file then gets the permissions that any new file gets.
-    with tempfile.TemporaryDirectory(dir=output.parent, prefix=f".{output.name}.") as room:
-        unfinished = Path(room) / output.name
-        yield unfinished
-        unfinished.replace(output)

@@ -5,13 +5,11 @@ from __future__ import annotations
 import contextlib
 import threading
 from contextlib import contextmanager
-from pathlib import Path
 from typing import TYPE_CHECKING, Self
 
 from llamafu.adapters.compatibility import CompatibilityReport, check_compatibility
-from llamafu.adapters.file import read_adapter
-from llamafu.adapters.peft import CONFIG
-from llamafu.errors import ClosedError, InvalidAdapterFileError, LoraIncompatibleError
+from llamafu.adapters.reader import AdapterReader
+from llamafu.errors import ClosedError, LoraIncompatibleError
 from llamafu.lora import LoraAdapter, LoraSet, LoraUse, Registry, check_scale, default_name
 
 if TYPE_CHECKING:
@@ -34,6 +32,7 @@ class LoraHost:
         self._desk = desk
         self._instance = desk.instance
         self._base = base
+        self._reader = AdapterReader(base)
         self._prober = prober
         self.scale_range = scale_range
         self._registry = Registry()
@@ -49,7 +48,7 @@ class LoraHost:
         `LoraLoadError`; `LoraError` when the name belongs to other content.
         """
         self._check_open()
-        file = self._read(Path(path))
+        file = self._reader.read(path)
         name = default_name(file.path) if name is None else name
         with self._between_steps():
             with self._lock:
@@ -125,18 +124,7 @@ class LoraHost:
     def validate_lora_compatibility(self, path: str | os.PathLike[str]) -> CompatibilityReport:
         """Report everything that keeps an adapter, a file or a PEFT folder, from working with this model; nothing is loaded."""
         self._check_open()
-        try:
-            file = self._read(Path(path))
-        except (InvalidAdapterFileError, LoraIncompatibleError) as error:
-            return CompatibilityReport(error.problems or (str(error),))
-        return check_compatibility(file, self._base)
-
-    def _read(self, path: Path) -> AdapterFile:
-        if not (path / CONFIG).is_file():
-            return read_adapter(path)
-        from llamafu.adapters.convert import read_peft  # it imports gguf's writer, which GGUF files do not need
-
-        return read_peft(path.resolve(), self._base)
+        return self._reader.report(path)
 
     def _lora_set(self, scales: LoraScales | None) -> LoraSet:
         with self._held():

@@ -4,8 +4,13 @@ from __future__ import annotations
 
 import struct
 from dataclasses import dataclass, replace
+from typing import TYPE_CHECKING
 
 import numpy as np
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+    from pathlib import Path
 
 U8, I32, U32, F32, BOOL, STRING, ARRAY, U64, F64 = 0, 5, 4, 6, 7, 8, 9, 10, 12
 _FORMATS = {U8: "B", 1: "b", I32: "i", U32: "I", F32: "f", BOOL: "B", U64: "Q", F64: "d"}
@@ -88,6 +93,25 @@ def pair(target: str, width: int, height: int, rank: int, *, seed: int = 0) -> l
         Tensor(f"{target}.lora_a", (width, rank), data=floats(rank, width, seed=seed)),
         Tensor(f"{target}.lora_b", (rank, height), data=floats(height, rank, seed=seed + 1)),
     ]
+
+
+def experts(width: int, height: int, rank: int, number: int, *, module: str = "ffn_up_exps") -> list[Tensor]:
+    """Make the factors of a stack of `number` experts, all zeros."""
+    return [
+        Tensor(f"blk.0.{module}.weight.lora_a", (width, rank, number)),
+        Tensor(f"blk.0.{module}.weight.lora_b", (rank, height, number)),
+    ]
+
+
+def writer(folder: Path, default: str) -> Callable[..., Path]:
+    """Make a function that writes bytes into `folder`, as `default` or another name, and returns the path."""
+
+    def write(data: bytes, name: str = default) -> Path:
+        path = folder / name
+        path.write_bytes(data)
+        return path
+
+    return write
 
 
 def adapter_tensors() -> list[Tensor]:

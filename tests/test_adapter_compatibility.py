@@ -21,9 +21,11 @@ from gguf_bytes import (
     adapter_bytes,
     adapter_tensors,
     base_bytes,
+    experts,
     gguf_bytes,
     pair,
     typed,
+    writer,
 )
 from hypothesis import given, settings
 
@@ -38,12 +40,7 @@ TIED = {name: shape for name, shape in BASE_SHAPES.items() if name != "output.we
 
 @pytest.fixture
 def write(tmp_path):
-    def write(data, name="base.gguf"):
-        path = tmp_path / name
-        path.write_bytes(data)
-        return path
-
-    return write
+    return writer(tmp_path, "base.gguf")
 
 
 @pytest.fixture
@@ -55,13 +52,6 @@ def report(write):
         return check_compatibility(adapter, read_base(write(base_bytes(shapes, **base))))
 
     return report
-
-
-def experts(width, height, rank, number):
-    return [
-        Tensor("blk.0.ffn_up_exps.weight.lora_a", (width, rank, number)),
-        Tensor("blk.0.ffn_up_exps.weight.lora_b", (rank, height, number)),
-    ]
 
 
 def test_the_facts_of_a_base_model(write):

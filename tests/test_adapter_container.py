@@ -35,6 +35,7 @@ from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
 from llamafu.adapters.container import read_container
+from llamafu.adapters.ggml_type import BLOCKS, GGMLType
 from llamafu.errors import InvalidAdapterFileError
 
 TENSORS = adapter_tensors()
@@ -106,6 +107,15 @@ def test_tensors_lie_where_the_file_says(version, alignment):
         entry = container.tensors[tensor.name]
         assert (entry.shape, entry.type, entry.nbytes) == (tensor.shape, gguf.GGMLQuantizationType.F32, len(tensor.data))
         assert data[entry.offset : entry.offset + entry.nbytes] == tensor.data
+
+
+def test_types_are_those_of_the_gguf_package():
+    """Our own table, since importing gguf takes longer than inspecting does; theirs may be older or newer."""
+    theirs = {kind.name: (int(kind), gguf.GGML_QUANT_SIZES[kind]) for kind in gguf.GGMLQuantizationType}
+    ours = {kind.name: (int(kind), BLOCKS[kind]) for kind in GGMLType}
+    shared = theirs.keys() & ours.keys()
+    assert len(shared) > 28
+    assert {name: ours[name] for name in shared} == {name: theirs[name] for name in shared}
 
 
 def test_agrees_with_another_reader_on_another_writers_file(tmp_path):

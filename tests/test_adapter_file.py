@@ -29,11 +29,13 @@ from gguf_bytes import (
     adapter_bytes,
     adapter_tensors,
     base_bytes,
+    experts,
     floats,
     gguf_bytes,
     pair,
     replaced,
     typed,
+    writer,
 )
 from hypothesis import given, settings
 from hypothesis import strategies as st
@@ -50,12 +52,7 @@ INFINITY, NAN = float("inf"), float("nan")
 
 @pytest.fixture
 def write(tmp_path):
-    def write(data, name="adapter.gguf"):
-        path = tmp_path / name
-        path.write_bytes(data)
-        return path
-
-    return write
+    return writer(tmp_path, "adapter.gguf")
 
 
 def problems_of(data, path="adapter.gguf"):
@@ -126,10 +123,8 @@ def test_the_base_models_name_may_be_missing(keys, expected):
 
 def test_experts_and_embeddings_have_their_own_layouts():
     tensors = [
-        Tensor("blk.0.ffn_up_exps.weight.lora_a", (8, 2, 3)),
-        Tensor("blk.0.ffn_up_exps.weight.lora_b", (2, 16, 3)),
-        Tensor("blk.0.ffn_up_chexps.weight.lora_a", (8, 2, 3)),
-        Tensor("blk.0.ffn_up_chexps.weight.lora_b", (2, 16, 3)),
+        *experts(8, 16, 2, 3),
+        *experts(8, 16, 2, 3, module="ffn_up_chexps"),
         Tensor("token_embd.weight.lora_a", (4, 32)),
         Tensor("token_embd.weight.lora_b", (4, 8)),
         *pair("output.weight", 8, 32, 1),

@@ -1,11 +1,21 @@
-"""Combining adapters, against dense NumPy formulas and the independent forward pass."""
+"""Combining adapters, against dense NumPy formulas, the independent forward pass, and numbers from PEFT.
+
+tests/data/peft_sums.json holds `probe` of every dW that PEFT 0.21.2 makes of `golden_sources`, written by
+
+    LLAMAFU_WRITE_GOLDENS=1 make test-peers ARGS="-k goldens_are_pefts"
+"""
+
+import json
+from pathlib import Path
 
 import numpy as np
 import pytest
 from gguf import GGUFReader
+from test_convert import SIZES, arrays_of, base_of, write_folder
 from test_docs import ROOT, table
 
 from llamafu.adapters import inspect_adapter, merge_adapters, read_adapter
+from llamafu.adapters.combine import merge_for_base
 from llamafu.adapters.methods import METHODS
 from llamafu.adapters.write import write_adapter
 from llamafu.cli.main import main
@@ -13,6 +23,7 @@ from llamafu.errors import InvalidAdapterFileError, LoraIncompatibleError, LoraL
 
 NAME, OTHER = "blk.0.attn_q.weight", "blk.1.ffn_up.weight"
 TOKENS = [5, 40, 77, 200, 13]
+GOLDENS = Path(__file__).parent / "data" / "peft_sums.json"
 
 
 def dense(path):
@@ -84,7 +95,7 @@ def test_svd_is_the_best_approximation(pair, tmp_path):
         assert info.rank == rank
         wanted = {}
         for name, change in summed(weights).items():
-            u, sizes, v = np.linalg.svd(change)
+            u, sizes, v = np.linalg.svd(change, full_matrices=False)
             wanted[name] = u[:, :rank] * sizes[:rank] @ v[:rank]
         assert_same(dense(tmp_path / "svd.gguf"), wanted)
 
@@ -124,27 +135,80 @@ def kept(matrix, density):
     return np.where(np.abs(matrix) >= threshold, matrix, 0)
 
 
+def together(method, parts, weights, density):
+    """Combine matrices by the definition, value by value."""
+    parts = [kept(part, density) for part in parts]
+    if not method.startswith("ties"):
+        return sum(weight * part for weight, part in zip(weights, parts, strict=True))
+    result = np.zeros_like(parts[0])
+    for i in np.ndindex(result.shape):
+        up = sum(part[i] for part in parts) >= 0
+        votes = [w * part[i] for w, part in zip(weights, parts, strict=True) if part[i] and (part[i] > 0) == up]
+        result[i] = np.mean(votes) if votes else 0
+    return result
+
+
+def cut(change, rank):
+    u, sizes, v = np.linalg.svd(change, full_matrices=False)
+    return u[..., :rank] * sizes[..., None, :rank] @ v[..., :rank, :]
+
+
+@pytest.mark.parametrize("second", [0.4, -0.4])
 @pytest.mark.parametrize("method", ["magnitude_prune", "ties"])
-def test_pruning_methods_follow_their_definition(pair, tmp_path, method):
-    merge_adapters({pair[0]: 0.7, pair[1]: 0.4}, tmp_path / "out.gguf", method=method, density=0.5)
-    one, two = np.sqrt(0.7 * 2), np.sqrt(0.4 * 0.5)
-
-    def together(x, y):
-        x, y = kept(x, 0.5), kept(y, 0.5)
-        if method == "magnitude_prune":
-            return one * x + two * y
-        result = np.zeros_like(x)
-        for i in np.ndindex(x.shape):
-            votes = [w * v for w, v in ((one, x[i]), (two, y[i])) if v and (v > 0) == (x[i] + y[i] >= 0)]
-            result[i] = np.mean(votes) if votes else 0
-        return result
-
-    first, second = plain(pair[0]), plain(pair[1])
-    wanted = {name: together(first[name][1], second[name][1]) @ together(first[name][0], second[name][0]) for name in first}
+def test_pruning_methods_follow_their_definition(pair, tmp_path, method, second):
+    """A negative weight turns A over after the vote."""
+    merge_adapters({pair[0]: 0.7, pair[1]: second}, tmp_path / "out.gguf", method=method, density=0.5)
+    roots = np.sqrt(0.7 * 2), np.sqrt(0.4 * 0.5)
+    signed = roots[0], np.copysign(roots[1], second)
+    first, other = plain(pair[0]), plain(pair[1])
+    wanted = {
+        name: together(method, [b, other[name][1]], roots, 0.5) @ together(method, [a, other[name][0]], signed, 0.5)
+        for name, (a, b) in first.items()
+    }
     assert_same(dense(tmp_path / "out.gguf"), wanted)
 
 
-@pytest.mark.parametrize("method", ["dare_linear", "dare_ties"])
+@pytest.mark.parametrize("second", [0.4, -0.4])
+@pytest.mark.parametrize("density", [0.001, 0.37, 1.0])
+@pytest.mark.parametrize("method", ["magnitude_prune_svd", "ties_svd"])
+def test_pruned_changes_follow_their_definition(tmp_path, method, density, second):
+    """The whole dW is pruned and cut; ranks and targets differ, and a density may keep nothing of a small matrix."""
+    one = make(tmp_path / "one.gguf", seed=1)
+    two = make(tmp_path / "two.gguf", seed=2, rank=2, shapes={NAME: (20, 12), "blk.0.ffn_down.weight": (8, 9)})
+    weights = {one: 0.7, two: second}
+    changes = {path: dense(path) for path in weights}
+    for rank in (None, 1, 50):
+        merge_adapters(weights, tmp_path / "out.gguf", method=method, density=density, rank=rank)
+        wanted = {}
+        for name in (NAME, OTHER, "blk.0.ffn_down.weight"):
+            parts = [(changes[path][name], weight) for path, weight in weights.items() if name in changes[path]]
+            matrices, own = zip(*parts, strict=True)
+            count = int(density * matrices[0].size)
+            wanted[name] = cut(together(method, matrices, own, density), rank or 3) if count else 0 * matrices[0]
+        assert_same(dense(tmp_path / "out.gguf"), wanted)
+
+
+def test_equal_values_are_kept_from_the_front(tmp_path):
+    """Half of the values: the one above the others, and the first of the equal ones in the order in which they lie."""
+    pair = np.eye(2), np.array([[-1.0, 1], [2, 1]])
+    write_adapter(tmp_path / "one.gguf", {NAME: pair}, architecture="llama", alpha=2.0, metadata={})
+    merge_adapters({tmp_path / "one.gguf": 1.0}, tmp_path / "o.gguf", method="magnitude_prune_svd", density=0.5)
+    np.testing.assert_allclose(dense(tmp_path / "o.gguf")[NAME], [[-1, 0], [2, 0]], atol=1e-6)
+
+
+@pytest.mark.parametrize("size", [1e-15, 1e15])
+def test_cutting_keeps_its_digits_at_any_size(tmp_path, size):
+    """Squares are taken on the way, which must neither vanish nor overflow."""
+    path = make(tmp_path / "one.gguf", seed=1, size=size)
+    merge_adapters({path: 1e30}, tmp_path / "out.gguf", method="magnitude_prune_svd", density=1.0, rank=2)
+    wanted = {name: cut(1e30 * change, 2) for name, change in dense(path).items()}
+    assert_same(
+        {n: c / size**2 / 1e30 for n, c in dense(tmp_path / "out.gguf").items()},
+        {n: c / size**2 / 1e30 for n, c in wanted.items()},
+    )
+
+
+@pytest.mark.parametrize("method", ["dare_linear", "dare_ties", "dare_linear_svd", "dare_ties_svd"])
 def test_dare_is_repeatable_by_seed(pair, tmp_path, method):
     def run(seed, density=0.5):
         merge_adapters(dict.fromkeys(pair, 0.5), tmp_path / "out.gguf", method=method, density=density, seed=seed)
@@ -152,8 +216,8 @@ def test_dare_is_repeatable_by_seed(pair, tmp_path, method):
 
     assert np.array_equal(run(1), run(1))
     assert not np.array_equal(run(1), run(2))
-    whole = "linear" if method == "dare_linear" else "ties"
-    options = {} if whole == "linear" else {"density": 1.0}
+    whole = {"dare_linear": "linear", "dare_linear_svd": "svd"}.get(method, method.removeprefix("dare_"))
+    options = {"density": 1.0} if "density" in METHODS[whole] else {}
     merge_adapters(dict.fromkeys(pair, 0.5), tmp_path / "whole.gguf", method=whole, **options)
     np.testing.assert_allclose(run(1, density=1.0), dense(tmp_path / "whole.gguf")[NAME], atol=1e-6)
 
@@ -167,6 +231,42 @@ def test_dare_keeps_the_mean(tmp_path):
         total = total + dense(tmp_path / "out.gguf")[NAME] / 300
     change = dense(path)[NAME]
     assert np.abs(total - change).max() < 0.2 * np.abs(change).max()
+
+
+def test_dare_drops_the_share_that_it_says(tmp_path):
+    """At full rank nothing is cut: a value of dW is 0, or itself divided by the density."""
+    shapes = {NAME: (60, 50)}
+    path = make(tmp_path / "one.gguf", seed=1, shapes=shapes)
+    merge_adapters({path: 1.0}, tmp_path / "out.gguf", method="dare_linear_svd", density=0.3, rank=50, seed=5)
+    change, found = dense(path)[NAME], dense(tmp_path / "out.gguf")[NAME]
+    kept_here = np.abs(found) > np.abs(change)
+    assert abs(kept_here.mean() - 0.3) < 0.03  # 3.6 standard deviations
+    np.testing.assert_allclose(found, np.where(kept_here, change / 0.3, 0), atol=1e-5)
+
+
+SVDS = ["magnitude_prune_svd", "ties_svd", "dare_linear_svd", "dare_ties_svd"]
+
+
+@pytest.mark.parametrize("method", ["magnitude_prune", "ties", *SVDS])
+def test_experts_are_pruned_one_by_one(tmp_path, method):
+    """A stack gives what its experts give as matrices of their own, in turn; the second is far larger."""
+    random = np.random.default_rng(3)
+    sizes = np.array([1.0, 100.0])[:, None, None]
+    stacks = [(sizes * random.standard_normal((2, 3, 7)), sizes * random.standard_normal((2, 8, 3))) for _ in range(2)]
+    options = {"method": method, "density": 0.5} | ({"seed": 4} if "seed" in METHODS[method] else {})
+    common = {"architecture": "llama", "alpha": 3.0, "metadata": {}}
+    name = "blk.0.ffn_up_exps.weight"
+    for number, (a, b) in enumerate(stacks):
+        write_adapter(tmp_path / f"stack{number}.gguf", {name: (a, b)}, **common)
+        singles = {f"blk.{expert}.ffn_up.weight": (a[expert], b[expert]) for expert in range(2)}
+        write_adapter(tmp_path / f"single{number}.gguf", singles, **common)
+    merge_adapters({tmp_path / f"stack{number}.gguf": 0.6 - number for number in range(2)}, tmp_path / "a.gguf", **options)
+    merge_adapters({tmp_path / f"single{number}.gguf": 0.6 - number for number in range(2)}, tmp_path / "b.gguf", **options)
+    stack, singles = dense(tmp_path / "a.gguf")[name], dense(tmp_path / "b.gguf")
+    assert np.abs(stack[0]).max() > 0.1
+    for expert in range(2):
+        single = singles[f"blk.{expert}.ffn_up.weight"]
+        np.testing.assert_allclose(stack[expert], single, atol=1e-5 * np.abs(single).max())
 
 
 @pytest.mark.parametrize("method", ["cat", "svd"])
@@ -202,9 +302,14 @@ def test_f16_stays_f16_while_it_fits(tmp_path):
 @pytest.mark.parametrize(
     ("options", "words"),
     [
-        ({"method": "ties_svd"}, "cat, linear, svd, ties, dare_linear, dare_ties, magnitude_prune"),
+        ({"method": "best"}, "no method 'best'; there are cat, linear, svd, ties, ties_svd, dare_linear, dare_ties, "),
+        ({"method": "ties_svd"}, "density is None"),
+        ({"method": "dare_ties_svd", "density": 0.0}, "density is 0.0"),
+        ({"method": "magnitude_prune_svd", "density": 0.5, "rank": 0}, "rank is 0"),
+        ({"method": "magnitude_prune_svd", "density": 0.5, "seed": 1}, "seed=1 does nothing"),
         ({"rank": 0}, "rank is 0"),
-        ({"method": "cat", "rank": 4}, "it is for svd"),
+        ({"rank": 1 << 31}, "rank is 2147483648; it must be at least 1 and below"),
+        ({"method": "cat", "rank": 4}, "it is for svd, ties_svd, dare_linear_svd, dare_ties_svd, magnitude_prune_svd"),
         ({"density": 0.5}, "does nothing in the method 'svd'"),
         ({"seed": 1}, "does nothing in the method 'svd'"),
         ({"method": "dare_ties", "density": 0.5, "seed": -1}, "seed is -1"),
@@ -275,6 +380,41 @@ def test_command(pair, tmp_path, capsys):
     for wrong in (["--method", "best"], ["--method", "ties"], ["--rank", "0"], [str(pair[0])]):
         assert main(["merge", *sources, "-o", str(out), *wrong]) == 2
     assert main(["merge", str(tmp_path / "absent.gguf"), "-o", str(out)]) == 1
+
+
+# -- PEFT ---------------------------------------------------------------------------------------------------------
+
+
+def golden_sources(folder):
+    """Two PEFT folders and their weights: seven targets and four, strengths 2 and 3."""
+    some = list(SIZES)[:4]
+    one = write_folder(folder / "one", arrays_of(seed=1), target_modules=[name.split(".")[1] for name in SIZES])
+    leaves = [name.split(".")[1] for name in some]
+    two = write_folder(folder / "two", arrays_of(seed=2, modules=some), lora_alpha=12, target_modules=leaves)
+    return {one: 0.7, two: -0.3}
+
+
+def golden_options(method):
+    return {"density": 0.6} if "density" in METHODS[method] else {}
+
+
+def probe(change):
+    """Return two numbers that an error anywhere in the matrix changes: its norm, and a bilinear form."""
+    rows, columns = (np.cos(1 + np.arange(n)) for n in change.shape)
+    return [float(np.linalg.norm(change)), float(rows @ change @ columns)]
+
+
+@pytest.mark.parametrize("method", METHODS)
+def test_every_method_gives_what_peft_gives(method, tmp_path):
+    options = {"rank": None, "density": None, "seed": 7 if "seed" in METHODS[method] else None} | golden_options(method)
+    sources, base = golden_sources(tmp_path), base_of("qwen2")
+    info = merge_for_base(sources, tmp_path / "out.gguf", base=base, form="gguf", method=method, **options)
+    assert info.rank == (8 if method == "cat" else 4)
+    wanted = json.loads(GOLDENS.read_text("utf-8"))[method]
+    found = {name: probe(change) for name, change in dense(tmp_path / "out.gguf").items()}
+    assert found.keys() == wanted.keys()
+    for name, numbers in wanted.items():
+        assert found[name] == pytest.approx(numbers, rel=1e-4), name
 
 
 def test_every_method_runs(pair, tmp_path):

@@ -23,6 +23,7 @@ from tiny_model import Weights
 from llamafu import Llamafu
 from llamafu.adapters import BaseModel, convert_peft, inspect_adapter, read_adapter, read_base
 from llamafu.adapters.safetensors import read_safetensors
+from llamafu.adapters.safetensors import safetensors_bytes as written
 from llamafu.cli.main import main
 from llamafu.errors import InvalidAdapterFileError, LoraError, LoraIncompatibleError, LoraLoadError
 
@@ -199,7 +200,10 @@ def test_invocation_tokens(tmp_path):
     ("key", "value"),
     [
         ("use_dora", True),
-        ("bias", "all"),
+        ("bias", "some"),
+        ("use_rslora", "false"),
+        ("init_lora_weights", "something new"),
+        ("some_new_field", 3),
         ("lora_bias", True),
         ("modules_to_save", ["lm_head"]),
         ("layer_replication", [[0, 1]]),
@@ -272,7 +276,7 @@ def test_other_bases_are_refused(tmp_path):
     base.metadata.clear()
     with pytest.raises(InvalidAdapterFileError, match=r"llama\.attention\.head_count"):
         convert_peft(folder, tmp_path / "out.gguf", base=base)
-    with pytest.raises(LoraError, match="give the GGUF model that it is for"):
+    with pytest.raises(LoraError, match="give its GGUF file or its config.json as base"):
         convert_peft(folder, tmp_path / "out.gguf")
     assert not (tmp_path / "out.gguf").exists()
 
@@ -318,6 +322,19 @@ def with_header(header, data=bytes(8)):
 
 def entry(dtype="F32", shape=(2,), offsets=(0, 8)):
     return {"dtype": dtype, "shape": shape, "data_offsets": offsets}
+
+
+def test_written_safetensors_are_sound_and_aligned():
+    arrays = {"half": np.ones(3, "f2"), "whole": np.arange(6, dtype="f4").reshape(2, 3)}
+    content = written(arrays, {"format": "pt"})
+    found = read_safetensors(content, name="f")
+    assert {name: (array.dtype, array.tolist()) for name, array in found.items()} == {
+        name: (array.dtype, array.tolist()) for name, array in arrays.items()
+    }
+    length = int.from_bytes(content[:8], "little")
+    header = json.loads(content[8 : 8 + length])
+    assert header["__metadata__"] == {"format": "pt"}
+    assert (length % 8, header["whole"]["data_offsets"][0] % 4) == (0, 0)
 
 
 def test_sound_safetensors():

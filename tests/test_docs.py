@@ -25,6 +25,8 @@ from test_architectures import MODELS
 
 from llamafu import errors
 from llamafu.adapters.architectures import ARCHITECTURES
+from llamafu.adapters.hf_config import MODEL_TYPES
+from llamafu.adapters.peft import FOREIGN, HARMLESS, REFUSED
 from llamafu.cli.main import _parser
 from llamafu.errors import ErrorCode, LlamafuError
 from llamafu.example_adapters import example_adapters
@@ -35,6 +37,8 @@ ROOT = Path(__file__).resolve().parent.parent
 DOCS = sorted((ROOT / "docs").rglob("*.md"))
 EVERY_PAGE = [ROOT / "README.md", ROOT / "CONTRIBUTING.md", *DOCS, ROOT / "cdefs" / "README.md"]
 FENCE = re.compile(r"^```([^\n]*)\n(.*?)^```$", re.MULTILINE | re.DOTALL)
+SERVER = "http://localhost:8080"
+"""What pages call the server; it is started where a page says so."""
 SLOW = {("demo",), ("chat",), ("lib", "install"), ("lib", "build")}
 """Commands that are only parsed: they fetch, compile or talk for long."""
 
@@ -83,9 +87,22 @@ def desk(tmp_path, tiny_dir, monkeypatch):
     return tmp_path
 
 
-def run_python(page, block, namespace):
+@contextlib.contextmanager
+def served(page):
+    """Give the address of a server for a page that speaks to one, itself for any other."""
+    if SERVER not in page.read_text("utf-8"):
+        yield SERVER
+        return
+    from fake_tabby import fake_tabby
+
+    with fake_tabby(example_adapters()) as address:
+        yield address
+
+
+def run_python(page, block, namespace, address):
     """Execute one block; a failure's traceback shows the page and the line in it."""
-    code = compile("\n" * (block.line - 1) + block.text, str(page), "exec", dont_inherit=True)
+    text = block.text.replace(SERVER, address)
+    code = compile("\n" * (block.line - 1) + text, str(page), "exec", dont_inherit=True)
     printed = io.StringIO()
     with contextlib.redirect_stdout(printed):
         exec(code, namespace)  # noqa: S102 - our own pages
@@ -142,6 +159,11 @@ def project():
 
 @pytest.mark.parametrize("page", WITH_CODE, ids=named)
 def test_page_runs(page, desk):
+    with served(page) as address:
+        run_page(page, address)
+
+
+def run_page(page, address):
     namespace = {"__name__": "__main__"}
     printed, last = "", None
     for block in blocks(page):
@@ -154,7 +176,7 @@ def test_page_runs(page, desk):
         else:
             assert not printed, f"{where}: the block before this one printed {printed!r}, which the page does not show"
             if block.language == "python":
-                printed = run_python(page, block, namespace)
+                printed = run_python(page, block, namespace, address)
             else:
                 assert block.language == "console", f"{where}: blocks are python, text or console, so that they can be run"
                 run_console(block)
@@ -253,6 +275,17 @@ def test_architectures_are_those_of_the_converter():
         assert layers.split(", ") == list(dict.fromkeys(module.rpartition(".")[2] for module in tested)), name
         assert ("reordered" in differs) == ARCHITECTURES[name].neighbours, name
         assert ("stacked" in differs) == ARCHITECTURES[name].experts, name
+
+
+def test_refusals_are_those_of_the_code():
+    page = ROOT / "docs" / "converting.md"
+    for head, known in (("Field", REFUSED), ("Tensor", FOREIGN)):
+        rows = {name: f"{what}; {mend}" for name, what, mend in table(page, head)}
+        assert rows == known
+        assert list(rows) == list(known)
+    text = page.read_text("utf-8")
+    assert f"not looked at: {', '.join(f'`{field}`' for field in sorted(HARMLESS))}." in text
+    assert ", ".join(list(MODEL_TYPES)[:-1]) + f" or {list(MODEL_TYPES)[-1]}." in text.replace("\n", " ")
 
 
 def test_layers_are_those_of_the_linter():

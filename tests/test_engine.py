@@ -281,7 +281,7 @@ def test_files_that_change(tiny_model, tiny_dir, tmp_path):
         path.unlink()
         assert engine.complete("hello", lora={"x": 1.0}, **SHORT).tokens == new.tokens  # it is in memory still
         engine._worker.call(lambda core: core.room.bank.pager.drop(new.lora[0].digest))
-        with pytest.raises(LoraLoadError, match="is gone since the adapter was added"):
+        with pytest.raises(LoraLoadError, match="cannot be read any more since the adapter was added"):
             engine.complete("hello", lora={"x": 1.0}, **SHORT)
         path.mkdir()  # neither there nor readable: an OSError, which is this request's alone
         with pytest.raises((OSError, LoraError)):
@@ -299,7 +299,7 @@ def test_unbanked_adapters_fail_alone(tiny_model, tmp_path):
         next(every.pieces())
         for path in tmp_path.iterdir():
             path.unlink()
-        with pytest.raises(LoraLoadError, match="is gone"):
+        with pytest.raises(LoraLoadError, match="cannot be read any more"):
             engine.complete("x", lora={"x11": 1.0}, **SHORT)
         assert every.result(PATIENCE).finish_reason == "length"
         assert engine.stats().failed == 1

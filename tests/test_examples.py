@@ -117,9 +117,7 @@ def test_interleave_deals_out_the_halves_of_each_head():
         interleave_heads(rows, 3)
 
 
-@pytest.mark.parametrize(
-    ("key", "value"), [("lora_bias", True), ("use_dora", True), ("bias", "all"), ("modules_to_save", ["lm_head"])]
-)
+@pytest.mark.parametrize(("key", "value"), [("lora_bias", True), ("use_dora", True), ("modules_to_save", ["lm_head"])])
 def test_what_a_gguf_adapter_cannot_say_is_refused(key, value, tmp_path):
     folder = copy_adapter("shout", tmp_path / "shout")
     path = folder / "adapter_config.json"

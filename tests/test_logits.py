@@ -8,7 +8,7 @@ from llamafu._native.context import Context, ContextOptions
 from llamafu._native.finding import find
 from llamafu._native.library import open_library
 from llamafu._native.model import Model
-from llamafu.adapters.file import read_adapter
+from llamafu.adapters import merge_adapters, read_adapter
 
 TOLERANCE = 1e-3
 TOKENS = [0, 40, 76, 105, 112, 112, 36, 90, 115, 260, 261, 33, 17, 200, 4, 255, 300, 301, 77]
@@ -98,3 +98,14 @@ def test_removed_adapter_leaves_no_trace(context, load, tiny_dir):
     assert not np.array_equal(before, adapted)
     assert np.array_equal(before, logits(context, {}))
     assert np.array_equal(before, logits(context, {load(tiny_dir / "b.gguf"): 0.0}))
+
+
+@pytest.mark.parametrize("weights", [(0.8, 0.6), (0.8, -0.6)])
+def test_concatenated_adapters_equal_both(context, load, tiny_dir, tmp_path, weights):
+    """Two adapters at once, and the one that `cat` makes of them: ranks 4 and 2, seven targets and two."""
+    paths = tiny_dir / "a.gguf", tiny_dir / "b.gguf"
+    merge_adapters(dict(zip(paths, weights, strict=True)), tmp_path / "sum.gguf", method="cat")
+    both = logits(context, {load(path): weight for path, weight in zip(paths, weights, strict=True)})
+    merged = logits(context, {load(tmp_path / "sum.gguf"): 1.0})
+    assert np.abs(both - logits(context, {})).max() > 100 * TOLERANCE
+    assert np.abs(merged - both).max() <= TOLERANCE / 10

@@ -33,7 +33,7 @@ class Library:
 
     def has(self, symbol: str) -> bool:
         """Tell whether this build exports `symbol`."""
-        return _exports(self.ffi, self.lib, symbol)
+        return exports(self.ffi, self.lib, symbol)
 
     @property
     def version(self) -> str:
@@ -48,6 +48,11 @@ class Library:
 
 _lock = threading.Lock()
 _loaded: Library | None = None
+
+
+def loaded_library() -> Library | None:
+    """Return the library that this process uses; None before the first `open_library`."""
+    return _loaded
 
 
 def open_library(path: Path, family: str, *, gpu: bool = False) -> Library:
@@ -78,7 +83,7 @@ def _open(path: Path, family: str) -> Library:
         message = f"cannot load {path}: {error}; run `llamafu lib list` to see what else there is"
         raise LibraryNotFoundError(message) from error
     _refuse_foreign_ggml(path)
-    if not _exports(ffi, lib, "llama_set_adapters_lora"):
+    if not exports(ffi, lib, "llama_set_adapters_lora"):
         # Builds of that generation may reuse the last graph although the adapters changed, and so ignore the
         # change without a word (they compare the address of the adapter list only).
         os.environ.setdefault("LLAMA_GRAPH_REUSE_DISABLE", "1")
@@ -96,7 +101,8 @@ def _open(path: Path, family: str) -> Library:
     )
 
 
-def _exports(ffi: Any, lib: Any, symbol: str) -> bool:
+def exports(ffi: Any, lib: Any, symbol: str) -> bool:
+    """Tell whether the library behind a cffi object exports `symbol`, which must be declared there."""
     try:
         getattr(lib, symbol)
     except (AttributeError, getattr(ffi, "error", AttributeError)):  # in-line cffi objects have no error class of their own

@@ -1,4 +1,4 @@
-"""Adapter files: reading, checking, comparing and combining them, with no libllama."""
+"""Adapter files: reading, checking, measuring, comparing and combining them, with no libllama."""
 
 from __future__ import annotations
 
@@ -8,23 +8,34 @@ from typing import TYPE_CHECKING
 if TYPE_CHECKING:
     from llamafu.adapters.base import BaseModel, read_base
     from llamafu.adapters.combine import merge_adapters
-    from llamafu.adapters.comparison import Comparison, compare_adapters
+    from llamafu.adapters.comparison import Comparison, PairCosine, compare_adapters
     from llamafu.adapters.compatibility import CompatibilityReport, check_compatibility
     from llamafu.adapters.convert import convert_peft
+    from llamafu.adapters.export import export_peft
     from llamafu.adapters.file import AdapterFile, check_adapter, inspect_adapter, read_adapter
     from llamafu.adapters.info import AdapterInfo, TensorInfo
+    from llamafu.adapters.norms import AdapterNorms, Norm, adapter_norms
+    from llamafu.adapters.reader import AdapterReader
+    from llamafu.baking import bake
 
 _HOMES = {
     "AdapterFile": "file",
     "AdapterInfo": "info",
+    "AdapterReader": "reader",
+    "AdapterNorms": "norms",
     "BaseModel": "base",
     "Comparison": "comparison",
     "CompatibilityReport": "compatibility",
+    "Norm": "norms",
+    "PairCosine": "comparison",
     "TensorInfo": "info",
+    "adapter_norms": "norms",
+    "bake": ".baking",  # above this package: it uses libllama where there is one
     "check_adapter": "file",
     "check_compatibility": "compatibility",
     "convert_peft": "convert",
     "compare_adapters": "comparison",
+    "export_peft": "export",
     "inspect_adapter": "file",
     "merge_adapters": "combine",
     "read_adapter": "file",
@@ -34,14 +45,21 @@ _HOMES = {
 __all__ = [
     "AdapterFile",
     "AdapterInfo",
+    "AdapterNorms",
+    "AdapterReader",
     "BaseModel",
     "Comparison",
     "CompatibilityReport",
+    "Norm",
+    "PairCosine",
     "TensorInfo",
+    "adapter_norms",
+    "bake",
     "check_adapter",
     "check_compatibility",
     "compare_adapters",
     "convert_peft",
+    "export_peft",
     "inspect_adapter",
     "merge_adapters",
     "read_adapter",
@@ -55,7 +73,7 @@ def __getattr__(name: str) -> object:
     if home is None:
         message = f"module 'llamafu.adapters' has no attribute {name!r}"
         raise AttributeError(message)
-    value = getattr(importlib.import_module(f"llamafu.adapters.{home}"), name)
+    value = getattr(importlib.import_module(f".{home}", "llamafu.adapters"), name)
     globals()[name] = value
     return value
 

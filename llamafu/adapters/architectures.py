@@ -63,15 +63,27 @@ ARCHITECTURES = {
 
 def arranged(b: Matrix, target: str, base: BaseModel) -> Matrix:
     """Bring the rows of B into the order of the base model's; raises ValueError when the heads do not fit."""
+    heads = row_heads(target, base.architecture, base)
+    return b if heads is None else interleave_heads(b, heads)
+
+
+def row_heads(target: str, architecture: str, base: BaseModel | None) -> int | None:
+    """Return the number of heads by which the rows of the tensor `target` are reordered, None where they are not.
+
+    Raises ValueError where `base` would have to say it and does not.
+    """
     key = {"attn_q": "head_count", "attn_k": "head_count_kv"}.get(target.split(".")[-2])
-    if key is None or not ARCHITECTURES[base.architecture].neighbours:
-        return b
-    prefix = f"{base.architecture}.attention"
+    if key is None or not ARCHITECTURES[architecture].neighbours:
+        return None
+    if base is None:
+        message = "its rows are in an order that depends on the number of heads; give the GGUF model that it is for as base"
+        raise ValueError(message)
+    prefix = f"{architecture}.attention"
     count = base.metadata.get(f"{prefix}.{key}", base.metadata.get(f"{prefix}.head_count"))
     if not isinstance(count, int):
         message = f"the base model does not say how many heads it has ({prefix}.{key} is {count!r})"
         raise ValueError(message)  # noqa: TRY004 - a wrong file, not a wrong call
-    return interleave_heads(b, count)
+    return count
 
 
 def interleave_heads(b: Matrix, heads: int) -> Matrix:
@@ -79,10 +91,20 @@ def interleave_heads(b: Matrix, heads: int) -> Matrix:
 
     Within every head the two halves, whose rows rotate together in PEFT's base, are dealt out in turn.
     """
+    _refuse_uneven(b, heads)
+    return b.reshape(heads, 2, -1, b.shape[1]).transpose(0, 2, 1, 3).reshape(b.shape)
+
+
+def separate_halves(b: Matrix, heads: int) -> Matrix:
+    """Undo `interleave_heads`: within every head the even rows come first, then the odd ones."""
+    _refuse_uneven(b, heads)
+    return b.reshape(heads, -1, 2, b.shape[1]).transpose(0, 2, 1, 3).reshape(b.shape)
+
+
+def _refuse_uneven(b: Matrix, heads: int) -> None:
     if heads < 1 or b.shape[0] % (2 * heads):
         message = f"{b.shape[0]} output rows do not split into {heads} heads of even size: wrong base model"
         raise ValueError(message)
-    return b.reshape(heads, 2, -1, b.shape[1]).transpose(0, 2, 1, 3).reshape(b.shape)
 
 
 @cache

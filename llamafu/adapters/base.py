@@ -61,7 +61,7 @@ def read_base(path: str | os.PathLike[str]) -> BaseModel:
 
     """
     path = Path(path)
-    containers = [_read_header(shard) for shard in _shards(path)]
+    containers = [read_header(shard) for shard in shard_paths(path)]
     metadata: dict[str, Scalar] = {}
     tensors: dict[str, tuple[int, ...]] = {}
     for container in containers:
@@ -83,7 +83,8 @@ def read_base(path: str | os.PathLike[str]) -> BaseModel:
     return BaseModel(path, str(metadata.get("general.name") or path.stem), architecture, tensors, metadata)
 
 
-def _shards(path: Path) -> list[Path]:
+def shard_paths(path: Path) -> list[Path]:
+    """Return the files of the model at `path`, in order: of all its shards if its name says that it is one."""
     match = _SHARD.fullmatch(path.name)
     if match is None or not int(match[3]):
         return [path]
@@ -91,7 +92,8 @@ def _shards(path: Path) -> list[Path]:
     return [path.with_name(f"{stem}-{number:05d}-of-{count}.gguf") for number in range(1, int(count) + 1)]
 
 
-def _read_header(path: Path) -> Container:
+def read_header(path: Path) -> Container:
+    """Read the header of one GGUF file; raises what `read_base` raises."""
     with _mapped(path) as view:
         try:
             return read_container(view, name=str(path), whole=False)

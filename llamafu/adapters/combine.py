@@ -4,31 +4,55 @@ from __future__ import annotations
 
 import math
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, NamedTuple
 
 import numpy as np
 
+from llamafu._whole_file import demand_new, demand_parent, whole_file
+from llamafu.adapters.convert import HUB_ID
+from llamafu.adapters.export import peft_form, write_folder
 from llamafu.adapters.factors import factors, names, read_alike, strength, targets
-from llamafu.adapters.methods import METHODS
+from llamafu.adapters.file import check_adapter
+from llamafu.adapters.methods import check_options, keeps_ranks_apart
+from llamafu.adapters.peft import CONFIG, parse_config
 from llamafu.adapters.pruning import blend
-from llamafu.adapters.write import refuse_source, write_adapter
+from llamafu.adapters.svd import truncated, truncated_dense
+from llamafu.adapters.write import factor_bytes, refuse_source
 from llamafu.errors import LoraIncompatibleError
 
 if TYPE_CHECKING:
     import os
-    from collections.abc import Mapping, Sequence
+    from collections.abc import Callable, Iterable, Mapping, Sequence
+    from typing import Literal
 
     from numpy.typing import NDArray
 
+    from llamafu.adapters.base import BaseModel
     from llamafu.adapters.factors import Factors
     from llamafu.adapters.file import AdapterFile
     from llamafu.adapters.info import AdapterInfo
-    from llamafu.adapters.write import Origin
+    from llamafu.adapters.peft import PeftConfig
+    from llamafu.adapters.write import Field
+
+    Form = Literal["gguf", "peft"]
 
 _BASE_KEYS = ("name", "author", "version", "organization", "url", "doi", "uuid", "repo_url")
 _WEIGHT_MAX = 1e30  # far above any use, and far below where float64 arithmetic on it could overflow
-_SEEDS = 1 << 64
 _F16_MAX = float(np.finfo(np.float16).max)
+
+
+class _Recipe(NamedTuple):
+    """What is to be done to every tensor."""
+
+    method: str
+    rank: int
+    """The largest that the svd methods may give."""
+    density: float
+    random: np.random.Generator
+
+    def blend(self, parts: Iterable[NDArray[np.float64]], weights: Sequence[float]) -> NDArray[np.float64]:
+        method = self.method.removesuffix("_svd")
+        return blend(parts, weights, method=method, density=self.density, random=self.random)
 
 
 def merge_adapters(
@@ -40,94 +64,113 @@ def merge_adapters(
     density: float | None = None,
     seed: int | None = None,
 ) -> AdapterInfo:
-    """Combine the adapters {path: weight} into the new GGUF adapter `output`, and return its facts.
+    """Combine the adapters {path: weight} into the new adapter `output`, and return its facts.
 
-    With dW = strength x B A for each adapter and tensor, zero where it does not change the tensor:
+    `output` is a GGUF file if its name ends in `.gguf`, otherwise a new PEFT folder. With dW = strength x B A for each
+    adapter and tensor, zero where it does not change the tensor:
 
     - "cat": exactly the sum of weight x dW, by concatenated factors; the ranks add up.
     - "svd": the nearest to that sum that has at most `rank` (default: the largest rank of the adapters).
+    - "magnitude_prune_svd", "ties_svd", "dare_linear_svd", "dare_ties_svd": likewise, of dW pruned to the share `density`
+      of their values; ties ones drop what goes against the sign of the sum and average the rest. These build whole
+      matrices, one tensor at a time: 8 x (adapters + 3) x out x in bytes at most.
     - "linear": sums the A and sums the B, each with the root of weight x strength; needs equal ranks.
-    - "magnitude_prune", "ties", "dare_linear", "dare_ties": like linear, with the factors pruned first to the share
-      `density` of their values; ties ones drop what goes against the sign of the sum and average the rest. `seed` makes
-      the random choice of the dare ones repeatable.
+    - "magnitude_prune", "ties", "dare_linear", "dare_ties": like linear, with A and B pruned instead of dW.
 
-    Negative weights subtract (in "linear" and the four by the sign of A). Scale 1 applies the result. Its values are F16
-    if all those of the sources are F16 and they fit, otherwise F32; its metadata name sources, weights and method.
+    `seed` makes the random choice of the dare ones repeatable. Negative weights subtract (in "linear" and its kind by the
+    sign of A). Scale 1 applies the result. Its values are F16 if all those of the sources are F16 and they fit, otherwise
+    F32; its metadata name sources, weights and method. The facts of a PEFT folder are those of its GGUF form.
 
     Raises:
         ValueError: an unknown method, an option that the method does not take or lacks, a weight that is no finite
             number, no adapter, or an `output` that is one of the sources.
-        LoraIncompatibleError: the adapters differ in architecture or sizes, one is an aLoRA, or ranks differ where they
-            must not.
+        LoraIncompatibleError: the adapters differ in architecture or sizes, one is an aLoRA, ranks differ where they
+            must not, or the result cannot be said in PEFT.
         InvalidAdapterFileError, LoraLoadError: a source cannot be read or is damaged.
-        OSError: `output` cannot be written. On any error there is no new file.
+        OSError: `output` cannot be written, or is a folder to be written and exists. On any error there is no new file.
 
     """
-    _check(adapters, method, {"rank": rank, "density": density, "seed": seed})
+    form = form_of(output)
+    return merge_for_base(adapters, output, base=None, form=form, method=method, rank=rank, density=density, seed=seed)
+
+
+def merge_for_base(
+    adapters: Mapping[str | os.PathLike[str], float],
+    output: str | os.PathLike[str],
+    *,
+    base: BaseModel | None,
+    form: Form,
+    method: str,
+    rank: int | None,
+    density: float | None,
+    seed: int | None,
+    report: Callable[[str, float], None] = lambda _name, _share: None,
+) -> AdapterInfo:
+    """Combine like `merge_adapters`; with the `base` model, sources may be PEFT folders too, and any result can be one.
+
+    All sources must fit `base`, or LoraIncompatibleError is raised. `report` is called after every tensor with its name
+    and the share (0 to 1) that is done.
+    """
+    check_options(method, rank=rank, density=density, seed=seed)
+    _check_weights(adapters)
     weights = [float(weight) for weight in adapters.values()]
     output = Path(output)
-    files = read_alike(adapters)
+    files = read_alike(adapters, base)
     refuse_source(output, (file.path for file in files))
     _refuse_activated(files)
-    if method not in ("cat", "svd"):
+    if keeps_ranks_apart(method):
         _refuse_unequal_ranks(files, method)
-    random = np.random.default_rng(seed)
+    if form == "peft":
+        demand_new(output)
+        for file in files:
+            peft_form(file, base)
+    else:
+        demand_parent(output)
     widest = rank or max(file.info.rank for file in files)
+    recipe = _Recipe(method, widest, density or 1.0, np.random.default_rng(seed))
     merged: dict[str, Factors] = {}
-    for name in targets(files):
-        parts, own = [], []
-        for weight, file in zip(weights, files, strict=True):
-            if pair := factors(file, name):
-                parts.append(pair)
-                own.append(weight * strength(file, name))
-        if method == "cat":
-            merged[name] = _concatenated(parts, own)
-        elif method == "svd":
-            merged[name] = _truncated(*_concatenated(parts, own), widest)
-        else:
-            merged[name] = _blended(parts, own, method, density or 1.0, random)
-    # One alpha serves all tensors: where the rank is smaller, libllama's alpha / rank is larger, and B makes up for it.
+    changed = targets(files)
+    for name in changed:
+        merged[name] = _merged(name, files, weights, recipe)
+        report(name, len(merged) / len(changed))
+    # One alpha serves all tensors: where the rank is smaller, alpha / rank is larger, and B makes up for it.
     alpha = max(b.shape[-1] for _, b in merged.values())
     merged = {name: (a, b * (b.shape[-1] / alpha)) for name, (a, b) in merged.items()}
-    options = {"rank": rank, "density": density, "seed": seed}
-    origin: dict[str, Origin] = {
+    options = {
+        "rank": None if rank is None else np.uint64(rank),
+        "density": None if density is None else np.float64(density),
+        "seed": None if seed is None else np.uint64(seed),
+    }
+    origin: dict[str, Field] = {
         **_common_base(files),
         "llamafu.merge.method": method,
         "llamafu.merge.names": names(files),
         "llamafu.merge.digests": [file.digest for file in files],
-        "llamafu.merge.weights": weights,
+        "llamafu.merge.weights": np.array(weights),
         **{f"llamafu.merge.{key}": value for key, value in options.items() if value is not None},
     }
-    return write_adapter(
-        output,
+    content = factor_bytes(
         merged,
         architecture=files[0].info.architecture,
         alpha=float(alpha),
         metadata=origin,
         dtype="F16" if _fits_f16(files, merged) else "F32",
     )
+    file = check_adapter(content, output)
+    if form == "peft":
+        write_folder(file, output, base)
+    else:
+        with whole_file(output) as unfinished:
+            unfinished.write_bytes(content)
+    return file.info
 
 
-def _check(adapters: Mapping[str | os.PathLike[str], float], method: str, options: Mapping[str, float | None]) -> None:
-    if method not in METHODS:
-        message = f"there is no method {method!r}; there are {', '.join(METHODS)}"
-        raise ValueError(message)
-    legal = METHODS[method]
-    for name, value in options.items():
-        if value is not None and name not in legal:
-            users = ", ".join(other for other, takes in METHODS.items() if name in takes)
-            message = f"{name}={value!r} does nothing in the method {method!r}; it is for {users}"
-            raise ValueError(message)
-    rank, density, seed = options["rank"], options["density"], options["seed"]
-    if rank is not None and rank < 1:
-        message = f"the rank is {rank}; it must be at least 1"
-        raise ValueError(message)
-    if seed is not None and not 0 <= seed < _SEEDS:
-        message = f"the seed is {seed}; it must be at least 0 and below 2**64"
-        raise ValueError(message)
-    if "density" in legal and (density is None or not 0 < density <= 1):
-        message = f"the density is {density}; the method {method!r} needs one above 0 and at most 1, such as 0.5"
-        raise ValueError(message)
+def form_of(output: str | os.PathLike[str]) -> Form:
+    """Tell what to write by the name of the output."""
+    return "gguf" if Path(output).suffix == ".gguf" else "peft"
+
+
+def _check_weights(adapters: Mapping[str | os.PathLike[str], float]) -> None:
     if not adapters:
         message = "there is no adapter to merge; give at least one as {path: weight}"
         raise ValueError(message)
@@ -151,8 +194,23 @@ def _refuse_unequal_ranks(files: Sequence[AdapterFile], method: str) -> None:
             ranks.setdefault(tensor.name, set()).add(tensor.rank)
     problems = tuple(f"{name} has the ranks {sorted(found)}" for name, found in ranks.items() if len(found) > 1)
     if problems:
-        message = f"the method {method!r} needs equal ranks, and {problems[0]}; the methods cat and svd take any"
+        message = f"the method {method!r} needs equal ranks, and {problems[0]}; cat and all svd methods take any"
         raise LoraIncompatibleError(message, problems=problems)
+
+
+def _merged(name: str, files: Sequence[AdapterFile], weights: Sequence[float], recipe: _Recipe) -> Factors:
+    """Return the result's factors of one tensor, with the strength 1, at 64 bits."""
+    using = [(file, weight) for file, weight in zip(files, weights, strict=True) if name in file.pairs]
+    parts = [pair for file, _ in using if (pair := factors(file, name)) is not None]
+    strengths = [strength(file, name) for file, _ in using]
+    shares = [weight * one for (_, weight), one in zip(using, strengths, strict=True)]
+    if recipe.method == "cat":
+        return _concatenated(parts, shares)
+    if recipe.method == "svd":
+        return truncated(*_concatenated(parts, shares), recipe.rank)
+    if keeps_ranks_apart(recipe.method):
+        return _blended(parts, shares, recipe)
+    return _pruned(parts, strengths, [weight for _, weight in using], recipe)
 
 
 def _concatenated(parts: Sequence[Factors], weights: Sequence[float]) -> Factors:
@@ -162,25 +220,22 @@ def _concatenated(parts: Sequence[Factors], weights: Sequence[float]) -> Factors
     return a, np.concatenate([b * root for (_, b), root in zip(parts, roots, strict=True)], axis=-1)
 
 
-def _truncated(a: NDArray[np.float64], b: NDArray[np.float64], rank: int) -> Factors:
-    """Return factors of the best approximation of B A of at most this rank: the SVD of the small core between two QRs."""
-    left, left_core = np.linalg.qr(b)
-    right, right_core = np.linalg.qr(np.swapaxes(a, -1, -2))
-    u, sizes, v = np.linalg.svd(left_core @ np.swapaxes(right_core, -1, -2), full_matrices=False)
-    roots = np.sqrt(sizes[..., :rank])
-    return (
-        roots[..., :, None] * (v[..., :rank, :] @ np.swapaxes(right, -1, -2)),
-        (left @ u[..., :rank]) * roots[..., None, :],
-    )
+def _pruned(parts: Sequence[Factors], strengths: Sequence[float], weights: Sequence[float], recipe: _Recipe) -> Factors:
+    """Blend the whole dW, one matrix at a time, and cut what comes out to the rank."""
+    experts = parts[0][0].shape[:-2]
+    found = []
+    for expert in np.ndindex(experts):
+        changes = (one * (b[expert] @ a[expert]) for (a, b), one in zip(parts, strengths, strict=True))
+        found.append(truncated_dense(recipe.blend(changes, weights), recipe.rank))
+    a, b = (np.reshape(side, (*experts, *side[0].shape)) for side in zip(*found, strict=True))
+    return a, b
 
 
-def _blended(
-    parts: Sequence[Factors], weights: Sequence[float], method: str, density: float, random: np.random.Generator
-) -> Factors:
+def _blended(parts: Sequence[Factors], weights: Sequence[float], recipe: _Recipe) -> Factors:
     """Combine A and B apart from each other, each with the root of its weight; A has the weight's sign."""
     roots, signed = _roots(weights)
-    a = blend([a for a, _ in parts], signed, method=method, density=density, random=random)
-    return a, blend([b for _, b in parts], roots, method=method, density=density, random=random)
+    a = recipe.blend([a for a, _ in parts], signed)
+    return a, recipe.blend([b for _, b in parts], roots)
 
 
 def _roots(weights: Sequence[float]) -> tuple[list[float], list[float]]:
@@ -189,15 +244,22 @@ def _roots(weights: Sequence[float]) -> tuple[list[float], list[float]]:
     return roots, [math.copysign(root, weight) for root, weight in zip(roots, weights, strict=True)]
 
 
-def _common_base(files: Sequence[AdapterFile]) -> dict[str, Origin]:
+def _common_base(files: Sequence[AdapterFile]) -> dict[str, Field]:
     """Return what the headers say of the base model, if all say the same."""
-    found = []
+    found: list[dict[str, Field]] = []
     for file in files:
         keys = [f"general.base_model.0.{key}" for key in _BASE_KEYS]
         found.append({key: value for key in keys if isinstance(value := file.info.metadata.get(key), str)})
     if not found[0] or any(other != found[0] for other in found):
         return {}
-    return {"general.base_model.count": 1, **found[0]}
+    named = {_config(file.path).base_model for file in files if file.path.is_dir()}
+    if len(named) == 1 and (hub := named.pop()) and HUB_ID.fullmatch(hub):
+        found[0].setdefault("general.base_model.0.repo_url", f"https://huggingface.co/{hub}")
+    return {"general.base_model.count": np.uint32(1), **found[0]}
+
+
+def _config(folder: Path) -> PeftConfig:
+    return parse_config((folder / CONFIG).read_bytes(), name=str(folder / CONFIG))
 
 
 def _fits_f16(files: Sequence[AdapterFile], merged: Mapping[str, Factors]) -> bool:

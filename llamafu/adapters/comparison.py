@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from itertools import combinations
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -17,8 +18,18 @@ if TYPE_CHECKING:
     from numpy.typing import NDArray
 
     from llamafu.adapters.factors import Factors
+    from llamafu.adapters.file import AdapterFile
 
 _FEWEST = 2
+
+
+@dataclass(frozen=True, slots=True)
+class PairCosine:
+    """Two of the compared adapters, and the cosine of their changes over all tensors."""
+
+    first: str
+    second: str
+    cosine: float
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -32,20 +43,31 @@ class Comparison:
     by_module: dict[str, NDArray[np.float64]]
     """Likewise for the tensors of one module in all layers, such as `attn_q`; sorted by module."""
 
+    @property
+    def pairs(self) -> list[PairCosine]:
+        """Every two adapters, from those most alike to those most opposed."""
+        found = [
+            PairCosine(first, second, float(self.overall[row, column]))
+            for (row, first), (column, second) in combinations(enumerate(self.names), 2)
+        ]
+        return sorted(found, key=lambda pair: -pair.cosine)
 
-def compare_adapters(paths: Sequence[str | os.PathLike[str]]) -> Comparison:
-    """Compare the changes dW = alpha / rank x B A of two or more adapters. Ranks and targets may differ.
+
+def compare_adapters(adapters: Sequence[AdapterFile | str | os.PathLike[str]]) -> Comparison:
+    """Compare the changes dW = alpha / rank x B A of two or more adapters: paths, or files that were read already.
+
+    Ranks and targets may differ.
 
     Raises:
-        ValueError: fewer than two paths.
+        ValueError: fewer than two adapters.
         LoraIncompatibleError: they are for different base models.
         InvalidAdapterFileError, LoraLoadError: a file cannot be read or is damaged.
 
     """
-    if len(paths) < _FEWEST:
-        message = f"a comparison needs at least two adapters, not {len(paths)}"
+    if len(adapters) < _FEWEST:
+        message = f"a comparison needs at least two adapters, not {len(adapters)}"
         raise ValueError(message)
-    files = read_alike(paths)
+    files = read_alike(adapters)
     products: dict[str, NDArray[np.float64]] = {}
     for name in targets(files):
         module, _ = split_name(name)

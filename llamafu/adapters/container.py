@@ -11,8 +11,7 @@ import struct
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
-from gguf.constants import GGML_QUANT_SIZES, GGMLQuantizationType
-
+from llamafu.adapters.ggml_type import BLOCKS, GGMLType
 from llamafu.adapters.lookalike import HEAD_BYTES, looks_like
 from llamafu.adapters.tensor_entry import TensorEntry, extent_problems, padded
 from llamafu.errors import InvalidAdapterFileError
@@ -42,11 +41,12 @@ _NUMBERS = {
 }
 _BOOL, _STRING, _ARRAY = 7, 8, 9
 _TENSOR_TAILS = {dims: struct.Struct(f"<{dims}QIQ") for dims in range(5)}  # dimensions, ggml type, offset
-_GGML_TYPES = {int(kind): (kind, *GGML_QUANT_SIZES[kind]) for kind in GGMLQuantizationType}
+_GGML_TYPES = {int(kind): (kind, *block) for kind, block in BLOCKS.items()}
 _SMALLEST_KEY_VALUE, _SMALLEST_TENSOR = 13, 24  # bytes
 _MOST = 1 << 20  # keys, tensors, elements of one array: far above any real file, and what Python objects cost stays bounded
 _LONGEST_NAME = 63  # bytes; ggml keeps 64 with the final NUL
 _MOST_IN_MESSAGE = 10
+_LONGEST_IN_MESSAGE = 1000  # characters of one problem; names in damaged files may be of any length
 _INT64_MAX = (1 << 63) - 1
 _DEFAULT_ALIGNMENT = 32
 
@@ -61,6 +61,8 @@ class Container:
     metadata: dict[str, Value]
     metadata_types: dict[str, tuple[str, str | None]]
     """The GGUF type of each value ("STRING", "UINT32"...); for ("ARRAY", t) t is the elements' type."""
+    metadata_spans: dict[str, tuple[int, int]]
+    """Where each key, its type and its value lie in the file: first byte, and the first one after."""
     tensors: dict[str, TensorEntry]
     """In the file's order."""
 
@@ -87,9 +89,10 @@ def read_container(data: bytes | memoryview | mmap.mmap, *, name: str, whole: bo
 
 def invalid_file(name: str, problems: Sequence[str]) -> InvalidAdapterFileError:
     """Make the one error that carries every one of `problems` with the file `name`."""
+    shown = [problem if len(problem) <= _LONGEST_IN_MESSAGE else f"{problem[:_LONGEST_IN_MESSAGE]}..." for problem in problems]
     if len(problems) == 1:
-        return InvalidAdapterFileError(f"{name}: {problems[0]}", problems=tuple(problems))
-    listed = "; ".join(f"({number}) {problem}" for number, problem in enumerate(problems[:_MOST_IN_MESSAGE], 1))
+        return InvalidAdapterFileError(f"{name}: {shown[0]}", problems=tuple(problems))
+    listed = "; ".join(f"({number}) {problem}" for number, problem in enumerate(shown[:_MOST_IN_MESSAGE], 1))
     rest = f"; and {len(problems) - _MOST_IN_MESSAGE} more in .problems" if len(problems) > _MOST_IN_MESSAGE else ""
     return InvalidAdapterFileError(f"{name} has {len(problems)} problems: {listed}{rest}", problems=tuple(problems))
 
@@ -109,6 +112,7 @@ class _Reader:
         self.problems: list[str] = []
         self.metadata: dict[str, Value] = {}
         self.types: dict[str, tuple[str, str | None]] = {}
+        self.spans: dict[str, tuple[int, int]] = {}
 
     def read(self) -> Container:
         version, tensor_count, key_count = self._header()
@@ -124,7 +128,7 @@ class _Reader:
                 self.problems.append(f"tensor {entry.name!r} occurs more than once")
         if self.whole:
             self.problems += extent_problems(entries, data_offset=data_offset, alignment=alignment, size=self.size)
-        return Container(version, alignment, data_offset, self.metadata, self.types, tensors)
+        return Container(version, alignment, data_offset, self.metadata, self.types, self.spans, tensors)
 
     def _header(self) -> tuple[int, int, int]:
         head = bytes(self.data[:HEAD_BYTES])
@@ -148,6 +152,7 @@ class _Reader:
         return version, tensor_count, key_count
 
     def _key_value(self, index: int) -> None:
+        start = self.position
         key = self._name("metadata key", index)
         if not key:
             self.problems.append(f"metadata key {index} is empty")
@@ -165,6 +170,7 @@ class _Reader:
             self.problems.append(f"metadata key {key!r} occurs more than once")
             return
         self.types[key] = types
+        self.spans[key] = (start, self.position)
         if value is not None:
             self.metadata[key] = value
 
@@ -238,7 +244,7 @@ class _Reader:
             return value
         return _DEFAULT_ALIGNMENT
 
-    def _tensor(self, index: int) -> tuple[str, tuple[int, ...], GGMLQuantizationType | None, int, int] | None:
+    def _tensor(self, index: int) -> tuple[str, tuple[int, ...], GGMLType | None, int, int] | None:
         """Read the fields of one TensorEntry, the offset still relative to the data; None where its size is unknown."""
         start = self.position
         name = self._name("the name of tensor", index)

@@ -2,42 +2,47 @@
 
 from __future__ import annotations
 
+import os
 import re
-import tempfile
 from collections import Counter
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
-import gguf
 import numpy as np
 
 from llamafu._whole_file import whole_file
 from llamafu.adapters.architectures import ARCHITECTURES
-from llamafu.adapters.base import BaseModel, read_base
+from llamafu.adapters.base import BaseModel
 from llamafu.adapters.compatibility import check_compatibility
 from llamafu.adapters.container import invalid_file
-from llamafu.adapters.file import AdapterFile, AdapterFileNotFoundError, check_adapter
+from llamafu.adapters.file import AdapterFile, check_adapter
+from llamafu.adapters.folder import PeftFolder, read_folder
 from llamafu.adapters.fusing import fused
-from llamafu.adapters.peft import CONFIG, PeftConfig, read_config
+from llamafu.adapters.hf_config import read_any_base
+from llamafu.adapters.peft import foreign
 from llamafu.adapters.pieces import Piece, joined, pieces_of
-from llamafu.adapters.safetensors import read_safetensors
-from llamafu.errors import ErrorCode, LoraError, LoraIncompatibleError, LoraLoadError
+from llamafu.adapters.write import adapter_bytes
+from llamafu.errors import ErrorCode, LoraError, LoraIncompatibleError
 
 if TYPE_CHECKING:
-    import os
-
     from numpy.typing import NDArray
 
     from llamafu.adapters.info import AdapterInfo
+    from llamafu.adapters.peft import PeftConfig
+    from llamafu.adapters.write import Field
 
     Matrix = NDArray[np.floating[Any]]
 
-_WEIGHTS = "adapter_model.safetensors"
 _NAME = re.compile(r"base_model\.model\.(.+)\.lora_(?:([AB])\.weight|(embedding_[AB]))")
-_COPY = re.compile(r"base_model\.model\.(.+\.)?(embed_tokens|lm_head)\.base_layer\.weight")
-"""PEFT saves the base model's own embeddings beside an adapter of them: nothing that was trained."""
+_IDLE = re.compile(
+    r"base_model\.model\.(.+\.)?"
+    r"((embed_tokens|lm_head)\.base_layer\.weight|\w+\.lora_velora_embed|\w+\.lora_monteclora_sampler\.\w+)"
+)
+"""What PEFT saves beside factors and does not answer with: copies of the base model's own embeddings, and what only training
+uses."""
+_LONGEST_NAME = 500  # characters
 _DTYPES = {"f16": "<f2", "f32": "<f4"}
-_HUB_ID = re.compile(r"([\w.-]*\w)/([\w.-]+)")
+HUB_ID = re.compile(r"([\w.-]*\w)/([\w.-]+)")
 
 
 def convert_peft(
@@ -49,8 +54,9 @@ def convert_peft(
 ) -> AdapterInfo:
     """Write the PEFT adapter in the folder `directory` as the GGUF file `output`, and return its facts.
 
-    `base` is the GGUF model it is for (only its header is read): architecture, head counts and sizes come from there. The
-    same folder gives the same bytes, and `output` appears whole or not at all; a file there is replaced.
+    `base` is the GGUF model it is for (only its header is read), or the `config.json` of the model on Hugging Face's hub, or
+    the folder that has it: architecture, head counts and sizes come from there. The same folder gives the same bytes, and
+    `output` appears whole or not at all; a file there is replaced.
 
     Raises:
         InvalidAdapterFileError: the folder is damaged or holds what a GGUF adapter cannot express; `.problems` has all.
@@ -62,15 +68,15 @@ def convert_peft(
     """
     folder, output = Path(directory), Path(output)
     if base is None:
-        message = f"{folder}: converting needs the base model's header; give the GGUF model that it is for as base"
+        message = f"{folder}: converting needs the base model's header; give its GGUF file or its config.json as base"
         raise LoraError(message, code=ErrorCode.INVALID_PARAM)
     if not isinstance(base, BaseModel):
-        base = read_base(base)
-    target = output.resolve()
-    if target == base.path.resolve() or folder.resolve() in (target, *target.parents):
+        base = read_any_base(base)
+    target = Path(os.path.realpath(output))
+    if target == Path(os.path.realpath(base.path)) or Path(os.path.realpath(folder)) in (target, *target.parents):
         message = f"{output}: the output must be neither the base model nor in the folder {folder}; choose another place"
         raise LoraError(message, code=ErrorCode.INVALID_PARAM)
-    file = read_peft(folder, base, dtype=dtype)
+    file = convert_folder(read_folder(folder), base, dtype=dtype)
     report = check_compatibility(file, base)
     if not report:
         message = f"{folder} does not fit {base.path.name}: {'; '.join(report.problems)}"
@@ -80,8 +86,8 @@ def convert_peft(
     return file.info
 
 
-def read_peft(folder: Path, base: BaseModel, *, dtype: Literal["f16", "f32"] = "f16") -> AdapterFile:
-    """Convert the PEFT adapter in `folder` in memory; raises what `convert_peft` raises, but does not compare sizes."""
+def convert_folder(folder: PeftFolder, base: BaseModel, *, dtype: Literal["f16", "f32"] = "f16") -> AdapterFile:
+    """Convert a PEFT adapter in memory; raises what `convert_peft` raises, but does not compare sizes."""
     if dtype not in _DTYPES:
         message = f"dtype is {dtype!r}; it must be one of {', '.join(_DTYPES)}"
         raise LoraError(message, code=ErrorCode.INVALID_PARAM)
@@ -89,27 +95,13 @@ def read_peft(folder: Path, base: BaseModel, *, dtype: Literal["f16", "f32"] = "
         problem = (
             f"PEFT adapters for {base.architecture!r} cannot be converted; the architectures are {', '.join(ARCHITECTURES)}"
         )
-        message = f"{folder}: {problem}"
+        message = f"{folder.path}: {problem}"
         raise LoraIncompatibleError(message, problems=(problem,))
-    weights = folder / _WEIGHTS
-    try:
-        config = read_config(folder)
-        if not weights.exists() and (folder / "adapter_model.bin").exists():
-            problem = (
-                "its weights are adapter_model.bin, a Python pickle; save it as safetensors (PEFT: safe_serialization=True)"
-            )
-            raise invalid_file(str(folder), [problem])
-        content = weights.read_bytes()
-    except (FileNotFoundError, NotADirectoryError) as error:
-        message = f"{folder}: no PEFT adapter, it needs {CONFIG} and {_WEIGHTS}"
-        raise AdapterFileNotFoundError(message) from error
-    except OSError as error:
-        message = f"{folder}: the adapter cannot be read: {error.strerror}"
-        raise LoraLoadError(message, code=ErrorCode.FILE_READ_FAILED) from error
-    pieces = _pieces(read_safetensors(content, name=str(weights)), config, base, str(weights))
+    config, arrays = folder.parsed()
+    pieces = _pieces(arrays, config, base, str(folder.weights_path))
     alpha = Counter(piece.alpha for piece in pieces).most_common(1)[0][0]
-    tensors = _folded(pieces, alpha, _DTYPES[dtype], str(weights))
-    return check_adapter(_gguf_bytes(tensors, alpha, config, base.architecture, folder.resolve().name), folder)
+    tensors = _folded(pieces, alpha, _DTYPES[dtype], str(folder.weights_path))
+    return check_adapter(_gguf_bytes(tensors, alpha, config, base.architecture, folder.name), folder.path)
 
 
 def _pieces(arrays: dict[str, Matrix], config: PeftConfig, base: BaseModel, name: str) -> list[Piece]:
@@ -144,11 +136,14 @@ def _pieces(arrays: dict[str, Matrix], config: PeftConfig, base: BaseModel, name
 def _by_module(arrays: dict[str, Matrix], problems: list[str]) -> dict[str, dict[str, Matrix]]:
     modules: dict[str, dict[str, Matrix]] = {}
     for key, array in arrays.items():
-        if _COPY.fullmatch(key):
+        if len(key) > _LONGEST_NAME:
+            problems.append(f"tensor {key[:80]!r}... has a name of {len(key)} characters; at most {_LONGEST_NAME} are read")
+            continue
+        if _IDLE.fullmatch(key):
             continue
         match = _NAME.fullmatch(key)
         if match is None:
-            problems.append(f"tensor {key!r} is no LoRA factor (...lora_A.weight, ...lora_B.weight) of a linear layer")
+            problems.append(f"tensor {key!r} is no LoRA factor (...lora_A.weight, ...lora_B.weight){foreign(key)}")
         elif not np.isfinite(array).all():
             problems.append(f"tensor {key!r} holds NaN or infinite values")
         else:
@@ -177,35 +172,27 @@ def _folded(pieces: list[Piece], alpha: float, dtype: str, name: str) -> list[tu
 
 
 def _gguf_bytes(tensors: list[tuple[str, Matrix]], alpha: float, config: PeftConfig, architecture: str, name: str) -> bytes:
-    with tempfile.TemporaryDirectory(prefix="llamafu-") as room:
-        path = Path(room) / "adapter.gguf"
-        writer = gguf.GGUFWriter(path, architecture)
-        writer.add_type("adapter")
-        writer.add_string("adapter.type", "lora")
-        writer.add_name(title(name.encode("utf-8", "replace").decode()))  # a folder's name may be any bytes
-        if config.base_model:
-            _add_base_model(writer, config.base_model)
-        writer.add_float32("adapter.lora.alpha", alpha)
-        if config.invocation_tokens:
-            key, kinds = "adapter.alora.invocation_tokens", gguf.GGUFValueType
-            writer.add_key_value(key, list(config.invocation_tokens), kinds.ARRAY, kinds.UINT32)
-        writer.add_quantization_version(2)
-        for key, array in tensors:
-            writer.add_tensor(key, array)
-        writer.write_header_to_file()
-        writer.write_kv_data_to_file()
-        writer.write_tensors_to_file()
-        writer.close()
-        return path.read_bytes()
+    fields: dict[str, Field] = {
+        "general.name": title(name.encode("utf-8", "replace").decode()),  # a folder's name may be any bytes
+        **(_base_model(config.base_model) if config.base_model else {}),
+        "adapter.lora.alpha": np.float32(alpha),
+    }
+    if config.invocation_tokens:
+        fields["adapter.alora.invocation_tokens"] = np.array(config.invocation_tokens, np.uint32)
+    fields["general.quantization_version"] = np.uint32(2)
+    return adapter_bytes(architecture, fields, dict(tensors))
 
 
-def _add_base_model(writer: gguf.GGUFWriter, name_or_path: str) -> None:
+def _base_model(name_or_path: str) -> dict[str, Field]:
     """Name the base model; a hub id `organisation/name` also gives its organisation, a path only its last part."""
-    hub = _HUB_ID.fullmatch(name_or_path)
-    writer.add_base_model_count(1)
-    writer.add_base_model_name(0, title(hub[2] if hub else re.split(r"[/\\]", name_or_path.rstrip("/\\"))[-1]))
+    hub = HUB_ID.fullmatch(name_or_path)
+    fields: dict[str, Field] = {
+        "general.base_model.count": np.uint32(1),
+        "general.base_model.0.name": title(hub[2] if hub else re.split(r"[/\\]", name_or_path.rstrip("/\\"))[-1]),
+    }
     if hub:
-        writer.add_base_model_organization(0, hub[1])
+        fields["general.base_model.0.organization"] = hub[1]
+    return fields
 
 
 def title(name: str) -> str:

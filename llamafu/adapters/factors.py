@@ -7,7 +7,10 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from llamafu.adapters.file import read_adapter
+from llamafu.adapters.compatibility import check_compatibility
+from llamafu.adapters.convert import convert_folder
+from llamafu.adapters.file import AdapterFile, read_adapter
+from llamafu.adapters.folder import read_folder
 from llamafu.adapters.info import is_flipped
 from llamafu.errors import LoraIncompatibleError
 
@@ -17,18 +20,20 @@ if TYPE_CHECKING:
 
     from numpy.typing import NDArray
 
-    from llamafu.adapters.file import AdapterFile
+    from llamafu.adapters.base import BaseModel
 
     Factors = tuple[NDArray[np.float64], NDArray[np.float64]]
 
 
-def read_alike(paths: Iterable[str | os.PathLike[str]]) -> list[AdapterFile]:
-    """Read and check adapters that may be looked at together.
+def read_alike(adapters: Iterable[AdapterFile | str | os.PathLike[str]], base: BaseModel | None = None) -> list[AdapterFile]:
+    """Read and check adapters that may be looked at together: GGUF files, and PEFT folders if the `base` model is given.
 
-    Raises what `read_adapter` raises, and LoraIncompatibleError, which names every way in which they are not for the
-    same base model: another architecture, or another size of a tensor that both change.
+    Those that were read already are taken as they are.
+
+    Raises what `convert_peft` and `read_adapter` raise, and LoraIncompatibleError, which names every way in which they are
+    not for the same base model: another architecture, another size of a tensor that both change, or a misfit with `base`.
     """
-    files = [read_adapter(Path(path)) for path in paths]
+    files = [one if isinstance(one, AdapterFile) else _read(Path(one), base) for one in adapters]
     first = files[0]
     shapes = {tensor.name: (tensor.shape, first.path) for tensor in first.info.tensors}
     problems = []
@@ -79,3 +84,14 @@ def names(files: Iterable[AdapterFile]) -> list[str]:
     paths = [file.path for file in files]
     stems = [path.stem for path in paths]
     return [stem if stems.count(stem) == 1 else str(path) for stem, path in zip(stems, paths, strict=True)]
+
+
+def _read(path: Path, base: BaseModel | None) -> AdapterFile:
+    if base is None:
+        return read_adapter(path)
+    file = convert_folder(read_folder(path), base, dtype="f32") if path.is_dir() else read_adapter(path)
+    report = check_compatibility(file, base)
+    if not report:
+        message = f"{path} does not fit {base.path.name}: {'; '.join(report.problems)}"
+        raise LoraIncompatibleError(message, problems=report.problems)
+    return file

@@ -12,13 +12,13 @@ import math
 import mmap
 import os
 import stat
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, NamedTuple
 
 from llamafu.adapters.container import Container, invalid_file, read_container
 from llamafu.adapters.info import AdapterInfo, is_expert, is_flipped, summarise
-from llamafu.adapters.values import USABLE_TYPES, as_float32, not_finite
+from llamafu.adapters.values import USABLE_TYPES, as_float32, as_stored, not_finite
 from llamafu.errors import ErrorCode, LoraLoadError
 
 if TYPE_CHECKING:
@@ -27,6 +27,7 @@ if TYPE_CHECKING:
     import numpy as np
     from numpy.typing import NDArray
 
+    from llamafu.adapters.info import TensorInfo
     from llamafu.adapters.tensor_entry import TensorEntry
 
 _SUFFIX_A, _SUFFIX_B = ".lora_a", ".lora_b"
@@ -36,6 +37,8 @@ _PEEK_ABOVE = 64 << 20  # bytes; larger files show in their header that they are
 _SOUND_LIMIT = 256
 _sound: dict[str, tuple[AdapterInfo, dict[str, Pair]]] = {}
 """Facts of the contents that were checked last, by digest. Its operations are atomic, so any thread may check."""
+_layouts: dict[tuple[object, ...], tuple[tuple[TensorInfo, ...], dict[str, Pair]]] = {}
+"""The parts of them that several have in common."""
 
 
 class AdapterFileNotFoundError(LoraLoadError, FileNotFoundError):
@@ -73,6 +76,10 @@ class AdapterFile:
         Stacks of experts have a dimension in front; for token embeddings A is (vocabulary, rank).
         """
         return as_float32(self.content, entry)
+
+    def stored(self, entry: TensorEntry) -> NDArray[np.floating]:
+        """Return one factor as the file has it, read-only, where that is F16 or F32; else like `matrix`."""
+        return as_stored(self.content, entry)
 
 
 def inspect_adapter(path: str | os.PathLike[str]) -> AdapterInfo:
@@ -123,11 +130,22 @@ def check_adapter(content: bytes, path: Path) -> AdapterFile:
     problems += [f"tensor {entry.name!r} holds NaN or infinite values" for entry in not_finite(content, usable)]
     if problems:
         raise invalid_file(str(path), problems)
-    info = summarise(container.metadata, pairs, digest)
+    info, pairs = _interned(summarise(container.metadata, pairs, digest), pairs)
     if len(_sound) >= _SOUND_LIMIT:
         _sound.pop(next(iter(_sound)), None)
     _sound[digest] = (info, pairs)
     return AdapterFile(path, content, info, pairs)
+
+
+def _interned(info: AdapterInfo, pairs: dict[str, Pair]) -> tuple[AdapterInfo, dict[str, Pair]]:
+    """Let adapters that are laid out alike share what says so: it is most of what is remembered of each."""
+    layout = (info.alpha, *pairs.items())
+    known = _layouts.get(layout)
+    if known is None:
+        if len(_layouts) >= _SOUND_LIMIT:
+            _layouts.pop(next(iter(_layouts)), None)
+        known = _layouts[layout] = (info.tensors, pairs)
+    return replace(info, tensors=known[0]), known[1]
 
 
 def _read(path: Path) -> bytes:

@@ -31,9 +31,13 @@ def looks_like(head: bytes) -> str:
         return "an empty file"
     if len(head) > 8 and head[8:9] == b"{" and int.from_bytes(head[:8], "little") <= _SAFETENSORS_HEADER_LIMIT:  # noqa: PLR2004
         return "a safetensors file; give the folder of the PEFT adapter that it is in, or convert that (`llamafu convert`)"
-    for magic, kind in _MAGICS:
-        if head.startswith(magic):
-            return kind
+    if (kind := known_kind(head)) is not None:
+        return kind
     if not any(head):
         return "nothing but zeros: an unfinished download?"
     return f"no format known here: it begins with {head[:4]!r} where b'GGUF' belongs"
+
+
+def known_kind(head: bytes) -> str | None:
+    """Name the kind of file that begins with `head`, if it has a mark of its own."""
+    return next((kind for magic, kind in _MAGICS if head.startswith(magic)), None)

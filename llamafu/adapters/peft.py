@@ -4,25 +4,83 @@ from __future__ import annotations
 
 import json
 import math
-import re
+import reprlib
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, TypeVar
 
 from llamafu.adapters.container import invalid_file
+from llamafu.adapters.name_pattern import NamePattern
+from llamafu.adapters.safetensors import unique
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping
-    from pathlib import Path
+    from collections.abc import Callable, Mapping
 
 _Number = TypeVar("_Number", int, float)
 CONFIG = "adapter_config.json"
-_PATTERN_LIMIT = 1000  # characters
 _ALPHAS = (1e-30, 1e30)  # what float32 holds with room to spare; 0 would mean the strength 1 to libllama
-_OFF = ("use_dora", "lora_bias", "modules_to_save", "layer_replication", "trainable_token_indices")
-_HARMLESS = {"use_rslora", "corda_config", "eva_config", "loftq_config", "lora_ga_config", "runtime_config"}
-"""Keys that look like features and are either handled here or only matter to training."""
+_MOST_RANK = 1 << 20
+_MOST_WORK = 50_000  # states of all patterns
+
+REFUSED = {
+    "arrow_config": "routing between adapters; merge it into plain LoRA",
+    "kasa_config": "a third factor and a base model that was cut down; train plain LoRA",
+    "layer_replication": "a base model with other layers; train on the layers as they are",
+    "lora_bias": "a bias after B; train without it",
+    "megatron_config": "Megatron's parallel layers; save the adapter for the layers of transformers",
+    "modules_to_save": "whole matrices that were trained; train LoRA on them instead, or merge them into the base model",
+    "trainable_token_indices": "rows of the embeddings that were trained; merge them into the base model",
+    "use_bdlora": "block-diagonal factors; train without it",
+    "use_dora": "a magnitude of every row beside the factors; train without it, or merge it into the base model",
+    "use_qalora": "inputs that are pooled in groups; train without it",
+}
+"""Fields of the configuration that change what the factors mean so that no GGUF adapter can follow: what they stand for."""
+
+HARMLESS = frozenset(
+    (
+        # what an adapter is called and where it comes from
+        *("auto_mapping", "base_model_name_or_path", "peft_version", "revision", "task_type"),
+        # which modules are adapted: those that have tensors in the file, and no others
+        *("ensure_weight_tying", "exclude_modules", "layers_pattern", "layers_to_transform", "target_modules"),
+        # how it was initialised and trained
+        *(
+            "corda_config",
+            "eva_config",
+            "inference_mode",
+            "loftq_config",
+            "lora_dropout",
+            "lora_ga_config",
+            "monteclora_config",
+        ),
+        *("lora_dtype", "lorap_lr_ratio", "qalora_group_size", "runtime_config", "velora_config"),
+        # how the base model stores its matrices; PEFT keeps the factors of both kinds alike
+        *("fan_in_fan_out", "megatron_core"),
+    )
+)
+"""Fields that change nothing about a finished adapter's effect. Tensors that they may bring along are judged by name."""
+
+READ = frozenset(
+    (
+        *("peft_type", "r", "lora_alpha", "use_rslora", "rank_pattern", "alpha_pattern", "target_parameters"),
+        *("alora_invocation_tokens", "invocation_string", "bias", "init_lora_weights"),
+    )
+)
+"""Fields that are honoured, or judged by their value."""
+
+FOREIGN = {
+    ".bias": "a trained bias; a GGUF adapter has no place for it, train with bias='none'",
+    "norm.weight": "a trained norm; libllama would drop it in silence, train without it",
+    "embed_tokens.weight": "a whole matrix of embeddings; train LoRA on it, or leave it as it is (save_embedding_layers=False)",
+    "lm_head.weight": "a whole output matrix; train LoRA on it, or leave it as it is (save_embedding_layers=False)",
+    ".lora_magnitude_vector": "DoRA's magnitudes; train without use_dora",
+    ".lora_magnitude_vector.weight": "DoRA's magnitudes; train without use_dora",
+    ".trainable_tokens_delta": "trained rows of the embeddings; train without trainable_token_indices",
+}
+"""Tensors that PEFT saves beside factors, by the ends of their names, and why they cannot be converted."""
+
+_SAME_BASE = ("gaussian", "eva", "orthogonal", "mica")
 _OTHER_BASE = ("pissa", "olora", "corda", "loftq", "lora_ga")
-"""Initialisations that change the base model's weights, so that the factors fit no base model that is published."""
+"""Initialisations that leave the base model's weights alone, and those that change them: then the factors fit no base
+model that is published."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -33,8 +91,8 @@ class PeftConfig:
     alpha: float
     rslora: bool
     """Whether the strength is alpha / sqrt(rank) and not alpha / rank."""
-    rank_pattern: Mapping[str, int]
-    alpha_pattern: Mapping[str, float]
+    rank_pattern: tuple[tuple[NamePattern, int], ...]
+    alpha_pattern: tuple[tuple[NamePattern, float], ...]
     base_model: str | None
     """Hub id or path of the model it was trained on."""
     invocation_tokens: tuple[int, ...]
@@ -56,57 +114,68 @@ class PeftConfig:
         return alpha * math.sqrt(self.rank_of(module)) if self.rslora else alpha
 
 
-def read_config(folder: Path) -> PeftConfig:
-    """Read and check the configuration in `folder`.
+def parse_config(content: bytes, *, name: str) -> PeftConfig:
+    """Check the configuration `content`; `name` is for messages.
 
     Raises:
         InvalidAdapterFileError: it is damaged, or says what no GGUF adapter can; `.problems` names every such key.
-        OSError: it cannot be read.
 
     """
-    path = folder / CONFIG
     try:
-        config = json.loads(path.read_text(encoding="utf-8"))
+        config = json.loads(content.decode("utf-8"), object_pairs_hook=unique)
     except (ValueError, RecursionError) as error:
-        raise invalid_file(str(path), [f"no sound JSON: {error}"]) from error
+        raise invalid_file(name, [f"no sound JSON: {error}"]) from error
     if not isinstance(config, dict):
-        raise invalid_file(str(path), ["no JSON object"])
-    problems = _unrepresentable(config) + _malformed(config)
+        raise invalid_file(name, ["no JSON object"])
+    problems = _unrepresentable(config)
+    ranks = _patterns(config, "rank_pattern", _is_rank, problems)
+    alphas = _patterns(config, "alpha_pattern", _is_alpha, problems)
+    problems += _malformed(config)
     if problems:
-        raise invalid_file(str(path), problems)
+        raise invalid_file(name, problems)
     return PeftConfig(
         rank=config["r"],
         alpha=float(config["lora_alpha"]),
         rslora=bool(config.get("use_rslora")),
-        rank_pattern=config.get("rank_pattern") or {},
-        alpha_pattern=config.get("alpha_pattern") or {},
+        rank_pattern=ranks,
+        alpha_pattern=alphas,
         base_model=config.get("base_model_name_or_path") or None,
         invocation_tokens=tuple(config.get("alora_invocation_tokens") or ()),
         target_parameters=tuple(config.get("target_parameters") or ()),
     )
 
 
+def foreign(tensor: str) -> str:
+    """Say what this tensor is if it is no factor, as the end of a sentence."""
+    return next((f": {what}" for ending, what in FOREIGN.items() if tensor.endswith(ending)), "")
+
+
 def _unrepresentable(config: Mapping[str, Any]) -> list[str]:
     """Name what changes the meaning of the factors and cannot be said in a GGUF adapter."""
     kind = config.get("peft_type")
     if kind != "LORA":
-        return [f"peft_type is {kind!r}; only 'LORA' can be converted"]
-    problems = []
-    if config.get("bias", "none") != "none":
-        problems.append(
-            f"bias is {config['bias']!r}: trained biases have no place in a GGUF adapter, only 'none' can be converted"
-        )
-    features = [key for key in config if (key.startswith("use_") or key.endswith("_config")) and key not in _HARMLESS]
-    problems += [
-        f"{key} is {config[key]!r}: a GGUF adapter cannot express it, only adapters trained without it can be converted"
-        for key in dict.fromkeys((*_OFF, *features))
+        return [f"peft_type is {_shown(kind)}; only 'LORA' can be converted, other methods have no place in a GGUF adapter"]
+    problems = [
+        f"{key} is {_shown(config[key])}: {what}. A GGUF adapter cannot express it"
+        for key, what in REFUSED.items()
         if config.get(key)
+    ]
+    problems += [
+        f"{key!r} is {_shown(value)}, a field that is not known here: it may change what the adapter does; "
+        "if it only matters to training, remove it from the configuration"
+        for key, value in config.items()
+        if value and key not in READ | HARMLESS and key not in REFUSED
     ]
     start = config.get("init_lora_weights")
     if isinstance(start, str) and start.startswith(_OTHER_BASE):
         problems.append(
-            f"init_lora_weights is {start!r}, which changed the base model's weights; let PEFT save it as plain LoRA "
-            "(path_initial_model_for_weight_conversion)"
+            f"init_lora_weights is {_shown(start)}, which changed the base model's weights; let PEFT save it as plain LoRA "
+            "(save_pretrained with path_initial_model_for_weight_conversion)"
+        )
+    elif not isinstance(start, bool | None) and start not in _SAME_BASE:
+        problems.append(
+            f"init_lora_weights is {_shown(start)}, which is not known here: it may have changed the base model's weights; "
+            f"known are true, false, {', '.join(_SAME_BASE)}"
         )
     if config.get("invocation_string") and not config.get("alora_invocation_tokens"):
         problems.append("invocation_string is given without alora_invocation_tokens; add the tokens")
@@ -116,53 +185,65 @@ def _unrepresentable(config: Mapping[str, Any]) -> list[str]:
 def _malformed(config: Mapping[str, Any]) -> list[str]:
     problems = []
     if not _is_rank(config.get("r")):
-        problems.append(f"r is {config.get('r')!r}; it must be a whole number from 1")
+        problems.append(f"r is {_shown(config.get('r'))}; it must be a whole number from 1 to {_MOST_RANK}")
     if not _is_alpha(config.get("lora_alpha")):
-        problems.append(f"lora_alpha is {config.get('lora_alpha')!r}; it must be a number from 1e-30 to 1e30")
-    for key, legal in (("rank_pattern", _is_rank), ("alpha_pattern", _is_alpha)):
-        pattern = config.get(key) or {}
-        if not isinstance(pattern, dict) or not all(legal(value) for value in pattern.values()):
-            problems.append(f"{key} is {pattern!r}; each name in it needs a number above 0")
-        else:
-            problems += [f"{key}: {name!r} is no sound pattern of names" for name in pattern if not _compiles(name)]
+        problems.append(f"lora_alpha is {_shown(config.get('lora_alpha'))}; it must be a number from 1e-30 to 1e30")
+    if not isinstance(config.get("use_rslora"), bool | None):
+        problems.append(f"use_rslora is {_shown(config['use_rslora'])}; it must be true or false")
+    if config.get("bias") not in (None, "none", "all", "lora_only"):
+        problems.append(f"bias is {_shown(config['bias'])}; it must be 'none', 'all' or 'lora_only'")
     base = config.get("base_model_name_or_path")
     if not isinstance(base, str | None) or not (base or "").isprintable():
-        problems.append(f"base_model_name_or_path is {base!r}; it must be printable text")
+        problems.append(f"base_model_name_or_path is {_shown(base)}; it must be printable text")
     tokens = config.get("alora_invocation_tokens") or []
     if not isinstance(tokens, list) or not all(type(token) is int and 0 <= token < 1 << 32 for token in tokens):
-        problems.append(f"alora_invocation_tokens is {tokens!r}; it must be a list of token numbers")
+        problems.append(f"alora_invocation_tokens is {_shown(tokens)}; it must be a list of token numbers")
     parameters = config.get("target_parameters") or []
     if not isinstance(parameters, list) or not all(isinstance(name, str) and name for name in parameters):
-        problems.append(f"target_parameters is {parameters!r}; it must be a list of names")
+        problems.append(f"target_parameters is {_shown(parameters)}; it must be a list of names")
     return problems
 
 
+def _patterns(
+    config: Mapping[str, Any], key: str, legal: Callable[[object], bool], problems: list[str]
+) -> tuple[tuple[NamePattern, Any], ...]:
+    """Prepare the numbers by module that the field `key` gives."""
+    values = config.get(key) or {}
+    if not isinstance(values, dict) or not all(legal(value) for value in values.values()):
+        problems.append(f"{key} is {_shown(values)}; each name in it needs a number above 0")
+        return ()
+    patterns: list[tuple[NamePattern, Any]] = []
+    work = 0
+    for name, value in values.items():
+        try:
+            patterns.append((NamePattern(name), value))
+        except ValueError as error:
+            problems.append(f"{key}: {_shown(name)} is no pattern of names that can be used: {error}")
+            continue
+        work += patterns[-1][0].size
+        if work > _MOST_WORK:
+            problems.append(f"{key} has {len(values)} patterns, which are too many and too large; name the modules")
+            return ()
+    return tuple(patterns)
+
+
 def _is_rank(value: object) -> bool:
-    return type(value) is int and value > 0
+    return type(value) is int and 0 < value <= _MOST_RANK
 
 
 def _is_alpha(value: object) -> bool:
     return isinstance(value, int | float) and not isinstance(value, bool) and _ALPHAS[0] <= value <= _ALPHAS[1]
 
 
-def _compiles(pattern: str) -> bool:
-    if len(pattern) > _PATTERN_LIMIT:
-        return False
-    try:
-        re.compile(_ending(pattern))
-    except (re.error, RecursionError, OverflowError):
-        return False
-    return True
-
-
-def _by_pattern(patterns: Mapping[str, _Number], module: str, default: _Number) -> _Number:
+def _by_pattern(patterns: tuple[tuple[NamePattern, _Number], ...], module: str, default: _Number) -> _Number:
     """PEFT's rule: the first pattern counts that matches."""
-    for pattern, value in patterns.items():
-        if re.match(_ending(pattern), module):
-            return value
-    return default
+    return next((value for pattern, value in patterns if pattern.matches(module)), default)
 
 
-def _ending(pattern: str) -> str:
-    """Match `pattern` at the end of a module's name, from a dot or the beginning on."""
-    return rf"(.*\.)?({pattern})$"
+def _shown(value: object) -> str:
+    """Write a value of the configuration, which may be of any size and depth."""
+    return _SHORT.repr(value)
+
+
+_SHORT = reprlib.Repr()
+_SHORT.maxstring = _SHORT.maxother = 80

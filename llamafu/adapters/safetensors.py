@@ -1,4 +1,4 @@
-"""Reading safetensors files, the container of PEFT's weights: every length and offset is checked before it is used."""
+"""Safetensors files, the container of PEFT's weights; reading, every length and offset is checked before it is used."""
 
 from __future__ import annotations
 
@@ -10,8 +10,11 @@ from typing import TYPE_CHECKING, Any, NamedTuple, TypeGuard
 import numpy as np
 
 from llamafu.adapters.container import invalid_file
+from llamafu.adapters.lookalike import HEAD_BYTES, known_kind
 
 if TYPE_CHECKING:
+    from collections.abc import Mapping
+
     from numpy.typing import NDArray
 
 _HEADER_LIMIT = 100_000_000  # bytes; the format's own limit
@@ -55,15 +58,32 @@ def read_safetensors(content: bytes, *, name: str) -> dict[str, NDArray[np.float
     return {entry.name: _values(content, start, entry) for entry in entries}
 
 
+def safetensors_bytes(arrays: Mapping[str, NDArray[np.floating[Any]]], metadata: Mapping[str, str]) -> bytes:
+    """Return the file of these F32 and F16 arrays, in this order but with all of F32 first, so that each lies aligned."""
+    header: dict[str, Any] = {"__metadata__": dict(metadata)}
+    blobs: list[bytes] = []
+    size = 0
+    for name, array in sorted(arrays.items(), key=lambda item: -item[1].itemsize):
+        code = next(code for code, dtype in _DTYPES.items() if dtype == array.dtype)
+        blobs.append(array.tobytes())
+        header[name] = {"dtype": code, "shape": list(array.shape), "data_offsets": [size, size + array.nbytes]}
+        size += array.nbytes
+    text = json.dumps(header, separators=(",", ":")).encode()
+    text += b" " * (-len(text) % _LENGTH_BYTES)
+    return b"".join([len(text).to_bytes(_LENGTH_BYTES, "little"), text, *blobs])
+
+
 def _header(content: bytes, name: str) -> tuple[dict[str, Any], int]:
     """Return the header's tensors and where the data begin."""
     length = int.from_bytes(content[:_LENGTH_BYTES], "little")
     start = _LENGTH_BYTES + length
     if len(content) < _LENGTH_BYTES or start > len(content) or length > _HEADER_LIMIT:
         problem = f"no safetensors file, or truncated: its header should have {length} bytes, the file has {len(content)}"
+        if (kind := known_kind(content[:HEAD_BYTES])) is not None:
+            problem = f"no safetensors file but {kind}"
         raise invalid_file(name, [problem])
     try:
-        header = json.loads(content[_LENGTH_BYTES:start].decode("utf-8"), object_pairs_hook=_unique)
+        header = json.loads(content[_LENGTH_BYTES:start].decode("utf-8"), object_pairs_hook=unique)
     except (ValueError, RecursionError) as error:
         raise invalid_file(name, [f"its safetensors header is no sound JSON: {error}"]) from error
     if not isinstance(header, dict):
@@ -72,8 +92,8 @@ def _header(content: bytes, name: str) -> tuple[dict[str, Any], int]:
     return header, start
 
 
-def _unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
-    """Refuse a key given twice: which of both tensors counts would differ between readers."""
+def unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    """Refuse a key given twice: which of both values counts would differ between readers. For `json.loads`."""
     found = dict(pairs)
     if len(found) != len(pairs):
         message = "a name is given twice"

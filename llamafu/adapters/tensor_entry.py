@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, NamedTuple
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
-    from gguf.constants import GGMLQuantizationType
+    from llamafu.adapters.ggml_type import GGMLType
 
 
 class TensorEntry(NamedTuple):
@@ -17,7 +17,7 @@ class TensorEntry(NamedTuple):
     name: str
     shape: tuple[int, ...]
     """In GGUF's order: the first dimension runs fastest, NumPy's shape reversed."""
-    type: GGMLQuantizationType | None
+    type: GGMLType | None
     """None only when the header alone was read and the number is unknown here."""
     offset: int
     """Bytes from the beginning of the file."""

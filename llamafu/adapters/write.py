@@ -22,7 +22,7 @@ if TYPE_CHECKING:
     from llamafu.adapters.info import AdapterInfo
 
     Matrix = NDArray[np.float32] | NDArray[np.float64]
-    Origin = str | int | float | list[str] | list[float]
+    Field = str | list[str] | np.generic | NDArray[Any]
 
 
 def write_adapter(
@@ -31,15 +31,13 @@ def write_adapter(
     *,
     architecture: str,
     alpha: float,
-    metadata: Mapping[str, Origin],
+    metadata: Mapping[str, Field],
     dtype: Literal["F32", "F16"] = "F32",
     sources: Iterable[str | os.PathLike[str]] = (),
 ) -> AdapterInfo:
     """Write a GGUF adapter and return its facts; the file is complete and sound, or absent.
 
-    `tensors` holds A [..., rank, in] and B [..., out, rank] by the base tensor's name; libllama multiplies their product
-    by alpha / rank, or by 1 where `alpha` is 0. The same arguments give the same bytes. A file that is already at
-    `output` is replaced.
+    The arguments are those of `factor_bytes`. A file that is already at `output` is replaced.
 
     Raises:
         ValueError: `output` is one of `sources`.
@@ -50,67 +48,69 @@ def write_adapter(
     """
     output = Path(output)
     refuse_source(output, sources)
+    content = factor_bytes(tensors, architecture=architecture, alpha=alpha, metadata=metadata, dtype=dtype)
+    info = check_adapter(content, output).info
     with whole_file(output) as unfinished:
-        _write(unfinished, _arrays(tensors, dtype), architecture, alpha, metadata)
-        return check_adapter(unfinished.read_bytes(), output).info
+        unfinished.write_bytes(content)
+    return info
 
 
-def adapter_bytes(
+def factor_bytes(
     tensors: Mapping[str, tuple[Matrix, Matrix]],
     *,
     architecture: str,
     alpha: float,
-    metadata: Mapping[str, Origin],
+    metadata: Mapping[str, Field],
     dtype: Literal["F32", "F16"] = "F32",
 ) -> bytes:
-    """Return what `write_adapter` would write. It is not checked."""
-    with tempfile.TemporaryDirectory(prefix="llamafu-") as room:
-        path = Path(room) / "adapter.gguf"
-        _write(path, _arrays(tensors, dtype), architecture, alpha, metadata)
-        return path.read_bytes()
+    """Return the GGUF file of these factors: A [..., rank, in] and B [..., out, rank] by the base tensor's name.
 
-
-def _arrays(tensors: Mapping[str, tuple[Matrix, Matrix]], dtype: Literal["F32", "F16"]) -> dict[str, NDArray[Any]]:
-    """Lay the factors out as GGUF has them."""
+    libllama multiplies their product by alpha / rank, or by 1 where `alpha` is 0. The same arguments give the same bytes.
+    What is too large for `dtype` becomes infinite, which `check_adapter` finds.
+    """
     kind = np.float16 if dtype == "F16" else np.float32
     arrays: dict[str, NDArray[Any]] = {}
-    with np.errstate(over="ignore"):  # infinities are found by the check
+    with np.errstate(over="ignore"):
         for name, (a, b) in tensors.items():
             arrays[f"{name}.lora_a"] = np.ascontiguousarray(a.T if is_flipped(name) else a, kind)
             arrays[f"{name}.lora_b"] = np.ascontiguousarray(b, kind)
-    return arrays
+    return adapter_bytes(architecture, {"adapter.lora.alpha": np.float32(alpha), **metadata}, arrays)
 
 
-def refuse_source(output: Path, sources: Iterable[str | os.PathLike[str]]) -> None:
-    """Raise ValueError if writing `output` would replace one of `sources`, by whatever name."""
+def adapter_bytes(architecture: str, metadata: Mapping[str, Field], tensors: Mapping[str, NDArray[Any]]) -> bytes:
+    """Return the GGUF adapter file that has these fields and tensors, in this order, after its type and architecture.
+
+    The NumPy type of a number or an array is its type in the file.
+    """
+    with tempfile.TemporaryDirectory(prefix="llamafu-") as room:
+        path = Path(room) / "adapter.gguf"
+        writer = GGUFWriter(path, architecture)
+        try:
+            for key, value in {"general.type": "adapter", "adapter.type": "lora", **metadata}.items():
+                writer.add_key_value(key, *_typed(value))
+            for name, array in tensors.items():
+                writer.add_tensor(name, array)
+            writer.write_header_to_file()
+            writer.write_kv_data_to_file()
+            writer.write_tensors_to_file()
+        finally:
+            writer.close()
+        return path.read_bytes()
+
+
+def refuse_source(output: Path, sources: Iterable[str | os.PathLike[str]], what: str = "adapters") -> None:
+    """Raise ValueError if writing `output` would replace one of `sources`, by whatever name; `what` they are."""
     for source in sources:
         if output.exists() and output.samefile(source):
-            message = f"{output} is one of the adapters that are read; give the result another name"
+            message = f"{output} is one of the {what} that are read; give the result another name"
             raise ValueError(message)
 
 
-def _write(
-    path: Path, arrays: Mapping[str, NDArray[Any]], architecture: str, alpha: float, metadata: Mapping[str, Origin]
-) -> None:
-    writer = GGUFWriter(path, architecture)
-    try:
-        writer.add_type("adapter")
-        writer.add_string("adapter.type", "lora")
-        writer.add_float32("adapter.lora.alpha", alpha)
-        for key, value in metadata.items():
-            if isinstance(value, str):
-                writer.add_string(key, value)
-            elif isinstance(value, int):
-                writer.add_uint64(key, value)
-            elif isinstance(value, float):
-                writer.add_float64(key, value)
-            else:
-                kind = GGUFValueType.STRING if isinstance(value[0], str) else GGUFValueType.FLOAT64
-                writer.add_key_value(key, value, GGUFValueType.ARRAY, kind)
-        for name, array in arrays.items():
-            writer.add_tensor(name, array)
-        writer.write_header_to_file()
-        writer.write_kv_data_to_file()
-        writer.write_tensors_to_file()
-    finally:
-        writer.close()
+def _typed(value: Field) -> tuple[Any, GGUFValueType, GGUFValueType | None]:
+    """Return the arguments of the writer for a value: itself, its type, and the type of its elements."""
+    if isinstance(value, str):
+        return value, GGUFValueType.STRING, None
+    if isinstance(value, list):
+        return value, GGUFValueType.ARRAY, GGUFValueType.STRING
+    kind = GGUFValueType[value.dtype.name.upper()]
+    return (value.tolist(), GGUFValueType.ARRAY, kind) if value.ndim else (value.item(), kind, None)

@@ -15,24 +15,19 @@ if TYPE_CHECKING:
 
 def add_parser(subparsers: Any) -> None:
     """Add `check`."""
-    text = "Compare an adapter file with a model and name every mismatch. Exit status 1 when there is any. Needs no libllama."
+    text = "Compare an adapter with a model and name every mismatch. Exit status 1 when there is any. Needs no libllama."
     parser = subparsers.add_parser("check", help="does an adapter fit a model?", description=text)
-    parser.add_argument("file", type=Path, metavar="FILE", help="GGUF adapter")
+    parser.add_argument("file", type=Path, metavar="FILE", help="GGUF adapter, or PEFT folder")
     parser.add_argument("-m", "--model", required=True, help=f"GGUF model, or {EXAMPLE!r}")
     parser.add_argument("--json", action="store_true", help="print JSON")
     parser.set_defaults(run=_run)
 
 
 def _run(arguments: argparse.Namespace) -> int:
-    from llamafu.adapters import check_compatibility, read_adapter, read_base
-    from llamafu.errors import InvalidAdapterFileError
+    from llamafu.adapters import AdapterReader, read_base
 
     base = read_base(model_path(arguments.model))
-    problems: tuple[str, ...]
-    try:
-        problems = check_compatibility(read_adapter(arguments.file), base).problems
-    except InvalidAdapterFileError as error:
-        problems = error.problems or (str(error),)
+    problems = AdapterReader(base).report(arguments.file).problems
     if arguments.json:
         report = {"file": str(arguments.file), "model": str(base.path), "fits": not problems, "problems": problems}
         sys.stdout.write(json.dumps(report, indent=2) + "\n")

@@ -2,26 +2,39 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 import sys
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from llamafu.cli.adapter_input import add_base, png, read_adapters
 from llamafu.cli.style import BOLD, DIM, Style
 
 if TYPE_CHECKING:
     import argparse
 
-    from llamafu.adapters import Comparison
+    from llamafu.adapters import Comparison, PairCosine
+
+_MEANINGS = (
+    (0.5, "make largely the same change: together they overshoot, so lower their scales or leave one out"),
+    (0.1, "pull partly the same way: together they are stronger there than either alone"),
+    (-0.1, "leave each other alone: they can be blended"),
+    (-0.5, "partly undo each other: together they are weaker than apart"),
+    (-1.0, "largely undo each other: do not blend them"),
+)
+"""What a cosine of at least so much means."""
 
 
 def add_parser(subparsers: Any) -> None:
     """Add `compare`."""
     text = "Show the cosine between the changes that adapters make, overall and by module. Needs neither a model nor libllama."
     parser = subparsers.add_parser("compare", help="which adapters pull the same way?", description=text)
-    parser.add_argument("files", type=Path, nargs="+", metavar="FILE", help="GGUF adapter (two or more)")
+    parser.add_argument("files", type=Path, nargs="+", metavar="FILE", help="GGUF adapter, or a PEFT folder with --base")
     parser.add_argument("--json", action="store_true", help="print JSON")
-    parser.set_defaults(run=_run, refuse=parser.error)
+    parser.add_argument("--plot", type=png, metavar="PNG", help="draw the matrices into this file (needs the extra 'plot')")
+    add_base(parser)
+    parser.set_defaults(run=_run)
 
 
 def _run(arguments: argparse.Namespace) -> int:
@@ -29,16 +42,23 @@ def _run(arguments: argparse.Namespace) -> int:
 
     if len(arguments.files) < 2:  # noqa: PLR2004
         arguments.refuse("give two adapters or more")
-    comparison = compare_adapters(arguments.files)
+    comparison = compare_adapters(read_adapters(arguments.files, arguments))
+    if arguments.plot:
+        from llamafu.adapters.plots import plot_comparison
+
+        plot_comparison(comparison, arguments.plot)
     if arguments.json:
         report = {
             "names": comparison.names,
             "overall": comparison.overall.tolist(),
             "by_module": {module: cosines.tolist() for module, cosines in comparison.by_module.items()},
+            "pairs": [dataclasses.asdict(pair) for pair in comparison.pairs],
         }
-        sys.stdout.write(json.dumps(report, indent=2) + "\n")
+        sys.stdout.write(json.dumps(report, indent=2, allow_nan=False) + "\n")
     else:
         sys.stdout.write(_screen(comparison, Style(sys.stdout)))
+        if arguments.plot:
+            sys.stdout.write(f"\nplot: {arguments.plot}\n")
     return 0
 
 
@@ -54,4 +74,24 @@ def _screen(comparison: Comparison, style: Style) -> str:
         for name, row in zip(names, cosines, strict=True):
             cells = "  ".join(f"{cosine:{width}.3f}" for cosine, width in zip(row, widths, strict=True))
             lines.append(f"  {name:<{first}}  {cells}")
-    return "\n".join([*lines, ""])
+    return "\n".join([*lines, "", *_verdicts(comparison), ""])
+
+
+def _verdicts(comparison: Comparison) -> list[str]:
+    """Say who interferes with whom: of the pair most alike, and of the one most opposed if that is another."""
+    alike, opposed = comparison.pairs[0], comparison.pairs[-1]
+    if alike == opposed:
+        return [_verdict(alike, comparison)]
+    far = "most opposed" if opposed.cosine < 0 else "least alike"
+    return [f"most alike: {_verdict(alike, comparison)}", f"{far}: {_verdict(opposed, comparison)}"]
+
+
+def _verdict(pair: PairCosine, comparison: Comparison) -> str:
+    row, column = comparison.names.index(pair.first), comparison.names.index(pair.second)
+    strongest, cosine = max(
+        ((module, float(cosines[row, column])) for module, cosines in comparison.by_module.items()),
+        key=lambda item: abs(item[1]),
+    )
+    meaning = next(text for limit, text in _MEANINGS if pair.cosine >= limit)
+    where = f", strongest in {strongest}, {cosine:.3f}" if cosine else ""
+    return f"{pair.first} and {pair.second} {meaning} (cosine {pair.cosine:.3f}{where})"

@@ -16,9 +16,9 @@ def add_parser(subparsers: Any) -> None:
     """Add `convert`."""
     text = "Write the GGUF form of a PEFT LoRA adapter. Needs neither torch nor libllama; of the model, the header is read."
     parser = subparsers.add_parser("convert", help="make a GGUF adapter of a PEFT folder", description=text)
-    parser.add_argument("folder", type=Path, metavar="PEFT_DIR", help="folder with adapter_config.json and its safetensors")
+    parser.add_argument("folder", type=Path, metavar="PEFT_DIR", help="folder with adapter_config.json and its weights")
     parser.add_argument("-o", "--output", type=Path, required=True, metavar="FILE", help="GGUF adapter to write")
-    parser.add_argument("--base", required=True, metavar="MODEL", help=f"GGUF model that it is for, or {EXAMPLE!r}")
+    parser.add_argument("--base", required=True, metavar="MODEL", help=f"GGUF model it is for, its config.json, or {EXAMPLE!r}")
     parser.add_argument("--dtype", choices=("f16", "f32"), default="f16", help="type of the tensors (%(default)s)")
     parser.set_defaults(run=_run)
 

@@ -5,18 +5,23 @@ from __future__ import annotations
 import dataclasses
 import json
 import math
+import shutil
 import sys
 from collections import defaultdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from llamafu.cli.adapter_input import add_base, png, read_adapters
+from llamafu.cli.heat_map import heat_map
 from llamafu.cli.style import BOLD, DIM, Style, colour
 
 if TYPE_CHECKING:
     import argparse
 
-    from llamafu.adapters import AdapterInfo, TensorInfo
+    from llamafu.adapters import AdapterFile, AdapterInfo, TensorInfo
 
+_IN_TEXT = Path()
+"""What `--plot` is without a file: the heat map is printed."""
 _KILO = 1024
 _BAR = 16
 _ACCENT = colour(75)
@@ -27,23 +32,84 @@ def add_parser(subparsers: Any) -> None:
     """Add `inspect`."""
     text = "Check an adapter file and show what is in it. Needs neither a model nor libllama."
     parser = subparsers.add_parser("inspect", help="what is in an adapter file", description=text)
-    parser.add_argument("file", type=Path, metavar="FILE", help="GGUF adapter")
-    parser.add_argument("--json", action="store_true", help="print JSON: the whole header and every tensor")
+    parser.add_argument("file", type=Path, metavar="FILE", help="GGUF adapter, or a PEFT folder with --base")
+    parser.add_argument("--json", action="store_true", help="print JSON: the whole header, every tensor and its norms")
+    parser.add_argument(
+        "--plot",
+        type=png,
+        nargs="?",
+        const=_IN_TEXT,
+        metavar="PNG",
+        help="show how much each matrix is changed, as a heat map: here, or in this file (needs the extra 'plot')",
+    )
+    add_base(parser)
     parser.set_defaults(run=_run)
 
 
 def _run(arguments: argparse.Namespace) -> int:
-    from llamafu.adapters import inspect_adapter
+    file = read_adapters([arguments.file], arguments)[0]
+    if arguments.json and arguments.plot == _IN_TEXT:
+        arguments.refuse("--json and a heat map in text exclude one another: --json has the norms; or name a PNG file")
+    name = arguments.file.resolve().name
+    if arguments.plot not in (None, _IN_TEXT):
+        from llamafu.adapters.norms import adapter_norms
+        from llamafu.adapters.plots import plot_norms
 
-    info = inspect_adapter(arguments.file)
+        plot_norms(adapter_norms(file), arguments.plot, name=name)
     if arguments.json:
-        sys.stdout.write(json.dumps(dataclasses.asdict(info), indent=2) + "\n")
-    else:
-        sys.stdout.write(_screen(arguments.file, info, Style(sys.stdout)))
+        sys.stdout.write(json.dumps(_report(file), indent=2, allow_nan=False) + "\n")
+        return 0
+    style = Style(sys.stdout)
+    sys.stdout.write(_screen(name, file.info, style))
+    if arguments.plot == _IN_TEXT:
+        from llamafu.adapters.norms import adapter_norms
+
+        columns = shutil.get_terminal_size().columns
+        lines = heat_map(adapter_norms(file), style, width=columns, unicode=_has_blocks(sys.stdout.encoding))
+        sys.stdout.write("\n".join(["", *lines, ""]))
+    elif arguments.plot:
+        sys.stdout.write(f"\nheat map: {arguments.plot}\n")
     return 0
 
 
-def _screen(path: Path, info: AdapterInfo, style: Style) -> str:
+def _report(file: AdapterFile) -> dict[str, Any]:
+    """Return all that there is to say, in what strict JSON knows: null for a missing norm, words for odd metadata."""
+    from llamafu.adapters.norms import adapter_norms
+
+    norms = adapter_norms(file)
+    tables = {
+        name: [[None if math.isnan(value) else value for value in row] for row in table.tolist()]
+        for name, table in (("frobenius", norms.frobenius), ("spectral", norms.spectral))
+    }
+    return {
+        **dataclasses.asdict(file.info),
+        "metadata": {key: _strict(value) for key, value in file.info.metadata.items()},
+        "norms": {
+            "layers": norms.layers,
+            "modules": norms.modules,
+            **tables,
+            "others": {name: norm._asdict() for name, norm in norms.others.items()},
+        },
+    }
+
+
+def _strict(value: Any) -> Any:
+    """JSON has no NaN and no infinity: they become text."""
+    if isinstance(value, tuple):
+        return [_strict(item) for item in value]
+    return str(value) if isinstance(value, float) and not math.isfinite(value) else value
+
+
+def _has_blocks(encoding: str | None) -> bool:
+    """Whether this encoding of a terminal has the blocks that a heat map is drawn with."""
+    try:
+        "▁█·".encode(encoding or "utf-8")
+    except UnicodeEncodeError:
+        return False
+    return True
+
+
+def _screen(name: str, info: AdapterInfo, style: Style) -> str:
     from llamafu.adapters.compatibility import ranges
 
     kind = "an activated LoRA adapter (aLoRA)" if info.invocation_tokens else "a LoRA adapter"
@@ -60,7 +126,7 @@ def _screen(path: Path, info: AdapterInfo, style: Style) -> str:
     ]
     if info.invocation_tokens:
         facts.append(("acts from", f"the tokens {' '.join(map(str, info.invocation_tokens))}"))
-    lines = [f"{style(path.name, BOLD)} is {kind} for {style(info.architecture, BOLD)}", ""]
+    lines = [f"{style(name, BOLD)} is {kind} for {style(info.architecture, BOLD)}", ""]
     lines += [f"  {style(f'{name:<12}', DIM)}{value}" for name, value in facts]
     return "\n".join([*lines, "", *_table(info, style), ""])
 

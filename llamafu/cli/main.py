@@ -17,7 +17,7 @@ from llamafu.errors import LlamafuError
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
-COMMANDS = ("demo", "complete", "chat", "inspect", "check", "convert", "compare", "merge", "sweep", "lib", "doctor")
+COMMANDS = tuple("demo complete chat inspect check convert compare merge bake sweep lib doctor".split())
 """Modules of `llamafu.cli`, in the order of `--help`.
 
 Each has `add_parser(subparsers)`, which sets the default `run`: a function of the parsed arguments that returns the
@@ -40,7 +40,8 @@ class Parser(argparse.ArgumentParser):
 def main(argv: Sequence[str] | None = None) -> int:
     """Run one command; the exit status is 0, 1 (failed), 2 (usage), 130 (Ctrl-C) or 141 (the reader of a pipe left)."""
     try:
-        return _run(_parser().parse_args(argv))
+        words = sys.argv[1:] if argv is None else argv
+        return _run(_parser(words).parse_args(words))
     except SystemExit as stop:  # --help, --version, or a usage error; argparse has printed what there is to say
         return stop.code if isinstance(stop.code, int) else USAGE
 
@@ -67,11 +68,12 @@ def _run(arguments: argparse.Namespace) -> int:
     return status
 
 
-def _parser() -> Parser:
+def _parser(words: Sequence[str] = ()) -> Parser:
+    """Make the parser for a command line: with every command, or the one that it begins with, which is faster."""
     parser = Parser(prog="llamafu", description="LoRA adapters on llama.cpp: load, swap, blend, scale and inspect them.")
     parser.add_argument("--version", action="version", version=f"llamafu {__version__}")
     subparsers = parser.add_subparsers(metavar="COMMAND", required=True)
-    for name in COMMANDS:
+    for name in words[:1] if words and words[0] in COMMANDS else COMMANDS:
         importlib.import_module(f"llamafu.cli.{name}").add_parser(subparsers)
     return parser
 

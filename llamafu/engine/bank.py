@@ -98,22 +98,29 @@ class Bank:
         """Write an adapter's factors; where it has none, or fewer ranks than units, their strength is 0."""
         store, alpha = self.store, file.info.alpha
         store.strength[:, units] = 0
-        dtype = store.a[0].dtype
+        narrow = store.a[0].dtype == np.float16
+        all_units: slice | NDArray[np.int32] = units
+        if len(units) == 1 + units[-1] - units[0] and (np.diff(units) == 1).all():
+            all_units = slice(int(units[0]), int(units[-1]) + 1)  # twice as fast as an index
         for name, pair in file.pairs.items():
             place = self._targets[name]
-            a, b = (file.matrix(entry) for entry in pair)
+            a, b = (file.stored(entry) for entry in pair)
             if not is_expert(name):
                 a, b = a[None], b[None]
-            own = units[: a.shape[1]]
-            with np.errstate(over="ignore"):
-                a, b = a.transpose(1, 0, 2).astype(dtype), b.transpose(2, 0, 1).astype(dtype)
-            if not (_is_finite(a) and _is_finite(b)):  # before it is written: a strength of 0 does not silence infinity
-                message = (
-                    f"{file.path}: {name} has values beyond {np.finfo(dtype).max:g}; make the engine with bank_dtype='f32'"
-                )
-                raise LoraIncompatibleError(message, problems=(message,))
-            store.a[place][own], store.b[place][own] = a, b
-            store.strength[place, own] = alpha / len(own) if alpha else 1.0
+            rank = a.shape[1]
+            own = all_units if rank == len(units) else units[:rank]
+            if narrow and (a.dtype != np.float16 or b.dtype != np.float16):
+                with np.errstate(over="ignore"):
+                    a, b = a.astype(np.float16), b.astype(np.float16)
+                if not (_is_finite(a) and _is_finite(b)):  # nothing infinite is written: a strength of 0 does not silence it
+                    message = (
+                        f"{file.path}: {name} has values beyond {np.finfo(np.float16).max:g}; "
+                        "make the engine with bank_dtype='f32'"
+                    )
+                    raise LoraIncompatibleError(message, problems=(message,))
+            store.a[place][own] = a.transpose(1, 0, 2)
+            store.b[place][own] = b.transpose(2, 0, 1)
+            store.strength[place, own] = alpha / rank if alpha else 1.0
 
 
 _NO_UNITS = np.empty(0, np.int32)

@@ -68,7 +68,7 @@ class Pager:
             self.drop(digest)
         placed = {}
         for digest, rank in missing.items():
-            units = np.array([self._free.pop() for _ in range(rank)], dtype=np.int32)
+            units = np.array(sorted(self._free.pop() for _ in range(rank)), dtype=np.int32)
             placed[digest] = units
             self._residents[digest] = Resident(units)
         for digest in ranks:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import os
 import shutil
 import tempfile
@@ -12,8 +13,9 @@ from typing import TYPE_CHECKING
 
 from llamafu._whole_file import whole_file
 from llamafu.adapters.compatibility import check_compatibility
-from llamafu.adapters.convert import read_peft
-from llamafu.adapters.file import check_adapter, read_adapter
+from llamafu.adapters.convert import convert_folder
+from llamafu.adapters.file import AdapterFile, read_adapter
+from llamafu.adapters.folder import read_folder
 from llamafu.adapters.peft import CONFIG
 from llamafu.errors import LoraError, LoraIncompatibleError, LoraLoadError, LoraNotFoundError
 from llamafu.lora import default_name
@@ -22,7 +24,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable
 
     from llamafu.adapters.base import BaseModel
-    from llamafu.adapters.file import AdapterFile
+    from llamafu.adapters.file import Pair
     from llamafu.adapters.info import AdapterInfo
 
 Signature = tuple[tuple[int, int, int], ...]
@@ -35,6 +37,7 @@ class Content:
     info: AdapterInfo
     path: Path
     """The file with exactly this content, unless it was changed since."""
+    pairs: dict[str, Pair]
 
     @property
     def digest(self) -> str:
@@ -43,15 +46,18 @@ class Content:
 
     def read(self) -> AdapterFile:
         """Read the weights; LoraLoadError when the file does not hold this content any more."""
-        file = check_adapter(self.path.read_bytes(), self.path) if self.path.exists() else None
-        if file is None or file.digest != self.digest:
-            what = "is gone" if file is None else "has changed"
+        try:
+            content = self.path.read_bytes()
+        except OSError:
+            content = b""
+        if hashlib.sha256(content).hexdigest() != self.digest:
+            what = "has changed" if content else "cannot be read any more"
             message = (
                 f"{self.path} {what} since the adapter was added (digest {self.digest[:12]}); add it again, "
                 "and leave a file in place while requests for it wait"
             )
             raise LoraLoadError(message)
-        return file
+        return AdapterFile(self.path, content, self.info, self.pairs)
 
 
 @dataclass(frozen=True, slots=True)
@@ -124,7 +130,7 @@ class Registry:
 
     def _read(self, path: Path) -> Content:
         is_peft = path.is_dir() and (path / CONFIG).exists()
-        file = read_peft(path, self._base) if is_peft else read_adapter(path)
+        file = convert_folder(read_folder(path), self._base) if is_peft else read_adapter(path)
         if not (report := check_compatibility(file, self._base)):
             message = f"{path} does not fit {self._base.path.name}: {'; '.join(report.problems)}"
             raise LoraIncompatibleError(message, problems=report.problems)
@@ -134,7 +140,7 @@ class Registry:
             if not path.exists():
                 with whole_file(path) as unfinished:
                     unfinished.write_bytes(file.content)
-        return Content(file.info, path)
+        return Content(file.info, path, file.pairs)
 
     def _demand_known(self, name: str) -> None:
         if name not in self._entries:

@@ -17,7 +17,7 @@ from llamafu._native.kv_memory import machine_bytes
 from llamafu._native.masking import Masking
 from llamafu.adapters.file import read_adapter
 from llamafu.adapters.info import is_expert
-from llamafu.adapters.write import adapter_bytes
+from llamafu.adapters.write import factor_bytes
 from llamafu.engine.bank import Bank
 from llamafu.errors import ContextInitError, ErrorCode
 
@@ -156,4 +156,4 @@ def _zeros(
         for name, shape in shapes.items()
     }
     kind: Literal["F16", "F32"] = "F16" if dtype is np.float16 else "F32"
-    return adapter_bytes(tensors, architecture=architecture, alpha=0.0, metadata={}, dtype=kind)
+    return factor_bytes(tensors, architecture=architecture, alpha=0.0, metadata={}, dtype=kind)

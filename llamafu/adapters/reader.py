@@ -1,0 +1,73 @@
+"""Adapters in whatever form they come: GGUF files, and PEFT folders that are converted in memory."""
+
+from __future__ import annotations
+
+import os
+import threading
+from collections import OrderedDict
+from dataclasses import replace
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from llamafu.adapters.compatibility import CompatibilityReport, check_compatibility
+from llamafu.adapters.file import AdapterFile, read_adapter
+from llamafu.adapters.peft import CONFIG
+from llamafu.errors import InvalidAdapterFileError, LoraIncompatibleError
+
+if TYPE_CHECKING:
+    from llamafu.adapters.base import BaseModel
+
+_MOST_KEPT = 256 << 20  # bytes
+
+
+class AdapterReader:
+    """Reads adapters for one base model. Any thread.
+
+    What folders were converted to is kept by their content, up to 256 MiB in all: read again, a folder is only compared.
+    """
+
+    def __init__(self, base: BaseModel) -> None:
+        """Read for `base`, whose architecture and sizes decide how folders are converted."""
+        self._base = base
+        self._kept: OrderedDict[str, AdapterFile] = OrderedDict()
+        self._lock = threading.Lock()
+
+    def read(self, path: str | os.PathLike[str]) -> AdapterFile:
+        """Read and check the adapter at `path`, a GGUF file or PEFT folder; whether it fits the base model is not checked.
+
+        Raises:
+            AdapterFileNotFoundError: nothing is there (a LoraLoadError and a FileNotFoundError).
+            LoraLoadError: it cannot be read.
+            InvalidAdapterFileError: it is damaged, or a folder that no GGUF adapter can stand for; `.problems` has all.
+            LoraIncompatibleError: a folder for an architecture that cannot be converted.
+
+        """
+        path = Path(path)
+        if not os.path.lexists(path / CONFIG):
+            return read_adapter(path)
+        # They import gguf's writer and more, which GGUF files do not need.
+        from llamafu.adapters.convert import convert_folder
+        from llamafu.adapters.folder import read_folder
+
+        folder = read_folder(path)
+        digest = folder.digest
+        with self._lock:
+            known = self._kept.pop(digest, None)
+        file = known or convert_folder(folder, self._base)
+        self._keep(digest, file)
+        return replace(file, path=Path(os.path.realpath(path)))
+
+    def report(self, path: str | os.PathLike[str]) -> CompatibilityReport:
+        """Report everything that keeps the adapter at `path` from working with the base model; raises LoraLoadError."""
+        try:
+            file = self.read(path)
+        except (InvalidAdapterFileError, LoraIncompatibleError) as error:
+            return CompatibilityReport(error.problems or (str(error),))
+        return check_compatibility(file, self._base)
+
+    def _keep(self, digest: str, file: AdapterFile) -> None:
+        """Remember the newest conversions, as many as the limit allows."""
+        with self._lock:
+            self._kept[digest] = file
+            while sum(len(kept.content) for kept in self._kept.values()) > _MOST_KEPT:
+                self._kept.popitem(last=False)

@@ -1,0 +1,70 @@
+"""`llamafu bake`: adapters become part of a model file."""
+
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from llamafu.cli.arguments import EXAMPLE, model_path, use
+from llamafu.cli.progress import Progress
+from llamafu.errors import LlamafuError
+
+if TYPE_CHECKING:
+    import argparse
+
+_DTYPES = ("keep", "f32", "f16", "bf16", "q8_0")
+
+
+def add_parser(subparsers: Any) -> None:
+    """Add `bake`."""
+    text = "Write a model with adapters added into its weights, for programs that cannot load adapters."
+    parser = subparsers.add_parser("bake", help="make adapters part of a model file", description=text)
+    parser.add_argument("-m", "--model", required=True, help=f"GGUF model to start from, or {EXAMPLE!r}")
+    parser.add_argument(
+        "--lora",
+        type=use,
+        action="append",
+        required=True,
+        metavar="PATH[=SCALE]",
+        help="adapter (GGUF file or PEFT folder), at scale 1 unless given; any number is allowed (repeatable)",
+    )
+    parser.add_argument("-o", "--output", type=Path, required=True, metavar="FILE", help="GGUF model to write")
+    parser.add_argument(
+        "--dtype",
+        choices=_DTYPES,
+        default="keep",
+        metavar="TYPE",
+        help="type of the changed tensors: %(choices)s (%(default)s); coarse types lose small changes",
+    )
+    parser.add_argument("--library", metavar="PATH", help="libllama whose ggml converts, a file or a folder (default: search)")
+    parser.set_defaults(run=_run, refuse=parser.error)
+
+
+def _run(arguments: argparse.Namespace) -> int:
+    from llamafu.adapters import bake, read_base
+    from llamafu.baking import MUCH_LOST
+
+    adapters = {one.path: one.scale for one in arguments.lora}
+    if len(adapters) < len(arguments.lora):
+        arguments.refuse("argument --lora: an adapter was given twice; give it once, with the sum of its scales")
+    model = model_path(arguments.model)
+    try:
+        with Progress() as progress:
+            path = bake(
+                model,
+                adapters,
+                arguments.output,
+                dtype=arguments.dtype,
+                library=arguments.library,
+                on_progress=lambda share: progress.show(f"baking {arguments.output}", share),
+            )
+    except LlamafuError:
+        raise
+    except ValueError as error:
+        arguments.refuse(str(error))
+    metadata = read_base(path).metadata
+    kept = metadata.get(f"llamafu.bake.{int(metadata.get('llamafu.bake.count', 0)) - 1}.kept", 1.0)
+    advice = "; use --dtype q8_0 or f16 to keep more" if float(kept) < MUCH_LOST else ""
+    sys.stdout.write(f"{path}: {', '.join(map(str, adapters))} baked in, {float(kept):.0%} of the changes kept{advice}\n")
+    return 0

@@ -1,0 +1,46 @@
+"""Keys, and where they must not show."""
+
+from __future__ import annotations
+
+
+class Credentials:
+    """The keys of one client. They are in the headers of its requests and nowhere else: not in its repr, not in messages."""
+
+    def __init__(self, api_key: str | None, admin_key: str | None, bearer_token: str | None) -> None:
+        given = {"api_key": api_key, "admin_key": admin_key, "bearer_token": bearer_token}
+        self._keys = {name: _checked(name, key) for name, key in given.items() if key is not None}
+
+    def headers(self) -> dict[str, str]:
+        """Return the headers that carry the keys.
+
+        An admin key that is alone goes into `X-Api-Key` too: TabbyAPI looks for it there on routes that any key opens.
+        """
+        keys, headers = self._keys, {}
+        if "admin_key" in keys:
+            headers["X-Admin-Key"] = keys["admin_key"]
+        if "api_key" in keys or keys.keys() == {"admin_key"}:
+            headers["X-Api-Key"] = keys.get("api_key", keys.get("admin_key", ""))
+        if "bearer_token" in keys:
+            headers["Authorization"] = f"Bearer {keys['bearer_token']}"
+        return headers
+
+    def redact(self, text: str) -> str:
+        """Return `text`, which a server sent, without the keys that it may quote."""
+        for key in sorted(self._keys.values(), key=len, reverse=True):
+            text = text.replace(key, "[key]")
+        return text
+
+    def __repr__(self) -> str:
+        return f"<keys: {', '.join(self._keys) or 'none'}>"
+
+
+def _checked(name: str, key: object) -> str:
+    """Refuse what cannot be a header's value; neither the message nor what httpx would say may hold the key."""
+    if not isinstance(key, str):
+        message = f"{name} is of type {type(key).__name__}; give a string"
+        raise TypeError(message)
+    if not key or not all("!" <= character <= "~" for character in key):
+        flaw = "holds a blank, a line end or a character beyond ASCII" if key else "is empty"
+        message = f"{name} {flaw}; give the key as it was printed"
+        raise ValueError(message)
+    return key

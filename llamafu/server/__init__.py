@@ -1,0 +1,1 @@
+"""LoRA adapters over HTTP, for the clients that people already have. It needs the extra `server`."""

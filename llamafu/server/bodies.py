@@ -1,0 +1,314 @@
+"""Bodies of the generating routes: OpenAI's fields, TabbyAPI's and llama-server's names for the same, and `lora`."""
+
+from __future__ import annotations
+
+import difflib
+from typing import TYPE_CHECKING, Annotated, Any, Literal, TypeVar
+
+import pydantic_core
+from pydantic import AliasChoices, BaseModel, BeforeValidator, ConfigDict, Field, ValidationError, WithJsonSchema
+
+from llamafu.service.errors import InvalidRequestError
+from llamafu.service.fields import kind_of, shown
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping
+
+    from llamafu.options import OptionArguments
+
+_Body = TypeVar("_Body", bound="GenerationBody")
+
+MOST_CHOICES = 16
+"""Answers to one request, prompts times `n`."""
+MOST_STOPS = 16
+MOST_LOGPROBS = 20
+
+_WITHOUT_EFFECT = frozenset(
+    {
+        *("user", "metadata", "store", "safety_identifier", "prompt_cache_key", "service_tier", "parallel_tool_calls"),
+        *("cache_prompt", "id_slot", "timings_per_token", "return_progress"),
+    }
+)
+"""Fields that clients send and that could not change an answer here: they are taken and do nothing."""
+
+_NEUTRAL: dict[str, object] = {
+    "echo": False,
+    "best_of": 1,
+    "suffix": "",
+    "logit_bias": {},
+    "add_bos_token": True,
+    "typical": 1.0,
+    "typical_p": 1.0,
+    "tfs": 1.0,
+    "top_a": 0.0,
+    "mirostat": 0,
+    "mirostat_mode": 0,
+    "min_tokens": 0,
+    "dry_multiplier": 0.0,
+    "xtc_probability": 0.0,
+    "smoothing_factor": 0.0,
+    "skew": 0.0,
+    "token_healing": False,
+    "modalities": ["text"],
+}
+"""Fields of what this server cannot do, with the value at which they ask for nothing; any other value is refused."""
+
+
+def _text_of(content: object) -> object:
+    """Join the text parts of a message; nothing is not an empty text."""
+    if not isinstance(content, list):
+        if content is None or isinstance(content, str):
+            return content or ""
+        raise ValueError("give a string, or a list of text parts")  # noqa: TRY003, EM101 - pydantic's way to say so
+    texts: list[str] = []
+    for part in content:
+        if not isinstance(part, dict) or part.get("type") != "text" or not isinstance(part.get("text"), str):
+            kind = part.get("type") if isinstance(part, dict) else kind_of(part)
+            raise ValueError(f"part {len(texts)} is {shown(kind)}; this model takes text parts only")  # noqa: TRY003, EM102
+        texts.append(part["text"])
+    return "".join(texts)
+
+
+def _list_of_texts(value: object) -> object:
+    """Make one string a list of it."""
+    texts = [value] if isinstance(value, str) else value
+    if not isinstance(texts, list) or not texts or not all(isinstance(text, str) for text in texts):
+        raise ValueError("give a string, or a list of strings")  # noqa: TRY003, EM101
+    return texts
+
+
+_TEXTS_SCHEMA = {"anyOf": [{"type": "string"}, {"type": "array", "items": {"type": "string"}, "minItems": 1}]}
+_CONTENT_SCHEMA = {
+    "anyOf": [
+        {"type": "string"},
+        {
+            "type": "array",
+            "items": {
+                "type": "object",
+                "properties": {"type": {"const": "text"}, "text": {"type": "string"}},
+                "required": ["type", "text"],
+            },
+        },
+    ]
+}
+_LORA_SCHEMA = {
+    "anyOf": [
+        {"type": "object", "additionalProperties": {"type": "number"}},
+        {
+            "type": "array",
+            "items": {
+                "type": "object",
+                "properties": {"name": {"type": "string"}, "id": {"type": "integer"}, "scale": {"type": "number"}},
+                "additionalProperties": False,
+            },
+        },
+    ]
+}
+_Texts = Annotated[list[str], BeforeValidator(_list_of_texts), WithJsonSchema(_TEXTS_SCHEMA)]
+
+
+class _Strict(BaseModel):
+    model_config = ConfigDict(strict=True, extra="forbid", frozen=True, allow_inf_nan=False)
+
+
+class Message(_Strict):
+    """One turn of a chat."""
+
+    role: str = Field(min_length=1)
+    content: Annotated[str, BeforeValidator(_text_of), WithJsonSchema(_CONTENT_SCHEMA)] = ""
+    name: str | None = None
+    tool_calls: list[dict[str, Any]] | None = None
+    tool_call_id: str | None = None
+
+    def as_template(self) -> dict[str, Any]:
+        """Return the message as a chat template takes it: what was not given is not there, the content always is."""
+        return {"content": self.content, **self.model_dump(exclude_none=True)}
+
+
+class StreamOptions(_Strict):
+    """What a stream brings beside text."""
+
+    include_usage: bool = False
+    include_obfuscation: bool = False
+
+
+class JsonSchemaFormat(_Strict):
+    """OpenAI's wrapping of a schema."""
+
+    name: str = ""
+    description: str | None = None
+    json_schema: dict[str, Any] = Field(alias="schema")
+    strict: bool | None = None
+
+
+class ResponseFormat(_Strict):
+    """The form of the answer."""
+
+    type: Literal["text", "json_object", "json_schema"]
+    json_schema: JsonSchemaFormat | None = None
+
+
+class GenerationBody(_Strict):
+    """What completions and chats share. A field that is null is absent."""
+
+    model: str | None = None
+    lora: Annotated[Any, WithJsonSchema(_LORA_SCHEMA)] = None
+    max_tokens: int | None = Field(None, ge=1)
+    temperature: float | None = Field(None, ge=0)
+    top_k: int | None = Field(None, ge=0)
+    top_p: float | None = Field(None, ge=0, le=1)
+    min_p: float | None = Field(None, ge=0, le=1)
+    repeat_penalty: float | None = Field(
+        None, gt=0, validation_alias=AliasChoices("repeat_penalty", "repetition_penalty", "rep_pen")
+    )
+    frequency_penalty: float | None = None
+    presence_penalty: float | None = None
+    seed: int | None = Field(None, ge=0, le=2**32 - 1)
+    stop: _Texts | None = Field(None, max_length=MOST_STOPS)
+    n: int = Field(1, ge=1, le=MOST_CHOICES)
+    stream: bool = False
+    stream_options: StreamOptions | None = None
+    grammar: str | None = Field(None, validation_alias=AliasChoices("grammar", "grammar_string"))
+    json_schema: dict[str, Any] | None = None
+    response_format: ResponseFormat | None = None
+    ignore_eos: bool | None = Field(None, validation_alias=AliasChoices("ignore_eos", "ban_eos_token"))
+
+    def options(self) -> OptionArguments:
+        """Return the engine's options, without `lora`, and without what was not given: that is the engine's choice."""
+        same = (
+            "max_tokens",
+            "temperature",
+            "top_k",
+            "top_p",
+            "min_p",
+            "repeat_penalty",
+            "frequency_penalty",
+            "presence_penalty",
+        )
+        given: dict[str, Any] = {name: getattr(self, name) for name in (*same, "seed", "stop", "grammar", "ignore_eos")}
+        given["json_schema"] = self.schema_wanted()
+        given["logprobs"] = self.alternatives()
+        found: OptionArguments = {name: value for name, value in given.items() if value is not None}  # type: ignore[assignment] # names and types are those of the fields
+        return found
+
+    def schema_wanted(self) -> dict[str, Any] | None:
+        """Return the JSON Schema that the answer has to fit, if there is one."""
+        wanted = self.response_format
+        if wanted is None or wanted.type == "text":
+            return self.json_schema
+        if wanted.type == "json_object":
+            return {"type": "object"}
+        return wanted.json_schema.json_schema if wanted.json_schema else None
+
+    def alternatives(self) -> int | None:
+        """Return how many alternatives to report beside each token, None for no probabilities."""
+        raise NotImplementedError
+
+    def contradictions(self) -> list[str]:
+        """Return what does not go together."""
+        found = []
+        if self.response_format is not None and self.response_format.type == "json_schema" and not self.schema_wanted():
+            found.append("response_format.json_schema is missing; give {'schema': {...}}")
+        forms = [self.grammar, self.json_schema, self.response_format and self.response_format.type != "text"]
+        if sum(bool(form) for form in forms) > 1:
+            found.append("grammar, json_schema and response_format were given together; give one of them")
+        if self.stream_options is not None and not self.stream:
+            found.append("stream_options was given without stream: true")
+        return found
+
+
+class CompletionBody(GenerationBody):
+    """`POST /v1/completions`."""
+
+    prompt: _Texts = Field(max_length=MOST_CHOICES)
+    logprobs: int | None = Field(None, ge=0, le=MOST_LOGPROBS)
+
+    def alternatives(self) -> int | None:
+        """Return `logprobs`."""
+        return self.logprobs
+
+    def contradictions(self) -> list[str]:
+        """Return what does not go together."""
+        found = super().contradictions()
+        if len(self.prompt) * self.n > MOST_CHOICES:
+            found.append(
+                f"{len(self.prompt)} prompts times n={self.n} is more than {MOST_CHOICES} answers; ask for fewer at a time"
+            )
+        return found
+
+
+class ChatBody(GenerationBody):
+    """`POST /v1/chat/completions`."""
+
+    messages: list[Message] = Field(min_length=1)
+    max_tokens: int | None = Field(None, ge=1, validation_alias=AliasChoices("max_completion_tokens", "max_tokens"))
+    logprobs: bool | None = None
+    top_logprobs: int | None = Field(None, ge=0, le=MOST_LOGPROBS)
+    tools: list[dict[str, Any]] | None = None
+    tool_choice: Literal["none", "auto"] | None = None
+
+    def alternatives(self) -> int | None:
+        """Return `top_logprobs` where `logprobs` is true."""
+        return (self.top_logprobs or 0) if self.logprobs else None
+
+    def contradictions(self) -> list[str]:
+        """Return what does not go together."""
+        found = super().contradictions()
+        if self.top_logprobs is not None and not self.logprobs:
+            found.append("top_logprobs was given without logprobs: true")
+        return found
+
+
+def read_json(content: bytes) -> Any:
+    """Read a body as JSON in UTF-8, without NaN, infinities and halves of characters. `InvalidRequestError`."""
+    try:
+        return pydantic_core.from_json(content, allow_inf_nan=False)
+    except ValueError as error:
+        message = f"the body is not JSON: {error}"
+        raise InvalidRequestError(message) from None
+
+
+def read_body(kind: type[_Body], data: object) -> _Body:
+    """Read and check a body; `InvalidRequestError` with every problem."""
+    if not isinstance(data, dict):
+        message = f"the body is {kind_of(data)}; give an object"
+        raise InvalidRequestError(message)
+    problems = [
+        f"{name} is {shown(value)}; this server cannot do that, leave it out"
+        for name, value in data.items()
+        if name in _NEUTRAL and value is not None and value != _NEUTRAL[name]
+    ]
+    kept = {name: value for name, value in data.items() if value is not None and name not in {*_NEUTRAL, *_WITHOUT_EFFECT}}
+    body = None
+    try:
+        body = kind.model_validate(kept)
+    except ValidationError as error:
+        problems += [_problem(kind, each) for each in error.errors(include_url=False)]
+    if body is not None:
+        problems += body.contradictions()
+    if body is None or problems:
+        raise InvalidRequestError("; ".join(problems), problems=tuple(problems))
+    return body
+
+
+def _problem(kind: type[GenerationBody], error: Mapping[str, Any]) -> str:
+    """Say what pydantic found in the project's words: the field, its value, what is legal."""
+    where = "".join(f"[{part}]" if isinstance(part, int) else f".{part}" for part in error["loc"]).removeprefix(".")
+    if error["type"] == "missing":
+        return f"{where} is missing"
+    if error["type"] == "extra_forbidden":
+        name, known = str(error["loc"][-1]), _names(kind) if len(error["loc"]) == 1 else []
+        near = difflib.get_close_matches(name, known, 1)
+        return f"{where!r} is not a field" + (f"; did you mean {near[0]!r}?" if near else "")
+    told = error["msg"].removeprefix("Value error, ").removeprefix("Input should be ")
+    wanted = told if told.startswith(("give", "part")) else f"it should be {told[:1].lower()}{told[1:]}"
+    return f"{where} is {shown(error['input'])}; {wanted}"
+
+
+def _names(kind: type[GenerationBody]) -> list[str]:
+    """Return every name that a field of `kind` goes by."""
+    names = []
+    for name, field in kind.model_fields.items():
+        alias = field.validation_alias
+        names += [str(choice) for choice in alias.choices] if isinstance(alias, AliasChoices) else [name]
+    return names

@@ -1,0 +1,61 @@
+"""What the server needs of an engine, and no more."""
+
+from __future__ import annotations
+
+from collections.abc import AsyncIterator, Mapping, Sequence
+from typing import TYPE_CHECKING, Any, Protocol
+
+from llamafu.service.local import AdapterEngine
+
+if TYPE_CHECKING:
+    import os
+
+    import numpy as np
+
+    from llamafu.completion import Completion
+
+
+class Pieces(AsyncIterator[str], Protocol):
+    """The pieces of one answer as they come; `completion` after the last one."""
+
+    @property
+    def completion(self) -> Completion:
+        """The whole, once the pieces have ended."""
+
+    def cancel(self) -> None:
+        """End the request before its next step: the pieces then end, and `completion` has what there was until then."""
+
+    async def aclose(self) -> None:
+        """End the request at its next step, and wait for nothing. Idempotent, and without effect after the end."""
+
+
+class ServedEngine(AdapterEngine, Protocol):
+    """An engine as the server uses it, from one event loop; what is not a coroutine is called in a thread.
+
+    `astream` and `astream_chat` check and queue the request when they are called, and raise there what is wrong with it
+    (`ValueError`, `ContextOverflowError`, `GrammarError`, `LoraNotFoundError`, `QueueFullError`).
+    """
+
+    def astream(self, prompt: str, **options: Any) -> Pieces:
+        """Continue `prompt`; the options are those of `llamafu.engine.Request`."""
+
+    def astream_chat(self, messages: Sequence[Mapping[str, Any]], **options: Any) -> Pieces:
+        """Answer `messages`; `tools`, if given, goes to the chat template."""
+
+    def tokenize(self, text: str, *, add_special: bool = True, parse_special: bool = True) -> list[int]:
+        """Return the token ids of `text`."""
+
+    def detokenize(self, tokens: Sequence[int], *, special: bool = False) -> str:
+        """Return the text of token ids."""
+
+    def embed(self, text: str) -> np.ndarray[Any, np.dtype[np.float32]]:
+        """Return a vector for `text`."""
+
+    def add_adapter(self, path: str | os.PathLike[str], name: str | None = None) -> Any:
+        """Register an adapter; added again, a file that has changed is read anew."""
+
+    def remove_adapter(self, name: str) -> None:
+        """Forget an adapter; requests that run with it keep it."""
+
+    def stats(self) -> Any:
+        """Return a dataclass of what the engine counts."""

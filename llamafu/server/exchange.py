@@ -1,0 +1,104 @@
+"""Requests and responses apart from what they are about: keys, bodies within their limit, refusals in one form."""
+
+from __future__ import annotations
+
+import logging
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+from starlette.requests import ClientDisconnect, Request
+from starlette.responses import JSONResponse, Response
+
+from llamafu.errors import LlamafuError
+from llamafu.server.bodies import read_json
+from llamafu.server.refusals import error_body, error_headers
+from llamafu.server.settings import is_loopback
+from llamafu.service.errors import APIError, InvalidRequestError, PermissionDeniedError, ServerError, as_api_error
+
+if TYPE_CHECKING:
+    from collections.abc import Awaitable, Callable
+
+    from starlette.types import ASGIApp
+
+    from llamafu.server.keys import Guard, Rights
+
+    Handler = Callable[["Exchange"], Awaitable[ASGIApp]]
+
+_LOG = logging.getLogger("llamafu.server")
+_GONE = 499
+"""Status for the log of a request whose client left before the answer."""
+
+
+@dataclass(frozen=True, slots=True)
+class Exchange:
+    """One request whose key was looked at."""
+
+    request: Request
+    rights: Rights | None
+    max_body: int
+    json_only: bool
+
+    async def json(self) -> Any:
+        """Return the body as JSON. `InvalidRequestError` for what is none, and with status 413 for what is too large."""
+        kind = self.request.headers.get("content-type", "").partition(";")[0].strip().lower()
+        if self.json_only and kind != "application/json":
+            # A web page can send any other type to this machine without asking the browser's leave.
+            message = f"content-type is {kind!r}; without keys it has to be application/json"
+            raise InvalidRequestError(message, status=415)
+        return read_json(await read_whole(self.request, self.max_body))
+
+
+async def read_whole(request: Request, limit: int) -> bytes:
+    """Read a body of at most `limit` bytes; a larger one is refused as soon as that is known."""
+    told = request.headers.get("content-length", "")
+    pieces, size = [], int(told) if told.isdecimal() else 0
+    if size <= limit:
+        size = 0
+        async for piece in request.stream():
+            size += len(piece)
+            if size > limit:
+                break
+            pieces.append(piece)
+        else:
+            return b"".join(pieces)
+    message = f"the body has more than {limit} bytes, which is the limit here"
+    raise InvalidRequestError(message, status=413)
+
+
+def endpoint(
+    handler: Handler, needed: Rights | None, guard: Guard, *, max_body: int, keyless: bool
+) -> Callable[[Request], Awaitable[ASGIApp]]:
+    """Return `handler` with the key demanded before it and every error answered after it.
+
+    `keyless`: the server takes no keys, and so only requests that name this machine: a web page whose name was made to
+    lead here would name itself.
+    """
+
+    async def answer(request: Request) -> ASGIApp:
+        try:
+            if keyless:
+                demand_local(request.headers.get("host", ""))
+            rights = guard.demand(needed, request.headers)
+            return await handler(Exchange(request, rights, max_body, keyless))
+        except ClientDisconnect:
+            return Response(status_code=_GONE)
+        except Exception as error:  # noqa: BLE001 - whatever it is, it gets an answer
+            return refusal(error)
+
+    return answer
+
+
+def demand_local(host: str) -> None:
+    """Raise `PermissionDeniedError` unless a Host header names this machine."""
+    name = host.partition("]")[0].removeprefix("[") if host.startswith("[") else host.partition(":")[0]
+    if not is_loopback(name):
+        message = "without keys this server answers under localhost and loopback addresses only"
+        raise PermissionDeniedError(message)
+
+
+def refusal(error: Exception) -> Response:
+    """Return the response for an exception; what nobody foresaw is logged with its traceback."""
+    if not isinstance(error, APIError | LlamafuError) or isinstance(error, ServerError):
+        _LOG.error("a request failed", exc_info=error)
+    told = as_api_error(error)
+    return JSONResponse(error_body(told), told.status, error_headers(told))

@@ -1,0 +1,197 @@
+"""The adapters folder: what is in it, found by name, watched, received and deleted."""
+
+from __future__ import annotations
+
+import os
+import shutil
+import tempfile
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from llamafu.adapters.peft import CONFIG
+from llamafu.service.errors import InvalidRequestError, NotFoundError
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+_SUFFIX = ".gguf"
+_LONGEST = 200
+"""Bytes of a name: with the suffix it fits every file system."""
+
+
+@dataclass(frozen=True, slots=True)
+class Found:
+    """One adapter in the folder, a GGUF file or a PEFT folder."""
+
+    name: str
+    path: Path
+    nbytes: int
+    stamp: tuple[tuple[int, int, int], ...]
+    """Times, sizes and inodes: what changes when the content does."""
+
+
+@dataclass(frozen=True, slots=True)
+class Changes:
+    """What a look at the folder brought."""
+
+    added: tuple[Found, ...] = ()
+    changed: tuple[Found, ...] = ()
+    removed: tuple[str, ...] = ()
+
+    def __bool__(self) -> bool:
+        return bool(self.added or self.changed or self.removed)
+
+
+class AdapterFolder:
+    """Adapters by name, directly inside one folder; nothing outside of it is reached, by no name and no link.
+
+    `NAME.gguf` and `NAME/adapter_config.json` are the adapter NAME; where both exist the file is. Names that begin with a
+    dot are not seen. Only `look` and `note` have a state, and are for one thread at a time.
+    """
+
+    def __init__(self, folder: Path) -> None:
+        """`NotADirectoryError` when there is no such folder."""
+        if not folder.is_dir():
+            message = f"{folder} is not a folder; make it, or name another one with --adapters"
+            raise NotADirectoryError(message)
+        self.folder = folder.resolve()
+        self._seen: dict[str, Found] = {}
+        self._told: dict[str, Found] = {}
+
+    def scan(self) -> dict[str, Found]:
+        """Return what is there now, by name, sorted."""
+        found: dict[str, Found] = {}
+        with os.scandir(self.folder) as entries:
+            for path in sorted((Path(entry.path) for entry in entries), key=lambda path: path.suffix != _SUFFIX):
+                one = self._found(path)
+                if one is not None:
+                    found.setdefault(one.name, one)
+        return dict(sorted(found.items()))
+
+    def path_of(self, name: str) -> Path:
+        """Return where the adapter `name` is; `NotFoundError` for any that is not there, whatever it looks like."""
+        found = self.scan().get(name) if is_name(name) else None
+        if found is None:
+            message = f"no such adapter: {name!r}"
+            raise NotFoundError(message)
+        return found.path
+
+    def look(self) -> Changes:
+        """Return what has changed since the last look.
+
+        What is new or changed is told once two looks in a row saw the same, so that a file is whole when it is told.
+        """
+        now = self.scan()
+        added: list[Found] = []
+        changed: list[Found] = []
+        for name, found in now.items():
+            told = self._told.get(name)
+            if (told is None or told.stamp != found.stamp) and self._seen.get(name) == found:
+                (added if told is None else changed).append(found)
+                self._told[name] = found
+        removed = tuple(name for name in self._told if name not in now)
+        for name in removed:
+            del self._told[name]
+        self._seen = now
+        return Changes(tuple(added), tuple(changed), removed)
+
+    def note(self, name: str) -> None:
+        """Take the adapter `name` as told already, by somebody else's look: `look` tells of its changes from now on."""
+        if (found := self.scan().get(name)) is not None:
+            self._seen[name] = self._told[name] = found
+
+    @contextmanager
+    def receive(self, name: str) -> Iterator[Path]:
+        """Give a path to write a new adapter file to; if the block succeeds it becomes the adapter `name` in one step.
+
+        `InvalidRequestError` for a name that is none or is taken. After an error nothing is left.
+        """
+        if not is_name(name):
+            message = f"{name!r} is no adapter's name; use letters, digits, blanks and - _ . of at most {_LONGEST} bytes"
+            raise InvalidRequestError(message)
+        self._refuse_taken(name)
+        with tempfile.TemporaryDirectory(dir=self.folder, prefix=".upload-") as room:
+            unfinished = Path(room) / f"{name}{_SUFFIX}"
+            yield unfinished
+            self._refuse_taken(name)
+            try:
+                os.link(unfinished, self.folder / unfinished.name)  # unlike a rename it replaces nothing
+            except FileExistsError:
+                self._refuse_taken(name)
+                raise
+
+    def delete(self, name: str) -> None:
+        """Remove the adapter `name` from the disk; of a link, the link alone. `NotFoundError` if it is not there."""
+        path = self.path_of(name)
+        if path.is_dir() and not path.is_symlink():
+            shutil.rmtree(path)
+        else:
+            path.unlink()
+
+    def _refuse_taken(self, name: str) -> None:
+        if name in self.scan() or os.path.lexists(self.folder / f"{name}{_SUFFIX}"):
+            message = f"there is an adapter {name!r} already; delete it first, or give another name"
+            raise InvalidRequestError(message)
+
+    def _found(self, path: Path) -> Found | None:
+        """Return the adapter at `path`, None where there is none, or it leads out of the folder, or just vanished."""
+        is_file = path.suffix == _SUFFIX
+        name = path.stem if is_file else path.name
+        if not is_name(name):
+            return None
+        try:
+            if not path.resolve(strict=True).is_relative_to(self.folder):
+                return None
+            if is_file and path.is_file():
+                files = [path]
+            elif not is_file and (path / CONFIG).is_file():
+                files = sorted(each for each in path.iterdir() if each.is_file())
+                if not all(each.resolve(strict=True).is_relative_to(self.folder) for each in files):
+                    return None
+            else:
+                return None
+            stats = [each.stat() for each in files]
+        except (OSError, RuntimeError):  # gone, unreadable, or links in a circle
+            return None
+        stamp = tuple((each.st_mtime_ns, each.st_size, each.st_ino) for each in stats)
+        return Found(name, path, sum(each.st_size for each in stats), stamp)
+
+
+class Numbers:
+    """Numbers for names, as llama-server's routes want them: in order of registration, never used twice."""
+
+    def __init__(self) -> None:
+        self._numbers: dict[str, int] = {}
+        self._next = 0
+
+    def add(self, name: str) -> int:
+        """Give `name` a number; the one that it has, if it has one."""
+        if name not in self._numbers:
+            self._numbers[name] = self._next
+            self._next += 1
+        return self._numbers[name]
+
+    def remove(self, name: str) -> None:
+        """Forget a name; its number is not given again. No effect if it has none."""
+        self._numbers.pop(name, None)
+
+    def name(self, number: int) -> str | None:
+        """Return whose number it is, None if it is nobody's."""
+        return next((name for name, its in self._numbers.items() if its == number), None)
+
+    def items(self) -> tuple[tuple[int, str], ...]:
+        """Return every number with its name, in order."""
+        return tuple((number, name) for name, number in self._numbers.items())
+
+
+def is_name(name: str) -> bool:
+    """Whether `name` can be an adapter's: one part of a path, visible, printable, and not too long."""
+    return (
+        name.isprintable()  # which lone surrogates are not
+        and 0 < len(name.encode()) <= _LONGEST
+        and not name.startswith(".")
+        and name == name.strip()
+        and not set(name) & set('/\\:*?"<>|')
+    )

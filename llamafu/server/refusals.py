@@ -1,0 +1,39 @@
+"""Error bodies: one that every client finds its message in."""
+
+from __future__ import annotations
+
+import math
+from typing import Any
+
+from llamafu.service.errors import APIError, AuthenticationError, RateLimitError
+
+_OPENAI_TYPES = {
+    "invalid_request": "invalid_request_error",
+    "not_found": "not_found_error",
+}
+_RETRY_AFTER = 1.0
+"""Seconds, when nothing better is known."""
+
+
+def error_body(error: APIError) -> dict[str, Any]:
+    """Return OpenAI's `error` object, TabbyAPI's `detail` and go-tabbyapi's `message`, all in one."""
+    message = str(error)
+    return {
+        "error": {
+            "message": message,
+            "type": _OPENAI_TYPES.get(error.code, error.code),
+            "param": None,
+            "code": error.code,
+        },
+        "detail": message,
+        "message": message,
+    }
+
+
+def error_headers(error: APIError) -> dict[str, str]:
+    """Return the headers that go with a refusal."""
+    if isinstance(error, AuthenticationError):
+        return {"WWW-Authenticate": "Bearer"}
+    if isinstance(error, RateLimitError):
+        return {"Retry-After": str(math.ceil(_RETRY_AFTER if error.retry_after is None else error.retry_after))}
+    return {}

@@ -1,0 +1,230 @@
+"""What a server is set to: by flags, by the environment, by a TOML file, each setting declared once."""
+
+from __future__ import annotations
+
+import difflib
+import ipaddress
+import math
+import os
+import tomllib
+from dataclasses import MISSING, dataclass, field, fields
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from llamafu.server.keys import check_key
+
+if TYPE_CHECKING:
+    import argparse
+    from collections.abc import Callable, Mapping
+
+PREFIX = "LLAMAFU_SERVE_"
+"""Of the environment's names: `LLAMAFU_SERVE_PORT=9000`. Lists are parted by commas."""
+
+
+def setting(
+    read: Callable[[str], Any], text: str, default: Any = MISSING, *, many: bool = False, secret: bool = False, flags: str = ""
+) -> Any:
+    """Declare a setting: how its text is read, what `--help` says, its default; `many` may be given more than once."""
+    metadata = {"read": read, "text": text, "many": many, "secret": secret, "flags": flags}
+    if default is MISSING:
+        return field(metadata=metadata, repr=not secret)
+    return field(default=default, metadata=metadata, repr=not secret)
+
+
+def whole(low: int, high: int | None = None) -> Callable[[str], int]:
+    """Read a whole number within limits."""
+
+    def read(text: str) -> int:
+        value = int(text) if text.isascii() and text.removeprefix("-").isdecimal() else None
+        if value is None or value < low or (high is not None and value > high):
+            limit = f"from {low} to {high}" if high is not None else f"of at least {low}"
+            message = f"{text!r} is not a whole number {limit}"
+            raise ValueError(message)
+        return value
+
+    return read
+
+
+def seconds(text: str) -> float:
+    """Read a number of seconds above 0."""
+    try:
+        value = float(text)
+    except ValueError:
+        value = math.nan
+    if not (math.isfinite(value) and value > 0):
+        message = f"{text!r} is not a number of seconds above 0"
+        raise ValueError(message)
+    return value
+
+
+def flag(text: str) -> bool:
+    """Read yes or no."""
+    words = {"1": True, "true": True, "yes": True, "on": True, "0": False, "false": False, "no": False, "off": False}
+    if text.lower() not in words:
+        message = f"{text!r} is not one of {', '.join(words)}"
+        raise ValueError(message)
+    return words[text.lower()]
+
+
+def scaled(text: str) -> tuple[str, float]:
+    """Read NAME=SCALE; without a scale it is 1. The engine says which scales are legal."""
+    name, sign, scale = text.rpartition("=")
+    if not sign:
+        return text, 1.0
+    try:
+        return name, float(scale)
+    except ValueError:
+        message = f"{text!r} is not NAME=SCALE with a number as its scale"
+        raise ValueError(message) from None
+
+
+def some(text: str) -> str:
+    """Read a text that is not empty."""
+    if not text:
+        message = "it is empty"
+        raise ValueError(message)
+    return text
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Settings:
+    """Every setting, checked. Its repr shows no key."""
+
+    model: str = setting(some, "GGUF model", flags="-m")
+    adapters: Path | None = setting(Path, "folder of adapters, GGUF files and PEFT folders; it is watched", None)
+    lora: tuple[tuple[str, float], ...] = setting(scaled, "adapter that is active from the start, NAME[=SCALE]", (), many=True)
+    host: str = setting(some, "address to listen on", "127.0.0.1")
+    port: int = setting(whole(0, 65535), "port to listen on; 0 takes a free one", 8080)
+    api_key: tuple[str, ...] = setting(check_key, "key that may generate", (), many=True, secret=True)
+    admin_key: tuple[str, ...] = setting(check_key, "key that may do everything", (), many=True, secret=True)
+    keys: Path | None = setting(Path, "file of keys, read again when it changes (default: in the user's data folder)", None)
+    no_auth: bool = setting(flag, "take every request without a key; on the loopback only", default=False)
+    allow_origin: tuple[str, ...] = setting(some, "web origin that browsers may call from", (), many=True)
+    n_ctx: int = setting(whole(2), "context in tokens, shared by all sequences", 8192)
+    max_sequences: int = setting(whole(1), "sequences that run at a time", 16)
+    bank_rank: int = setting(whole(1), "rank units that adapters share", 128)
+    threads: int | None = setting(whole(1), "threads to compute with (default: every CPU)", None)
+    library: str | None = setting(some, "libllama to use, a file or a folder (default: search)", None)
+    max_body: int = setting(whole(1), "largest body of a request in bytes, uploads excepted", 4 * 1024 * 1024)
+    max_upload: int = setting(whole(1), "largest adapter that may be uploaded, in bytes", 4 * 1024**3)
+    max_prompt: int | None = setting(whole(1), "longest prompt in tokens (default: the context)", None)
+    max_time: float = setting(seconds, "seconds after which a request is ended with what there is", 600.0)
+    ping: float = setting(seconds, "seconds without a token after which a stream gets a comment", 15.0)
+    grace: float = setting(seconds, "seconds that running requests have to finish after SIGTERM", 30.0)
+
+    def __post_init__(self) -> None:
+        """Refuse what does not go together; `ValueError`."""
+        if self.no_auth and not is_loopback(self.host):
+            message = f"no_auth is for the loopback only, and host is {self.host!r}; give keys, or host 127.0.0.1"
+            raise ValueError(message)
+        if self.no_auth and (self.api_key or self.admin_key or self.keys):
+            message = "no_auth was given together with keys; give one of them"
+            raise ValueError(message)
+        names = [name for name, _ in self.lora]
+        if twice := sorted({name for name in names if names.count(name) > 1}):
+            message = f"lora names {', '.join(map(repr, twice))} more than once"
+            raise ValueError(message)
+        if self.lora and self.adapters is None:
+            message = "lora was given without adapters, the folder to find them in"
+            raise ValueError(message)
+        if "*" in self.allow_origin and self.no_auth:
+            message = "allow_origin '*' without keys would let every web page in; name the origins"
+            raise ValueError(message)
+
+
+def is_loopback(host: str) -> bool:
+    """Whether only this machine reaches `host`."""
+    try:
+        return ipaddress.ip_address(host.removeprefix("[").removesuffix("]")).is_loopback
+    except ValueError:
+        return host == "localhost"
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """Add a flag for every setting, and `--config`."""
+    parser.add_argument("--config", type=Path, metavar="TOML", help="file of settings, named as here: max_time = 60")
+    for each in fields(Settings):
+        data, name = each.metadata, f"--{each.name.replace('_', '-')}"
+        default = "" if each.default in {MISSING, None, (), False} else f" ({each.default})"
+        options: dict[str, Any] = {"default": None, "help": data["text"] + default, "dest": each.name}
+        if data["read"] is flag:
+            options |= {"action": "store_const", "const": "yes"}
+        else:
+            options |= {"action": "append" if data["many"] else "store", "metavar": each.name.upper()}
+        parser.add_argument(*filter(None, [data["flags"], name]), **options)
+
+
+def load(
+    given: Mapping[str, str | list[str] | None], environment: Mapping[str, str] | None = None, config: Path | None = None
+) -> Settings:
+    """Return the settings: flags beat the environment, that beats the file, that the defaults.
+
+    Raises `ValueError` for a value that is not legal or a name that is none, saying where it stands, `OSError` when the
+    file cannot be read.
+    """
+    known = {each.name: each for each in fields(Settings)}
+    found: dict[str, tuple[str, list[str]]] = {}
+    for place, values in (
+        (str(config), _from_file(config) if config else {}),
+        ("the environment", _from_environment(os.environ if environment is None else environment, known)),
+        ("the command line", {name: _texts(value) for name, value in given.items() if value is not None}),
+    ):
+        for name, texts in values.items():
+            if name not in known:
+                near = difflib.get_close_matches(name, known, 1)
+                hint = f"; did you mean {near[0]!r}?" if near else f" (settings: {', '.join(known)})"
+                message = f"{place}: {name!r} is not a setting{hint}"
+                raise ValueError(message)
+            found[name] = (place, texts)
+    if "model" not in found:
+        message = f"no model was given; name one with -m, {PREFIX}MODEL or model in the file of settings"
+        raise ValueError(message)
+    return Settings(**{name: _read(known[name].metadata, name, *values) for name, values in found.items()})
+
+
+def _read(metadata: Mapping[str, Any], name: str, place: str, texts: list[str]) -> Any:
+    if len(texts) != 1 and not metadata["many"]:
+        message = f"{place}: {name} was given {len(texts)} times; give it once"
+        raise ValueError(message)
+    try:
+        values = [metadata["read"](text) for text in texts]
+    except ValueError as error:
+        message = f"{place}: {name}: {error}"
+        raise ValueError(message) from None
+    return tuple(values) if metadata["many"] else values[0]
+
+
+def _from_environment(environment: Mapping[str, str], known: Mapping[str, Any]) -> dict[str, list[str]]:
+    found = {}
+    for variable, text in environment.items():
+        if variable.startswith(PREFIX):
+            name = variable.removeprefix(PREFIX).lower()
+            many = name in known and known[name].metadata["many"]
+            found[name] = [part.strip() for part in text.split(",") if part.strip()] if many else [text]
+    return found
+
+
+def _from_file(path: Path) -> dict[str, list[str]]:
+    """Read a TOML file; `lora` may be a table of scales."""
+    try:
+        data = tomllib.loads(path.read_text("utf-8"))
+    except ValueError as error:
+        message = f"{path} is not TOML: {error}"
+        raise ValueError(message) from None
+    found = {}
+    for name, value in data.items():
+        if name == "lora" and isinstance(value, dict):
+            found[name] = [f"{adapter}={scale}" for adapter, scale in value.items()]
+        else:
+            found[name] = _texts(value)
+    return found
+
+
+def _texts(value: object) -> list[str]:
+    if isinstance(value, list):
+        return [_text(item) for item in value]
+    return [_text(value)]
+
+
+def _text(value: object) -> str:
+    return ("yes" if value else "no") if isinstance(value, bool) else str(value)

@@ -1,0 +1,38 @@
+"""LoRA as a service: list, get_active, load and unload, in this process or over HTTP (`llamafu.client`)."""
+
+from llamafu.service.cards import LoraCard, LoraList
+from llamafu.service.errors import (
+    APIError,
+    AuthenticationError,
+    InvalidRequestError,
+    NotFoundError,
+    PermissionDeniedError,
+    RateLimitError,
+    ServerConnectionError,
+    ServerError,
+    ServerTimeoutError,
+)
+from llamafu.service.interface import AsyncLoraService, LoraService
+from llamafu.service.loading import LoraLoadInfo, LoraLoadRequest, LoraLoadResponse
+from llamafu.service.local import AdapterEngine, LocalLoraService
+
+__all__ = [
+    "APIError",
+    "AdapterEngine",
+    "AsyncLoraService",
+    "AuthenticationError",
+    "InvalidRequestError",
+    "LocalLoraService",
+    "LoraCard",
+    "LoraList",
+    "LoraLoadInfo",
+    "LoraLoadRequest",
+    "LoraLoadResponse",
+    "LoraService",
+    "NotFoundError",
+    "PermissionDeniedError",
+    "RateLimitError",
+    "ServerConnectionError",
+    "ServerError",
+    "ServerTimeoutError",
+]

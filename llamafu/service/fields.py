@@ -1,0 +1,154 @@
+"""Reading JSON objects: every problem is found before one error names them all."""
+
+from __future__ import annotations
+
+import difflib
+import math
+from typing import TYPE_CHECKING, Final, TypeVar
+
+from llamafu.service.errors import InvalidRequestError
+
+if TYPE_CHECKING:
+    from collections.abc import Collection
+
+
+_T = TypeVar("_T")
+
+
+class Required:
+    """Stands for the default of a field that has none."""
+
+
+REQUIRED: Final = Required()
+
+
+class Fields:
+    """Takes typed values out of one JSON object and collects what is wrong with it.
+
+    Every `take` returns a value of its type even where it notes a problem, so that the reader can go on to the next
+    field; `finish` then raises. JSON's null means that the field is absent.
+    """
+
+    def __init__(self, data: object, where: str = "", problems: list[str] | None = None) -> None:
+        self.problems: list[str] = [] if problems is None else problems
+        self._where = where
+        self._taken: set[str] = set()
+        self._data: dict[str, object] = {}
+        if isinstance(data, dict):
+            self._data = data
+        else:
+            self.problems.append(f"{where or 'the body'} is {kind_of(data)}; give an object")
+
+    def take(self, name: str) -> object:
+        """Return the raw value, None when the field is absent."""
+        self._taken.add(name)
+        return self._data.get(name)
+
+    def has(self, name: str) -> bool:
+        """Whether the field is there and not null."""
+        return self._data.get(name) is not None
+
+    def text(self, name: str, default: str | Required = REQUIRED, *, empty: bool = False) -> str:
+        """Take a string, not empty unless `empty` allows it."""
+        value = self.take(name)
+        if isinstance(value, str) and (value or empty):
+            return value
+        return self._missing_or(name, value, "a string" if empty else "a string that is not empty", default, "")
+
+    def flag(self, name: str, default: bool | Required = REQUIRED) -> bool:  # noqa: FBT001 - a default like any other
+        """Take true or false."""
+        value = self.take(name)
+        if isinstance(value, bool):
+            return value
+        return self._missing_or(name, value, "true or false", default, fallback=False)
+
+    def whole(self, name: str, default: int | Required = REQUIRED, *, low: int | None = None, high: int | None = None) -> int:
+        """Take a whole number within limits."""
+        value = self.take(name)
+        sound = isinstance(value, int) and not isinstance(value, bool)
+        if isinstance(value, int) and sound and (low is None or value >= low) and (high is None or value <= high):
+            return value
+        return self._missing_or(name, value, f"a whole number{limits(low, high)}", default, 0)
+
+    def number(
+        self, name: str, default: float | Required = REQUIRED, *, low: float | None = None, high: float | None = None
+    ) -> float:
+        """Take a finite number within limits."""
+        value = self.take(name)
+        number = as_number(value)
+        if number is not None and (low is None or number >= low) and (high is None or number <= high):
+            return number
+        return self._missing_or(name, value, f"a finite number{limits(low, high)}", default, 0.0)
+
+    def items(self, name: str) -> list[object]:
+        """Take a list; a missing one is a problem, an empty one is not."""
+        value = self.take(name)
+        if isinstance(value, list):
+            return value
+        return self._missing_or(name, value, "a list", REQUIRED, [])
+
+    def complain(self, name: str, problem: str) -> None:
+        """Note a problem of the field `name`."""
+        self.problems.append(f"{self.path(name)} {problem}")
+
+    def path(self, name: str) -> str:
+        """What a message calls the field, such as `loras[0].name`."""
+        return f"{self._where}.{name}" if self._where else name
+
+    def refuse_others(self, others: Collection[str] = ()) -> None:
+        """Note every field that was neither taken nor is one of `others`."""
+        known = sorted({*self._taken, *others})
+        for name in self._data:
+            if name not in known:
+                near = difflib.get_close_matches(str(name), known, 1)
+                hint = f"; did you mean {near[0]!r}?" if near else ""
+                self.problems.append(f"{self.path(repr(name))} is not a field{hint} (fields: {', '.join(known)})")
+
+    def finish(self) -> None:
+        """Raise `InvalidRequestError` with every problem, if there is one."""
+        if self.problems:
+            raise InvalidRequestError("; ".join(self.problems), problems=tuple(self.problems))
+
+    def _missing_or(self, name: str, value: object, wanted: str, default: _T | Required, fallback: _T) -> _T:
+        if value is None and not isinstance(default, Required):
+            return default
+        told = "is missing" if value is None else f"is {shown(value)}"
+        self.complain(name, f"{told}; give {wanted}")
+        return fallback if isinstance(default, Required) else default
+
+
+def as_number(value: object) -> float | None:
+    """Return a JSON number as a float; None for anything else, what is not finite, and whole numbers that no float holds."""
+    if isinstance(value, bool) or not isinstance(value, int | float):
+        return None
+    try:
+        number = float(value)
+    except OverflowError:
+        return None
+    return number if math.isfinite(number) else None
+
+
+def limits(low: float | None, high: float | None) -> str:
+    """Return limits in words, empty without any."""
+    if low is not None and high is not None:
+        return f" from {low:g} to {high:g}"
+    return f" of at least {low:g}" if low is not None else f" of at most {high:g}" if high is not None else ""
+
+
+def shown(value: object) -> str:
+    """Return a value for a message: as it is when that is short, else what it is."""
+    text = repr(value)
+    return text if len(text) <= 60 and not isinstance(value, dict | list) else kind_of(value)  # noqa: PLR2004 - one glance
+
+
+def kind_of(value: object) -> str:
+    """Return JSON's word for what a value is."""
+    words: tuple[tuple[type | tuple[type, ...], str], ...] = (
+        (bool, "true or false"),
+        ((int, float), "a number"),
+        (str, "a string"),
+        (list, "a list"),
+        (dict, "an object"),
+        (type(None), "null"),
+    )
+    return next((word for kind, word in words if isinstance(value, kind)), type(value).__name__)

@@ -1,0 +1,120 @@
+"""Asking a service for a set of adapters, and its answer."""
+
+from __future__ import annotations
+
+from collections import Counter
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any, Self
+
+from llamafu.service.errors import InvalidRequestError
+from llamafu.service.fields import Fields, as_number, shown
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping
+
+
+@dataclass(frozen=True, slots=True)
+class LoraLoadInfo:
+    """One adapter that is asked for."""
+
+    name: str
+    scaling: float = 1.0
+    """Strength; 0 is the base model. What is legal beside that is the engine's `scale_range`."""
+
+    def to_json(self) -> dict[str, Any]:
+        """Return it as JSON has it; a scaling of 0 stays there."""
+        return {"name": self.name, "scaling": self.scaling}
+
+    @classmethod
+    def from_json(cls, data: object, where: str = "", problems: list[str] | None = None) -> Self:
+        """Read it; a field that is not known is a problem. Raises `InvalidRequestError` with every problem."""
+        fields = Fields(data, where, problems)
+        info = cls(name=fields.text("name"), scaling=fields.number("scaling", 1.0))
+        fields.refuse_others()
+        if problems is None:
+            fields.finish()
+        return info
+
+
+@dataclass(frozen=True, slots=True)
+class LoraLoadRequest:
+    """The whole set that is to be active.
+
+    `skip_queue`: queued requests that have not started take the new set too. Without it they keep the set of their
+    arrival. Running ones always keep theirs.
+    """
+
+    loras: tuple[LoraLoadInfo, ...]
+    skip_queue: bool = False
+
+    def __post_init__(self) -> None:
+        """Any sequence will do for `loras`."""
+        object.__setattr__(self, "loras", tuple(self.loras))
+
+    @classmethod
+    def of(cls, scales: Mapping[str, float], *, skip_queue: bool = False) -> Self:
+        """Return the request for `{name: scale}`."""
+        return cls(tuple(LoraLoadInfo(name, scale) for name, scale in scales.items()), skip_queue)
+
+    def to_json(self) -> dict[str, Any]:
+        """Return the request as JSON has it."""
+        return {"loras": [info.to_json() for info in self.loras], "skip_queue": self.skip_queue}
+
+    @classmethod
+    def from_json(cls, data: object) -> Self:
+        """Read and check a request; a field that is not known is a problem. Raises `InvalidRequestError` with every problem."""
+        fields = Fields(data)
+        loras = tuple(
+            LoraLoadInfo.from_json(item, f"loras[{index}]", fields.problems) for index, item in enumerate(fields.items("loras"))
+        )
+        request = cls(loras, fields.flag("skip_queue", default=False))
+        fields.refuse_others()
+        if not fields.problems:
+            fields.problems.extend(request.problems())
+        fields.finish()
+        return request
+
+    def problems(self) -> tuple[str, ...]:
+        """Say what no service would take: no adapter, one twice, an empty name, a scaling that is no finite number."""
+        if not self.loras:
+            return ("loras is empty; name at least one adapter, or unload to have none",)
+        found = []
+        for index, info in enumerate(self.loras):
+            if not isinstance(info.name, str) or not info.name:
+                found.append(f"loras[{index}].name is {shown(info.name)}; give a string that is not empty")
+            if as_number(info.scaling) is None:
+                found.append(f"loras[{index}].scaling is {shown(info.scaling)}; give a finite number")
+        for name, times in Counter(info.name for info in self.loras).items():
+            if times > 1:
+                found.append(f"loras names {name!r} {times} times; name each adapter once")
+        return tuple(found)
+
+    def check(self) -> None:
+        """Raise `InvalidRequestError` with all of `problems`, if there is one."""
+        if found := self.problems():
+            raise InvalidRequestError("; ".join(found), problems=found)
+
+
+@dataclass(frozen=True, slots=True)
+class LoraLoadResponse:
+    """Names of what is active now, and of what was not found, both in the order of the request."""
+
+    success: tuple[str, ...] = ()
+    failure: tuple[str, ...] = ()
+
+    def to_json(self) -> dict[str, Any]:
+        """Return the answer as JSON has it."""
+        return {"success": list(self.success), "failure": list(self.failure)}
+
+    @classmethod
+    def from_json(cls, data: object) -> Self:
+        """Read an answer; fields that a later version may add are passed over. Raises `InvalidRequestError`."""
+        fields = Fields(data)
+        lists = {}
+        for name in ("success", "failure"):
+            names = fields.items(name) if fields.has(name) else []
+            lists[name] = tuple(item for item in names if isinstance(item, str))
+            if len(lists[name]) != len(names):
+                fields.complain(name, "holds what is not a string; give names")
+        fields.finish()
+        return cls(**lists)

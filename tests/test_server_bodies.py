@@ -1,0 +1,258 @@
+"""What requests may say: bodies of the generating routes, and which adapters they choose."""
+
+import json
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from llamafu.options import Options
+from llamafu.server.bodies import ChatBody, CompletionBody, read_body, read_json
+from llamafu.server.choice import chosen
+from llamafu.service import InvalidRequestError, NotFoundError
+
+HI = [{"role": "user", "content": "hi"}]
+SCHEMA = {"type": "object", "properties": {"a": {"type": "integer"}}}
+
+
+def completion(**fields):
+    return read_body(CompletionBody, {"prompt": "Once", **fields})
+
+
+def chat(**fields):
+    return read_body(ChatBody, {"messages": HI, **fields})
+
+
+def problems(kind, data):
+    with pytest.raises(InvalidRequestError) as caught:
+        read_body(kind, data)
+    return caught.value.problems
+
+
+# -- what becomes of fields ---------------------------------------------------------------------------------------
+
+
+def test_nothing_given_is_the_engine_s_choice():
+    assert completion().options() == {}
+    assert chat().options() == {}
+    assert (completion().prompt, completion().n, completion().stream) == (["Once"], 1, False)
+
+
+def test_zeros_survive():
+    body = completion(temperature=0, top_k=0, seed=0, logprobs=0, min_p=0.0, ignore_eos=False)
+    assert body.options() == {"temperature": 0.0, "top_k": 0, "seed": 0, "logprobs": 0, "min_p": 0.0, "ignore_eos": False}
+
+
+def test_null_is_absent():
+    assert (
+        completion(**dict.fromkeys(["temperature", "seed", "stop", "n", "stream", "lora", "best_of", "user", "model"])).n == 1
+    )
+
+
+def test_every_option_reaches_the_engine():
+    given = {"max_tokens": 3, "temperature": 0.5, "top_k": 4, "top_p": 0.9, "min_p": 0.1, "repeat_penalty": 1.1, "seed": 5}
+    given |= {"frequency_penalty": -0.5, "presence_penalty": 0.5, "stop": "a", "grammar": 'root ::= "a"', "logprobs": 2}
+    options = Options.of(completion(**given).options())
+    assert options.stops == ("a",)
+    assert {name: getattr(options, name) for name in given if name != "stop"} == {k: v for k, v in given.items() if k != "stop"}
+
+
+@pytest.mark.parametrize("name", ["repeat_penalty", "repetition_penalty", "rep_pen"])
+def test_other_names_for_the_same(name):
+    assert completion(**{name: 1.5}).options() == {"repeat_penalty": 1.5}
+
+
+def test_max_tokens_of_chats():
+    assert chat(max_completion_tokens=3).options() == {"max_tokens": 3}
+    assert chat(max_tokens=3).options() == {"max_tokens": 3}
+
+
+@pytest.mark.parametrize(
+    ("fields", "schema"),
+    [
+        ({"json_schema": SCHEMA}, SCHEMA),
+        ({"response_format": {"type": "text"}}, None),
+        ({"response_format": {"type": "json_object"}}, {"type": "object"}),
+        ({"response_format": {"type": "json_schema", "json_schema": {"name": "x", "schema": SCHEMA, "strict": True}}}, SCHEMA),
+    ],
+)
+def test_forms_of_the_answer(fields, schema):
+    assert chat(**fields).options().get("json_schema") == schema
+
+
+def test_probabilities():
+    assert "logprobs" not in chat().options()
+    assert "logprobs" not in chat(logprobs=False).options()
+    assert chat(logprobs=True).options()["logprobs"] == 0
+    assert chat(logprobs=True, top_logprobs=5).options()["logprobs"] == 5
+
+
+def test_messages():
+    parts = [{"type": "text", "text": "a"}, {"type": "text", "text": "b"}]
+    call = {"id": "1", "type": "function", "function": {"name": "f", "arguments": "{}"}}
+    messages = [
+        {"role": "user", "content": parts},
+        {"role": "assistant", "content": None, "tool_calls": [call]},
+        {"role": "tool", "content": "", "tool_call_id": "1"},
+    ]
+    assert [each.as_template() for each in chat(messages=messages).messages] == [
+        {"role": "user", "content": "ab"},
+        {"role": "assistant", "content": "", "tool_calls": [call]},
+        {"role": "tool", "content": "", "tool_call_id": "1"},
+    ]
+
+
+def test_what_clients_send_without_effect():
+    assert chat(user="me", store=False, metadata={}, parallel_tool_calls=True, service_tier="auto").options() == {}
+    assert completion(echo=False, best_of=1, logit_bias={}, mirostat=0, suffix=None).options() == {}
+
+
+# -- what is refused ----------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("data", "problem"),
+    [
+        ({}, "prompt is missing"),
+        ({"prompt": 3}, "prompt is 3; give a string, or a list of strings"),
+        ({"prompt": []}, "prompt is a list; give a string, or a list of strings"),
+        ({"prompt": "a", "temperature": -1}, "temperature is -1; it should be greater than or equal to 0"),
+        ({"prompt": "a", "temperature": "1"}, "temperature is '1'; it should be a valid number"),
+        ({"prompt": "a", "max_tokens": 0}, "max_tokens is 0; it should be greater than or equal to 1"),
+        ({"prompt": "a", "max_tokens": 1.5}, "max_tokens is 1.5; it should be a valid integer"),
+        ({"prompt": "a", "max_tokens": True}, "max_tokens is True; it should be a valid integer"),
+        ({"prompt": "a", "seed": 2**32}, "seed is 4294967296; it should be less than or equal to 4294967295"),
+        ({"prompt": "a", "temprature": 1}, "'temprature' is not a field; did you mean 'temperature'?"),
+        ({"prompt": "a", "messages": []}, "'messages' is not a field"),
+        ({"prompt": "a", "stop": [3]}, "stop is a list; give a string, or a list of strings"),
+        ({"prompt": "a", "echo": True}, "echo is True; this server cannot do that, leave it out"),
+        ({"prompt": "a", "logit_bias": {"5": 1}}, "logit_bias is an object; this server cannot do that, leave it out"),
+        ({"prompt": "a", "n": 17}, "n is 17; it should be less than or equal to 16"),
+        (
+            {"prompt": ["a"] * 4, "n": 5},
+            "4 prompts times n=5 is more than 16 answers; ask for fewer at a time",
+        ),
+        ({"prompt": "a", "stream_options": {}}, "stream_options was given without stream: true"),
+    ],
+)
+def test_bad_completions(data, problem):
+    assert problems(CompletionBody, data) == (problem,)
+
+
+@pytest.mark.parametrize(
+    ("fields", "problem"),
+    [
+        ({"messages": []}, "messages is a list; it should be"),
+        ({"messages": [{"content": "a"}]}, "messages[0].role is missing"),
+        ({"messages": [{"role": "user", "content": 3}]}, "messages[0].content is 3; give a string, or a list of text parts"),
+        (
+            {"messages": [{"role": "user", "content": [{"type": "image_url", "image_url": {}}]}]},
+            "messages[0].content is a list; part 0 is 'image_url'; this model takes text parts only",
+        ),
+        ({"top_logprobs": 3}, "top_logprobs was given without logprobs: true"),
+        ({"response_format": {"type": "xml"}}, "response_format.type is 'xml'; it should be"),
+        ({"response_format": {"type": "json_schema"}}, "response_format.json_schema is missing"),
+        ({"json_schema": SCHEMA, "grammar": "x"}, "grammar, json_schema and response_format were given together"),
+    ],
+)
+def test_bad_chats(fields, problem):
+    (found,) = problems(ChatBody, {"messages": HI, **fields})
+    assert found.startswith(problem)
+
+
+def test_every_problem_is_named_at_once():
+    found = problems(CompletionBody, {"temperature": "hot", "top_p": 2, "echo": True, "x": 1})
+    assert [text.split(" ", 1)[0] for text in found] == ["echo", "temperature", "top_p", "prompt", "'x'"]
+
+
+@pytest.mark.parametrize(
+    "content",
+    [b"", b"{", b'{"a": NaN}', b'{"a": Infinity}', b'"\\ud800"', b"\xff", b"[" * 100_000, b"{}x", "é".encode("utf-16")],
+)
+def test_bodies_that_are_no_json(content):
+    with pytest.raises(InvalidRequestError, match="the body is not JSON"):
+        read_json(content)
+
+
+FIELDS = sorted({*CompletionBody.model_fields, *ChatBody.model_fields, "echo", "x"})
+JSON = st.recursive(
+    st.none() | st.booleans() | st.integers() | st.floats(allow_nan=False, allow_infinity=False) | st.text(max_size=4),
+    lambda inner: (
+        st.lists(inner, max_size=3) | st.dictionaries(st.sampled_from(["type", "text", "role", "content", "x"]), inner)
+    ),
+    max_leaves=6,
+)
+
+
+@given(st.dictionaries(st.sampled_from(FIELDS), JSON, max_size=6) | JSON)
+def test_anything_is_read_or_refused(data):
+    for kind in (CompletionBody, ChatBody):
+        try:
+            body = read_body(kind, data)
+        except InvalidRequestError:
+            continue
+        body.options()
+
+
+@given(st.binary(max_size=40) | JSON.map(lambda data: json.dumps(data).encode()))
+def test_any_bytes_are_read_or_refused(content):
+    try:
+        read_json(content)
+    except InvalidRequestError as error:
+        message = str(error)
+        assert message.startswith("the body is not JSON"), "or an exception of another kind would have come"
+
+
+# -- adapters -----------------------------------------------------------------------------------------------------
+
+THERE = {"base": "smol", "names": ["pirate", "shout"], "name_of": {0: "pirate", 2: "shout"}.get, "scale_range": (0.0, 1.0)}
+
+
+@pytest.mark.parametrize(
+    ("lora", "model", "expected"),
+    [
+        (None, None, None),
+        (None, "smol", None),
+        (None, "pirate", {"pirate": 1.0}),
+        ({}, "pirate", {}),
+        ([], None, {}),
+        ([], "pirate", {}),
+        ({"pirate": 0}, "shout", {"pirate": 0.0}),
+        ({"pirate": 0.5, "shout": 1}, None, {"pirate": 0.5, "shout": 1.0}),
+        ([{"name": "pirate", "scale": 0}, {"id": 2, "scale": 0.5}], None, {"pirate": 0.0, "shout": 0.5}),
+        ([{"name": "pirate"}, {"id": 2}], None, {"pirate": 1.0, "shout": 1.0}),
+        ({"pirate": 0.5}, "nobody", {"pirate": 0.5}),
+    ],
+)
+def test_choice(lora, model, expected):
+    assert chosen(lora, model, **THERE) == expected
+
+
+@pytest.mark.parametrize(
+    ("lora", "model"), [(None, "gpt-4"), (None, ""), ({"gone": 1}, None), ([{"id": 1}], None), ([{"name": "gone"}], None)]
+)
+def test_what_does_not_exist(lora, model):
+    with pytest.raises(NotFoundError, match="no such"):
+        chosen(lora, model, **THERE)
+
+
+@pytest.mark.parametrize(
+    ("lora", "problem"),
+    [
+        ("pirate", "lora is a string"),
+        (3, "lora is a number"),
+        ({"pirate": 1.5}, r"lora\['pirate'\] is 1.5; give a finite number from 0 to 1"),
+        ({"pirate": "1"}, "is '1'"),
+        ({"pirate": None}, "is None"),
+        ({"pirate": True}, "is True"),
+        ([{"name": "pirate", "scale": -0.1}], r"lora\[0\].scale is -0.1"),
+        ([{"scale": 1}], r"lora\[0\].name is missing"),
+        ([{"name": "pirate", "id": 0}], "give one of them"),
+        ([{"name": "pirate", "scaling": 1}], "did you mean 'scale'"),
+        ([{"name": "pirate"}, {"id": 0}], "names 'pirate' twice"),
+        (["pirate"], r"lora\[0\] is a string; give an object"),
+    ],
+)
+def test_bad_choices(lora, problem):
+    with pytest.raises(InvalidRequestError, match=problem):
+        chosen(lora, None, **THERE)
