@@ -322,6 +322,21 @@ def test_names(engine, tiny_dir):
         engine.remove_adapter("a")
 
 
+def test_pins(tiny_model, tiny_dir, tmp_path):
+    """A pinned adapter stays in the bank until it is removed, also when its file has changed in between."""
+    path = tmp_path / "x.gguf"
+    shutil.copy(tiny_dir / "a.gguf", path)
+    with made(tiny_model, path, tiny_dir / "wide.gguf", bank_rank=11) as engine:
+        engine.pin_adapter("x")
+        with pytest.raises(LoraError, match="beside 4 that are pinned"):
+            engine.complete("x", lora={"wide": 1.0}, **SHORT)
+        (tmp_path / "y.gguf").write_bytes((tiny_dir / "b.gguf").read_bytes())
+        (tmp_path / "y.gguf").replace(path)
+        assert engine.complete("x", lora={"x": 1.0}, **SHORT).lora[0].digest == engine.adapters["x"].digest
+        engine.remove_adapter("x")
+        assert engine.complete("x", lora={"wide": 1.0}, **SHORT).tokens
+
+
 def test_infinite_halves_leave_no_trace(tiny_model, tmp_path):
     """What does not fit an F16 bank is refused, and the units that it would have had are clean."""
     make_adapter(tmp_path / "big.gguf", tiny_model, seed=1, rank=8, strength=1e7)
@@ -424,6 +439,20 @@ def test_close_while_running(tiny_model):
     ):
         with pytest.raises(ClosedError):
             call()
+    assert engine._room.instance.closed
+
+
+def test_close_waits_for_who_reads_the_model(tiny_model):
+    """The model is not freed under a thread that tokenizes."""
+    engine = made(tiny_model)
+    with engine._room.sharing() as model:
+        closing = threading.Thread(target=engine.close)
+        closing.start()
+        closing.join(0.2)
+        assert closing.is_alive()
+        assert model.tokenize(b"x", add_special=False, parse_special=False)
+    closing.join(PATIENCE)
+    assert not closing.is_alive()
     assert engine._room.instance.closed
 
 

@@ -145,10 +145,10 @@ class Asking:
 
     def _chat_request(self, messages: Sequence[Mapping[str, Any]], options: OptionArguments) -> Request:
         self._demand_open()
-        model = self._model
-        prompt = chat_module.render(model, messages)
-        starts_with_bos = model.adds_bos and prompt.startswith(model.detokenize([model.bos], special=True))
-        tokens = model.tokenize(prompt.encode(), add_special=not starts_with_bos, parse_special=True)
+        with self._room.sharing() as model:
+            prompt = chat_module.render(model, messages)
+            starts_with_bos = model.adds_bos and prompt.startswith(model.detokenize([model.bos], special=True))
+            tokens = model.tokenize(prompt.encode(), add_special=not starts_with_bos, parse_special=True)
         return _request(tokens, options)
 
     def _submit(self, asked: Sequence[tuple[Request, Ticket]]) -> list[Ticket]:
@@ -161,7 +161,8 @@ class Asking:
             message = f"media has {len(request.media)} entries, but an engine reads text only"
             raise MultimodalError(message)
         if isinstance(request.prompt, str):
-            prompt: Sequence[int] = self._model.tokenize(request.prompt.encode(), add_special=True, parse_special=True)
+            with self._room.sharing() as model:
+                prompt: Sequence[int] = model.tokenize(request.prompt.encode(), add_special=True, parse_special=True)
         else:
             prompt = [self._checked_token(token) for token in request.prompt]
         n_ctx = self._room.instance.context.n_ctx

@@ -94,10 +94,10 @@ class Core:
         bank.pager.pinned.add(content.digest)
         bank.release([content])
 
-    def forget(self, digest: str) -> None:
-        """Let go of a removed adapter's place; what still runs keeps it to its end."""
+    def forget(self, known: set[str]) -> None:
+        """Let go of the places of all adapters but these; what still runs keeps its own to its end."""
         if (bank := self.room.bank) is not None:
-            bank.pager.pinned.discard(digest)
+            bank.pager.pinned &= known
 
     def retarget(self, mix: Mix) -> None:
         """Give requests that follow the active set and have not started a new one."""

@@ -149,9 +149,9 @@ class Engine(Asking):
         if name in self._active:
             message = f"{name!r} is in the active set ({self._active}); set another with set_lora_adapters first"
             raise LoraError(message)
-        digest = self._registry.remove(name).digest
-        if digest not in {info.digest for info in self._registry.infos().values()}:
-            self._worker.call(lambda core: core.forget(digest))
+        self._registry.remove(name)
+        known = {info.digest for info in self._registry.infos().values()}  # a file that changed had another digest before
+        self._worker.call(lambda core: core.forget(known))
 
     def pin_adapter(self, name: str) -> None:
         """Read an adapter into the bank now, and keep it there until it is removed.
@@ -177,6 +177,7 @@ class Engine(Asking):
 
         `include_queued`: requests with `lora=None` that have not started yet take the new set too.
         """
+        self._demand_open()
         checked = {name: check_scale(scale, self.scale_range, repr(name)) for name, scale in scales.items()}
         mix = self._mix(checked)
         self._active = checked
@@ -188,12 +189,14 @@ class Engine(Asking):
     def tokenize(self, text: str, *, add_special: bool = True, parse_special: bool = True) -> list[int]:
         """Return the token ids of `text`; `add_special` adds BOS where the model wants one."""
         self._demand_open()
-        return self._model.tokenize(text.encode(), add_special=add_special, parse_special=parse_special)
+        with self._room.sharing() as model:
+            return model.tokenize(text.encode(), add_special=add_special, parse_special=parse_special)
 
     def detokenize(self, tokens: Sequence[int], *, special: bool = False) -> str:
         """Return the text of token ids; control tokens are spelled out when `special`."""
         self._demand_open()
-        return self._model.detokenize(tokens, special=special)
+        with self._room.sharing() as model:
+            return model.detokenize(tokens, special=special)
 
     def embed(self, text: str) -> np.ndarray[Any, np.dtype[np.float32]]:
         """Return the mean of the last layer's token vectors under the active set, at length 1, shape [n_embd]."""
