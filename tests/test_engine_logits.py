@@ -92,6 +92,17 @@ def test_mixed_batch(tiny_model, various, mixed_references, kernel, monkeypatch)
         assert bool(stats.fallback_steps) == (kernel == "none")
 
 
+def test_order_and_strangers(tiny_model, various, mixed_references, monkeypatch):
+    """Another order, and strangers in between, change nothing."""
+    names = [path.stem for path in various]
+    with opening(tiny_model, various, max_sequences=32, n_ctx=2048) as (engine, _):
+        cases = mixed_cases(names)
+        order = np.random.default_rng(1).permutation(len(cases))
+        strangers = [Case(tokens(60 + i, 5 + 9 * i), tokens(80 + i, 7), {names[i % 8]: 0.25}) for i in range(len(cases))]
+        run_forced(engine, monkeypatch, [case for i in order for case in (strangers[i], cases[i])])
+        check(cases, mixed_references)
+
+
 def test_chunked_prompts(tiny_model, various, kernel, monkeypatch):
     """Prompts of many batches, computed while others decode."""
     a, b = various[0].stem, various[1].stem
