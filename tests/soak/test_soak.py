@@ -25,7 +25,7 @@ from llamafu.errors import LlamafuError, LoraError, LoraLoadError, QueueFullErro
 from llamafu.example_adapters import example_adapters
 from llamafu.example_model import example_model
 
-BOUND = 60.0
+BOUND = 120.0
 """Seconds within which every request ends, whatever happens around it."""
 EXACT = {"flash_attn": "off", "type_k": "f32", "type_v": "f32"}
 GROWTH = 24e6
@@ -43,7 +43,9 @@ class World:
     n_ctx: int
     vocabulary: range
     tolerance: float
-    """How far a logit may be from the reference's."""
+    """How far a log probability may be from the reference's."""
+    rounded: float
+    """The same where an F16 adapter acts: libllama rounds what it multiplies by it to F16, the engine does not."""
 
 
 @dataclass
@@ -208,11 +210,11 @@ class Soak:
             rows[:, list(self.ends)] = -np.inf
         most = rows.max(1)
         norm = most + np.log(np.exp(rows - most[:, None]).sum(1))
-        limit = self.world.tolerance
+        limit = self.world.rounded if "f16" in lora else self.world.tolerance
         assert len(answer.logprobs) == len(said)
         for i, (token, report) in enumerate(zip(said, answer.logprobs, strict=True)):
             off = abs(report.logprob - (rows[i, token] - norm[i]))
-            self.worst = max(self.worst, off)
+            self.worst = max(self.worst, off / limit)
             assert off <= limit, f"token {i} of {asked.request}: log probability off by {off}"
             if asked.request.temperature == 0:
                 assert rows[i, token] >= most[i] - 2 * limit, f"token {i} of {asked.request} is not the likeliest"
@@ -233,7 +235,7 @@ class Soak:
             self.collect()
             stats = self.engine.stats()
             assert stats.running <= 6
-            assert stats.queued <= 24
+            assert stats.queued <= 24 + 6  # preempted ones wait too, and no arrival is refused for them
             sizes.append(resident_bytes())
         while self.open:
             self.collect()
@@ -285,7 +287,9 @@ def handles():
 @pytest.fixture
 def tiny_world(tiny_dir):
     contents = [tiny_dir / f"{name}.gguf" for name in ("a", "b", "wide", "f16", "alora", "one-attn_q", "one-ffn_down")]
-    return World(tiny_dir / "tiny.gguf", contents, bank_rank=16, n_ctx=704, vocabulary=range(4, 300), tolerance=1e-3)
+    return World(
+        tiny_dir / "tiny.gguf", contents, bank_rank=16, n_ctx=704, vocabulary=range(4, 300), tolerance=1e-4, rounded=5e-3
+    )
 
 
 @pytest.fixture
@@ -302,7 +306,7 @@ def real_world(tmp_path):
 
         halves.append(tmp_path / f"{path.stem}-{scale}.gguf")
         merge_adapters({path: scale}, halves[-1], method="cat")
-    return World(model, contents + halves, bank_rank=40, n_ctx=704, vocabulary=range(1000, 9000), tolerance=1.5)
+    return World(model, contents + halves, bank_rank=40, n_ctx=704, vocabulary=range(1000, 9000), tolerance=1.5, rounded=1.5)
 
 
 @pytest.mark.parametrize("world", ["tiny_world", "real_world"])
@@ -324,7 +328,9 @@ def test_soak(world, request, tmp_path):
         raise
     finally:
         soak.close()
-    print(f"seed {seed}, {stats.kernel}: {soak.counts}; longest wait {soak.peak_wait:.1f} s, worst {soak.worst:.2g}; {stats}")  # noqa: T201
+    print(
+        f"seed {seed}, {stats.kernel}: {soak.counts}; longest wait {soak.peak_wait:.1f} s, off by at most {soak.worst:.2g} of what is allowed; {stats}"
+    )  # noqa: T201
     assert handles() == before
     # The load was one worth the name.
     assert soak.counts["tokens compared"] > seconds
