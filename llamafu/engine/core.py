@@ -10,7 +10,7 @@ from llamafu.engine.batch import Part, groups_of
 from llamafu.engine.kv import BLOCK, KvMemory
 from llamafu.engine.queue import WaitingQueue
 from llamafu.engine.stats import Recorder
-from llamafu.errors import ContextOverflowError, DecodeError, LlamafuError, LoraError, QueueFullError
+from llamafu.errors import ContextOverflowError, DecodeError, LoraError, QueueFullError
 from llamafu.sampling import Picker
 
 if TYPE_CHECKING:
@@ -91,10 +91,10 @@ class Core:
         bank.pager.pinned.add(content.digest)
         bank.release([content])
 
-    def forget(self, digest: str) -> None:
-        """Let go of a removed adapter's place; what still runs keeps it to its end."""
+    def unpin_all_but(self, digests: set[str]) -> None:
+        """Let go of the places of contents that no adapter has any more; what still runs keeps its own to its end."""
         if (bank := self.room.bank) is not None:
-            bank.pager.pinned.discard(digest)
+            bank.pager.pinned &= digests
 
     def retarget(self, mix: Mix) -> None:
         """Give requests that follow the active set and have not started a new one."""
@@ -169,7 +169,7 @@ class Core:
                 sequence.picker = Picker(model, sequence.request, sequence.tokens[: sequence.prompt_length])
                 sequence.cached = sequence.computed
                 self.recorder.cached_tokens += sequence.cached
-        except LlamafuError as error:
+        except Exception as error:  # noqa: BLE001 - a file that cannot be read is not the others' fault
             self._end(sequence, error)
             return True
         self.waiting.take(sequence)
@@ -179,8 +179,11 @@ class Core:
     def _acquire(self, sequence: SequenceRun) -> bool:
         bank = self.room.bank
         banked = self._banked(sequence)
-        if banked and bank is not None and not bank.acquire(banked):
-            return False
+        if banked and bank is not None:
+            # What was pinned meanwhile may have made it impossible for ever.
+            bank.refuse_too_large({content.digest: content.info.rank for content in banked})
+            if not bank.acquire(banked):
+                return False
         sequence.holds_adapters = True
         return True
 

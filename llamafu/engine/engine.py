@@ -145,9 +145,8 @@ class Engine(Asking):
         if name in self._active:
             message = f"{name!r} is in the active set ({self._active}); set another with set_lora_adapters first"
             raise LoraError(message)
-        digest = self._registry.remove(name).digest
-        if digest not in {info.digest for info in self._registry.infos().values()}:
-            self._worker.call(lambda core: core.forget(digest))
+        self._registry.remove(name)
+        self._worker.call(lambda core: core.unpin_all_but(self._digests()))
 
     def pin_adapter(self, name: str) -> None:
         """Read an adapter into the bank now, and keep it there until it is removed.
@@ -155,7 +154,12 @@ class Engine(Asking):
         Raises `LoraNotFoundError`; `LoraError` when the bank cannot hold it, or not now.
         """
         content = self._registry.resolve(name)
-        self._worker.call(lambda core: core.pin(name, content))
+
+        def pin(core: Core) -> None:
+            core.unpin_all_but(self._digests())  # a file that was changed had another content when it was pinned
+            core.pin(name, content)
+
+        self._worker.call(pin)
 
     @property
     def adapters(self) -> dict[str, AdapterInfo]:
@@ -243,6 +247,9 @@ class Engine(Asking):
         return f"<Engine {self.path.name}{' (closed)' if self._worker.closed else ''}>"
 
     # -- helpers -------------------------------------------------------------------------------------------------
+
+    def _digests(self) -> set[str]:
+        return {info.digest for info in self._registry.infos().values()}
 
     def _demand_usable(self, file: AdapterFile) -> None:
         """Refuse an adapter that would do nothing somewhere."""

@@ -43,7 +43,7 @@ class Pager:
 
     def together(self, ranks: Mapping[str, int]) -> int:
         """Units that contents of these ranks take beside what is pinned."""
-        pinned = {digest: len(self._residents[digest].units) for digest in self.pinned}
+        pinned = {digest: len(self._residents[digest].units) for digest in tuple(self.pinned)}  # other threads ask too
         return sum({**pinned, **ranks}.values())
 
     def acquire(self, ranks: Mapping[str, int]) -> dict[str, NDArray[np.int32]] | None:
