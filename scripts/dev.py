@@ -33,7 +33,7 @@ JOBS = {
     "clean": "remove .venv and everything generated; what was downloaded stays in the user's cache folder",
     "help": "this list",
 }
-EXTRAS = {"demo": ["prebuilt", "fast"], "test-peers": ["prebuilt", "test", "peers"]}
+EXTRAS = {"demo": ["prebuilt"], "test-peers": ["prebuilt", "test", "peers"]}
 """What a job needs of pyproject.toml's extras, where that is not `prebuilt` and `test`."""
 LINT = (
     ("ruff", "check", "."),
@@ -135,7 +135,7 @@ class SetupError(Exception):
 def set_up(extras: list[str]) -> None:
     """Make the virtual environment and install the project there, editable, unless that was done for these sources."""
     digest = sources_digest()
-    stamps = {name: VENV / f".installed-{name}" for name in ("prebuilt", "fast", "test", "peers")}
+    stamps = {name: VENV / f".installed-{name}" for name in ("prebuilt", "test", "peers")}
     if PYTHON.exists() and all(is_current(stamps[extra], digest) for extra in extras):
         return
     if not PYTHON.exists():
