@@ -150,8 +150,7 @@ class Engine(Asking):
             message = f"{name!r} is in the active set ({self._active}); set another with set_lora_adapters first"
             raise LoraError(message)
         self._registry.remove(name)
-        known = {info.digest for info in self._registry.infos().values()}  # a file that changed had another digest before
-        self._worker.call(lambda core: core.forget(known))
+        self._worker.call(lambda core: core.forget(self._digests()))
 
     def pin_adapter(self, name: str) -> None:
         """Read an adapter into the bank now, and keep it there until it is removed.
@@ -159,7 +158,12 @@ class Engine(Asking):
         Raises `LoraNotFoundError`; `LoraError` when the bank cannot hold it, or not now.
         """
         content = self._registry.resolve(name)
-        self._worker.call(lambda core: core.pin(name, content))
+
+        def pin(core: Core) -> None:
+            core.forget(self._digests())  # a file that was changed had another content when it was pinned
+            core.pin(name, content)
+
+        self._worker.call(pin)
 
     @property
     def adapters(self) -> dict[str, AdapterInfo]:
@@ -250,6 +254,9 @@ class Engine(Asking):
         return f"<Engine {self.path.name}{' (closed)' if self._worker.closed else ''}>"
 
     # -- helpers -------------------------------------------------------------------------------------------------
+
+    def _digests(self) -> set[str]:
+        return {info.digest for info in self._registry.infos().values()}
 
     def _add_folder(self, folder: Path) -> None:
         if not folder.is_dir():
