@@ -51,7 +51,7 @@ def make_app(engine: ServedEngine, settings: Settings, guard: Guard) -> Starlett
     small = SmallRoutes(engine, base=base, created=created)
     adapters = AdapterRoutes(engine, catalog)
     metrics = Metrics()
-    generating = Generating(engine, catalog, metrics, base=base, limit=settings.max_time, ping=settings.ping)
+    generating = Generating(engine, catalog, metrics, base=base, settings=settings)
     uploading = Uploading(engine, catalog, limit=settings.max_upload)
 
     async def prometheus(_: Exchange) -> ASGIApp:
@@ -93,7 +93,7 @@ def make_app(engine: ServedEngine, settings: Settings, guard: Guard) -> Starlett
         for _look in range(2):  # a file is told once it was seen twice
             await asyncio.to_thread(catalog.refresh)
         if settings.lora:
-            engine.set_lora_adapters(dict(settings.lora))
+            await asyncio.to_thread(engine.set_lora_adapters, dict(settings.lora))
         watching = asyncio.create_task(_watch(catalog))
         try:
             yield
