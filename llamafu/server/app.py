@@ -18,6 +18,7 @@ from starlette.routing import Route
 from llamafu.server.access import Access
 from llamafu.server.adapter_routes import AdapterRoutes
 from llamafu.server.catalog import Catalog
+from llamafu.server.desk import Desk
 from llamafu.server.exchange import endpoint, refusal
 from llamafu.server.folder import AdapterFolder
 from llamafu.server.generating import Generating
@@ -58,6 +59,7 @@ def make_app(engine: ServedEngine, settings: Settings, guard: Guard) -> Starlett
         return Response(metrics.text(engine.stats()), media_type=KIND)
 
     table: list[tuple[str, str, Rights | None, Handler]] = [
+        ("GET", "/", None, Desk().page),
         ("GET", "/health", None, small.health),
         ("GET", "/metrics", "api", prometheus),
         ("GET", "/v1/models", "api", small.models),
