@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+import multiprocessing
 import time
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Literal
@@ -119,16 +120,37 @@ def engine_side(
 
 
 def bare_side(setting: Setting, stack: ExitStack) -> Callable[[], Run]:
-    """A bare loop of llama_decode with the first adapter for all: see `_bare.py`."""
-    bare = stack.enter_context(open_bare(setting))
+    """A bare loop of llama_decode with the first adapter for all: see `_bare.py`.
+
+    In a process of its own: libgomp counts the threads of all its users in a process, and beyond the number of CPUs it
+    lets them sleep at every barrier, which slows both.
+    """
+    spawn = multiprocessing.get_context("spawn")
+    ours, theirs = spawn.Pipe()
+    child = spawn.Process(target=_serve_bare, args=(setting, theirs), daemon=True)
+    child.start()
+
+    def end() -> None:
+        ours.send(None)
+        child.join()
+
+    stack.callback(end)
 
     def run() -> Run:
-        began = time.perf_counter()
-        tokenized = [bare.tokenize(prompt) for prompt in prompts(setting.k)]
-        made = bare.run(tokenized, TOKENS, setting.adapters[0])
-        return Run(time.perf_counter() - began, [tuple(answer) for answer in made])
+        ours.send(prompts(setting.k))
+        seconds, answers = ours.recv()
+        return Run(seconds, answers)
 
     return run
+
+
+def _serve_bare(setting: Setting, pipe: Any) -> None:
+    """Answer the lists of prompts that come through `pipe`, until None comes."""
+    with open_bare(setting) as bare:
+        while (texts := pipe.recv()) is not None:
+            began = time.perf_counter()
+            made = bare.run([bare.tokenize(text) for text in texts], TOKENS, setting.adapters[0])
+            pipe.send((time.perf_counter() - began, [tuple(answer) for answer in made]))
 
 
 def open_bare(setting: Setting) -> BareLoop:

@@ -1,6 +1,6 @@
 """Set up `.venv` and run one of the project's jobs in it.
 
-    python scripts/dev.py demo|test|test-peers|lint|bench|matrix|clean|help [ARGUMENT...]
+    python scripts/dev.py demo|test|test-peers|soak|lint|bench|matrix|clean|help [ARGUMENT...]
 
 What is installed stays until its sources change, so later runs need no network. Only the standard library is used, and
 an old Python is enough to get as far as finding a newer one. The make targets have the same names.
@@ -26,6 +26,7 @@ JOBS = {
     "demo": "a real model changes its voice as adapters are applied, blended and faded (92 MB, fetched once)",
     "test": "lint, then every test; ARGS='-k name' goes to pytest",
     "test-peers": "compare with PEFT on torch and with upstream's own tools, in tests/peers (torch is fetched once)",
+    "soak": "the engine under random load, in tests/soak: six minutes, or ARGS='--seconds 60'",
     "lint": "ruff, mypy and the direction of imports",
     "bench": "every benchmark in bench/, one after another",
     "matrix": "the tests against several builds of libllama",
@@ -59,7 +60,7 @@ def main(arguments: list[str]) -> int:
         set_up(EXTRAS.get(job, ["prebuilt", "test"]))
     except SetupError as error:
         return fail(str(error))
-    jobs = {"demo": demo, "test": test, "test-peers": test_peers, "lint": lint, "bench": bench, "matrix": matrix}
+    jobs = {"demo": demo, "test": test, "test-peers": test_peers, "soak": soak, "lint": lint, "bench": bench, "matrix": matrix}
     return jobs[job](rest)
 
 
@@ -80,6 +81,11 @@ def test(rest: list[str]) -> int:
 def test_peers(rest: list[str]) -> int:
     """Compare with the programs that do the same job."""
     return run("python", "-m", "pytest", "tests/peers", *rest)
+
+
+def soak(rest: list[str]) -> int:
+    """Load the engine at random, and compare every answer."""
+    return run("python", "-m", "pytest", "tests/soak", "-s", *rest)
 
 
 def lint(rest: list[str]) -> int:

@@ -69,7 +69,15 @@ def make_adapter(
     )
 
 
-def make_various(directory: Path, base: Path, *, seed: int, count: int, ranks: range = range(1, 17)) -> list[Path]:
+def make_various(
+    directory: Path,
+    base: Path,
+    *,
+    seed: int,
+    count: int,
+    ranks: range = range(1, 17),
+    dtypes: Sequence[str] = ("F32", "F16"),
+) -> list[Path]:
     """Write `count` adapters that differ in everything: rank, alpha, targets, dtype; "v0.gguf", "v1.gguf" and so on.
 
     Some have one rank for all tensors and some a rank for each; every fourth reaches a single tensor only.
@@ -89,7 +97,7 @@ def make_various(directory: Path, base: Path, *, seed: int, count: int, ranks: r
             rank=uniform if draw.random() < 0.5 else {name: draw.choice(ranks) for name in names},
             alpha=draw.choice((0.0, 1.0, 8.0, 16.0)),
             tensors=names,
-            dtype=draw.choice(("F32", "F16")),
+            dtype=draw.choice(dtypes),
         )
         paths.append(path)
     return paths

@@ -18,7 +18,7 @@ sys.path.insert(0, str(SCRIPTS))
 os.environ.setdefault("OMP_WAIT_POLICY", "passive")
 # The slow tiers are collected only when they are named: `pytest tests/matrix`.
 _named = {part for argument in sys.argv[1:] for part in Path(argument.partition("::")[0]).parts}
-collect_ignore = [tier for tier in ("matrix", "peers") if tier not in _named]
+collect_ignore = [tier for tier in ("matrix", "peers", "soak") if tier not in _named]
 
 
 def _maker_digest() -> str:

@@ -8,12 +8,12 @@ import time
 import pytest
 from child import run
 
-import llamafu.lora_host
 from llamafu import AsyncLlamafu, Llamafu
 from llamafu._native.adapter import Adapter as NativeAdapter
 from llamafu._native.context import Context
 from llamafu._native.instance import Instance
 from llamafu._native.model import Model
+from llamafu.adapters import AdapterReader
 from llamafu.errors import ClosedError, ContextOverflowError, InvalidScaleError, LlamafuError, LoraNotFoundError, ModelLoadError
 
 LIMIT = 60  # seconds, for what takes less than one
@@ -203,7 +203,7 @@ def test_no_native_work_in_the_loops_thread(opened, tiny_dir, tmp_path, monkeypa
     watched(Instance, "__init__")
     watched(NativeAdapter, "__init__")
     watched(NativeAdapter, "close")
-    watched(llamafu.lora_host, "read_adapter")
+    watched(AdapterReader, "read")
     for name in ("tokenize", "detokenize", "close"):
         watched(Model, name)
     for name in ("decode", "dump", "restore", "embedding"):
@@ -231,7 +231,7 @@ def test_no_native_work_in_the_loops_thread(opened, tiny_dir, tmp_path, monkeypa
 
     loop_thread = go(main())
     assert set(threads) == {
-        "__init__", "close", "read_adapter", "tokenize", "detokenize", "decode", "dump", "restore", "embedding"
+        "__init__", "close", "read", "tokenize", "detokenize", "decode", "dump", "restore", "embedding"
     }  # fmt: skip
     assert [name for name, where in threads.items() if loop_thread in where] == []
 

@@ -496,7 +496,7 @@ def requantised(kind, path, codec):
     content, kinds, sizes, parts = source.read_bytes(), {}, {}, []
     for name, (entry, length) in shard.regions().items():
         part = content[entry.offset : entry.offset + length]
-        if entry.type is not Kind.F32:
+        if entry.type != Kind.F32:
             rows = np.empty((entry.shape[1], entry.shape[0]), np.float32)
             codec.decode(part[: entry.nbytes], entry.type, rows)
             kinds[name] = Kind.Q8_0 if name == "token_embd.weight" else kind

@@ -137,30 +137,31 @@ def first_kernel(node, _source, thread, threads, record):
         _put_float(products, item, product)
 
 
+# In place, and not from one pointer to another: those might overlap, and code for that is no vector code.
 @njit(inline="always")
-def _add4_half(y, base, b0, b1, b2, b3, h0, h1, h2, h3, first, last):
+def _add4_half(y, b0, b1, b2, b3, h0, h1, h2, h3, first, last):
     for i in range(first, last):
         part = h0 * _half(b0, i) + h1 * _half(b1, i) + h2 * _half(b2, i) + h3 * _half(b3, i)
-        _put_float(y, i, _float(base, i) + part)
+        _put_float(y, i, _float(y, i) + part)
 
 
 @njit(inline="always")
-def _add4_float(y, base, b0, b1, b2, b3, h0, h1, h2, h3, first, last):
+def _add4_float(y, b0, b1, b2, b3, h0, h1, h2, h3, first, last):
     for i in range(first, last):
         part = h0 * _float(b0, i) + h1 * _float(b1, i) + h2 * _float(b2, i) + h3 * _float(b3, i)
-        _put_float(y, i, _float(base, i) + part)
+        _put_float(y, i, _float(y, i) + part)
 
 
 @njit(inline="always")
-def _add_half(y, base, b, h, first, last):
+def _add_half(y, b, h, first, last):
     for i in range(first, last):
-        _put_float(y, i, _float(base, i) + h * _half(b, i))
+        _put_float(y, i, _float(y, i) + h * _half(b, i))
 
 
 @njit(inline="always")
-def _add_float(y, base, b, h, first, last):
+def _add_float(y, b, h, first, last):
     for i in range(first, last):
-        _put_float(y, i, _float(base, i) + h * _float(b, i))
+        _put_float(y, i, _float(y, i) + h * _float(b, i))
 
 
 @cfunc(_KERNEL, nopython=True, fastmath=_MATH, cache=True)
@@ -186,7 +187,7 @@ def last_kernel(node, base, thread, threads, record):
             origin = from_ + row * from_row + place * from_place
             expert = _expert(state, record, used, row, place)
             use = use0
-            if use == end and to != origin:
+            if to != origin:
                 for i in range(first, last):
                     _put_float(to, i, _float(origin, i))
             while use < end:
@@ -200,17 +201,16 @@ def last_kernel(node, base, thread, threads, record):
                     h2 = _float(products, (use + 2) * used + place)
                     h3 = _float(products, (use + 3) * used + place)
                     if half:
-                        _add4_half(to, origin, b0, b1, b2, b3, h0, h1, h2, h3, first, last)
+                        _add4_half(to, b0, b1, b2, b3, h0, h1, h2, h3, first, last)
                     else:
-                        _add4_float(to, origin, b0, b1, b2, b3, h0, h1, h2, h3, first, last)
+                        _add4_float(to, b0, b1, b2, b3, h0, h1, h2, h3, first, last)
                     use += 4
                 else:
                     if half:
-                        _add_half(to, origin, b0, h0, first, last)
+                        _add_half(to, b0, h0, first, last)
                     else:
-                        _add_float(to, origin, b0, h0, first, last)
+                        _add_float(to, b0, h0, first, last)
                     use += 1
-                origin = to
 
 
 @njit(inline="always")

@@ -65,12 +65,12 @@ class Asking:
     @takes_options
     def stream(self, prompt: str, **options: Unpack[OptionArguments]) -> Iterator[str]:
         """Like `complete`, as pieces of text; leaving the iterator early cancels the request."""
-        return _pieces(self.submit(_request(prompt, options)))
+        return self._pieces(self.submit(_request(prompt, options)))
 
     @takes_options
     def stream_chat(self, messages: Sequence[Mapping[str, Any]], **options: Unpack[OptionArguments]) -> Iterator[str]:
         """Like `chat`, as pieces of text."""
-        return _pieces(self.submit(self._chat_request(messages, options)))
+        return self._pieces(self.submit(self._chat_request(messages, options)))
 
     @takes_options
     async def acomplete(self, prompt: str, **options: Unpack[OptionArguments]) -> Completion:
@@ -152,10 +152,10 @@ class Asking:
         tools: Sequence[Mapping[str, Any]] = (),
     ) -> Request:
         self._demand_open()
-        model = self._model
-        prompt = chat_module.render(model, messages, tools=tools)
-        starts_with_bos = model.adds_bos and prompt.startswith(model.detokenize([model.bos], special=True))
-        tokens = model.tokenize(prompt.encode(), add_special=not starts_with_bos, parse_special=True)
+        with self._room.sharing() as model:
+            prompt = chat_module.render(model, messages, tools=tools)
+            starts_with_bos = model.adds_bos and prompt.startswith(model.detokenize([model.bos], special=True))
+            tokens = model.tokenize(prompt.encode(), add_special=not starts_with_bos, parse_special=True)
         return _request(tokens, options)
 
     def _submit(self, asked: Sequence[tuple[Request, Ticket]]) -> list[Ticket]:
@@ -168,7 +168,8 @@ class Asking:
             message = f"media has {len(request.media)} entries, but an engine reads text only"
             raise MultimodalError(message)
         if isinstance(request.prompt, str):
-            prompt: Sequence[int] = self._model.tokenize(request.prompt.encode(), add_special=True, parse_special=True)
+            with self._room.sharing() as model:
+                prompt: Sequence[int] = model.tokenize(request.prompt.encode(), add_special=True, parse_special=True)
         else:
             prompt = [self._checked_token(token) for token in request.prompt]
         n_ctx = self._room.instance.context.n_ctx
@@ -179,7 +180,8 @@ class Asking:
             )
             raise ContextOverflowError(message)
         if request.grammar is not None or request.json_schema is not None:
-            Picker(self._model, request, ()).close()  # a grammar that is none is refused here, and not when its turn comes
+            with self._room.sharing() as model:
+                Picker(model, request, ()).close()  # a grammar that is none is refused here, and not when its turn comes
         return SequenceRun(request, prompt, self._mix(request.lora), ticket, limit=n_ctx)
 
     def _checked_token(self, token: object) -> int:
@@ -191,6 +193,9 @@ class Asking:
     def _mix(self, lora: LoraScales | Mapping[str, float] | None) -> Mix:
         """Resolve names to today's contents, and refuse at once what can never run."""
         scales = self._active if lora is None else lora
+        if not hasattr(scales, "items"):
+            message = f"lora={scales!r} is no mapping of names to scales; give {{name: scale}}, or {{}} for the base model"
+            raise TypeError(message)
         uses: dict[str, Use] = {}
         for name, scale in scales.items():
             if not isinstance(name, str):
@@ -208,6 +213,13 @@ class Asking:
             bank.refuse_too_large(ranks)
         return Mix(tuple(uses.values()), self.scale_range)
 
+    def _pieces(self, ticket: Ticket) -> Iterator[str]:  # a method: the iterator keeps its engine alive
+        try:
+            yield from ticket.pieces()
+        finally:
+            if not ticket.done:
+                ticket.cancel()
+
     def _demand_open(self) -> None:
         self._worker.demand_open()
 
@@ -215,11 +227,3 @@ class Asking:
 def _request(prompt: str | Sequence[int], options: OptionArguments) -> Request:
     Options.of(options)  # an unknown option is named with all legal ones
     return Request(prompt=prompt, **options)
-
-
-def _pieces(ticket: Ticket) -> Iterator[str]:
-    try:
-        yield from ticket.pieces()
-    finally:
-        if not ticket.done:
-            ticket.cancel()

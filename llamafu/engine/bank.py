@@ -109,15 +109,17 @@ class Bank:
                 a, b = a[None], b[None]
             rank = a.shape[1]
             own = all_units if rank == len(units) else units[:rank]
-            with np.errstate(over="ignore"):
-                store.a[place][own] = a.transpose(1, 0, 2)
-                store.b[place][own] = b.transpose(2, 0, 1)
-            wide = narrow and (a.dtype != np.float16 or b.dtype != np.float16)
-            if wide and not (_is_finite(store.a[place][own]) and _is_finite(store.b[place][own])):
-                message = (
-                    f"{file.path}: {name} has values beyond {np.finfo(np.float16).max:g}; make the engine with bank_dtype='f32'"
-                )
-                raise LoraIncompatibleError(message, problems=(message,))
+            if narrow and (a.dtype != np.float16 or b.dtype != np.float16):
+                with np.errstate(over="ignore"):
+                    a, b = a.astype(np.float16), b.astype(np.float16)
+                if not (_is_finite(a) and _is_finite(b)):  # nothing infinite is written: a strength of 0 does not silence it
+                    message = (
+                        f"{file.path}: {name} has values beyond {np.finfo(np.float16).max:g}; "
+                        "make the engine with bank_dtype='f32'"
+                    )
+                    raise LoraIncompatibleError(message, problems=(message,))
+            store.a[place][own] = a.transpose(1, 0, 2)
+            store.b[place][own] = b.transpose(2, 0, 1)
             store.strength[place, own] = alpha / rank if alpha else 1.0
 
 

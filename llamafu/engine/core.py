@@ -10,11 +10,11 @@ from llamafu.engine.batch import Part, groups_of
 from llamafu.engine.kv import BLOCK, KvMemory
 from llamafu.engine.queue import WaitingQueue
 from llamafu.engine.stats import Recorder
-from llamafu.errors import ContextOverflowError, DecodeError, LlamafuError, LoraError, QueueFullError
+from llamafu.errors import ContextOverflowError, DecodeError, LoraError, QueueFullError
 from llamafu.sampling import Picker
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable, Sequence
+    from collections.abc import Sequence
 
     import numpy as np
     from numpy.typing import NDArray
@@ -27,6 +27,8 @@ if TYPE_CHECKING:
     from llamafu.engine.room import Room
     from llamafu.engine.sequence import SequenceRun
 
+_PATIENCE = 64
+"""How often a sequence that has to wait for memory or for the bank lets a later one start first."""
 _NATIVE_LIMIT = 8
 """Adapters that are kept loaded by libllama itself, for what the bank cannot hold."""
 
@@ -42,6 +44,7 @@ class Core:
         self.recorder = Recorder()
         self.kv = KvMemory(context, size=context.n_ctx, sequences=context.n_seq_max, reuse=not room.instance.model.is_recurrent)
         self._most = max_sequences
+        self._suspicious = False
         self._natives: dict[str, Adapter] = {}
         self._pieces: dict[int, bytes] = {}
         self._ends = room.instance.model.end_tokens
@@ -91,10 +94,10 @@ class Core:
         bank.pager.pinned.add(content.digest)
         bank.release([content])
 
-    def forget(self, digest: str) -> None:
-        """Let go of a removed adapter's place; what still runs keeps it to its end."""
+    def forget(self, known: set[str]) -> None:
+        """Let go of the places of all adapters but these; what still runs keeps its own to its end."""
         if (bank := self.room.bank) is not None:
-            bank.pager.pinned.discard(digest)
+            bank.pager.pinned &= known
 
     def retarget(self, mix: Mix) -> None:
         """Give requests that follow the active set and have not started a new one."""
@@ -120,24 +123,29 @@ class Core:
             raise QueueFullError(message)
         number = place[0]
         banked = mix.contents if bank is not None and all(map(bank.holds, mix.contents)) else ()
+        acquired = False
         try:
-            if bank is not None and (banked or not mix.contents):
-                if not bank.acquire(banked):
+            if mixed := bank is not None and (banked or not mix.contents):
+                acquired = bank.acquire(banked)
+                if not acquired:
                     message = "the bank is full of adapters that run; try again later"
                     raise QueueFullError(message)
                 self._enter_bank(RowTable.of([(len(tokens), *bank.units(dict(state)))]))
             else:
-                context.set_adapters({self._native(digest, mix.contents): scale for digest, scale in state})
+                self._load(mix.contents)
+                context.set_adapters({self._natives[digest]: scale for digest, scale in state})
             context.set_embeddings(on=True)
             code = context.compute(tokens, range(len(tokens)), [number] * len(tokens), [True] * len(tokens))
             if code != 0:
                 raise context.failure(code, f"embedding {len(tokens)} tokens failed")
+            if mixed and bank is not None:
+                bank.store.check()
             total = np.sum([context.embedding(row) for row in range(len(tokens))], axis=0, dtype=np.float64)
         finally:
             context.set_embeddings(on=False)
             self.kv.close(number, keep=False)
-            if bank is not None:
-                bank.release(content for content in banked if content.digest in bank.pager)
+            if acquired and bank is not None:
+                bank.release(banked)
         length = float(np.linalg.norm(total))
         return np.asarray(total / length if length else total, np.float32)
 
@@ -149,9 +157,27 @@ class Core:
                 self._finish(sequence, "cancelled")
 
     def _admit(self) -> None:
-        while len(self.running) < self._most:
-            if not any(self._start(sequence) for sequence in list(self.waiting.candidates())):
+        if self._suspicious:
+            self._suspicious = any(sequence.suspect for sequence in [*self.running, *self.waiting])
+            if self._suspicious:
+                if not self.running:
+                    self._admit_one()
                 return
+        while len(self.running) < self._most and self._admit_one():
+            pass
+
+    def _admit_one(self) -> bool:
+        """Start the first sequence that can; one that was passed too often is not passed again."""
+        passed: list[SequenceRun] = []
+        for sequence in list(self.waiting.candidates()):
+            if self._start(sequence):
+                for other in passed:
+                    other.passed += 1
+                return True
+            if sequence.passed >= _PATIENCE:
+                break
+            passed.append(sequence)
+        return False
 
     def _start(self, sequence: SequenceRun) -> bool:
         """Begin, or resume, a sequence; False when it has to wait."""
@@ -169,7 +195,7 @@ class Core:
                 sequence.picker = Picker(model, sequence.request, sequence.tokens[: sequence.prompt_length])
                 sequence.cached = sequence.computed
                 self.recorder.cached_tokens += sequence.cached
-        except LlamafuError as error:
+        except Exception as error:  # noqa: BLE001 - its adapter's file or its grammar is not the others' fault
             self._end(sequence, error)
             return True
         self.waiting.take(sequence)
@@ -180,8 +206,11 @@ class Core:
         bank = self.room.bank
         banked = self._banked(sequence)
         if banked and bank is not None and not bank.acquire(banked):
+            bank.refuse_too_large({content.digest: content.info.rank for content in banked})  # of late, something was pinned
             return False
         sequence.holds_adapters = True
+        if not banked:
+            self._load(sequence.mix.contents)
         return True
 
     def _banked(self, sequence: SequenceRun) -> Sequence[Content]:
@@ -205,6 +234,31 @@ class Core:
         self.running.remove(sequence)
         self.waiting.put_back(sequence)
         self.recorder.preemptions += 1
+
+    def _quarantine(self) -> None:
+        """Compute everything anew, and each sequence by itself up to its next token.
+
+        Infinite keys and values reach every row: all sequences lie in one memory, and what a row may not see is
+        multiplied by 0, which leaves NaN. The one that fails alone was the cause.
+        """
+        suspects = list(self.running)
+        for sequence in [*suspects, *self.waiting]:
+            sequence.suspect = sequence.suspect or sequence in suspects
+        for sequence in suspects:
+            self._preempt(sequence)
+        self._suspicious = True
+        self._wipe()
+
+    def _wipe(self) -> None:
+        """Overwrite the memory, in which nothing runs: forgetting alone leaves the numbers there."""
+        self.kv.make_room(self.kv.size)
+        self.room.instance.context.clear()
+
+    def _acquit(self, sequence: SequenceRun) -> None:
+        """Take a sequence's token alone for proof; it waits while others are still suspected."""
+        sequence.suspect = False
+        if any(other.suspect for other in self.waiting):
+            self._preempt(sequence)
 
     def _finish(self, sequence: SequenceRun, reason: FinishReason) -> None:
         self._end(sequence, sequence.finish(reason, time.perf_counter()))
@@ -241,8 +295,11 @@ class Core:
         for sequence in sorted(self.running, key=lambda sequence: not sequence.is_decoding):
             missing = len(sequence.tokens) - sequence.computed
             count = min(missing, budget)
-            if count < missing:  # prompts are cut at whole blocks, so that they are computed alike whoever is beside them
-                count = (sequence.computed + count) // BLOCK * BLOCK - sequence.computed
+            # Prompts are cut at whole blocks, and at the last of them: then they are computed alike whoever is beside them,
+            # and whether their blocks were there already. Where not one block fits, what fits is better than nothing.
+            end = min(sequence.computed + count, max((len(sequence.tokens) - 1) // BLOCK * BLOCK, sequence.computed))
+            if (aligned := end // BLOCK * BLOCK - sequence.computed) > 0:
+                count = aligned
             if count <= 0:
                 continue
             parts.append(Part(sequence, sequence.computed, count))
@@ -284,8 +341,7 @@ class Core:
             self._enter_bank(*group.tables(parts, bank))
             self._count_mixed(parts)
         else:
-            contents = [content for part in parts for content in part.sequence.mix.contents]
-            context.set_adapters({self._native(digest, contents): scale for digest, scale in group.state})
+            context.set_adapters({self._natives[digest]: scale for digest, scale in group.state})
             self._count_alone(group)
         tokens: list[int] = []
         positions: list[int] = []
@@ -316,7 +372,9 @@ class Core:
         for place, part in enumerate(parts):
             sequence = part.sequence
             last_row += part.count
-            assert sequence.number is not None and sequence.picker is not None  # noqa: S101, PT018 - it runs
+            if sequence.number is None:  # a row before it was not finite
+                continue
+            assert sequence.picker is not None  # noqa: S101 - it runs
             span = slice(part.start, part.end)
             self.kv.append(sequence.number, sequence.tokens[span], sequence.states[span])
             sequence.computed = part.end
@@ -337,7 +395,14 @@ class Core:
                 return 0
             since, is_first = sequence.last_token, sequence.first_token is None
             reason = sequence.accept(token, report, self._piece(token), now)
-        except Exception as error:  # noqa: BLE001 - one request's scale function or logits are not the others' fault
+        except DecodeError as error:
+            if sequence.suspect:
+                self._end(sequence, error)
+                self._wipe()
+            else:
+                self._quarantine()
+            return 0
+        except Exception as error:  # noqa: BLE001 - one request's scale function is not the others' fault
             self._end(sequence, error)
             return 0
         if is_first:
@@ -346,6 +411,8 @@ class Core:
             self.recorder.itl.append(now - since)
         if reason is not None:
             self._finish(sequence, reason)
+        elif sequence.suspect:
+            self._acquit(sequence)
         return 1
 
     def _piece(self, token: int) -> bytes:
@@ -361,20 +428,19 @@ class Core:
         self.room.instance.context.set_adapters({carrier: 1.0})
         bank.store.set_rows(rows, rows if outputs is None else outputs)
 
-    def _native(self, digest: str, contents: Iterable[Content]) -> Adapter:
-        """Load an adapter into libllama itself; the least lately used ones make room."""
-        adapter = self._natives.pop(digest, None)
-        if adapter is None:
-            content = next(content for content in contents if content.digest == digest)
-            active = self.room.instance.context.adapters
-            while len(self._natives) >= _NATIVE_LIMIT:
-                oldest = next((key for key, other in self._natives.items() if other not in active), None)
-                if oldest is None:
-                    break
-                self.room.instance.free(self._natives.pop(oldest))
-            adapter = self.room.instance.add(content.read().content, label=str(content.path))
-        self._natives[digest] = adapter
-        return adapter
+    def _load(self, contents: Sequence[Content]) -> None:
+        """Load adapters into libllama itself; of those that nobody uses, the least lately used ones make room."""
+        for content in contents:
+            adapter = self._natives.pop(content.digest, None)
+            if adapter is None:
+                adapter = self.room.instance.add(content.read().content, label=str(content.path))
+            self._natives[content.digest] = adapter
+        used = {c.digest for s in [*self.running, *self.waiting] if s.holds_adapters for c in s.mix.contents}
+        used.update(content.digest for content in contents)
+        for digest in [digest for digest in self._natives if digest not in used]:
+            if len(self._natives) <= _NATIVE_LIMIT:
+                break
+            self.room.instance.free(self._natives.pop(digest))
 
     def _count_mixed(self, parts: Sequence[Part]) -> None:
         states = {part.sequence.states[i] for part in parts for i in {part.start, part.end - 1}}

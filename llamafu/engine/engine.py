@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import weakref
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, Self
 
@@ -79,6 +80,9 @@ class Engine(Asking):
             ("n_gpu_layers", n_gpu_layers, -1, _MOST),
         ):
             _check_whole(name, value, low, high)
+        if max_sequences > n_batch:
+            message = f"max_sequences={max_sequences} is more than n_batch={n_batch}: raise that"
+            raise ValueError(message)
         for name, choice, legal in (
             ("flash_attn", flash_attn, tuple(FLASH_ATTENTION)),
             ("bank_dtype", bank_dtype, tuple(DTYPES)),
@@ -116,9 +120,9 @@ class Engine(Asking):
         )
         self._room = room
         self._core = Core(room, max_sequences=max_sequences)
-        self._registry = Registry(base, self._demand_usable)
+        self._registry = Registry(base, partial(_demand_usable, room))  # not a method: it would keep this object alive
         self._active: dict[str, float] = {}
-        self._worker = Worker(self._core, max_queue=max_queue)
+        self._worker = Worker(self._core, max_sequences=max_sequences, max_queue=max_queue)
         self._finalizer = weakref.finalize(self, _stop, self._worker, self._registry)
         try:
             if adapters_dir is not None:
@@ -145,9 +149,8 @@ class Engine(Asking):
         if name in self._active:
             message = f"{name!r} is in the active set ({self._active}); set another with set_lora_adapters first"
             raise LoraError(message)
-        digest = self._registry.remove(name).digest
-        if digest not in {info.digest for info in self._registry.infos().values()}:
-            self._worker.call(lambda core: core.forget(digest))
+        self._registry.remove(name)
+        self._worker.call(lambda core: core.forget(self._digests()))
 
     def pin_adapter(self, name: str) -> None:
         """Read an adapter into the bank now, and keep it there until it is removed.
@@ -155,7 +158,12 @@ class Engine(Asking):
         Raises `LoraNotFoundError`; `LoraError` when the bank cannot hold it, or not now.
         """
         content = self._registry.resolve(name)
-        self._worker.call(lambda core: core.pin(name, content))
+
+        def pin(core: Core) -> None:
+            core.forget(self._digests())  # a file that was changed had another content when it was pinned
+            core.pin(name, content)
+
+        self._worker.call(pin)
 
     @property
     def adapters(self) -> dict[str, AdapterInfo]:
@@ -177,6 +185,7 @@ class Engine(Asking):
 
         `include_queued`: requests with `lora=None` that have not started yet take the new set too.
         """
+        self._demand_open()
         checked = {name: check_scale(scale, self.scale_range, repr(name)) for name, scale in scales.items()}
         mix = self._mix(checked)
         self._active = checked
@@ -188,12 +197,14 @@ class Engine(Asking):
     def tokenize(self, text: str, *, add_special: bool = True, parse_special: bool = True) -> list[int]:
         """Return the token ids of `text`; `add_special` adds BOS where the model wants one."""
         self._demand_open()
-        return self._model.tokenize(text.encode(), add_special=add_special, parse_special=parse_special)
+        with self._room.sharing() as model:
+            return model.tokenize(text.encode(), add_special=add_special, parse_special=parse_special)
 
     def detokenize(self, tokens: Sequence[int], *, special: bool = False) -> str:
         """Return the text of token ids; control tokens are spelled out when `special`."""
         self._demand_open()
-        return self._model.detokenize(tokens, special=special)
+        with self._room.sharing() as model:
+            return model.detokenize(tokens, special=special)
 
     def embed(self, text: str) -> np.ndarray[Any, np.dtype[np.float32]]:
         """Return the mean of the last layer's token vectors under the active set, at length 1, shape [n_embd]."""
@@ -248,13 +259,8 @@ class Engine(Asking):
 
     # -- helpers -------------------------------------------------------------------------------------------------
 
-    def _demand_usable(self, file: AdapterFile) -> None:
-        """Refuse an adapter that would do nothing somewhere."""
-        unused = sorted(set(file.pairs) - self._room.used)
-        problems = tuple(f"{name}: this model's graph computes it without adapters" for name in unused)
-        if problems:
-            message = f"{file.path} would be used in part only: {'; '.join(problems)}; train it without these targets"
-            raise LoraIncompatibleError(message, problems=problems)
+    def _digests(self) -> set[str]:
+        return {info.digest for info in self._registry.infos().values()}
 
     def _add_folder(self, folder: Path) -> None:
         if not folder.is_dir():
@@ -269,6 +275,15 @@ def _check_whole(name: str, value: object, low: int, high: int) -> None:
     if isinstance(value, bool) or not isinstance(value, int) or not low <= value <= high:
         message = f"{name}={value!r} is not a whole number from {low} to {high}"
         raise ValueError(message)
+
+
+def _demand_usable(room: Room, file: AdapterFile) -> None:
+    """Refuse an adapter that would do nothing somewhere."""
+    unused = sorted(set(file.pairs) - room.used)
+    problems = tuple(f"{name}: this model's graph computes it without adapters" for name in unused)
+    if problems:
+        message = f"{file.path} would be used in part only: {'; '.join(problems)}; train it without these targets"
+        raise LoraIncompatibleError(message, problems=problems)
 
 
 def _stop(worker: Worker, registry: Registry) -> None:

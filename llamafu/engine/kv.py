@@ -84,12 +84,15 @@ class KvMemory:
         if shared:
             for holder in shared[-1].holders & self._kept.keys():
                 self._kept.move_to_end(holder)
-        if not self._free and not self._evict(sparing=shared[-1].holders if shared else set()):
-            return None
+        source = next(iter(shared[-1].holders)) if shared else None
+        if not self._free and not self._evict(sparing=source):
+            if not self._evict():
+                return None
+            shared, source = [], None  # what would have been shared had the only number that is to be had
         number = self._free.pop()
         length = len(shared) * BLOCK
-        if shared:
-            self._memory.share(next(iter(shared[-1].holders)), number, length)
+        if source is not None:
+            self._memory.share(source, number, length)
             self.hits += 1
         for block in shared:
             block.holders.add(number)
@@ -134,8 +137,8 @@ class KvMemory:
         """Evict one kept sequence; False when there is none."""
         return self._evict()
 
-    def _evict(self, sparing: set[int] | frozenset[int] = frozenset()) -> bool:
-        number = next((number for number in self._kept if number not in sparing), None)
+    def _evict(self, sparing: int | None = None) -> bool:
+        number = next((number for number in self._kept if number != sparing), None)
         if number is None:
             return False
         del self._kept[number]

@@ -43,7 +43,8 @@ class Pager:
 
     def together(self, ranks: Mapping[str, int]) -> int:
         """Units that contents of these ranks take beside what is pinned."""
-        pinned = {digest: len(self._residents[digest].units) for digest in self.pinned}
+        # Any thread may ask while the engine's works: what is being moved just now counts at the engine's own look.
+        pinned = {digest: len(found.units) for digest in tuple(self.pinned) if (found := self._residents.get(digest))}
         return sum({**pinned, **ranks}.values())
 
     def acquire(self, ranks: Mapping[str, int]) -> dict[str, NDArray[np.int32]] | None:

@@ -37,9 +37,9 @@ class WaitingQueue:
         self._groups.setdefault((sequence.request.priority, sequence.group), []).append(sequence)
 
     def put_back(self, sequence: SequenceRun) -> None:
-        """Let a preempted sequence wait, before all others; the one that came first goes first."""
+        """Let a preempted sequence wait, before all others: suspects first, then the one that came first."""
         self._preempted.append(sequence)
-        self._preempted.sort(key=lambda other: other.arrived)
+        self._preempted.sort(key=lambda other: (not other.suspect, other.arrived))
 
     def candidates(self) -> Iterator[SequenceRun]:
         """Yield the sequences that may start now, in the order of their turn: the first one of each group."""

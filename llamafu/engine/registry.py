@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 import hashlib
+import os
+import shutil
 import tempfile
 import threading
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from llamafu._whole_file import whole_file
 from llamafu.adapters.compatibility import check_compatibility
 from llamafu.adapters.convert import convert_folder
 from llamafu.adapters.file import AdapterFile, read_adapter
@@ -73,7 +76,8 @@ class Registry:
         self._demand = demand
         self._entries: dict[str, _Entry] = {}
         self._lock = threading.Lock()
-        self._spool = tempfile.TemporaryDirectory(prefix="llamafu-engine-")
+        self._spool = Path(tempfile.mkdtemp(prefix="llamafu-engine-"))
+        self._pid = os.getpid()
 
     def add(self, path: Path, name: str | None) -> Content:
         """Check an adapter, a GGUF file or a PEFT folder, and register it; `LoraError` when the name is another's."""
@@ -127,7 +131,8 @@ class Registry:
 
     def close(self) -> None:
         """Remove the temporary files. Idempotent."""
-        self._spool.cleanup()
+        if os.getpid() == self._pid:  # a forked child's end is not ours
+            shutil.rmtree(self._spool, ignore_errors=True)
 
     def _read(self, path: Path) -> Content:
         is_peft = path.is_dir() and (path / CONFIG).exists()
@@ -137,9 +142,10 @@ class Registry:
             raise LoraIncompatibleError(message, problems=report.problems)
         self._demand(file)
         if is_peft:  # converted once: paging it in again reads the result
-            path = Path(self._spool.name) / f"{file.digest}.gguf"
+            path = self._spool / f"{file.digest}.gguf"
             if not path.exists():
-                path.write_bytes(file.content)
+                with whole_file(path) as unfinished:
+                    unfinished.write_bytes(file.content)
         return Content(file.info, path, file.pairs)
 
     def _demand_known(self, name: str) -> None:

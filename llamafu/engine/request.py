@@ -31,7 +31,8 @@ class Request(Options):
         if isinstance(self.priority, bool) or not isinstance(self.priority, int):
             message = f"priority={self.priority!r} is not a whole number"
             raise TypeError(message)
-        if self.timeout is not None and not self.timeout > 0:
+        is_number = isinstance(self.timeout, int | float) and not isinstance(self.timeout, bool)
+        if self.timeout is not None and not (is_number and self.timeout > 0):
             message = f"timeout={self.timeout!r} is not a number of seconds above 0"
             raise ValueError(message)
 

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import importlib.util
 import math
+import threading
+from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Literal
 
@@ -22,9 +24,12 @@ from llamafu.engine.bank import Bank
 from llamafu.errors import ContextInitError, ErrorCode
 
 if TYPE_CHECKING:
+    from collections.abc import Iterator
+
     from llamafu._native.adapter import Adapter
     from llamafu._native.context import ContextOptions, Hook
     from llamafu._native.library import Library
+    from llamafu._native.model import Model
     from llamafu.adapters.base import BaseModel
 
 DTYPES: dict[str, type[np.float16 | np.float32]] = {"f16": np.float16, "f32": np.float32}
@@ -55,6 +60,8 @@ class Room:
         kernel: Literal["auto", "compiled", "python", "none"],
     ) -> None:
         self._base = base
+        self._guests = 0
+        self._left = threading.Condition()
         self._rank = bank_rank
         self._dtype = DTYPES[bank_dtype]
         self._kernel = kernel
@@ -74,9 +81,25 @@ class Room:
             prepare=self._prepare,
         )
 
+    @contextmanager
+    def sharing(self) -> Iterator[Model]:
+        """Keep the model open for the length of a block, on any thread; `ClosedError` after the end."""
+        self.instance.refuse_fork()
+        with self._left:
+            model = self.instance.model
+            self._guests += 1
+        try:
+            yield model
+        finally:
+            with self._left:
+                self._guests -= 1
+                self._left.notify_all()
+
     def close(self) -> None:
-        """Free everything. Idempotent."""
-        self.instance.close()
+        """Free everything, once nobody shares the model. Idempotent."""
+        with self._left:
+            self._left.wait_for(lambda: not self._guests)
+            self.instance.close()
         if self.bank is not None and self.instance.is_ours:
             self.bank.store.close()
 

@@ -38,6 +38,10 @@ class SequenceRun:
         """Its place in the KV memory; None while it waits."""
         self.computed = 0
         self.cached = 0
+        self.suspect = False
+        """Whether it may be what made a batch's numbers infinite."""
+        self.passed = 0
+        """How often a later one was started first."""
         self.holds_adapters = False
         self.picker: Picker | None = None
         self.arrived = time.perf_counter()

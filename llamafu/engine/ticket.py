@@ -43,14 +43,21 @@ class Ticket:
 
     def tell(self, piece: str) -> None:
         """Hand out a piece of text."""
-        self._listener(piece)
+        self._deliver(piece)
 
     def end(self, outcome: Completion | BaseException) -> None:
         """Hand out the last event; a second one is too late and does nothing."""
         if not self._done.is_set():
             self._outcome = outcome
             self._done.set()
-            self._listener(outcome)
+            self._deliver(outcome)
+
+    def _deliver(self, event: Event) -> None:
+        """Call the listener; one that fails (its event loop is closed) wants no more, and is nobody else's trouble."""
+        try:
+            self._listener(event)
+        except Exception:  # noqa: BLE001 - see above
+            self.cancelled = True
 
     def result(self, timeout: float | None = None) -> Completion:
         """Wait for the end and return the completion, or raise the error; TimeoutError after `timeout` seconds."""

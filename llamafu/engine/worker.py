@@ -21,9 +21,10 @@ _PATIENCE = 30.0
 class Worker:
     """Runs a core's steps while there is work, and calls between them. Any thread."""
 
-    def __init__(self, core: Core, *, max_queue: int) -> None:
+    def __init__(self, core: Core, *, max_sequences: int, max_queue: int) -> None:
         self._core = core
         self._most = max_queue
+        self._room_for = max_sequences + max_queue
         self._changed = threading.Condition()
         self._arrivals: list[SequenceRun] = []
         self._calls: list[Callable[[], None]] = []
@@ -35,10 +36,11 @@ class Worker:
         """Let sequences wait for their turn, all or none; `QueueFullError`, `ClosedError`."""
         with self._changed:
             self.demand_open()
-            waiting = len(self._core.waiting) + len(self._arrivals)
-            if waiting + len(sequences) > self._most:
+            self._refuse_own_thread()
+            waiting, running = len(self._core.waiting) + len(self._arrivals), len(self._core.running)
+            if waiting + running + len(sequences) > self._room_for:
                 message = (
-                    f"the queue holds {waiting} of at most {self._most} requests, and {len(sequences)} more came; try later"
+                    f"{running} requests run, {waiting} of at most {self._most} wait, and {len(sequences)} more came; try later"
                 )
                 raise QueueFullError(message)
             self._arrivals += sequences
@@ -60,9 +62,7 @@ class Worker:
 
         with self._changed:
             self.demand_open()
-            if threading.current_thread() is self._thread:
-                message = "called from inside a step of the engine (from a scale function?); do it from another thread"
-                raise RuntimeError(message)
+            self._refuse_own_thread()
             self._calls.append(run)
             self._changed.notify()
         done.wait()
@@ -103,8 +103,6 @@ class Worker:
             self._changed.notify()
         if threading.current_thread() is not self._thread:
             self._thread.join(_PATIENCE)
-            if not self._thread.is_alive():
-                room.close()
 
     def _run(self) -> None:
         core = self._core
@@ -141,6 +139,12 @@ class Worker:
         self._core.fail_all(ClosedError(message))
         for call in calls:
             call()
+        self._core.room.close()
+
+    def _refuse_own_thread(self) -> None:
+        if threading.current_thread() is self._thread:
+            message = "called from inside a step of the engine (from a scale function?); do it from another thread"
+            raise RuntimeError(message)
 
     @staticmethod
     def _refuse() -> None:

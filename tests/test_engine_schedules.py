@@ -1,0 +1,245 @@
+"""Whatever comes when, each finished answer is its cold reference's, and the accounts are right and end empty."""
+
+from __future__ import annotations
+
+import time
+
+import numpy as np
+import pytest
+from adapters_made import make_various
+from forced import STRICT
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+from hypothesis.stateful import RuleBasedStateMachine, invariant, precondition, rule
+from tiny_model import FIRST_BYTE
+
+from llamafu import Llamafu
+from llamafu.engine import Engine, Request
+from llamafu.engine.kv import BLOCK, KvMemory
+from llamafu.engine.pager import Pager
+
+QUIET = [HealthCheck.function_scoped_fixture, HealthCheck.too_slow, HealthCheck.data_too_large]
+PATIENCE = 20.0
+CLEAR = 2e-3
+"""Margin of logits above which a choice is clear: company moves either of the two by less than half of it."""
+
+
+def accounts(engine):
+    """What the engine believes of its memory is what libllama has, and nothing is held for what has ended."""
+
+    def look(core):
+        assert not core.running, "something runs"
+        bank = core.room.bank
+        if bank is not None:
+            assert not any(r.users for r in bank.pager._residents.values()), "units are not released"
+            owned = [unit for r in bank.pager._residents.values() for unit in r.units.tolist()] + bank.pager._free
+            assert sorted(owned) == list(range(bank.pager.capacity)), "a unit is lost or has two owners"
+        kv, context = core.kv, core.room.instance.context
+        lib, memory = context.model.library.lib, context._memory
+        assert set(kv._blocks) == set(kv._kept), "a sequence is left"
+        for number in range(context.n_seq_max):
+            length = len(kv._blocks.get(number, ())) * BLOCK + len(kv._tails.get(number, ()))
+            span = lib.llama_memory_seq_pos_min(memory, number), lib.llama_memory_seq_pos_max(memory, number)
+            assert span == ((0, length - 1) if length else (-1, -1)), f"sequence {number} has {span}, not {length}"
+        assert kv.make_room(kv.size), "the memory does not get empty"
+        assert kv.used == 0
+        assert not kv._known
+        return True
+
+    deadline = time.monotonic() + PATIENCE
+    while engine._core.busy and time.monotonic() < deadline:
+        time.sleep(0.001)
+    assert engine._worker.call(look)
+
+
+@pytest.fixture(scope="module")
+def paths(tiny_dir, tmp_path_factory):
+    directory = tmp_path_factory.mktemp("schedules")
+    return make_various(directory, tiny_dir / "tiny.gguf", seed=51, count=5, ranks=range(2, 9), dtypes=("F32",))
+
+
+@pytest.fixture(scope="module")
+def llm(tiny_model, paths):
+    with Llamafu(tiny_model, n_ctx=512, n_batch=128, **STRICT) as llm:
+        for path in paths:
+            llm.load_lora_adapter(path)
+        yield llm
+
+
+@pytest.fixture(scope="module", params=["compiled", "python", "none"])
+def engine(request, tiny_model, paths):
+    """Little memory and a small bank: everything that can get scarce does."""
+    options = {"n_ctx": 512, "n_batch": 64, "bank_rank": 16, "bank_dtype": "f32", "max_sequences": 4, **STRICT}
+    with Engine(tiny_model, kernel=request.param, **options) as engine:
+        for path in paths:
+            engine.add_adapter(path)
+        yield engine
+
+
+mixes = st.dictionaries(st.sampled_from([f"v{i}" for i in range(5)]), st.sampled_from([0.25, 0.5, 1.0]), max_size=2)
+arrivals = st.lists(
+    st.fixed_dictionaries(
+        {
+            "start": st.integers(0, 2),
+            "shared": st.sampled_from([0, 3, 64, 130]),
+            "own": st.integers(1, 40),
+            "seed": st.integers(0, 5),
+            "new": st.integers(1, 12),
+            "lora": mixes,
+            "priority": st.integers(0, 1),
+            "pause": st.sampled_from([0, 0, 0, 0.002]),
+            "cancel": st.sampled_from([False] * 5 + [True]),
+            "churn": st.sampled_from([None] * 4 + ["add", "pin"]),
+        }
+    ),
+    min_size=1,
+    max_size=10,
+)
+
+
+def prompt_of(arrival):
+    def draw(seed, count):
+        return np.random.default_rng(seed).integers(FIRST_BYTE, 317, count).tolist()
+
+    return draw(arrival["start"], 130)[: arrival["shared"]] + draw(100 + arrival["seed"], arrival["own"])
+
+
+def agrees(llm, prompt, lora, said):
+    """Every token is the reference's choice, teacher-forced along the answer, wherever that choice is clear."""
+    llm._desk.cache.clear()
+    logits = llm.next_logits(prompt, said[:-1], lora=lora)
+    logits[:, list(llm._instance.model.end_tokens)] = -np.inf  # they were not to be chosen
+    top = np.sort(logits, axis=-1)
+    clear = top[:, -1] - top[:, -2] > CLEAR
+    return (np.array(said) == logits.argmax(-1))[clear].all()
+
+
+@settings(max_examples=15, deadline=None, suppress_health_check=QUIET)
+@given(schedule=arrivals)
+def test_any_schedule(engine, llm, paths, schedule):
+    tickets = []
+    for arrival in schedule:
+        time.sleep(arrival["pause"])
+        if arrival["churn"] == "add":
+            engine.add_adapter(paths[0], name="more")
+            engine.remove_adapter("more")
+        options = {"temperature": 0, "ignore_eos": True, "max_tokens": arrival["new"], "priority": arrival["priority"]}
+        tickets.append(engine.submit(Request(prompt=prompt_of(arrival), lora=arrival["lora"], **options)))
+        if arrival["cancel"]:
+            tickets[-1].cancel()
+    for arrival, ticket in zip(schedule, tickets, strict=True):
+        done = ticket.result(PATIENCE)
+        if arrival["cancel"] and done.finish_reason == "cancelled":
+            assert len(done.tokens) <= arrival["new"]
+        else:
+            assert len(done.tokens) == arrival["new"]
+        if done.tokens:
+            assert agrees(llm, prompt_of(arrival), arrival["lora"], list(done.tokens))
+    accounts(engine)
+
+
+class FakeMemory:
+    """What libllama keeps: the positions of each sequence."""
+
+    def __init__(self):
+        self.lengths = {}
+
+    def cut(self, position, sequence=0):
+        self.lengths[sequence] = min(position, self.lengths.get(sequence, 0))
+        return True
+
+    def share(self, source, target, length):
+        assert self.lengths.get(source, 0) >= length, "shares what is not there"
+        assert self.lengths.get(target, 0) == 0, "shares over what is there"
+        self.lengths[target] = length
+
+
+class KvMachine(RuleBasedStateMachine):
+    """The accounts against a plain model: which tokens under which states each sequence holds."""
+
+    def __init__(self):
+        super().__init__()
+        self.memory = FakeMemory()
+        self.kv = KvMemory(self.memory, size=1000, sequences=5, reuse=True)
+        self.held = {}
+
+    @rule(kind=st.integers(0, 2), state=st.sampled_from([(), (("a", 1.0),)]), length=st.integers(1, 200))
+    def open(self, kind, state, length):
+        tokens, states = [kind] * 100 + list(range(length)), [()] * 50 + [state] * (50 + length)
+        if not self.kv.make_room(len(tokens)):
+            return
+        place = self.kv.open(tokens, states)
+        if place is None:
+            assert len(self.held) == 5  # only running ones can be in the way
+            return
+        number, there = place
+        assert there % BLOCK == 0
+        assert there < len(tokens)
+        assert self.memory.lengths.get(number, 0) == there
+        rest = list(zip(tokens, states, strict=True))[there:]
+        if not self.kv.make_room(len(rest)):
+            self.kv.close(number)
+            return
+        self.kv.append(number, *zip(*rest, strict=True))
+        self.memory.lengths[number] = len(tokens)
+        self.held[number] = list(zip(tokens, states, strict=True))
+
+    @precondition(lambda self: self.held)
+    @rule(keep=st.booleans(), which=st.integers(0, 4))
+    def close(self, keep, which):
+        number = sorted(self.held)[which % len(self.held)]
+        del self.held[number]
+        self.kv.close(number, keep=keep)
+
+    @invariant()
+    def adds_up(self):
+        blocks = {id(block): block for own in self.kv._blocks.values() for block in own}
+        assert self.kv.used == len(blocks) * BLOCK + sum(map(len, self.kv._tails.values()))
+        assert self.kv.used <= self.kv.size
+        for number, content in self.held.items():
+            assert len(self.kv._blocks[number]) * BLOCK + len(self.kv._tails[number]) == len(content)
+            keys = [block.key for block in self.kv._blocks[number] if block.key]
+            known = [pair for key in keys for pair in zip(key[1], key[2], strict=True)]
+            assert known == content[: len(known)]
+
+    def teardown(self):
+        for number in list(self.held):
+            self.kv.close(number)
+        assert self.kv.make_room(self.kv.size)
+        assert (self.kv.used, len(self.kv._free)) == (0, 5)
+
+
+TestKv = KvMachine.TestCase
+TestKv.settings = settings(max_examples=40, stateful_step_count=25, deadline=None)
+
+
+@settings(max_examples=60, deadline=None)
+@given(
+    st.lists(
+        st.tuples(st.dictionaries(st.sampled_from("abcdef"), st.just(0), min_size=1, max_size=3), st.booleans()), max_size=40
+    )
+)
+def test_pager(moves):
+    """Units have one owner at a time; what is in use stays; what cannot be had changes nothing."""
+    ranks = dict(zip("abcdef", (1, 3, 5, 8, 2, 7), strict=True))
+    pager, using = Pager(12), []
+    for wanted, release in moves:
+        if release and using:
+            pager.release(using.pop(0))
+        asked = {digest: ranks[digest] for digest in wanted}
+        before = {digest: resident.units.tolist() for digest, resident in pager._residents.items()}
+        placed = pager.acquire(asked)
+        if placed is None:
+            assert {d: r.units.tolist() for d, r in pager._residents.items()} == before
+            needed = {**{d: ranks[d] for used in using for d in used}, **asked}
+            assert sum(needed.values()) > 12
+            continue
+        using.append(list(asked))
+        for digest in {d for used in using for d in used}:
+            assert len(pager[digest].units) == ranks[digest]
+            assert digest in placed or pager[digest].units.tolist() == before.get(digest)
+        owned = [unit for r in pager._residents.values() for unit in r.units.tolist()] + pager._free
+        assert sorted(owned) == list(range(12))
+    for used in using:
+        pager.release(used)
+    assert not any(resident.users for resident in pager._residents.values())
