@@ -20,8 +20,8 @@ class ChatTemplateWarning(UserWarning):
     """The prompt was made by libllama's rendition of a known template, which may leave out details of the model's own."""
 
 
-def render(model: Model, messages: Sequence[Mapping[str, Any]]) -> str:
-    """Return the prompt for `messages`, up to where the assistant speaks.
+def render(model: Model, messages: Sequence[Mapping[str, Any]], *, tools: Sequence[Mapping[str, Any]] = ()) -> str:
+    """Return the prompt for `messages`, up to where the assistant speaks. A template that knows no `tools` leaves them out.
 
     The model's template is a Jinja program. With jinja2 (the extra `chat`) it is run, in a sandbox; without it,
     libllama formats the templates that it recognises and a `ChatTemplateWarning` says so.
@@ -36,8 +36,17 @@ def render(model: Model, messages: Sequence[Mapping[str, Any]]) -> str:
         raise LlamafuError(message, code=ErrorCode.INVALID_PARAM)
     if importlib.util.find_spec("jinja2") is not None:
         return _compile(template)(
-            messages=checked, add_generation_prompt=True, bos_token=_spell(model, model.bos), eos_token=_spell(model, model.eos)
+            messages=checked,
+            tools=list(tools) or None,
+            add_generation_prompt=True,
+            bos_token=_spell(model, model.bos),
+            eos_token=_spell(model, model.eos),
         )
+    if tools:
+        message = (
+            "tools were given, which only the model's own template can show it; install jinja2 (`pip install 'llamafu[chat]'`)"
+        )
+        raise LlamafuError(message, code=ErrorCode.INVALID_PARAM)
     text = model.apply_known_template(template, [(message["role"], message["content"]) for message in checked])
     mend = "install jinja2 (`pip install 'llamafu[chat]'`) to run the model's own template"
     if text is None:

@@ -4,7 +4,7 @@ import asyncio
 import threading
 import time
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from pathlib import Path
 from unittest import mock
 
@@ -12,8 +12,8 @@ import numpy as np
 import uvicorn
 
 from llamafu.completion import AppliedLora, Completion, Timings, TokenLogprob, Usage
+from llamafu.engine import Request
 from llamafu.errors import ContextOverflowError, InvalidAdapterFileError, LoraNotFoundError, QueueFullError
-from llamafu.options import Options
 from llamafu.server import app as application
 from llamafu.server.keys import Guard, KeyRing
 from llamafu.server.settings import Settings
@@ -87,7 +87,7 @@ class FakeEngine:
         self.full = False
         self.endless = False
 
-    def add_adapter(self, path, name=None):
+    def add_adapter(self, path, *, name=None):
         if Path(path).is_file() and Path(path).read_bytes().startswith(b"bad"):
             message = f"{path} is damaged"
             raise InvalidAdapterFileError(message)
@@ -107,20 +107,24 @@ class FakeEngine:
                 raise LoraNotFoundError(message)
         self.active_lora_adapters = dict(scales)
 
-    def astream(self, prompt, *, timeout=None, **options):
-        Options.of(options)
-        self.asked.append((prompt, options))
+    def open_stream(self, request, loop=None):
+        defaults = {field.name: field.default for field in fields(Request)}
+        given = {name: getattr(request, name) for name in defaults}
+        options = {
+            name: value for name, value in given.items() if value != defaults[name] and name not in {"prompt", "timeout"}
+        }
+        self.asked.append((request.prompt, options))
         if self.full:
             message = "the queue is full"
             raise QueueFullError(message)
-        if len(prompt) > 1000:
+        if len(request.prompt) > 1000:
             message = "1001 tokens are more than the context of 1000"
             raise ContextOverflowError(message)
         pirate = options.get("lora", self.active_lora_adapters).get("pirate")
-        return FakePieces(self, f"Arrr {prompt}" if pirate else prompt, options)
+        return FakePieces(self, f"Arrr {request.prompt}" if pirate else request.prompt, options)
 
-    def astream_chat(self, messages, **options):
-        return self.astream(messages[-1]["content"], **options)
+    def request_of_chat(self, messages, options, *, tools=()):
+        return Request(prompt=messages[-1]["content"], **options)
 
     def tokenize(self, text, *, add_special=True, parse_special=True):
         return ([1] if add_special else []) + list(text.encode())

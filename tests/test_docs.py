@@ -3,7 +3,8 @@
 A page's ```python blocks run in order in one namespace, in a folder that holds the files that the pages name. What a
 block prints is the ```text block right after it, to the letter; without one it prints nothing. In a ```console block
 a `llamafu` command is run, unless it takes minutes: its output is what follows (`...` stands for anything), its
-status 0, or N after `# exit status N`. Of other commands it is checked that what they name exists.
+status 0, or N after `# exit status N`. `curl` is run too. Where a page speaks to a server, one runs over the same files.
+Of other commands it is checked that what they name exists.
 """
 
 import contextlib
@@ -21,6 +22,7 @@ from dataclasses import dataclass, fields
 from pathlib import Path
 
 import pytest
+from served import served as server_process
 from test_architectures import MODELS
 
 from llamafu import errors
@@ -39,8 +41,8 @@ EVERY_PAGE = [ROOT / "README.md", ROOT / "CONTRIBUTING.md", *DOCS, ROOT / "cdefs
 FENCE = re.compile(r"^```([^\n]*)\n(.*?)^```$", re.MULTILINE | re.DOTALL)
 SERVER = "http://localhost:8080"
 """What pages call the server; it is started where a page says so."""
-SLOW = {("demo",), ("chat",), ("lib", "install"), ("lib", "build")}
-"""Commands that are only parsed: they fetch, compile or talk for long."""
+SLOW = {("demo",), ("chat",), ("serve",), ("lib", "install"), ("lib", "build")}
+"""Commands that are only parsed: they fetch, compile, talk or serve for long."""
 
 
 @dataclass(frozen=True)
@@ -88,15 +90,18 @@ def desk(tmp_path, tiny_dir, monkeypatch):
 
 
 @contextlib.contextmanager
-def served(page):
-    """Give the address of a server for a page that speaks to one, itself for any other."""
+def served(page, desk):
+    """Give the address of a server over the model and the two adapters for a page that speaks to one, itself for any other."""
     if SERVER not in page.read_text("utf-8"):
         yield SERVER
         return
-    from fake_tabby import fake_tabby
-
-    with fake_tabby(example_adapters()) as address:
-        yield address
+    folder = desk / "adapters"
+    folder.mkdir()
+    for path in example_adapters().values():
+        shutil.copy(path, folder)
+    with server_process(desk / "model.gguf", "--adapters", folder) as running:
+        assert running.url, running.log
+        yield running.url
 
 
 def run_python(page, block, namespace, address):
@@ -115,26 +120,33 @@ def as_pattern(expected):
     return ".*".join(map(re.escape, expected.split("...")))
 
 
-def run_console(block):
+def run_console(block, address):
     """Run the commands of one console block, or check what they name."""
     for part in re.split(r"^\$ ", block.text, flags=re.MULTILINE)[1:]:
         line, _, expected = part.partition("\n")
         command, _, comment = line.partition("#")
         words = shlex.split(command)
+        if words[0] == "curl":
+            assert_said(["curl", "--silent", "--show-error", *words[1:]], expected, address=address)
+            continue
         if words[0] != "llamafu":
             check_command(words)
             continue
         _parser().parse_args(words[1:])
         if any(tuple(words[1 : 1 + len(slow)]) == slow for slow in SLOW):
             continue
-        environment = {**os.environ, "PYTHONPATH": str(ROOT), "PYTHONIOENCODING": "utf-8", "COLUMNS": "100"}
-        done = subprocess.run(
-            [sys.executable, "-m", *words], capture_output=True, encoding="utf-8", env=environment, timeout=100, check=False
-        )
         status = re.search(r"exit status (\d+)", comment)
-        assert done.returncode == (int(status[1]) if status else 0), done.stderr
-        said = done.stdout + done.stderr
-        assert not expected.strip() or re.fullmatch(as_pattern(expected.strip()), said.strip(), re.DOTALL), said
+        assert_said([sys.executable, "-m", *words], expected, status=int(status[1]) if status else 0)
+
+
+def assert_said(command, expected, *, status=0, address=SERVER):
+    """Run a command and compare what it says, unless the page does not show it."""
+    environment = {**os.environ, "PYTHONPATH": str(ROOT), "PYTHONIOENCODING": "utf-8", "COLUMNS": "100"}
+    command = [word.replace(SERVER, address) for word in command]
+    done = subprocess.run(command, capture_output=True, encoding="utf-8", env=environment, timeout=100, check=False)
+    assert done.returncode == status, done.stderr
+    said = done.stdout + done.stderr
+    assert not expected.strip() or re.fullmatch(as_pattern(expected.strip()), said.strip(), re.DOTALL), said
 
 
 def check_command(words):
@@ -159,7 +171,7 @@ def project():
 
 @pytest.mark.parametrize("page", WITH_CODE, ids=named)
 def test_page_runs(page, desk):
-    with served(page) as address:
+    with served(page, desk) as address:
         run_page(page, address)
 
 
@@ -179,7 +191,7 @@ def run_page(page, address):
                 printed = run_python(page, block, namespace, address)
             else:
                 assert block.language == "console", f"{where}: blocks are python, text or console, so that they can be run"
-                run_console(block)
+                run_console(block, address)
         last = block.language
     assert not printed, f"{named(page)}: its last block printed {printed!r}, which the page does not show"
 

@@ -481,7 +481,7 @@ def test_uploads_that_are_refused_leave_nothing(raw, folder, engine, form, probl
 
 
 def test_an_upload_that_the_engine_refuses_leaves_nothing(raw, folder, engine, monkeypatch):
-    def refuse(path, name=None):
+    def refuse(path, *, name=None):
         message = "does not fit"
         raise LoraIncompatibleError(message)
 

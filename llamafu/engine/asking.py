@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 from typing import TYPE_CHECKING, Any, Unpack, cast
 
 from llamafu import chat as chat_module
@@ -10,9 +11,11 @@ from llamafu.completion import Completion
 from llamafu.engine.mix import Mix, Use
 from llamafu.engine.request import Request
 from llamafu.engine.sequence import SequenceRun
-from llamafu.engine.ticket import Ticket, completed
+from llamafu.engine.stream import AsyncStream
+from llamafu.engine.ticket import Ticket
 from llamafu.errors import ContextOverflowError, LoraError, MultimodalError
 from llamafu.options import Options, takes_options
+from llamafu.sampling import Picker
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Callable, Iterable, Iterator, Mapping, Sequence
@@ -104,30 +107,29 @@ class Asking:
         self._submit([(request, ticket)])
         return ticket
 
+    def open_stream(self, request: Request, loop: asyncio.AbstractEventLoop | None = None) -> AsyncStream:
+        """Let a request wait for its turn, and return its pieces for an event loop, the running one unless another is given.
+
+        Raises what is wrong with the request here and now, as `complete` does; with `loop`, any thread.
+        """
+        return AsyncStream(self.submit, request, asyncio.get_running_loop() if loop is None else loop)
+
     async def events(self, request: Request) -> AsyncIterator[str | Completion]:
         """Yield pieces of text as they come, then the completion; leaving early cancels the request."""
-        inbox: asyncio.Queue[Event] = asyncio.Queue()
-        loop = asyncio.get_running_loop()
+        async with contextlib.aclosing(self.open_stream(request)) as stream:
+            async for piece in stream:
+                yield piece
+            yield stream.completion
 
-        def listen(event: Event) -> None:
-            loop.call_soon_threadsafe(inbox.put_nowait, event)
-
-        ticket = self.submit(request, listen)
-        try:
-            while True:
-                event = await inbox.get()
-                if isinstance(event, str):
-                    yield event
-                else:
-                    yield completed(event)
-                    return
-        finally:
-            if not ticket.done:
-                ticket.cancel()
-
-    def request_of_chat(self, messages: Sequence[Mapping[str, Any]], options: Mapping[str, Any]) -> Request:
-        """Make a request of chat messages and options by name."""
-        return self._chat_request(messages, cast("OptionArguments", dict(options)))
+    def request_of_chat(
+        self,
+        messages: Sequence[Mapping[str, Any]],
+        options: Mapping[str, Any],
+        *,
+        tools: Sequence[Mapping[str, Any]] = (),
+    ) -> Request:
+        """Make a request of chat messages and options by name; `tools` goes to the chat template as it is."""
+        return self._chat_request(messages, cast("OptionArguments", dict(options)), tools)
 
     # -- helpers -------------------------------------------------------------------------------------------------
 
@@ -143,10 +145,15 @@ class Asking:
         assert completion is not None  # noqa: S101 - the last event is one, or an error was raised
         return completion
 
-    def _chat_request(self, messages: Sequence[Mapping[str, Any]], options: OptionArguments) -> Request:
+    def _chat_request(
+        self,
+        messages: Sequence[Mapping[str, Any]],
+        options: OptionArguments,
+        tools: Sequence[Mapping[str, Any]] = (),
+    ) -> Request:
         self._demand_open()
         with self._room.sharing() as model:
-            prompt = chat_module.render(model, messages)
+            prompt = chat_module.render(model, messages, tools=tools)
             starts_with_bos = model.adds_bos and prompt.startswith(model.detokenize([model.bos], special=True))
             tokens = model.tokenize(prompt.encode(), add_special=not starts_with_bos, parse_special=True)
         return _request(tokens, options)
@@ -172,6 +179,9 @@ class Asking:
                 "shorten it or make the engine with a larger n_ctx"
             )
             raise ContextOverflowError(message)
+        if request.grammar is not None or request.json_schema is not None:
+            with self._room.sharing() as model:
+                Picker(model, request, ()).close()  # a grammar that is none is refused here, and not when its turn comes
         return SequenceRun(request, prompt, self._mix(request.lora), ticket, limit=n_ctx)
 
     def _checked_token(self, token: object) -> int:

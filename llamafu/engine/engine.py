@@ -171,6 +171,10 @@ class Engine(Asking):
         self._demand_open()
         return self._registry.infos()
 
+    def adapter_path(self, name: str) -> Path:
+        """Return the file or folder that an adapter was added from; `LoraNotFoundError`."""
+        return self._registry.source(name)
+
     @property
     def active_lora_adapters(self) -> dict[str, float]:
         """What a request with `lora=None` runs with: scale by name."""

@@ -118,6 +118,12 @@ class Registry:
                 self._entries[name] = _Entry(entry.source, signature, content)
         return content
 
+    def source(self, name: str) -> Path:
+        """Return where a name was added from; `LoraNotFoundError`."""
+        with self._lock:
+            self._demand_known(name)
+            return self._entries[name].source
+
     def infos(self) -> dict[str, AdapterInfo]:
         """Facts of every registered adapter, by name."""
         with self._lock:

@@ -42,7 +42,8 @@ class AdapterRoutes:
 
     async def load(self, exchange: Exchange) -> ASGIApp:
         """`POST /v1/lora/load`."""
-        return JSONResponse(self._service.load(LoraLoadRequest.from_json(await exchange.json())).to_json())
+        wanted = LoraLoadRequest.from_json(await exchange.json())
+        return JSONResponse((await asyncio.to_thread(self._service.load, wanted)).to_json())
 
     async def unload(self, exchange: Exchange) -> ASGIApp:  # noqa: ARG002 - a handler
         """`POST /v1/lora/unload`, `DELETE /v1/loras/active`."""
@@ -70,7 +71,7 @@ class AdapterRoutes:
         scales = read_scales(data, self._catalog.name, self._engine.scale_range)
         wanted = {name: scale for name, scale in scales.items() if scale}
         if wanted:
-            self._service.load(LoraLoadRequest.of(wanted))
+            await asyncio.to_thread(self._service.load, LoraLoadRequest.of(wanted))
         else:
             self._service.unload()
         return JSONResponse({"success": True})
@@ -98,7 +99,7 @@ class AdapterRoutes:
             message = f"no such adapter: {name!r}"
             raise NotFoundError(message)
         kept: dict[str, Any] = {each: scale for each, scale in self._engine.active_lora_adapters.items() if each != name}
-        self._engine.set_lora_adapters(kept)
+        await asyncio.to_thread(self._engine.set_lora_adapters, kept)
         return _said(f"Success: LoRA adapter '{name}' removed successfully.")
 
 

@@ -18,6 +18,7 @@ from starlette.routing import Route
 from llamafu.server.access import Access
 from llamafu.server.adapter_routes import AdapterRoutes
 from llamafu.server.catalog import Catalog
+from llamafu.server.desk import Desk
 from llamafu.server.exchange import endpoint, refusal
 from llamafu.server.folder import AdapterFolder
 from llamafu.server.generating import Generating
@@ -51,13 +52,14 @@ def make_app(engine: ServedEngine, settings: Settings, guard: Guard) -> Starlett
     small = SmallRoutes(engine, base=base, created=created)
     adapters = AdapterRoutes(engine, catalog)
     metrics = Metrics()
-    generating = Generating(engine, catalog, metrics, base=base, limit=settings.max_time, ping=settings.ping)
+    generating = Generating(engine, catalog, metrics, base=base, settings=settings)
     uploading = Uploading(engine, catalog, limit=settings.max_upload)
 
     async def prometheus(_: Exchange) -> ASGIApp:
         return Response(metrics.text(engine.stats()), media_type=KIND)
 
     table: list[tuple[str, str, Rights | None, Handler]] = [
+        ("GET", "/", None, Desk().page),
         ("GET", "/health", None, small.health),
         ("GET", "/metrics", "api", prometheus),
         ("GET", "/v1/models", "api", small.models),
@@ -93,7 +95,7 @@ def make_app(engine: ServedEngine, settings: Settings, guard: Guard) -> Starlett
         for _look in range(2):  # a file is told once it was seen twice
             await asyncio.to_thread(catalog.refresh)
         if settings.lora:
-            engine.set_lora_adapters(dict(settings.lora))
+            await asyncio.to_thread(engine.set_lora_adapters, dict(settings.lora))
         watching = asyncio.create_task(_watch(catalog))
         try:
             yield

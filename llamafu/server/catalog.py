@@ -54,7 +54,7 @@ class Catalog:
                 write(path)
                 inspect_adapter(path)
             try:
-                self._engine.add_adapter(folder.path_of(name), name)
+                self._engine.add_adapter(folder.path_of(name), name=name)
             except BaseException:  # a sound file that does not fit the model
                 folder.delete(name)
                 raise
@@ -77,7 +77,7 @@ class Catalog:
         """See to it that the folder's adapter `name` is registered, now; `NotFoundError`."""
         folder = self._demand_folder()
         with self._lock:
-            self._engine.add_adapter(folder.path_of(name), name)
+            self._engine.add_adapter(folder.path_of(name), name=name)
             folder.note(name)
             self._numbers.add(name)
 
@@ -101,7 +101,7 @@ class Catalog:
 
     def _register(self, found: Found) -> None:
         try:
-            self._engine.add_adapter(found.path, found.name)
+            self._engine.add_adapter(found.path, name=found.name)
         except (LlamafuError, OSError) as error:
             _LOG.warning("%s is not taken: %s", found.path.name, error)
         else:
@@ -109,6 +109,10 @@ class Catalog:
 
     def _forget(self, name: str) -> None:
         self._numbers.remove(name)
+        active = self._engine.active_lora_adapters
+        if name in active:
+            _LOG.warning("the adapter %r is gone from the folder, and leaves the active set", name)
+            self._engine.set_lora_adapters({each: scale for each, scale in active.items() if each != name})
         if name in self._engine.adapters:
             self._engine.remove_adapter(name)
 

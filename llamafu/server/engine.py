@@ -8,11 +8,13 @@ from typing import TYPE_CHECKING, Any, Protocol
 from llamafu.service.local import AdapterEngine
 
 if TYPE_CHECKING:
+    import asyncio
     import os
 
     import numpy as np
 
     from llamafu.completion import Completion
+    from llamafu.engine.request import Request
 
 
 class Pieces(AsyncIterator[str], Protocol):
@@ -30,17 +32,19 @@ class Pieces(AsyncIterator[str], Protocol):
 
 
 class ServedEngine(AdapterEngine, Protocol):
-    """An engine as the server uses it, from one event loop; what is not a coroutine is called in a thread.
+    """An engine as the server uses it, from one event loop; all of it may be called from any thread."""
 
-    `astream` and `astream_chat` check and queue the request when they are called, and raise there what is wrong with it
-    (`ValueError`, `ContextOverflowError`, `GrammarError`, `LoraNotFoundError`, `QueueFullError`).
-    """
+    def request_of_chat(
+        self, messages: Sequence[Mapping[str, Any]], options: Mapping[str, Any], *, tools: Sequence[Mapping[str, Any]] = ()
+    ) -> Request:
+        """Make a request of messages, by the model's chat template; what that refuses is a `LlamafuError` or TypeError."""
 
-    def astream(self, prompt: str, **options: Any) -> Pieces:
-        """Continue `prompt`; the options are those of `llamafu.engine.Request`."""
+    def open_stream(self, request: Request, loop: asyncio.AbstractEventLoop | None = None) -> Pieces:
+        """Check and queue a request.
 
-    def astream_chat(self, messages: Sequence[Mapping[str, Any]], **options: Any) -> Pieces:
-        """Answer `messages`; `tools`, if given, goes to the chat template."""
+        Raises what is wrong with it here (`ContextOverflowError`, `GrammarError`, `LoraNotFoundError`, `QueueFullError`,
+        ValueError, TypeError).
+        """
 
     def tokenize(self, text: str, *, add_special: bool = True, parse_special: bool = True) -> list[int]:
         """Return the token ids of `text`."""
@@ -51,11 +55,11 @@ class ServedEngine(AdapterEngine, Protocol):
     def embed(self, text: str) -> np.ndarray[Any, np.dtype[np.float32]]:
         """Return a vector for `text`."""
 
-    def add_adapter(self, path: str | os.PathLike[str], name: str | None = None) -> Any:
+    def add_adapter(self, path: str | os.PathLike[str], *, name: str | None = None) -> Any:
         """Register an adapter; added again, a file that has changed is read anew."""
 
     def remove_adapter(self, name: str) -> None:
-        """Forget an adapter; requests that run with it keep it."""
+        """Forget an adapter that is not active; requests that run with it keep it."""
 
     def stats(self) -> Any:
         """Return a dataclass of what the engine counts."""

@@ -6,11 +6,13 @@ import asyncio
 import base64
 import weakref
 from contextlib import ExitStack
+from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
 from starlette.requests import ClientDisconnect
 from starlette.responses import JSONResponse
 
+from llamafu.engine.request import Request
 from llamafu.errors import LlamafuError
 from llamafu.server.bodies import ChatBody, CompletionBody, read_body
 from llamafu.server.choice import chosen
@@ -22,7 +24,7 @@ from llamafu.service.fields import Fields, kind_of
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
 
-    from starlette.requests import Request
+    from starlette.requests import Request as HttpRequest
     from starlette.types import ASGIApp
 
     from llamafu.completion import Completion
@@ -31,23 +33,23 @@ if TYPE_CHECKING:
     from llamafu.server.engine import Pieces, ServedEngine
     from llamafu.server.exchange import Exchange
     from llamafu.server.metrics import Metrics
+    from llamafu.server.settings import Settings
 
 _SEEDS = 2**32
 
 
 class Generating:
-    """Handlers over one engine. `base` is the base model's id; `limit` the seconds after which a request is ended."""
+    """Handlers over one engine. `base` is the base model's id."""
 
-    def __init__(
-        self, engine: ServedEngine, catalog: Catalog, metrics: Metrics, *, base: str, limit: float, ping: float
-    ) -> None:
+    def __init__(self, engine: ServedEngine, catalog: Catalog, metrics: Metrics, *, base: str, settings: Settings) -> None:
         self._engine = engine
         self._catalog = catalog
         self._metrics = metrics
         self._live: weakref.WeakSet[Pieces] = weakref.WeakSet()
         self._base = base
-        self._limit = limit
-        self._ping = ping
+        self._limit = settings.max_time
+        self._longest = settings.max_prompt
+        self._ping = settings.ping
 
     def end_all(self) -> None:
         """End every running request with what there is: the server stops."""
@@ -58,8 +60,8 @@ class Generating:
         """`POST /v1/completions`."""
         body = read_body(CompletionBody, await exchange.json())
 
-        def start(prompt: str) -> Callable[..., Pieces]:
-            return lambda **options: self._engine.astream(prompt, **options)
+        def start(prompt: str) -> Callable[[dict[str, Any]], Request]:
+            return lambda options: Request(prompt=prompt, **options)
 
         return await self._answer(exchange, body, [start(prompt) for prompt in body.prompt], chat=False)
 
@@ -67,9 +69,9 @@ class Generating:
         """`POST /v1/chat/completions`."""
         body = read_body(ChatBody, await exchange.json())
         messages = [message.as_template() for message in body.messages]
-        tools = {"tools": body.tools} if body.tools and body.tool_choice != "none" else {}
-        starts = [lambda **options: self._engine.astream_chat(messages, **tools, **options)]
-        return await self._answer(exchange, body, starts, chat=True)
+        tools = body.tools if body.tools and body.tool_choice != "none" else ()
+        make = lambda options: self._engine.request_of_chat(messages, options, tools=tools)  # noqa: E731 - as above
+        return await self._answer(exchange, body, [make], chat=True)
 
     async def embeddings(self, exchange: Exchange) -> ASGIApp:
         """`POST /v1/embeddings`."""
@@ -88,13 +90,13 @@ class Generating:
         return JSONResponse({"object": "list", "model": self._base, "data": data, "usage": usage})
 
     async def _answer(
-        self, exchange: Exchange, body: GenerationBody, starts: Sequence[Callable[..., Pieces]], *, chat: bool
+        self, exchange: Exchange, body: GenerationBody, makers: Sequence[Callable[[dict[str, Any]], Request]], *, chat: bool
     ) -> ASGIApp:
-        options: dict[str, Any] = {"timeout": self._limit, **body.options()}
+        options: dict[str, Any] = {**body.options()}
         scales = self._chosen(body)
         if scales is not None:
             options["lora"] = scales
-        streams = await self._start(starts, options, body.n)
+        streams = await self._start(makers, options, body.n)
         writer = Writer(body.model or self._base, chat)
         if body.stream:
             usage = body.stream_options is not None and body.stream_options.include_usage
@@ -105,22 +107,40 @@ class Generating:
             self._metrics.finished(completion)
         return JSONResponse(writer.whole(completions))
 
-    async def _start(self, starts: Sequence[Callable[..., Pieces]], options: dict[str, Any], n: int) -> list[Pieces]:
+    async def _start(
+        self, makers: Sequence[Callable[[dict[str, Any]], Request]], options: dict[str, Any], n: int
+    ) -> list[Pieces]:
         """Queue every answer; when one is refused, so are all. Answers of one seed get seeds that follow each other."""
         streams: list[Pieces] = []
-        try:
-            for start in starts:
+        loop = asyncio.get_running_loop()
+
+        def start() -> None:
+            for make in makers:
+                request = self._limited(make(options))
                 for index in range(n):
-                    own = {**options, "seed": (options["seed"] + index) % _SEEDS} if "seed" in options else options
-                    streams.append(start(**own))
-                    self._live.add(streams[-1])
+                    seed = None if request.seed is None else (request.seed + index) % _SEEDS
+                    streams.append(self._engine.open_stream(replace(request, seed=seed), loop))
+
+        try:
+            await asyncio.to_thread(start)  # reading a long prompt takes its time
         except BaseException as error:
             for stream in streams:
-                await stream.aclose()
+                stream.cancel()
             if isinstance(error, ValueError | TypeError) and not isinstance(error, LlamafuError):
                 raise InvalidRequestError(str(error)) from error  # an option that the engine does not take
             raise
+        self._live.update(streams)
         return streams
+
+    def _limited(self, request: Request) -> Request:
+        """Hold a request to the limits of this server."""
+        if self._longest is not None:
+            prompt = self._engine.tokenize(request.prompt) if isinstance(request.prompt, str) else request.prompt
+            if len(prompt) > self._longest:
+                message = f"the prompt has {len(prompt)} tokens, and this server takes {self._longest}; shorten it"
+                raise InvalidRequestError(message)
+            request = replace(request, prompt=prompt)
+        return replace(request, timeout=self._limit)
 
     def _chosen(self, body: GenerationBody) -> dict[str, float] | None:
         scales = chosen(
@@ -135,7 +155,7 @@ class Generating:
         return scales
 
 
-async def while_there(request: Request, streams: Sequence[Pieces]) -> list[Completion]:
+async def while_there(request: HttpRequest, streams: Sequence[Pieces]) -> list[Completion]:
     """Return the completions; `ClientDisconnect`, with everything ended, once the client leaves."""
 
     async def left() -> None:

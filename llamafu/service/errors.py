@@ -103,6 +103,8 @@ _OF_THE_LIBRARY: tuple[tuple[type[Exception], type[APIError]], ...] = (
     (errors.GrammarError, InvalidRequestError),
     (errors.TokenizeError, InvalidRequestError),
     (errors.MultimodalError, InvalidRequestError),
+    (errors.LoraLoadError, ServerError),
+    (errors.LoraError, InvalidRequestError),
 )
 
 
@@ -118,5 +120,6 @@ def as_api_error(error: Exception) -> APIError:
         if isinstance(error, theirs):
             return ours(str(error))
     if isinstance(error, errors.LlamafuError):
-        return ServerError(str(error))
+        kind = InvalidRequestError if error.code == errors.ErrorCode.INVALID_PARAM else ServerError
+        return kind(str(error))
     return ServerError(f"unexpected {type(error).__name__}; the server's log says more")

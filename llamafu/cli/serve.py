@@ -1,0 +1,103 @@
+"""`llamafu serve`: many requests at once over HTTP, each with adapters of its own."""
+
+from __future__ import annotations
+
+import importlib.util
+import logging
+import sys
+from dataclasses import fields, replace
+from typing import TYPE_CHECKING, Any
+
+from llamafu.cli.arguments import model_path
+from llamafu.errors import LlamafuError, LoraNotFoundError
+
+if TYPE_CHECKING:
+    import argparse
+    from collections.abc import Mapping
+
+    from llamafu.server.settings import Settings
+
+_NEEDED = {"starlette": "starlette", "uvicorn": "uvicorn", "multipart": "python-multipart", "pydantic": "pydantic"}
+
+
+def add_parser(subparsers: Any) -> None:
+    """Add `serve`."""
+    from llamafu.server.settings import PREFIX, add_arguments
+
+    text = (
+        "Serve a model and a folder of adapters over HTTP, to clients of OpenAI, TabbyAPI, llama-server and vLLM. Every flag "
+        f"is also a variable of the environment ({PREFIX}PORT=9000) and a name in the file of --config."
+    )
+    parser = subparsers.add_parser("serve", help="serve a model and its adapters over HTTP", description=text)
+    add_arguments(parser)
+    parser.set_defaults(run=_run, refuse=parser.error)
+
+
+def _run(arguments: argparse.Namespace) -> int:
+    from llamafu.server.settings import Settings, load
+
+    missing = sorted(package for module, package in _NEEDED.items() if importlib.util.find_spec(module) is None)
+    if missing:
+        message = f"serving needs {', '.join(missing)}; install the extra: pip install 'llamafu[server]'"
+        raise LlamafuError(message)
+    given = {each.name: getattr(arguments, each.name) for each in fields(Settings)}
+    try:
+        settings = load(given, config=arguments.config)
+    except ValueError as error:
+        arguments.refuse(str(error))
+    return serve_with(settings)
+
+
+def serve_with(settings: Settings) -> int:
+    """Open the engine, check what is to be active from the start, and serve until a signal; return the exit status."""
+    from llamafu.engine import Engine
+    from llamafu.server.folder import AdapterFolder
+    from llamafu.server.gate import open_gate
+    from llamafu.server.serve import serve
+
+    try:
+        guard = open_gate(settings, _tell)
+    except ValueError as error:
+        raise LlamafuError(str(error)) from error
+    folder = AdapterFolder(settings.adapters) if settings.adapters else None
+    _demand_adapters(dict(settings.lora), folder.scan() if folder else {})
+    path = model_path(settings.model)
+    _log_requests()
+    with Engine(
+        path,
+        max_sequences=settings.max_sequences,
+        bank_rank=settings.bank_rank,
+        n_ctx=settings.n_ctx,
+        n_threads=settings.threads,
+        library=settings.library,
+    ) as engine:
+        for name in dict(settings.lora):  # one that is not sound ends this here; the folder's others are only logged
+            assert folder is not None  # noqa: S101 - Settings demands it
+            engine.add_adapter(folder.path_of(name), name=name)
+        engine.set_lora_adapters(dict(settings.lora))
+        _tell(f"{path.name}: {engine.stats().kernel} kernel, {settings.max_sequences} sequences, {settings.n_ctx} tokens")
+        return 0 if serve(engine, replace(settings, model=str(path)), guard, _tell) else 1
+
+
+def _demand_adapters(wanted: Mapping[str, float], there: Mapping[str, object]) -> None:
+    if unknown := sorted(set(wanted) - set(there)):
+        message = (
+            f"--lora names {', '.join(map(repr, unknown))}, which the folder of --adapters does not hold "
+            f"(adapters: {', '.join(there) or 'none'})"
+        )
+        raise LoraNotFoundError(message)
+
+
+def _tell(text: str) -> None:
+    sys.stdout.write(f"{text}\n")
+    sys.stdout.flush()
+
+
+def _log_requests() -> None:
+    """Write what the server logs, the access log too, to standard error, a line each."""
+    for name, form in (("llamafu.access", "%(message)s"), ("llamafu.server", "%(levelname)s: %(message)s")):
+        logger, handler = logging.getLogger(name), logging.StreamHandler()
+        handler.setFormatter(logging.Formatter(form))
+        logger.addHandler(handler)
+        logger.setLevel(logging.INFO)
+        logger.propagate = False
