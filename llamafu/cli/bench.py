@@ -183,9 +183,10 @@ def _cpu() -> str:
 def _text(report: dict[str, Any]) -> str:
     conditions, adapters = report["conditions"], report["adapters"]
     ranks = ", ".join(map(str, adapters["ranks"]))
+    load = "" if conditions["load"] is None else f", load {conditions['load']:.1f}"
     lines = [
         f"{report['model']}: {report['tokens']} new tokens of each request; median of {report['rounds']} (lowest to highest)",
-        f"{conditions['cpu']}, {conditions['cpus']} CPUs, {conditions['threads']} threads",
+        f"{conditions['cpu']}, {conditions['cpus']} CPUs, {conditions['threads']} threads{load}",
         f"libllama {conditions['library']}, kernel {conditions['kernel']}, llamafu {conditions['llamafu']}",
         f"adapters: {len(adapters['given'])} given, {adapters['random']} random; ranks {ranks}",
         "",
