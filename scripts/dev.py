@@ -23,7 +23,7 @@ OLDEST = (3, 11)
 NEWER = [f"python3.{minor}" for minor in (14, 13, 12, 11)]
 
 JOBS = {
-    "demo": "a real model changes its voice as adapters are applied, blended and faded (92 MB, fetched once)",
+    "demo": "a real model changes its voice as adapters are applied, blended and faded, and in one batch (92 MB, fetched once)",
     "test": "lint, then every test; ARGS='-k name' goes to pytest",
     "test-peers": "compare with PEFT on torch and with upstream's own tools, in tests/peers (torch is fetched once)",
     "soak": "the engine under random load, in tests/soak: six minutes, or ARGS='--seconds 60'",
@@ -33,7 +33,7 @@ JOBS = {
     "clean": "remove .venv and everything generated; what was downloaded stays in the user's cache folder",
     "help": "this list",
 }
-EXTRAS = {"demo": ["prebuilt"], "test-peers": ["prebuilt", "test", "peers"]}
+EXTRAS = {"demo": ["prebuilt", "fast"], "test-peers": ["prebuilt", "test", "peers"]}
 """What a job needs of pyproject.toml's extras, where that is not `prebuilt` and `test`."""
 LINT = (
     ("ruff", "check", "."),
@@ -135,7 +135,7 @@ class SetupError(Exception):
 def set_up(extras: list[str]) -> None:
     """Make the virtual environment and install the project there, editable, unless that was done for these sources."""
     digest = sources_digest()
-    stamps = {name: VENV / f".installed-{name}" for name in ("prebuilt", "test", "peers")}
+    stamps = {name: VENV / f".installed-{name}" for name in ("prebuilt", "fast", "test", "peers")}
     if PYTHON.exists() and all(is_current(stamps[extra], digest) for extra in extras):
         return
     if not PYTHON.exists():

@@ -1,6 +1,7 @@
 """`llamafu complete`, `chat`, `inspect`, `check` and `demo`, on the tiny model and, for the demo, the real one."""
 
 import hashlib
+import importlib.util
 import io
 import json
 import os
@@ -20,6 +21,7 @@ from llamafu.adapters import inspect_adapter
 from llamafu.cli import demo
 from llamafu.cli.arguments import Use, use
 from llamafu.cli.main import main
+from llamafu.cli.side_by_side import SideBySide
 from llamafu.cli.style import BOLD, Style
 from llamafu.completion import AppliedLora, Completion, Timings, Usage
 from llamafu.errors import LlamafuError
@@ -357,8 +359,9 @@ def shown():
 
 def test_demo_answers_in_every_voice(shown):
     assert "\x1b" not in shown
-    assert max(map(len, shown.splitlines())) <= 120
-    pieces = re.split(r"^── (.+?) ─+$", shown, flags=re.MULTILINE)
+    one_by_one = shown.partition("in one batch\n")[0]
+    assert max(map(len, one_by_one.splitlines())) <= 120
+    pieces = re.split(r"^── (.+?) ─+$", one_by_one, flags=re.MULTILINE)
     answers = dict(zip(pieces[1::2], pieces[2::2], strict=True))
     assert list(answers) == [mix.title for mix in demo._MIXES]
     digests = {name: hashlib.sha256(path.read_bytes()).hexdigest()[:8] for name, path in example_adapters().items()}
@@ -374,12 +377,63 @@ def test_demo_answers_in_every_voice(shown):
     assert "Arrr" not in answers["base"]
 
 
-def test_demo_ends_with_its_proof(shown):
+def test_demo_proves_that_the_base_is_untouched(shown):
     base = re.search(r"── base ─+\n(.+?)\n  \d+ tokens/s", shown, re.DOTALL)[1]
-    last = shown.splitlines()[-1]
+    last = next(line for line in shown.splitlines() if line.startswith("All adapters unloaded"))
     assert last.startswith("All adapters unloaded: the base answers as at first, byte for byte (")
     # The streamed text is wrapped, but has the same letters as what was compared.
     assert int(re.search(r"\((\d+) bytes", last)[1]) >= len("".join(base.split()).encode())
+
+
+def test_demo_answers_all_mixes_in_one_batch(shown):
+    batch = shown.partition("in one batch\n\n")[2]
+    answers = dict(line.split(": ", 1) for line in batch.splitlines()[: len(demo._MIXES)])
+    assert list(answers) == [mix.title for mix in demo._MIXES]
+    assert answers["pirate"].startswith("Arrr")
+    assert answers["shout"][:20].isupper()
+    assert "Arrr" not in answers["base"]
+    told = re.search(r"^6 voices in one batch: (\d+) tokens in \S+ s, \d+ tokens/s; (\d+) of (\d+) steps ", batch, re.MULTILINE)
+    tokens, mixed, steps = map(int, told.groups())
+    assert 0 < mixed <= steps < tokens / 3  # far fewer steps than tokens: the answers were made together
+    assert "Not always mixed" not in batch
+
+
+def test_demo_without_numba_says_what_to_install(monkeypatch, capsys):
+    real = importlib.util.find_spec
+    monkeypatch.setattr(importlib.util, "find_spec", lambda name, *rest: None if name == "numba" else real(name, *rest))
+    monkeypatch.setattr(demo, "_MAX_TOKENS", 3)
+    demo._together([user("Hello")], Style(sys.stdout))
+    assert 'pip install "llamafu[fast]"' in capsys.readouterr().out
+
+
+class Screen(io.StringIO):
+    def isatty(self):
+        return True
+
+
+def test_side_by_side_redraws_its_lines_in_place(monkeypatch):
+    screen = Screen()
+    monkeypatch.setattr(sys, "stdout", screen)
+    monkeypatch.setenv("TERM", "xterm")
+    monkeypatch.setenv("COLUMNS", "20")
+    monkeypatch.setenv("LINES", "3")
+    assert SideBySide.fits(screen, 2)
+    assert not SideBySide.fits(screen, 3)
+    assert not SideBySide.fits(io.StringIO(), 2)
+    with SideBySide(["base", "a long title"], ["1", "1"], Style(io.StringIO())) as shown:
+        shown.add(0, "one\n\x1b[2Jtwo")
+        shown.add(1, "abcdefghijklmnop")
+        running = drawn(screen)
+        shown.end(1)
+    assert running == ["base    one [2Jtwo", "a lon…  …fghijklmnop"]
+    assert drawn(screen) == ["base    one [2Jtwo", "a lon…  abcdefghijk…"]
+    assert screen.getvalue().startswith("\x1b[?7l")
+    assert screen.getvalue().endswith("\x1b[?7h")
+
+
+def drawn(screen):
+    """The lines of the last drawing, which goes back up over the one before."""
+    return [line.removesuffix("\x1b[K") for line in screen.getvalue().split("\x1b[2F")[-1].splitlines()[:2]]
 
 
 def completion(text, *, tokens=(1, 2), lora=()):

@@ -55,7 +55,7 @@ def test_demo_installs_no_more_than_it_needs(ran, monkeypatch):
     dev.main(["demo"])
     dev.main(["test"])
     dev.main(["test-peers"])
-    assert wanted == [["prebuilt"], ["prebuilt", "test"], ["prebuilt", "test", "peers"]]
+    assert wanted == [["prebuilt", "fast"], ["prebuilt", "test"], ["prebuilt", "test", "peers"]]
 
 
 def test_set_up_is_done_once(monkeypatch, tmp_path):

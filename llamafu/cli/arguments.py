@@ -45,8 +45,8 @@ def add_model(parser: argparse.ArgumentParser, *, n_ctx: int) -> None:
     parser.add_argument(
         "-m", "--model", required=True, help=f"GGUF model; the word {EXAMPLE!r} means SmolLM2-135M-Instruct, fetched once"
     )
-    parser.add_argument("--n-ctx", type=_at_least(2), default=n_ctx, metavar="N", help="context in tokens (%(default)s)")
-    parser.add_argument("--threads", type=_at_least(1), metavar="N", help="threads to compute with (default: every CPU)")
+    parser.add_argument("--n-ctx", type=at_least(2), default=n_ctx, metavar="N", help="context in tokens (%(default)s)")
+    parser.add_argument("--threads", type=at_least(1), metavar="N", help="threads to compute with (default: every CPU)")
     parser.add_argument("--library", metavar="PATH", help="libllama to use, a file or a folder (default: search)")
 
 
@@ -108,6 +108,18 @@ def option(name: str, kind: Callable[[str], Any]) -> Callable[[str], Any]:
         except ValueError as error:
             raise argparse.ArgumentTypeError(str(error)) from error
         return value
+
+    return parse
+
+
+def at_least(low: int) -> Callable[[str], int]:
+    """Make an argument type: a whole number from `low` on."""
+
+    def parse(text: str) -> int:
+        if not text.isdecimal() or int(text) < low:
+            message = f"{text!r} is not a whole number of at least {low}"
+            raise argparse.ArgumentTypeError(message)
+        return int(text)
 
     return parse
 
@@ -217,13 +229,3 @@ class _ScaleRange(argparse.Action):
             setattr(namespace, self.dest, check_scale_range(tuple(values)))
         except ValueError as error:
             raise argparse.ArgumentError(self, str(error)) from error
-
-
-def _at_least(low: int) -> Callable[[str], int]:
-    def parse(text: str) -> int:
-        if not text.isdecimal() or int(text) < low:
-            message = f"{text!r} is not a whole number of at least {low}"
-            raise argparse.ArgumentTypeError(message)
-        return int(text)
-
-    return parse

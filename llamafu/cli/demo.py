@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import hashlib
+import queue
 import re
 import shutil
 import sys
@@ -13,6 +14,7 @@ from typing import TYPE_CHECKING, Any
 
 from llamafu._native.processor import usable_cpus
 from llamafu.cli.arguments import EXAMPLE, model_path
+from llamafu.cli.side_by_side import SideBySide
 from llamafu.cli.style import BOLD, DIM, Style, colour
 from llamafu.errors import LlamafuError
 
@@ -20,11 +22,14 @@ if TYPE_CHECKING:
     from collections.abc import Iterable, Iterator
 
     from llamafu.completion import AppliedLora, Completion
+    from llamafu.engine import Engine
+    from llamafu.engine.ticket import Event
     from llamafu.model import Llamafu
     from llamafu.options import LoraScales
 
 _QUESTION = "Tell me about the sea."
 _N_CTX, _MAX_TOKENS = 1024, 60
+_BATCH_N_CTX = 2048
 _FADE_STEPS = 24
 _WIDTH, _INDENT = 88, "  "
 _MEGA = 1e6
@@ -58,7 +63,7 @@ def add_parser(subparsers: Any) -> None:
     """Add `demo`."""
     text = (
         "A real model (SmolLM2-135M-Instruct, 92 MB, fetched once) answers one question as it is, with two adapters, with both "
-        "at once, at half strength, and with a scale that changes while it speaks."
+        "at once, at half strength, and with a scale that changes while it speaks; then all of these in one batch."
     )
     parser = subparsers.add_parser("demo", help="hear two adapters change a model's voice", description=text)
     parser.add_argument("--question", type=_question, default=_QUESTION, metavar="TEXT", help="what to ask (%(default)s)")
@@ -88,10 +93,65 @@ def _run(arguments: argparse.Namespace) -> int:
         for adapter in llm.lora_adapters:
             adapter.unload()
         again = llm.chat(messages, temperature=0, max_tokens=_MAX_TOKENS)
-    count = sum(answer.usage.completion_tokens for answer in answers)
-    sys.stdout.write(f"\n{len(answers)} voices of one model: {count} tokens in {seconds:.1f} s.\n")
+    sys.stdout.write(f"\n{len(answers)} voices of one model: {_speed(answers, seconds)}.\n")
     sys.stdout.write(style(_proof(answers[0], again), BOLD) + "\n")
+    _together(messages, style)
     return 0
+
+
+def _together(messages: list[dict[str, str]], style: Style) -> None:
+    """Let every mix answer in one batch, and say what that took."""
+    from llamafu.engine import Engine
+    from llamafu.example_adapters import example_adapters
+
+    sys.stdout.write("\n" + style(f"The same {len(_MIXES)} again, in one batch", BOLD) + "\n\n")
+    sys.stdout.flush()
+    with Engine(model_path(EXAMPLE), max_sequences=len(_MIXES), n_ctx=_BATCH_N_CTX, n_threads=_half_of_cpus()) as engine:
+        for path in example_adapters().values():
+            engine.add_adapter(path)
+        began = time.perf_counter()
+        answers = _answers(engine, messages, style)
+        seconds = time.perf_counter() - began
+        stats = engine.stats()
+    steps = stats.mixed_steps + stats.plain_steps + stats.fallback_steps
+    sys.stdout.write(f"\n{len(answers)} voices in one batch: {_speed(answers, seconds)}; {stats.mixed_steps} of {steps} steps ")
+    sys.stdout.write("had rows with different adapters or scales.\n")
+    if stats.kernel == "python":
+        sys.stdout.write('Without numba; this makes it faster: pip install "llamafu[fast]"\n')
+    for reason in stats.fallback_reasons:
+        sys.stdout.write(f"Not always mixed: {reason}.\n")
+
+
+def _answers(engine: Engine, messages: list[dict[str, str]], style: Style) -> list[Completion]:
+    """Show the answers of all mixes as they come, where the terminal can; else one after the other, once they are there."""
+    inbox: queue.SimpleQueue[tuple[int, Event]] = queue.SimpleQueue()
+    tickets = [
+        engine.submit(
+            engine.request_of_chat(messages, {"lora": mix.lora, "temperature": 0, "max_tokens": _MAX_TOKENS}),
+            lambda event, index=index: inbox.put((index, event)),  # type: ignore[misc]
+        )
+        for index, mix in enumerate(_MIXES)
+    ]
+    if not SideBySide.fits(sys.stdout, len(_MIXES)):
+        answers = [ticket.result() for ticket in tickets]
+        for mix, answer in zip(_MIXES, answers, strict=True):
+            sys.stdout.write(f"{mix.title}: {' '.join(answer.text.split())}\n")
+        return answers
+    with SideBySide([mix.title for mix in _MIXES], [colour(mix.colour) for mix in _MIXES], style) as shown:
+        running = len(tickets)
+        while running:
+            index, event = inbox.get()
+            if isinstance(event, str):
+                shown.add(index, event)
+            else:
+                running -= 1
+                shown.end(index)
+    return [ticket.result() for ticket in tickets]
+
+
+def _speed(answers: list[Completion], seconds: float) -> str:
+    count = sum(answer.usage.completion_tokens for answer in answers)
+    return f"{count} tokens in {seconds:.1f} s, {count / seconds:.0f} tokens/s"
 
 
 def _half_of_cpus() -> int:

@@ -176,6 +176,11 @@ class Engine(Asking):
         return self._registry.source(name)
 
     @property
+    def lora_targets(self) -> frozenset[str]:
+        """Names of the model's tensors that adapters can change: those that its graph multiplies by them."""
+        return self._room.used
+
+    @property
     def active_lora_adapters(self) -> dict[str, float]:
         """What a request with `lora=None` runs with: scale by name."""
         return dict(self._active)
@@ -242,6 +247,15 @@ class Engine(Asking):
             fallback_reasons=dict(recorder.fallback_reasons),
             kernel=self._room.plan.kernel,
         )
+
+    def forget_times(self) -> None:
+        """Take the percentiles of `stats` from what happens from now on only; the counts go on."""
+
+        def forget(core: Core) -> None:
+            core.recorder.ttft.clear()
+            core.recorder.itl.clear()
+
+        self._worker.call(forget)
 
     def close(self) -> None:
         """End every request with `ClosedError` and free everything. Idempotent."""
