@@ -53,9 +53,16 @@ def render(model: Model, messages: Sequence[Mapping[str, Any]], *, tools: Sequen
         message = f"libllama does not recognise this model's chat template; {mend}"
         raise LlamafuError(message, code=ErrorCode.INVALID_PARAM)
     warnings.warn(
-        f"the chat prompt was made by libllama's rendition of a known template; {mend}", ChatTemplateWarning, stacklevel=4
+        f"the chat prompt was made by libllama's rendition of a known template; {mend}", ChatTemplateWarning, stacklevel=5
     )
     return text
+
+
+def tokenize(model: Model, messages: Sequence[Mapping[str, Any]], *, tools: Sequence[Mapping[str, Any]] = ()) -> list[int]:
+    """Return the token ids of what `render` makes; a template that begins with BOS gets no second one."""
+    prompt = render(model, messages, tools=tools)
+    starts_with_bos = model.adds_bos and prompt.startswith(_spell(model, model.bos))
+    return model.tokenize(prompt.encode(), add_special=not starts_with_bos, parse_special=True)
 
 
 def _check(index: int, message: Mapping[str, Any]) -> dict[str, Any]:

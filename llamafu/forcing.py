@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any
 
 from llamafu.errors import ContextOverflowError, DecodeError
-from llamafu.generation import activation, prompt_states
+from llamafu.generation import activation, states_of
 from llamafu.prefix import plan
 
 if TYPE_CHECKING:
@@ -35,7 +35,7 @@ def forced_logits(
         )
         raise ContextOverflowError(message)
     starts = {a: activation(prompt, a.info.invocation_tokens) for a in lora.first}
-    first = plan(prompt, prompt_states(lora, starts, len(prompt)), context.n_batch)
+    first = plan(prompt, states_of(lora, starts, len(prompt)), context.n_batch)
     rest = (
         plan(said, [_state_at(lora, starts, len(prompt), step) for step in range(1, len(said) + 1)], context.n_batch)
         if said

@@ -14,7 +14,7 @@ from llamafu.sampling import Picker
 from llamafu.text import TextAssembler
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping, Sequence
+    from collections.abc import Callable, Iterable, Mapping, Sequence
 
     from llamafu._native.instance import Instance
     from llamafu.lora import LoraAdapter, LoraSet, State
@@ -54,7 +54,7 @@ class Generation:
         self._scales = lora.first
         self._starts = {a: activation(self._prompt, a.info.invocation_tokens) for a in self._scales}
         self._dormant = {a for a, start in self._starts.items() if start > len(self._prompt)}
-        self._segments = plan(self._prompt, prompt_states(lora, self._starts, len(self._prompt)), context.n_batch)
+        self._segments = plan(self._prompt, states_of(lora, self._starts, len(self._prompt)), context.n_batch)
         self._text = TextAssembler(options.stops)
         self._picker = Picker(model, options, self._prompt)
         self._tokens: list[int] = []
@@ -183,11 +183,21 @@ def activation(prompt: Sequence[int], invocation: tuple[int, ...]) -> int:
     return next(found, len(prompt) + 1)
 
 
-def prompt_states(lora: LoraSet, starts: Mapping[LoraAdapter, int], length: int) -> list[State]:
-    """State of each of the `length` tokens of a prompt: an aLoRA acts from the last occurrence of its invocation tokens on."""
-    borders = sorted({0, *starts.values()})
-    acting = {border: lora.state({a: scale for a, scale in lora.first.items() if starts[a] <= border}) for border in borders}
-    states = []
+def prompt_states(starts: Iterable[int], length: int, acting: Callable[[int], State]) -> list[State]:
+    """State of each of the `length` tokens of a prompt: an aLoRA acts from the last occurrence of its invocation tokens on.
+
+    `starts` are the positions from which adapters act; `acting` returns the state of those that act at a position.
+    """
+    borders = sorted({0, *(start for start in starts if start < length)})
+    states: list[State] = []
     for border, following in zip(borders, [*borders[1:], length], strict=True):
-        states.extend([acting[border]] * (min(following, length) - min(border, length)))
+        states += [acting(border)] * (following - border)
     return states
+
+
+def states_of(lora: LoraSet, starts: Mapping[LoraAdapter, int], length: int) -> list[State]:
+    """State of each prompt token under a set of adapters; `starts` has the position from which each acts."""
+    first = lora.first
+    return prompt_states(
+        starts.values(), length, lambda place: lora.state({a: scale for a, scale in first.items() if starts[a] <= place})
+    )

@@ -23,7 +23,7 @@ from llamafu.forcing import forced_logits
 from llamafu.generation import Desk, Generation
 from llamafu.lora import check_scale_range
 from llamafu.lora_host import LoraHost
-from llamafu.options import OptionArguments, Options, takes_options
+from llamafu.options import OptionArguments, Options, check_whole, takes_options
 from llamafu.prefix import PrefixCache
 from llamafu.probing import Prober
 from llamafu.stream import Stream
@@ -73,11 +73,11 @@ class Llamafu(LoraHost):
         library: str | os.PathLike[str] | None = None,
         embeddings: bool = False,
     ) -> None:
-        _check_whole("n_ctx", n_ctx, 2, _INT32_MAX)
-        _check_whole("n_batch", n_batch, 1, _INT32_MAX)
+        check_whole("n_ctx", n_ctx, low=2, high=_INT32_MAX)
+        check_whole("n_batch", n_batch, low=1, high=_INT32_MAX)
         n_threads = min(usable_cpus(), _MOST_THREADS) if n_threads is None else n_threads
-        _check_whole("n_threads", n_threads, 1, _MOST_THREADS)
-        _check_whole("n_gpu_layers", n_gpu_layers, -1, _INT32_MAX)
+        check_whole("n_threads", n_threads, low=1, high=_MOST_THREADS)
+        check_whole("n_gpu_layers", n_gpu_layers, low=-1, high=_INT32_MAX)
         if flash_attn not in FLASH_ATTENTION:
             message = f"flash_attn={flash_attn!r} is none of {', '.join(map(repr, FLASH_ATTENTION))}"
             raise ValueError(message)
@@ -166,7 +166,7 @@ class Llamafu(LoraHost):
         with self._sharing() as model:
             largest = model.n_vocab - 1
         for token in (*prompt, *said):
-            _check_whole("a token", token, 0, largest)
+            check_whole("a token", token, low=0, high=largest)
         chosen = self._lora_set(lora)
         with self._between_steps(disturbs=True):
             return forced_logits(self._desk, prompt, said, chosen)
@@ -179,9 +179,7 @@ class Llamafu(LoraHost):
     def tokenize_chat(self, messages: Sequence[Mapping[str, Any]]) -> list[int]:
         """Return the token ids of `messages` as `chat` formats them, up to where the answer begins."""
         with self._sharing() as model:
-            prompt = chat_module.render(model, messages)
-            starts_with_bos = model.adds_bos and prompt.startswith(model.detokenize([model.bos], special=True))
-        return self.tokenize(prompt, add_special=not starts_with_bos)
+            return chat_module.tokenize(model, messages)
 
     def detokenize(self, tokens: Sequence[int], *, special: bool = False) -> str:
         """Return the text of token ids; control tokens are spelled out when `special`."""
@@ -247,12 +245,6 @@ class Llamafu(LoraHost):
             generation.abandon()
             raise
         return generation.completion
-
-
-def _check_whole(name: str, value: object, low: int, high: int) -> None:
-    if isinstance(value, bool) or not isinstance(value, int) or not low <= value <= high:
-        message = f"{name}={value!r} is not a whole number from {low} to {high}"
-        raise ValueError(message)
 
 
 def _free(prober: Prober, instance: Instance) -> None:

@@ -74,8 +74,8 @@ class Options:
     ignore_eos: bool = False
 
     def __post_init__(self) -> None:
-        _whole("max_tokens", self.max_tokens, low=1)
-        _whole("top_k", self.top_k, low=0)
+        check_whole("max_tokens", self.max_tokens, low=1)
+        check_whole("top_k", self.top_k, low=0)
         _number("temperature", self.temperature, low=0.0)
         _number("top_p", self.top_p, low=0.0, high=1.0)
         _number("min_p", self.min_p, low=0.0, high=1.0)
@@ -83,9 +83,9 @@ class Options:
         _number("frequency_penalty", self.frequency_penalty)
         _number("presence_penalty", self.presence_penalty)
         if self.seed is not None:
-            _whole("seed", self.seed, low=0, high=_SEED_LIMIT - 1)
+            check_whole("seed", self.seed, low=0, high=_SEED_LIMIT - 1)
         if self.logprobs is not None:
-            _whole("logprobs", self.logprobs, low=0)
+            check_whole("logprobs", self.logprobs, low=0)
         for text in self.stops:
             if not isinstance(text, str) or not text:
                 message = f"stop={text!r} is not a non-empty string; give a string or a sequence of them"
@@ -129,7 +129,8 @@ def takes_options(function: _F) -> _F:
     return function
 
 
-def _whole(name: str, value: object, *, low: int, high: int | None = None) -> None:
+def check_whole(name: str, value: object, *, low: int, high: int | None = None) -> None:
+    """Raise ValueError unless `value`, the option `name`, is a whole number within the limits."""
     if isinstance(value, bool) or not isinstance(value, int) or value < low or (high is not None and value > high):
         limit = f"from {low} to {high}" if high is not None else f"of at least {low}"
         message = f"{name}={value!r} is not a whole number {limit}"

@@ -153,9 +153,7 @@ class Asking:
     ) -> Request:
         self._demand_open()
         with self._room.sharing() as model:
-            prompt = chat_module.render(model, messages, tools=tools)
-            starts_with_bos = model.adds_bos and prompt.startswith(model.detokenize([model.bos], special=True))
-            tokens = model.tokenize(prompt.encode(), add_special=not starts_with_bos, parse_special=True)
+            tokens = chat_module.tokenize(model, messages, tools=tools)
         return _request(tokens, options)
 
     def _submit(self, asked: Sequence[tuple[Request, Ticket]]) -> list[Ticket]:

@@ -51,7 +51,7 @@ class Bank:
 
     def holds(self, content: Content) -> bool:
         """Whether every tensor of an adapter is one that rows can have of their own."""
-        return all(tensor.name in self._targets for tensor in content.info.tensors)
+        return content.pairs.keys() <= self._targets.keys()
 
     def refuse_too_large(self, ranks: Mapping[str, int]) -> None:
         """Raise LoraError when contents of these ranks can never be in the bank together."""

@@ -21,6 +21,7 @@ from llamafu.engine.stats import EngineStats, Percentiles
 from llamafu.engine.worker import Worker
 from llamafu.errors import LoraError, LoraIncompatibleError
 from llamafu.lora import check_scale, check_scale_range
+from llamafu.options import check_whole
 
 if TYPE_CHECKING:
     import os
@@ -79,7 +80,7 @@ class Engine(Asking):
             ("n_threads", n_threads, 1, _MOST_THREADS),
             ("n_gpu_layers", n_gpu_layers, -1, _MOST),
         ):
-            _check_whole(name, value, low, high)
+            check_whole(name, value, low=low, high=high)
         if max_sequences > n_batch:
             message = f"max_sequences={max_sequences} is more than n_batch={n_batch}: raise that"
             raise ValueError(message)
@@ -283,12 +284,6 @@ class Engine(Asking):
         for path in sorted(folder.iterdir()):
             if path.suffix == ".gguf" or (path / CONFIG).exists():
                 self.add_adapter(path)
-
-
-def _check_whole(name: str, value: object, low: int, high: int) -> None:
-    if isinstance(value, bool) or not isinstance(value, int) or not low <= value <= high:
-        message = f"{name}={value!r} is not a whole number from {low} to {high}"
-        raise ValueError(message)
 
 
 def _demand_usable(room: Room, file: AdapterFile) -> None:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, fields
+from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from llamafu.options import Options
@@ -35,6 +35,3 @@ class Request(Options):
         if self.timeout is not None and not (is_number and self.timeout > 0):
             message = f"timeout={self.timeout!r} is not a number of seconds above 0"
             raise ValueError(message)
-
-
-OPTION_NAMES = frozenset(field.name for field in fields(Request)) - {"prompt"}

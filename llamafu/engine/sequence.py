@@ -3,22 +3,21 @@
 from __future__ import annotations
 
 import time
+from functools import partial
 from typing import TYPE_CHECKING
 
 from llamafu.completion import Completion, FinishReason, Timings, TokenLogprob, Usage
-from llamafu.generation import activation
+from llamafu.generation import activation, prompt_states
 from llamafu.text import TextAssembler
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import Mapping, Sequence
 
     from llamafu.engine.mix import Mix
     from llamafu.engine.request import Request
     from llamafu.engine.ticket import Ticket
     from llamafu.lora import State
     from llamafu.sampling import Picker
-
-_BASE: State = ()
 
 
 class SequenceRun:
@@ -46,7 +45,6 @@ class SequenceRun:
         self.picker: Picker | None = None
         self.arrived = time.perf_counter()
         self.deadline = None if request.timeout is None else self.arrived + request.timeout
-        self.started = self.arrived
         self.first_token: float | None = None
         self.last_token = self.arrived
         self.text = TextAssembler(request.stops)
@@ -60,17 +58,11 @@ class SequenceRun:
         starts = {use.content.digest: activation(prompt, use.content.info.invocation_tokens) for use in mix.uses}
         self.dormant = frozenset(digest for digest, start in starts.items() if start > len(prompt))
         self._acting = frozenset(starts) - self.dormant if self.dormant else None
-        self.states = self._prompt_states(starts)
+        self.states = prompt_states(starts.values(), len(prompt), partial(self._state_at, starts))
 
-    def _prompt_states(self, starts: dict[str, int]) -> list[State]:
-        """State of each prompt token: an aLoRA acts from the last occurrence of its invocation tokens on."""
-        scales = self.mix.first
-        borders = sorted({0, *(start for start in starts.values() if start < self.prompt_length)})
-        states: list[State] = []
-        for border, following in zip(borders, [*borders[1:], self.prompt_length], strict=True):
-            acting = frozenset(digest for digest, start in starts.items() if start <= border)
-            states += [self.mix.state(scales, acting)] * (following - border)
-        return states
+    def _state_at(self, starts: Mapping[str, int], place: int) -> State:
+        """State of the prompt token at `place`; `starts` has the position from which each content acts."""
+        return self.mix.state(self.mix.first, frozenset(digest for digest, start in starts.items() if start <= place))
 
     @property
     def group(self) -> frozenset[str]:
