@@ -6,6 +6,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from llamafu._native.attention import Attention
 from llamafu.errors import DecodeError
 
 if TYPE_CHECKING:
@@ -40,36 +41,38 @@ class Gather:
         units: int,
         dtype: type[np.float16 | np.float32],
     ) -> None:
-        from llamafu._native import kernels
+        from llamafu._native import attention_kernel, kernels, words
 
-        self._k = kernels
+        self._k, self._w = kernels, words
         self._library = library
         self._chains = tuple(chains)
         self.a = [np.zeros((units, c.experts, n), dtype) for c, (n, _) in zip(chains, shapes, strict=True)]
         self.b = [np.zeros((units, c.experts, n), dtype) for c, (_, n) in zip(chains, shapes, strict=True)]
         self.strength = np.zeros((len(chains), units), np.float32)
-        self._state = np.zeros(kernels.STATE_WORDS, np.int64)
+        self._state = np.zeros(words.STATE_WORDS, np.int64)
         self._records = np.zeros((len(chains), kernels.RECORD_WORDS), np.int64)
         self._lookup = _hashed([(c.a, 2 * i) for i, c in enumerate(chains)] + [(c.b, 2 * i + 1) for i, c in enumerate(chains)])
         self._products = np.zeros(0, np.float32)
         self._tables: list[RowTable] = []
         self._most_used = max((c.used for c in chains), default=1)
         # By `new`, which zeroes what is not named; a dictionary passed by value would leave it as it is.
-        room = library.ffi.new("struct ggml_init_params *", {"mem_size": _ROOM * (2 * len(chains) + 2), "no_alloc": True})
+        room = library.ffi.new("struct ggml_init_params *", {"mem_size": _ROOM * (2 * len(chains) + 3), "no_alloc": True})
         self._context = library.lib.ggml_init(room[0])
         self._source = library.lib.ggml_new_tensor_1d(self._context, library.types["f32"], 1)
         self._fill(shapes, half=dtype is np.float16)
+        _, parameters = self._operation(attention_kernel.attend, self._state.ctypes.data)
+        self.attention = Attention(library, self._state, parameters)
 
     def _fill(self, shapes: Sequence[tuple[int, int]], *, half: bool) -> None:
-        k, state = self._k, self._state
+        k, w, state = self._k, self._w, self._state
         ffi = self._library.ffi
         offsets = {name: field.offset for name, field in ffi.typeof("struct ggml_tensor").fields}
-        members = (("src", k.SRC), ("ne", k.NE), ("nb", k.NB), ("op", k.OP), ("op_params", k.PARAMS), ("data", k.DATA))
+        members = (("src", w.SRC), ("ne", w.NE), ("nb", w.NB), ("op", w.OP), ("op_params", w.PARAMS), ("data", w.DATA))
         for name, word in members:
             state[word] = offsets[name]
-        state[k.TABLE], state[k.TABLE_MASK] = self._lookup.ctypes.data, len(self._lookup) - 1
-        state[k.RECORDS] = self._records.ctypes.data
-        state[k.HALF] = half
+        state[w.TABLE], state[w.TABLE_MASK] = self._lookup.ctypes.data, len(self._lookup) - 1
+        state[w.RECORDS] = self._records.ctypes.data
+        state[w.HALF] = half
         for i, (chain, (n_in, n_out)) in enumerate(zip(self._chains, shapes, strict=True)):
             record = self._records[i]
             record[k.STATE] = state.ctypes.data
@@ -77,15 +80,19 @@ class Gather:
             record[k.IN], record[k.OUT], record[k.EXPERTS], record[k.USED] = n_in, n_out, chain.experts, chain.used
             record[k.STRENGTH] = self.strength[i].ctypes.data
             for place, kernel in ((k.FIRST_PARAMS, k.first_kernel), (k.LAST_PARAMS, k.last_kernel)):
-                number, params = self._operation(kernel.address, record.ctypes.data)
-                state[k.CUSTOM] = number
+                number, params = self._operation(kernel, record.ctypes.data)
+                state[w.CUSTOM] = number
                 record[place : place + len(params)] = params
 
-    def _operation(self, function: int, user_data: int) -> tuple[int, NDArray[np.int64]]:
+    def _operation(self, kernel: Any, user_data: int) -> tuple[int, NDArray[np.int64]]:
         """Let ggml make a custom operation, and return its number and parameters."""
         ffi, lib = self._library.ffi, self._library.lib
         made = lib.ggml_map_custom1(
-            self._context, self._source, ffi.cast("ggml_custom1_op_t", function), _ALL_THREADS, ffi.cast("void *", user_data)
+            self._context,
+            self._source,
+            ffi.cast("ggml_custom1_op_t", kernel.address),
+            _ALL_THREADS,
+            ffi.cast("void *", user_data),
         )
         return int(made.op), np.frombuffer(bytes(ffi.buffer(made.op_params)), np.int64)
 
@@ -97,31 +104,31 @@ class Gather:
 
     def set_rows(self, rows: RowTable, outputs: RowTable) -> None:
         """Say what the rows of the next decode use; `outputs` are those of them whose logits are wanted."""
-        k, state = self._k, self._state
+        w, state = self._w, self._state
         self._tables = [rows, outputs]
         for place, table in enumerate(self._tables):
-            word = k.TABLES + k.TABLE_WORDS * place
-            state[word + k.ROWS], state[word + k.USES] = table.rows, len(table.unit)
-            state[word + k.START], state[word + k.UNIT] = table.start.ctypes.data, table.unit.ctypes.data
-            state[word + k.USE_SCALE], state[word + k.USE_ROW] = table.scale.ctypes.data, table.row.ctypes.data
+            word = w.TABLES + w.TABLE_WORDS * place
+            state[word + w.ROWS], state[word + w.USES] = table.rows, len(table.unit)
+            state[word + w.START], state[word + w.UNIT] = table.start.ctypes.data, table.unit.ctypes.data
+            state[word + w.USE_SCALE], state[word + w.USE_ROW] = table.scale.ctypes.data, table.row.ctypes.data
         needed = len(rows.unit) * self._most_used
         if needed > len(self._products):
             self._products = np.zeros(2 * needed, np.float32)
-            state[k.PRODUCTS] = self._products.ctypes.data
-        state[k.FAULT] = state[k.FIRSTS] = state[k.LASTS] = 0
+            state[w.PRODUCTS] = self._products.ctypes.data
+        state[w.FAULT] = state[w.FIRSTS] = state[w.LASTS] = 0
 
     def check(self) -> None:
         """Raise DecodeError unless every target's operation was replaced, once, over rows of the right number."""
-        k, state = self._k, self._state
-        fault, count = int(state[k.FAULT]), len(self._chains)
+        k, w, state = self._k, self._w, self._state
+        fault, count = int(state[w.FAULT]), len(self._chains)
         if fault:
             kinds = {k.FAULT_ROWS: "an unexpected number of rows", k.FAULT_ORDER: "operations in an unexpected order"}
             target = self._chains[fault // 8 - 1].target
             message = f"the batch was not computed: {kinds.get(fault % 8, 'an unexpected operation')} at {target}"
             raise DecodeError(message)
-        if state[k.FIRSTS] != count or state[k.LASTS] != count:
+        if state[w.FIRSTS] != count or state[w.LASTS] != count:
             message = (
-                f"the batch was not computed: {state[k.FIRSTS]} of {count} adapted tensors began, {state[k.LASTS]} ended; "
+                f"the batch was not computed: {state[w.FIRSTS]} of {count} adapted tensors began, {state[w.LASTS]} ended; "
                 "was it split?"
             )
             raise DecodeError(message)

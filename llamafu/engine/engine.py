@@ -247,6 +247,7 @@ class Engine(Asking):
             fallback_steps=recorder.fallback_steps,
             fallback_reasons=dict(recorder.fallback_reasons),
             kernel=self._room.plan.kernel,
+            attention=self._room.attention,
         )
 
     def forget_times(self) -> None:

@@ -71,6 +71,8 @@ class Room:
         self.used: frozenset[str] = frozenset()
         """Tensors that the graph multiplies by adapters."""
         self.plan = Plan("none", "")
+        self.attention = "the bank's kernel is not compiled"
+        """Who computes attention over a few rows: "compiled", or why it is libllama."""
         self.instance = Instance(
             library,
             base.path,
@@ -128,6 +130,8 @@ class Room:
         # The base's shapes are in GGUF's order: in, out, experts.
         sizes = [(shapes[chain.target][0], shapes[chain.target][1]) for chain in chains]
         store = kind(instance.library, chains, sizes, units=self._rank, dtype=self._dtype)
+        if isinstance(store, Gather):
+            self.attention = store.attention.prove(instance.model, instance.context_options) or "compiled"
         self.bank = Bank(store, [chain.target for chain in chains], self._rank)
         return store
 

@@ -74,6 +74,8 @@ class EngineStats:
     """Why, and how often."""
     kernel: str
     """"compiled" (numba, the extra `fast`), "python", or "none" where every state needs a decode call of its own."""
+    attention: str
+    """"compiled" where decode calls of a few rows take the attention of `fast`, else why they take libllama's."""
 
 
 class Recorder:
