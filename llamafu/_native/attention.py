@@ -50,7 +50,9 @@ class Attention:
         Returns why not, or nothing. Computes a small batch's first layers, in a context of its own with these options.
         """
         self._give(options.n_threads, -(-options.n_ctx // _SMALL) * _SMALL)
-        small = replace(options, n_ctx=_SMALL, n_batch=len(_TOKENS), n_seq_max=2, embeddings=False)
+        # One thread: libgomp would keep a second one for the caller's thread, and with more threads than CPUs it lets
+        # those of the thread that decodes later sleep at every barrier.
+        small = replace(options, n_ctx=_SMALL, n_batch=len(_TOKENS), n_seq_max=2, n_threads=1, embeddings=False)
         self._reason = _UNUSED
         context = Context(model, small, hook=Watcher(self._library, self._compare))
         try:
