@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import json
 import os
-import shutil
 import socket
 import subprocess
 import tempfile
@@ -21,7 +20,6 @@ from typing import TYPE_CHECKING, Any, Self
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
 
-ENVIRONMENT = "LLAMAFU_BENCH_TOOLS"
 NAME = "llama-server"
 _PATIENCE = 120  # seconds until it has to be ready, and for one answer
 
@@ -32,19 +30,6 @@ class Answer:
 
     tokens: tuple[int, ...]
     timings: dict[str, float]
-
-
-def find_tools(named: str | None) -> Path | None:
-    """Folder with `llama-server`: the one named, that of the variable, or that on the PATH; None where there is none."""
-    named = named or os.environ.get(ENVIRONMENT)
-    if named:
-        folder = Path(named)
-        if not (folder / NAME).is_file():
-            message = f"{folder} holds no {NAME}; name the folder that it was built into"
-            raise SystemExit(message)
-        return folder
-    on_path = shutil.which(NAME)
-    return Path(on_path).resolve().parent if on_path else None
 
 
 class LlamaServer:

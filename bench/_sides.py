@@ -5,6 +5,7 @@ from __future__ import annotations
 import itertools
 import multiprocessing
 import time
+from contextlib import ExitStack
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Literal
 
@@ -15,7 +16,6 @@ from llamafu.engine import Engine, Request
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
-    from contextlib import ExitStack
     from pathlib import Path
 
     from llamafu.options import Scale
@@ -120,14 +120,24 @@ def engine_side(
 
 
 def bare_side(setting: Setting, stack: ExitStack) -> Callable[[], Run]:
-    """A bare loop of llama_decode with the first adapter for all: see `_bare.py`.
+    """A bare loop of llama_decode with the first adapter for all: see `_bare.py`."""
+    return _elsewhere(_serve_bare, setting, stack)
 
-    In a process of its own: libgomp counts the threads of all its users in a process, and beyond the number of CPUs it
-    lets them sleep at every barrier, which slows both.
+
+def python_side(setting: Setting, stack: ExitStack) -> Callable[[], Run]:
+    """An engine without compiled code, mixed."""
+    return _elsewhere(_serve_python, setting, stack)
+
+
+def _elsewhere(serve: Callable[[Setting, Any], None], setting: Setting, stack: ExitStack) -> Callable[[], Run]:
+    """Run a side in a process of its own.
+
+    libgomp counts the threads of all its users in a process, and beyond the number of CPUs it lets them sleep at every
+    barrier, which slows all.
     """
     spawn = multiprocessing.get_context("spawn")
     ours, theirs = spawn.Pipe()
-    child = spawn.Process(target=_serve_bare, args=(setting, theirs), daemon=True)
+    child = spawn.Process(target=serve, args=(setting, theirs), daemon=True)
     child.start()
 
     def end() -> None:
@@ -151,6 +161,15 @@ def _serve_bare(setting: Setting, pipe: Any) -> None:
             began = time.perf_counter()
             made = bare.run([bare.tokenize(text) for text in texts], TOKENS, setting.adapters[0])
             pipe.send((time.perf_counter() - began, [tuple(answer) for answer in made]))
+
+
+def _serve_python(setting: Setting, pipe: Any) -> None:
+    """Answer the lists of prompts that come through `pipe`, until None comes."""
+    with ExitStack() as stack:
+        engine = open_engine(setting, stack, "python")
+        while (texts := pipe.recv()) is not None:
+            run = engine_side(engine, setting.k, lambda i: {str(i): 1.0}, texts)()
+            pipe.send((run.seconds, run.answers))
 
 
 def open_bare(setting: Setting) -> BareLoop:

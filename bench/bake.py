@@ -1,10 +1,9 @@
 """Baking into a 1B-class Q4_0 model: Llamafu against llama-export-lora followed by llama-quantize, in turn.
 
-    python bench/bake.py --tools FOLDER
+    python bench/bake.py [--tools FOLDER]
 
-FOLDER (or LLAMAFU_TOOLS) holds both programs; in a llama.cpp source tree
-`cmake -B build && cmake --build build --target llama-export-lora llama-quantize` puts them into build/bin. Model and
-adapter are random and made here. Peak memory is that of the largest process. Skipped without the tools.
+FOLDER (or LLAMAFU_BENCH_TOOLS) holds both programs; without one they are compiled from their sdist, once. Model and
+adapter are random and made here. Peak memory is that of the largest process.
 """
 
 from __future__ import annotations
@@ -20,6 +19,7 @@ from pathlib import Path
 
 import _conditions as conditions
 import numpy as np
+from _tools import find_tools
 from gguf import GGMLQuantizationType, GGUFWriter
 
 WIDTH, FEED, LAYERS, VOCABULARY, RANK = 2048, 8192, 16, 32000, 16
@@ -95,7 +95,7 @@ def run(*command: str | Path) -> tuple[float, float]:
 def main() -> int:
     """Print both sides; exit status 1 when a limit is passed."""
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--tools", default=os.environ.get("LLAMAFU_TOOLS"), help="folder of llama-export-lora, llama-quantize")
+    parser.add_argument("--tools", help="folder of llama-export-lora, llama-quantize")
     parser.add_argument("--rounds", type=int, default=2)
     parser.add_argument("--make", type=Path, nargs=2, help=argparse.SUPPRESS)
     arguments = parser.parse_args()
@@ -103,10 +103,10 @@ def main() -> int:
         write_model(arguments.make[0])
         write_adapter(arguments.make[1])
         return 0
-    if not arguments.tools or not (Path(arguments.tools) / "llama-export-lora").exists():
-        print("== bake: skipped, give --tools FOLDER with llama-export-lora and llama-quantize (see the top of this file)")
+    tools = find_tools(arguments.tools)
+    if tools is None:
+        print("== bake: skipped, there is nothing to measure against")
         return 0
-    tools = Path(arguments.tools)
     conditions.show(
         f"bake: rank {RANK} on all projections into a Q4_0 llama of {LAYERS} layers, {arguments.rounds} rounds, in turn"
     )

@@ -3,9 +3,9 @@
     python bench/multi_lora.py --tools FOLDER [--model q4_0,f16,wide] [--k 1,2,4,8,16,32] [--rounds 5]
                                [--part servers,mixed,scales,slow,busy,population,check] [--json FILE] [--markdown FILE]
 
-`--tools` (or LLAMAFU_BENCH_TOOLS) is the folder of llama-server; without one its parts are skipped. Our side runs on the
-libllama in that folder, so both sides compute alike. Only one side works at a time, the others sleep. `--json` adds to what
-the file holds, so that a long measurement can be taken in pieces.
+`--tools` (or LLAMAFU_BENCH_TOOLS) is the folder of llama-server; without one it is compiled from its sdist, once. Our side
+runs on the libllama in that folder, so both sides compute alike. Only one side works at a time, the others sleep. `--json`
+adds to what the file holds, so that a long measurement can be taken in pieces.
 """
 
 from __future__ import annotations
@@ -22,9 +22,21 @@ from typing import TYPE_CHECKING
 import _conditions as conditions
 import _models
 import _population
-from _llama_server import find_tools
 from _report import Report
-from _sides import TOKENS, Setting, agreement, bare_side, engine_side, in_turn, open_bare, open_engine, prompts, server_sides
+from _sides import (
+    TOKENS,
+    Setting,
+    agreement,
+    bare_side,
+    engine_side,
+    in_turn,
+    open_bare,
+    open_engine,
+    prompts,
+    python_side,
+    server_sides,
+)
+from _tools import find_tools
 
 from llamafu._native.processor import usable_cpus
 
@@ -36,6 +48,9 @@ if TYPE_CHECKING:
     from llamafu.options import Scale
 
 PARTS = ("servers", "mixed", "scales", "slow", "busy", "population", "check")
+USUAL_K = {"q4_0": (1, 2, 4, 8, 16, 32), "f16": (1, 2, 4, 8, 16, 32), "wide": (16, 32)}
+ASIDE_K = (8, 16)
+"""Where the parts that concern the engine alone are measured."""
 SMALL = ("q4_0", "f16")
 OVER_DISTINCT = {1: 0.97, 8: 2.3, 16: 3.3, 32: 3.0}
 OVER_SAME = {"small": {8: 0.80, 16: 0.72, 32: 0.55}, "wide": {16: 0.92, 32: 0.85}}
@@ -61,14 +76,14 @@ def main() -> int:
     for name in arguments.model:
         path = _models.model(name)
         report.conditions(**{name: f"SHA-256 {_models.sha256(path)[:12]}"})
-        for k in arguments.k:
+        for k in arguments.k or USUAL_K[name]:
             setting = Setting(name, path, _models.kept_adapters(path, k), k, arguments.threads, arguments.flash_attn, tools)
             for part in ("check", "scales", "slow", "busy"):
-                if part in arguments.part:
+                if part in arguments.part and k in ASIDE_K:
                     {"check": check, "scales": scales, "slow": slow, "busy": busy}[part](setting, report, arguments.rounds)
             if {"servers", "mixed"} & set(arguments.part):
                 compare(setting, report, arguments.rounds, arguments.part)
-        if "population" in arguments.part:
+        if "population" in arguments.part and name == SMALL[0]:
             _population.measure(path, report, name, tools, arguments)
     if arguments.markdown:
         arguments.markdown.write_text(report.markdown(), "utf-8")
@@ -130,17 +145,22 @@ def scales(setting: Setting, report: Report, rounds: int) -> None:
 
 
 def slow(setting: Setting, report: Report, rounds: int) -> None:
-    """Without the extra `fast`: the callback in Python, beside the compiled one."""
-    with ExitStack() as stack:
-        sides = {
-            f"{kernel} kernel": engine_side(open_engine(setting, stack, kernel), setting.k, lambda i: {str(i): 1.0})  # type: ignore[arg-type]
-            for kernel in ("compiled", "python")
-        }
-        rates = in_turn(sides, rounds)
+    """Without the extra `fast`: the callback in Python, beside the compiled one and llama-server."""
     place = f"{setting.model} K={setting.k}"
+    with ExitStack() as stack:
+        sides: dict[str, Callable[[], Run]] = {}
+        if setting.library is not None:
+            sides["server distinct"] = server_sides(setting, setting.library, stack)["server distinct"]
+        sides["compiled kernel"] = engine_side(open_engine(setting, stack, "compiled"), setting.k, lambda i: {str(i): 1.0})
+        sides["python kernel"] = python_side(setting, stack)
+        rates = in_turn(sides, rounds)
     report.rates(place, rates)
     value = conditions.ratio(rates["python kernel"], rates["compiled kernel"])
-    report.at_least(f"{place}: without fast / with", value, WITHOUT_FAST)
+    report.at_least(f"{place}: without fast / with", value, None)
+    if "server distinct" in rates:
+        value = conditions.ratio(rates["python kernel"], rates["server distinct"])
+        limit = OVER_DISTINCT.get(setting.k) if setting.model in SMALL else None
+        report.at_least(f"{place}: without fast / llama-server distinct", value, limit and WITHOUT_FAST * limit)
 
 
 def busy(setting: Setting, report: Report, rounds: int) -> None:
@@ -213,10 +233,12 @@ def _arguments() -> argparse.Namespace:
 
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--tools", metavar="FOLDER")
-    parser.add_argument("--model", type=names(tuple(_models.MODELS)), default=list(SMALL))
-    parser.add_argument("--k", type=lambda text: [int(part) for part in text.split(",")], default=[1, 2, 4, 8, 16, 32])
+    parser.add_argument("--model", type=names(tuple(_models.MODELS)), default=list(_models.MODELS))
+    parser.add_argument(
+        "--k", type=lambda text: [int(part) for part in text.split(",")], help="1,2,4,8,16,32; 16,32 for `wide`"
+    )
     parser.add_argument("--rounds", type=int, default=5)
-    parser.add_argument("--part", type=names(PARTS), default=["servers", "mixed"])
+    parser.add_argument("--part", type=names(PARTS), default=[part for part in PARTS if part != "check"])
     parser.add_argument("--threads", type=int, default=usable_cpus())
     parser.add_argument("--flash-attn", choices=("on", "off"), default="on")
     parser.add_argument("--population", type=int, default=1000, help="adapters of the population part")
