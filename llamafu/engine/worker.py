@@ -5,6 +5,7 @@ from __future__ import annotations
 import threading
 from typing import TYPE_CHECKING, TypeVar
 
+from llamafu.engine import interpreter
 from llamafu.errors import ClosedError, QueueFullError
 
 if TYPE_CHECKING:
@@ -104,8 +105,13 @@ class Worker:
         if threading.current_thread() is not self._thread:
             self._thread.join(_PATIENCE)
 
+    @property
+    def _has_work(self) -> bool:
+        return bool(self._ended or self._arrivals or self._calls or self._core.busy)
+
     def _run(self) -> None:
         core = self._core
+        interpreter.hurry()
         try:
             while self._next():
                 try:
@@ -113,13 +119,17 @@ class Worker:
                 except Exception as error:  # noqa: BLE001 - a failed batch is the failure of all in it
                     core.fail_running(error)
         finally:
+            interpreter.rest()
             self._end()
 
     def _next(self) -> bool:
         """Wait for work, take what has come; False at the end."""
         with self._changed:
-            while not (self._ended or self._arrivals or self._calls or self._core.busy):
-                self._changed.wait()
+            if not self._has_work:
+                interpreter.rest()
+                while not self._has_work:
+                    self._changed.wait()
+                interpreter.hurry()
             arrivals, self._arrivals = self._arrivals, []
             for sequence in arrivals:
                 self._core.waiting.add(sequence)

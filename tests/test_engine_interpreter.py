@@ -1,0 +1,63 @@
+"""A busy engine gets the interpreter back soon, and leaves the program's own setting behind."""
+
+from __future__ import annotations
+
+import sys
+import time
+
+import pytest
+
+from llamafu.engine import Engine, interpreter
+
+
+@pytest.fixture
+def interval():
+    before = sys.getswitchinterval()
+    sys.setswitchinterval(0.01)
+    yield
+    sys.setswitchinterval(before)
+
+
+def settled(wanted):
+    """Whether the interval becomes `wanted`: the engine's thread rests after the answer is out."""
+    limit = time.monotonic() + 5
+    while sys.getswitchinterval() != pytest.approx(wanted) and time.monotonic() < limit:
+        time.sleep(0.001)
+    return sys.getswitchinterval() == pytest.approx(wanted)
+
+
+@pytest.mark.usefixtures("interval")
+def test_shorter_while_an_engine_computes(tiny_model, tiny_adapter_a):
+    seen = []
+
+    def scale(_step):
+        seen.append(sys.getswitchinterval())
+        return 1.0
+
+    with Engine(tiny_model, n_ctx=256, n_threads=1) as engine:
+        engine.add_adapter(tiny_adapter_a, name="a")
+        assert settled(0.01)
+        engine.complete("x", lora={"a": scale}, max_tokens=4, ignore_eos=True)
+        assert settled(0.01)
+        assert seen[1:] == [pytest.approx(0.0005)] * len(seen[1:])  # the first is asked when the request is made
+        assert len(seen) > 1
+        engine.complete("x", max_tokens=2)
+    assert settled(0.01)
+
+
+@pytest.mark.usefixtures("interval")
+def test_several_engines_and_what_the_program_sets():
+    interpreter.hurry()
+    interpreter.hurry()
+    interpreter.rest()
+    assert sys.getswitchinterval() == pytest.approx(0.0005)
+    interpreter.rest()
+    assert sys.getswitchinterval() == pytest.approx(0.01)
+    interpreter.hurry()
+    sys.setswitchinterval(0.02)
+    interpreter.rest()
+    assert sys.getswitchinterval() == pytest.approx(0.02)
+    sys.setswitchinterval(0.0001)
+    interpreter.hurry()
+    interpreter.rest()
+    assert sys.getswitchinterval() == pytest.approx(0.0001)
