@@ -31,9 +31,9 @@ class Server:
     notes: Path
 
     @property
-    def cpu(self) -> float:
-        """Seconds of CPU so far."""
-        return cpu_of(self.process.pid)
+    def cpu(self) -> dict[str, float]:
+        """Seconds of CPU so far, by thread."""
+        return {task.name: _cpu(task / "stat") for task in Path(f"/proc/{self.process.pid}/task").iterdir()}
 
     @property
     def descriptors(self) -> int:
@@ -77,13 +77,15 @@ def serving(model: Path, adapters: Sequence[Path], *flags: str) -> Iterator[Serv
                 process.kill()
 
 
-def cpu_of(pid: int) -> float:
-    """Return the seconds of CPU that a process has used."""
-    fields = Path(f"/proc/{pid}/stat").read_text("utf-8").rpartition(")")[2].split()
-    return (int(fields[11]) + int(fields[12])) / os.sysconf("SC_CLK_TCK")
-
-
 def cpu_of_all() -> float:
     """Return the seconds of CPU that everything on the machine has used."""
     user, nice, system, _, _, irq, soft, *_ = map(int, Path("/proc/stat").read_text("utf-8").split("\n", 1)[0].split()[1:])
     return (user + nice + system + irq + soft) / os.sysconf("SC_CLK_TCK")
+
+
+def _cpu(stat: Path) -> float:
+    try:
+        fields = stat.read_text("utf-8").rpartition(")")[2].split()
+    except OSError:  # it has just ended
+        return 0.0
+    return (int(fields[11]) + int(fields[12])) / os.sysconf("SC_CLK_TCK")

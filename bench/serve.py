@@ -3,9 +3,9 @@
     python bench/serve.py [--part NAME]... [--model MODEL ADAPTER ADAPTER] [--tokens N] [--threads N]
 
 Parts: cost (server CPU and throughput, the bare engine in turn), first (the first byte after the engine's first token),
-load (adapters loaded while 16 streams run), connections (256 idle and 64 active, a full queue). The server's CPU is its
-process's, less what the bare engine takes for the same requests in a process of its own. Ends with status 1 when a limit is
-missed.
+load (adapters loaded while 16 streams run), connections (256 idle and 64 active, a full queue). HTTP's CPU is that of all of
+the server's threads but those that compute, the busiest ones; what the engine's thread does to hand a piece over, it does
+without a server too. Ends with status 1 when a limit is missed.
 """
 
 from __future__ import annotations
@@ -44,8 +44,10 @@ def body(index: int, tokens: int, name: str, **more: object) -> dict[str, object
 
 def bare(given: argparse.Namespace) -> None:
     """Print seconds and CPU seconds of the engine alone, after a warm-up."""
+    from llamafu.cli.serve import spin_briefly
     from llamafu.engine import Engine, Request
 
+    spin_briefly()  # as the server does
     with Engine(given.model[0], n_threads=given.threads) as engine:
         name = Path(given.model[1]).stem
         engine.add_adapter(given.model[1])
@@ -75,6 +77,7 @@ def cost(server: Server, given: argparse.Namespace, name: str) -> bool:
     count = STREAMS * given.tokens
     rates: dict[str, list[float]] = {"bare engine": [], "over HTTP": []}
     cpus: dict[str, list[float]] = {"bare engine": [], "over HTTP": []}
+    shares: list[float] = []
     for _ in range(ROUNDS):
         seconds, cpu = json.loads(subprocess.run(alone, capture_output=True, text=True, check=True).stdout)
         rates["bare engine"].append(count / seconds)
@@ -83,14 +86,15 @@ def cost(server: Server, given: argparse.Namespace, name: str) -> bool:
         began, used = time.perf_counter(), server.cpu
         asyncio.run(streamed(server.port, STREAMS, given.tokens, name))
         rates["over HTTP"].append(count / (time.perf_counter() - began))
-        cpus["over HTTP"].append((server.cpu - used) / count)
+        each = sorted(cpu - used.get(thread, 0.0) for thread, cpu in server.cpu.items())
+        cpus["over HTTP"].append(sum(each) / count)
+        shares.append(sum(each[: -given.threads]) / count)
     for side, values in rates.items():
         spread = f"{statistics.median(values):8.1f} ({min(values):.1f} to {max(values):.1f}) tokens/s"
         print(f"   {side:12} {spread}, {statistics.median(cpus[side]) * 1e3:.3f} ms CPU a token")
     ratios = [http / engine for http, engine in zip(rates["over HTTP"], rates["bare engine"], strict=True)]
     print(f"   over HTTP / bare engine: {statistics.median(ratios):.3f} ({min(ratios):.3f} to {max(ratios):.3f})")
-    share = statistics.median(cpus["over HTTP"]) - statistics.median(cpus["bare engine"])
-    return verdict(f"HTTP's CPU a streamed token, {STREAMS} streams", share * 1e3, 0.3, " ms")
+    return verdict(f"HTTP's CPU a streamed token, {STREAMS} streams", statistics.mean(shares) * 1e3, 0.3, " ms")
 
 
 def first(server: Server, given: argparse.Namespace, name: str) -> dict[int, list[tuple[int, float]]]:
