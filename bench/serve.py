@@ -1,118 +1,167 @@
-"""What HTTP costs: server CPU per streamed token at 16 streams, throughput beside the bare engine, a load while they run.
+"""What HTTP costs beside the bare engine, and what a server holds: streams, loads of adapters, connections, a full queue.
 
-    python bench/serve.py [MODEL ADAPTER] [--tokens N]
+    python bench/serve.py [--part NAME]... [--model MODEL ADAPTER ADAPTER] [--tokens N] [--threads N]
 
-Runs `llamafu serve` with one compute thread, 16 streams of N tokens each, half of them with ADAPTER. The server's CPU is its
-process's, less what the bare engine takes for the same requests in a process of its own.
+Parts: cost (server CPU and throughput, the bare engine in turn), first (the first byte after the engine's first token),
+load (adapters loaded while 16 streams run), connections (256 idle and 64 active, a full queue). HTTP's CPU is that of all of
+the server's threads but those that compute, the busiest ones; what the engine's thread does to hand a piece over, it does
+without a server too. Ends with status 1 when a limit is missed.
 """
 
 from __future__ import annotations
 
 import argparse
 import asyncio
-import os
+import json
 import resource
-import shutil
+import statistics
 import subprocess
 import sys
-import tempfile
 import time
 from pathlib import Path
+from typing import TYPE_CHECKING
 
-from _conditions import ADAPTERS, show
+import _parts
+from _conditions import ADAPTERS, show, verdict
+from _http import ask
+from _serving import cpu_of_all, serving
 
 from llamafu.example_model import example_model
 
+if TYPE_CHECKING:
+    from _http import Connection
+    from _serving import Server
+
 STREAMS = 16
-KEY = "bench-admin-key"
-PROMPT = "Once upon a time there was"
-OPTIONS = {"ignore_eos": True, "temperature": 0}
+ROUNDS = 3
+OPTIONS = {"prompt": "Once upon a time there was", "ignore_eos": True, "temperature": 0}
 
 
-def cpu_of(pid: int) -> float:
-    """Return the seconds of CPU that a process has used (Linux)."""
-    fields = Path(f"/proc/{pid}/stat").read_text("utf-8").rpartition(")")[2].split()
-    return (int(fields[11]) + int(fields[12])) / os.sysconf("SC_CLK_TCK")
+def body(index: int, tokens: int, name: str, **more: object) -> dict[str, object]:
+    """Return a streamed request; every second one has the adapter, and `seed` names it in the server's notes."""
+    return {**OPTIONS, "max_tokens": tokens, "lora": {name: 1.0} if index % 2 else {}, "seed": index, "stream": True, **more}
 
 
-def mix(index: int, name: str) -> dict[str, float]:
-    """Every second request has the adapter."""
-    return {name: 1.0} if index % 2 else {}
-
-
-def bare(model: str, adapter: str, tokens: int) -> None:
+def bare(given: argparse.Namespace) -> None:
     """Print seconds and CPU seconds of the engine alone, after a warm-up."""
+    from llamafu.cli.serve import spin_briefly
     from llamafu.engine import Engine, Request
 
-    with Engine(model, n_threads=1) as engine:
-        name = Path(adapter).stem
-        engine.add_adapter(adapter)
-        for count in (4, tokens):
-            requests = [Request(prompt=PROMPT, lora=mix(i, name), max_tokens=count, **OPTIONS) for i in range(STREAMS)]
+    spin_briefly()  # as the server does
+    with Engine(given.model[0], n_threads=given.threads) as engine:
+        name = Path(given.model[1]).stem
+        engine.add_adapter(given.model[1])
+        for count in (4, given.tokens):
+            lora = [{name: 1.0} if i % 2 else {} for i in range(STREAMS)]
             began, used = time.perf_counter(), resource.getrusage(resource.RUSAGE_SELF)
-            engine.complete_many(requests)
+            engine.complete_many([Request(lora=each, max_tokens=count, **OPTIONS) for each in lora])
             seconds, now = time.perf_counter() - began, resource.getrusage(resource.RUSAGE_SELF)
-        print(seconds, now.ru_utime + now.ru_stime - used.ru_utime - used.ru_stime)
+        print(json.dumps([seconds, now.ru_utime + now.ru_stime - used.ru_utime - used.ru_stime]))
 
 
-async def streams(url: str, name: str, tokens: int) -> tuple[float, float, float]:
-    """Run them; return seconds, the longest gap between two pieces, and seconds of a load in the middle."""
-    from llamafu.client import AsyncTabbyClient, LoraLoadRequest
+async def streamed(port: int, count: int, tokens: int, name: str, base: int = 0) -> list[Connection]:
+    """Run streams at once; their seeds are from `base` on."""
+    bodies = [body(base + index, tokens, name) for index in range(count)]
+    done = await asyncio.gather(*(ask(port, "POST", "/v1/completions", each) for each in bodies))
+    for each in done:
+        if each.status != 200 or not each.ended_well:
+            message = f"a stream failed: {each.content[-300:]!r}"
+            raise RuntimeError(message)
+    return done
 
-    gaps: list[float] = []
 
-    async def one(client: AsyncTabbyClient, index: int) -> None:
-        last = None
-        async for chunk in client.completions.stream(PROMPT, lora=mix(index, name), max_tokens=tokens, **OPTIONS):
-            now = time.perf_counter()
-            if chunk.text and last is not None:
-                gaps.append(now - last)
-            last = now
+def cost(server: Server, given: argparse.Namespace, name: str) -> bool:
+    """Compare with the bare engine, in turn."""
+    alone = [sys.executable, __file__, "--bare", "--model", *given.model, "--tokens", str(given.tokens)]
+    alone += ["--threads", str(given.threads)]
+    count = STREAMS * given.tokens
+    rates: dict[str, list[float]] = {"bare engine": [], "over HTTP": []}
+    cpus: dict[str, list[float]] = {"bare engine": [], "over HTTP": []}
+    shares: list[float] = []
+    for _ in range(ROUNDS):
+        seconds, cpu = json.loads(subprocess.run(alone, capture_output=True, text=True, check=True).stdout)
+        rates["bare engine"].append(count / seconds)
+        cpus["bare engine"].append(cpu / count)
+        asyncio.run(streamed(server.port, STREAMS, 4, name))
+        began, used = time.perf_counter(), server.cpu
+        asyncio.run(streamed(server.port, STREAMS, given.tokens, name))
+        rates["over HTTP"].append(count / (time.perf_counter() - began))
+        each = sorted(cpu - used.get(thread, 0.0) for thread, cpu in server.cpu.items())
+        cpus["over HTTP"].append(sum(each) / count)
+        shares.append(sum(each[: -given.threads]) / count)
+    for side, values in rates.items():
+        spread = f"{statistics.median(values):8.1f} ({min(values):.1f} to {max(values):.1f}) tokens/s"
+        print(f"   {side:12} {spread}, {statistics.median(cpus[side]) * 1e3:.3f} ms CPU a token")
+    ratios = [http / engine for http, engine in zip(rates["over HTTP"], rates["bare engine"], strict=True)]
+    print(f"   over HTTP / bare engine: {statistics.median(ratios):.3f} ({min(ratios):.3f} to {max(ratios):.3f})")
+    return verdict(f"HTTP's CPU a streamed token, {STREAMS} streams", statistics.mean(shares) * 1e3, 0.3, " ms")
 
-    async def load(client: AsyncTabbyClient) -> float:
-        await asyncio.sleep(0.5)
-        began = time.perf_counter()
-        await client.lora.load(LoraLoadRequest.of({name: 0.5}))
-        return time.perf_counter() - began
 
-    async with AsyncTabbyClient(url, admin_key=KEY, timeout=300) as client:
-        began = time.perf_counter()
-        *_, loaded = await asyncio.gather(*(one(client, i) for i in range(STREAMS)), load(client))
-        return time.perf_counter() - began, max(gaps, default=0.0), loaded
+def first(server: Server, given: argparse.Namespace, name: str) -> dict[int, list[tuple[int, float]]]:
+    """Return when the first byte of each stream came, at 1 and at 16 streams, with the stream's seed."""
+    came: dict[int, list[tuple[int, float]]] = {}
+    base = 1000
+    for count, times in ((1, 24), (STREAMS, 6)):
+        for _ in range(times):
+            done = asyncio.run(streamed(server.port, count, min(given.tokens, 8), name, base))
+            came.setdefault(count, []).extend((base + index, each.times[0][0]) for index, each in enumerate(done))
+            base += count
+    return came
+
+
+def tell_first(came: dict[int, list[tuple[int, float]]], made: dict[str, float]) -> bool:
+    """Compare with the engine's own times."""
+    held = True
+    for count, streams in came.items():
+        late = sorted((at - made[str(seed)]) * 1e3 for seed, at in streams)
+        print(f"   first byte after the engine's first token, {count:2} at once: {_parts.spread(late)}")
+        held &= verdict(f"the latest, {count} at once", late[-1], 10.0, " ms")
+    return held
+
+
+def run(given: argparse.Namespace) -> bool:
+    """Measure every part that is wanted."""
+    model, adapters = Path(given.model[0]), [Path(path) for path in given.model[1:]]
+    name = adapters[0].stem
+    held = True
+    flags = ["--threads", str(given.threads), "--max-queue", str(_parts.QUEUE)]
+    began, others = time.perf_counter(), cpu_of_all() - sum(resource.getrusage(resource.RUSAGE_CHILDREN)[:2])
+    with serving(model, adapters, *flags) as server:
+        came = {}
+        if "cost" in given.part:
+            held &= cost(server, given, name)
+        if "first" in given.part:
+            came = first(server, given, name)
+        if "load" in given.part:
+            names = [path.stem for path in adapters]
+            held &= asyncio.run(_parts.load(server, [body(i, given.tokens, name) for i in range(STREAMS)], names))
+        if "connections" in given.part:
+            bodies = [body(index, min(given.tokens, 16), name) for index in range(_parts.ACTIVE)]
+            held &= asyncio.run(_parts.connections(server, bodies))
+        made = server.stop()
+    held &= tell_first(came, made)
+    spent = cpu_of_all() - sum(resource.getrusage(resource.RUSAGE_CHILDREN)[:2]) - others
+    own = resource.getrusage(resource.RUSAGE_SELF)
+    print(f"   what else ran took {max(0.0, spent - own.ru_utime - own.ru_stime) / (time.perf_counter() - began):.2f} CPUs")
+    return held
 
 
 def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("model", nargs="?", default="")
-    parser.add_argument("adapter", nargs="?", default=str(ADAPTERS / "pirate.gguf"))
-    parser.add_argument("--tokens", type=int, default=32)
+    parts = ("cost", "first", "load", "connections")
+    parser.add_argument("--part", action="append", choices=parts, help="what to measure (default: everything)")
+    parser.add_argument("--model", nargs="+", metavar="FILE", help="a model and two adapters (default: the examples)")
+    parser.add_argument("--tokens", type=int, default=32, help="tokens a stream (32)")
+    parser.add_argument("--threads", type=int, default=2, help="threads to compute with (2)")
     parser.add_argument("--bare", action="store_true", help=argparse.SUPPRESS)
     given = parser.parse_args()
+    given.part = given.part or parts
+    given.model = given.model or [str(example_model()), *(str(ADAPTERS / f"{name}.gguf") for name in ("pirate", "shout"))]
     if given.bare:
-        bare(given.model, given.adapter, given.tokens)
+        bare(given)
         return 0
-    show("HTTP beside the bare engine")
-    given.model = given.model or str(example_model())
-    alone = [sys.executable, __file__, given.model, given.adapter, "--tokens", str(given.tokens), "--bare"]
-    seconds, cpu = map(float, subprocess.run(alone, capture_output=True, text=True, check=True).stdout.split())
-    count = STREAMS * given.tokens
-    with tempfile.TemporaryDirectory() as folder:
-        shutil.copy(given.adapter, folder)
-        command = [sys.executable, "-m", "llamafu", "serve", "-m", given.model, "--adapters", folder, "--port", "0"]
-        command += ["--threads", "1", "--admin-key", KEY]
-        with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, text=True) as process:
-            url = next(line.split()[-1] for line in process.stdout or () if line.startswith("listening"))
-            name = Path(given.adapter).stem
-            asyncio.run(streams(url, name, 4))
-            used = cpu_of(process.pid)
-            served, gap, loaded = asyncio.run(streams(url, name, given.tokens))
-            used = cpu_of(process.pid) - used
-            process.terminate()
-    print(f"bare engine   {count / seconds:8.1f} tokens/s  {cpu / count * 1e3:7.3f} ms CPU per token")
-    print(f"over HTTP     {count / served:8.1f} tokens/s  {used / count * 1e3:7.3f} ms CPU per token")
-    print(f"HTTP's share  {(used - cpu) / count * 1e3:7.3f} ms CPU per streamed token at {STREAMS} streams")
-    print(f"a load while they ran: {loaded * 1e3:.1f} ms; longest gap between two pieces: {gap * 1e3:.1f} ms")
-    return 0
+    show(f"HTTP beside the bare engine: {Path(given.model[0]).name}, {given.threads} threads, {given.tokens} tokens a stream")
+    return 0 if run(given) else 1
 
 
 if __name__ == "__main__":

@@ -16,6 +16,7 @@ from llamafu.engine import Request
 from llamafu.errors import ContextOverflowError, InvalidAdapterFileError, LoraNotFoundError, QueueFullError
 from llamafu.server import app as application
 from llamafu.server.keys import Guard, KeyRing
+from llamafu.server.serve import config_of
 from llamafu.server.settings import Settings
 
 API, ADMIN = "my-api-key", "my-admin-key"
@@ -154,10 +155,10 @@ class FakeStats:
 @contextmanager
 def serving(engine, **options):
     """Serve `engine` on the loopback and give the address."""
-    settings = Settings(model="smol.gguf", **{"ping": 5.0, **options})
+    settings = Settings(model="smol.gguf", port=0, **{"ping": 5.0, **options})
     guard = Guard(None if settings.no_auth else lambda: KeyRing([API], [ADMIN]))
     app = application.make_app(engine, settings, guard)
-    server = uvicorn.Server(uvicorn.Config(app, port=0, log_level="error", access_log=False, ws="none", lifespan="on"))
+    server = uvicorn.Server(config_of(app, settings))
     thread = threading.Thread(target=server.run, daemon=True)
     with mock.patch.object(application, "_LOOK", 0.03):  # the watcher reads it at every look
         thread.start()

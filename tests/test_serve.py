@@ -301,7 +301,7 @@ def test_a_client_that_does_not_read_frees_its_sequences(real, tiny_model, tiny_
     with served(tiny_model, *flags) as server, ask(server.url, body, window=2048):
         assert wait_for(lambda: running(server.url) == 16)
         assert wait_for(lambda: running(server.url) == 0, 30)
-        assert wait_for(lambda: any("did not read its stream" in line for line in server.log))
+        assert wait_for(lambda: any("did not read its answer" in line for line in server.log))
 
 
 @pytest.mark.skipif(os.name != "posix", reason="signals are POSIX's")

@@ -298,7 +298,7 @@ def test_a_client_that_does_not_read_frees_its_sequence(caplog):
             connection.sendall(head + body)
             assert wait_for(lambda: engine.running)
             assert wait_for(lambda: not engine.running)
-            assert wait_for(lambda: "did not read its stream" in caplog.text)
+            assert wait_for(lambda: "did not read its answer" in caplog.text)
 
 
 # -- refusals -----------------------------------------------------------------------------------------------------

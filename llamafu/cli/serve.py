@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import importlib.util
 import logging
+import os
 import sys
 from dataclasses import fields, replace
 from typing import TYPE_CHECKING, Any
@@ -63,9 +64,11 @@ def serve_with(settings: Settings) -> int:
     _demand_adapters(dict(settings.lora), folder.scan() if folder else {})
     path = model_path(settings.model)
     _log_requests()
+    spin_briefly()
     with Engine(
         path,
         max_sequences=settings.max_sequences,
+        max_queue=settings.max_queue,
         bank_rank=settings.bank_rank,
         n_ctx=settings.n_ctx,
         n_threads=settings.threads,
@@ -86,6 +89,16 @@ def _demand_adapters(wanted: Mapping[str, float], there: Mapping[str, object]) -
             f"(adapters: {', '.join(there) or 'none'})"
         )
         raise LoraNotFoundError(message)
+
+
+def spin_briefly() -> None:
+    """Let OpenMP's threads sleep soon while they wait for each other; read when libllama is loaded.
+
+    By default they spin for milliseconds. Where a CPU has something else to do, such as answering HTTP, the one that is
+    waited for does not get it, and steps take up to forty times as long.
+    """
+    if not {"OMP_WAIT_POLICY", "GOMP_SPINCOUNT"} & os.environ.keys():
+        os.environ["GOMP_SPINCOUNT"] = "1000"
 
 
 def _tell(text: str) -> None:

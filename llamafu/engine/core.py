@@ -291,6 +291,8 @@ class Core:
     def _parts(self) -> list[Part]:
         """Choose the rows of this step: one of each decoding sequence first, then prompts in the order of their start."""
         budget = self.room.instance.context.n_batch
+        if decoding := sum(sequence.is_decoding for sequence in self.running):
+            budget = min(budget, decoding + BLOCK)  # a long prompt would hold up everybody's next token
         parts: list[Part] = []
         for sequence in sorted(self.running, key=lambda sequence: not sequence.is_decoding):
             missing = len(sequence.tokens) - sequence.computed
@@ -300,6 +302,8 @@ class Core:
             end = min(sequence.computed + count, max((len(sequence.tokens) - 1) // BLOCK * BLOCK, sequence.computed))
             if (aligned := end // BLOCK * BLOCK - sequence.computed) > 0:
                 count = aligned
+            elif count < missing and len(parts) > decoding:
+                continue
             if count <= 0:
                 continue
             parts.append(Part(sequence, sequence.computed, count))

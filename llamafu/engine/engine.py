@@ -189,14 +189,14 @@ class Engine(Asking):
     def set_lora_adapters(self, scales: Mapping[str, float], *, include_queued: bool = False) -> None:
         """Replace the active set, for requests submitted from now on; on any error nothing changes.
 
-        `include_queued`: requests with `lora=None` that have not started yet take the new set too.
+        `include_queued`: requests with `lora=None` that have not started before the next step take the new set too.
         """
         self._demand_open()
         checked = {name: check_scale(scale, self.scale_range, repr(name)) for name, scale in scales.items()}
         mix = self._mix(checked)
         self._active = checked
         if include_queued:
-            self._worker.call(lambda core: core.retarget(mix))
+            self._worker.post(lambda core: core.retarget(mix))  # waiting for it would be waiting for a step
 
     # -- texts ---------------------------------------------------------------------------------------------------
 

@@ -73,6 +73,13 @@ class Worker:
             self._refuse()
         return outcome[0]
 
+    def post(self, function: Callable[[Core], None]) -> None:
+        """Run a function between two steps, before anything more is started, and wait for nothing."""
+        with self._changed:
+            self.demand_open()
+            self._calls.append(lambda: function(self._core))
+            self._changed.notify()
+
     def demand_open(self) -> None:
         """Raise `ClosedError` after the end, or in a forked child."""
         self._core.room.instance.refuse_fork()

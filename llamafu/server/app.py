@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import logging
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -41,6 +42,8 @@ if TYPE_CHECKING:
 _LOG = logging.getLogger("llamafu.server")
 _LOOK = 1.0
 """Seconds between two looks at the adapters folder."""
+_THREADS = 64
+"""At most so many for what takes long: uploads that wait for each other must not keep a load of known adapters waiting."""
 
 
 def make_app(engine: ServedEngine, settings: Settings, guard: Guard) -> Starlette:
@@ -92,6 +95,7 @@ def make_app(engine: ServedEngine, settings: Settings, guard: Guard) -> Starlett
 
     @contextlib.asynccontextmanager
     async def lifespan(_: Starlette) -> AsyncIterator[None]:
+        asyncio.get_running_loop().set_default_executor(ThreadPoolExecutor(_THREADS, thread_name_prefix="llamafu-http"))
         for _look in range(2):  # a file is told once it was seen twice
             await asyncio.to_thread(catalog.refresh)
         if settings.lora:

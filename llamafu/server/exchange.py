@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import logging
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
@@ -27,6 +28,8 @@ if TYPE_CHECKING:
 _LOG = logging.getLogger("llamafu.server")
 _GONE = 499
 """Status for the log of a request whose client left before the answer."""
+_BODY = 60.0
+"""Seconds that a body may take, uploads excepted."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -45,7 +48,12 @@ class Exchange:
             # A web page can send any other type to this machine without asking the browser's leave.
             message = f"content-type is {kind!r}; without keys it has to be application/json"
             raise InvalidRequestError(message, status=415)
-        return read_json(await read_whole(self.request, self.max_body))
+        try:
+            async with asyncio.timeout(_BODY):
+                return read_json(await read_whole(self.request, self.max_body))
+        except TimeoutError:
+            message = f"the body was not there after {_BODY:g} s"
+            raise InvalidRequestError(message, status=408) from None
 
 
 async def read_whole(request: Request, limit: int) -> bytes:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import base64
 import weakref
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any
@@ -13,7 +14,7 @@ from starlette.requests import ClientDisconnect
 from starlette.responses import JSONResponse
 
 from llamafu.engine.request import Request
-from llamafu.errors import LlamafuError
+from llamafu.errors import LlamafuError, QueueFullError
 from llamafu.server.bodies import ChatBody, CompletionBody, read_body
 from llamafu.server.choice import chosen
 from llamafu.server.streaming import EventStream, events_of, gathered
@@ -50,9 +51,15 @@ class Generating:
         self._limit = settings.max_time
         self._longest = settings.max_prompt
         self._ping = settings.ping
+        self._ending = False
+        # One at a time is what the engine does, and those that wait for it hold up nothing else.
+        self._embedder = ThreadPoolExecutor(1, thread_name_prefix="llamafu-embed")
+        self._embedding = 0
+        self._most_embedding = settings.max_queue
 
     def end_all(self) -> None:
-        """End every running request with what there is: the server stops."""
+        """End every request, those too that are only being read now, with what there is: the server stops."""
+        self._ending = True
         for stream in list(self._live):
             stream.cancel()
 
@@ -76,7 +83,15 @@ class Generating:
     async def embeddings(self, exchange: Exchange) -> ASGIApp:
         """`POST /v1/embeddings`."""
         texts, as_text = read_embedding(await exchange.json())
-        vectors = [await asyncio.to_thread(self._engine.embed, text) for text in texts]
+        if self._embedding + len(texts) > self._most_embedding:
+            message = f"{self._embedding} texts wait to be embedded, of at most {self._most_embedding}; try again later"
+            raise QueueFullError(message)
+        self._embedding += len(texts)
+        try:
+            loop = asyncio.get_running_loop()
+            vectors = [await loop.run_in_executor(self._embedder, self._engine.embed, text) for text in texts]
+        finally:
+            self._embedding -= len(texts)
         tokens = sum([len(await asyncio.to_thread(self._engine.tokenize, text)) for text in texts])
         data = [
             {
@@ -101,7 +116,7 @@ class Generating:
         if body.stream:
             usage = body.stream_options is not None and body.stream_options.include_usage
             events = events_of(streams, writer, self._metrics.finished, with_usage=usage, ping=self._ping)
-            return EventStream(events, patience=2 * self._ping)
+            return EventStream(events)
         completions = await while_there(exchange.request, streams)
         for completion in completions:
             self._metrics.finished(completion)
@@ -130,6 +145,8 @@ class Generating:
                 raise InvalidRequestError(str(error)) from error  # an option that the engine does not take
             raise
         self._live.update(streams)
+        if self._ending:
+            self.end_all()
         return streams
 
     def _limited(self, request: Request) -> Request:

@@ -102,6 +102,7 @@ class Settings:
     allow_origin: tuple[str, ...] = setting(some, "web origin that browsers may call from", (), many=True)
     n_ctx: int = setting(whole(2), "context in tokens, shared by all sequences", 8192)
     max_sequences: int = setting(whole(1), "sequences that run at a time", 16)
+    max_queue: int = setting(whole(1), "requests that may wait for their turn; more are refused with 429", 256)
     bank_rank: int = setting(whole(1), "rank units that adapters share", 128)
     threads: int | None = setting(whole(1), "threads to compute with (default: every CPU)", None)
     library: str | None = setting(some, "libllama to use, a file or a folder (default: search)", None)

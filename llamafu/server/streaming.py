@@ -1,10 +1,9 @@
-"""Streams of events: several answers in one, pings, and an end for whoever does not read."""
+"""Streams of events: several answers in one, and pings."""
 
 from __future__ import annotations
 
 import asyncio
 import contextlib
-import logging
 from typing import TYPE_CHECKING
 
 from llamafu.completion import Completion
@@ -22,7 +21,6 @@ if TYPE_CHECKING:
 
     Item = tuple[int, str | Completion | Exception]
 
-_LOG = logging.getLogger("llamafu.server")
 _HEADERS = [
     (b"content-type", b"text/event-stream; charset=utf-8"),
     (b"cache-control", b"no-store"),
@@ -31,11 +29,10 @@ _HEADERS = [
 
 
 class EventStream:
-    """A response that sends events until they end, the client leaves, or it does not read for `patience` seconds."""
+    """A response that sends events until they end or the client leaves."""
 
-    def __init__(self, events: AsyncGenerator[bytes], *, patience: float) -> None:
+    def __init__(self, events: AsyncGenerator[bytes]) -> None:
         self._events = events
-        self._patience = patience
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:  # noqa: ARG002 - ASGI's signature
         """Send it all."""
@@ -49,17 +46,13 @@ class EventStream:
             await asyncio.gather(leaving, sending, return_exceptions=True)
             await self._events.aclose()
         if not sending.cancelled() and (error := sending.exception()) is not None:
-            if isinstance(error, TimeoutError):
-                _LOG.info("a client did not read its stream for %g s; it was ended", self._patience)
-                return
             raise error
 
     async def _send(self, send: Send) -> None:
         await send({"type": "http.response.start", "status": 200, "headers": _HEADERS})
         async with contextlib.aclosing(self._events):
             async for piece in self._events:
-                async with asyncio.timeout(self._patience):
-                    await send({"type": "http.response.body", "body": piece, "more_body": True})
+                await send({"type": "http.response.body", "body": piece, "more_body": True})
         await send({"type": "http.response.body", "body": b"", "more_body": False})
 
 

@@ -28,6 +28,8 @@ if TYPE_CHECKING:
 _FORM = 64 * 1024
 """Bytes that the form may have beside the file."""
 _SUFFIX = ".gguf"
+_PAUSE = 60.0
+"""Seconds between two pieces of an upload."""
 
 
 class Uploading:
@@ -84,7 +86,12 @@ class _Limited:
         self.exceeded = False
 
     async def __call__(self) -> Message:
-        message = await self._receive()
+        try:
+            async with asyncio.timeout(_PAUSE):
+                message = await self._receive()
+        except TimeoutError:
+            told = f"nothing came for {_PAUSE:g} s"
+            raise MultiPartException(told) from None
         self._size += len(message.get("body", b""))
         self.exceeded = self._size > self._limit
         if self.exceeded:
