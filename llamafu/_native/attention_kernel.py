@@ -57,7 +57,7 @@ def take_over(node, state):
     params = node + word_at(state, PARAMS)
     if mask == 0 or sinks != 0 or int_at(params, 1) != 0 or int_at(params, 2) != 0:  # ALiBi, capped scores
         return
-    if not 1 < word_at(q + ne, 1) <= MOST_ROWS or word_at(q + ne, 3) != 1 or word_at(k + ne, 3) != 1:
+    if word_at(q + ne, 1) > MOST_ROWS or word_at(q + ne, 3) != 1 or word_at(k + ne, 3) != 1:
         return
     if (
         int_at(q + kind, 0) != _F32
