@@ -175,7 +175,7 @@ def test_options_do_what_they_do_without_a_server(user, alone):
         assert user.completions.create("hello", **options).text == alone.complete("hello", **options).text, options
     told = user.completions.create("hello", logprobs=2, **GREEDY).raw["choices"][0]["logprobs"]
     wanted = alone.complete("hello", logprobs=2, **GREEDY).logprobs
-    assert told["token_logprobs"] == pytest.approx([one.logprob for one in wanted], abs=1e-4)
+    assert told["token_logprobs"] == pytest.approx([one.logprob for one in wanted], abs=5e-3)
 
 
 def test_answers_of_one_seed_differ_and_repeat(user):
