@@ -15,6 +15,7 @@ from llamafu.adapters.base import read_base
 from llamafu.adapters.peft import CONFIG
 from llamafu.engine.asking import Asking
 from llamafu.engine.core import Core
+from llamafu.engine.embed import embed
 from llamafu.engine.registry import Registry
 from llamafu.engine.room import DTYPES, Room
 from llamafu.engine.stats import EngineStats, Percentiles
@@ -151,7 +152,7 @@ class Engine(Asking):
             message = f"{name!r} is in the active set ({self._active}); set another with set_lora_adapters first"
             raise LoraError(message)
         self._registry.remove(name)
-        self._worker.call(lambda core: core.forget(self._digests()))
+        self._worker.call(lambda core: core.room.unpin_all_but(self._digests()))
 
     def pin_adapter(self, name: str) -> None:
         """Read an adapter into the bank now, and keep it there until it is removed.
@@ -161,8 +162,8 @@ class Engine(Asking):
         content = self._registry.resolve(name)
 
         def pin(core: Core) -> None:
-            core.forget(self._digests())  # a file that was changed had another content when it was pinned
-            core.pin(name, content)
+            core.room.unpin_all_but(self._digests())  # a file that was changed had another content when it was pinned
+            core.room.pin(name, content)
 
         self._worker.call(pin)
 
@@ -215,7 +216,7 @@ class Engine(Asking):
     def embed(self, text: str) -> np.ndarray[Any, np.dtype[np.float32]]:
         """Return the mean of the last layer's token vectors under the active set, at length 1, shape [n_embd]."""
         tokens, mix = self.tokenize(text), self._mix(None)
-        return self._worker.call(lambda core: core.embed(tokens, mix))
+        return self._worker.call(lambda core: embed(core, tokens, mix))
 
     # -- state and end -------------------------------------------------------------------------------------------
 

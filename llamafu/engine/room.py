@@ -21,7 +21,7 @@ from llamafu.adapters.file import read_adapter
 from llamafu.adapters.info import is_expert
 from llamafu.adapters.write import factor_bytes
 from llamafu.engine.bank import Bank
-from llamafu.errors import ContextInitError, ErrorCode
+from llamafu.errors import ContextInitError, ErrorCode, LoraError
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -30,7 +30,9 @@ if TYPE_CHECKING:
     from llamafu._native.context import ContextOptions, Hook
     from llamafu._native.library import Library
     from llamafu._native.model import Model
+    from llamafu._native.rows import RowTable
     from llamafu.adapters.base import BaseModel
+    from llamafu.engine.registry import Content
 
 DTYPES: dict[str, type[np.float16 | np.float32]] = {"f16": np.float16, "f32": np.float32}
 _MATRIX, _STACK = 2, 3
@@ -94,6 +96,34 @@ class Room:
             with self._left:
                 self._guests -= 1
                 self._left.notify_all()
+
+    def enter_bank(self, rows: RowTable, outputs: RowTable | None = None) -> None:
+        """Make the bank act on the rows of the next decode, and on those of its outputs, all of them unless given."""
+        bank, carrier = self.bank, self.carrier
+        assert bank is not None and carrier is not None  # noqa: S101, PT018 - the caller has looked
+        self.instance.context.set_adapters({carrier: 1.0})
+        bank.store.set_rows(rows, rows if outputs is None else outputs)
+
+    def pin(self, name: str, content: Content) -> None:
+        """Read an adapter into the bank and keep it there; `LoraError` when the bank cannot take it now."""
+        bank = self.bank
+        if bank is None or not bank.holds(content):
+            message = f"{name!r} cannot be pinned: {self.plan.why_not or 'the bank cannot hold it'}"
+            raise LoraError(message)
+        bank.refuse_too_large({content.digest: content.info.rank})
+        if not bank.acquire([content]):
+            message = (
+                f"{name!r} takes {content.info.rank} of {bank.pager.capacity} rank units, and running requests use too many; "
+                "try again later"
+            )
+            raise LoraError(message)
+        bank.pager.pinned.add(content.digest)
+        bank.release([content])
+
+    def unpin_all_but(self, known: set[str]) -> None:
+        """Let go of the places of pinned adapters, except of these digests; what runs keeps its own to its end."""
+        if self.bank is not None:
+            self.bank.pager.pinned &= known
 
     def close(self) -> None:
         """Free everything, once nobody shares the model. Idempotent."""
