@@ -139,11 +139,12 @@ class Engine(Asking):
         """Check and register an adapter, a GGUF file or a PEFT folder; running requests go on meanwhile.
 
         `name` defaults to the file's name without its suffix, or the folder's. Its weights are read when a request needs
-        them, so the file has to stay; when it changes, requests from then on run with the new content. Raises
+        them, so the file has to stay; when it changes, requests from then on run with the new content, those that were
+        submitted before keep the old one. Raises
         `InvalidAdapterFileError`, `LoraIncompatibleError`, `LoraLoadError`; `LoraError` when the name is another's.
         """
         self._demand_open()
-        return self._registry.add(Path(path), name).info
+        return self._registry.add(Path(path), name)
 
     def remove_adapter(self, name: str) -> None:
         """Forget an adapter; running requests keep it to their end. `LoraNotFoundError`; `LoraError` while it is active."""

@@ -21,21 +21,21 @@ class Natives:
 
     def __init__(self, instance: Instance) -> None:
         self._instance = instance
-        self._loaded: dict[str, Adapter] = {}  # the least lately used first
+        self._loaded: dict[str, tuple[Adapter, Content]] = {}  # the least lately used first
 
     def load(self, contents: Sequence[Content], used: Collection[str]) -> None:
         """Have these adapters loaded; of the others, those whose digests are `used` stay too."""
         for content in contents:
-            adapter = self._loaded.pop(content.digest, None)
-            if adapter is None:
-                adapter = self._instance.add(content.read().content, label=str(content.path))
-            self._loaded[content.digest] = adapter
+            loaded = self._loaded.pop(content.digest, None)
+            if loaded is None:
+                loaded = self._instance.add(content.read().content, label=str(content.path)), content
+            self._loaded[content.digest] = loaded
         kept = {*used, *(content.digest for content in contents)}
         for digest in [digest for digest in self._loaded if digest not in kept]:
             if len(self._loaded) <= _LIMIT:
                 break
-            self._instance.free(self._loaded.pop(digest))
+            self._instance.free(self._loaded.pop(digest)[0])
 
     def enter(self, state: State) -> None:
         """Let the next decode run under this state, all of whose adapters are loaded."""
-        self._instance.context.set_adapters({self._loaded[digest]: scale for digest, scale in state})
+        self._instance.context.set_adapters({self._loaded[digest][0]: scale for digest, scale in state})
