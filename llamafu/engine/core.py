@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import time
 from typing import TYPE_CHECKING
 
@@ -18,6 +19,9 @@ from llamafu.sampling import Picker
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
+    import numpy as np
+    from numpy.typing import NDArray
+
     from llamafu.completion import FinishReason
     from llamafu.engine.batch import Group, Part
     from llamafu.engine.mix import Mix
@@ -25,6 +29,7 @@ if TYPE_CHECKING:
     from llamafu.engine.room import Room
     from llamafu.engine.sequence import SequenceRun
 
+_LOG = logging.getLogger("llamafu.engine")
 _PATIENCE = 64
 """How often a sequence that has to wait for memory or for the bank lets a later one start first."""
 
@@ -235,28 +240,60 @@ class Core:
         return parts
 
     def _compute(self, group: Group) -> int:
-        """Decode one group of rows; return how many new tokens came out."""
-        parts = [part for part in group.parts if part.sequence.number is not None]
+        """Decode one group of rows; return how many new tokens came out.
+
+        A call that fails is made again with either half of its sequences, so that only what fails by itself ends.
+        """
+        made = 0
+        pending = [group.parts]
+        while pending:
+            parts = [part for part in pending.pop() if part.sequence.number is not None]
+            if not parts:
+                continue
+            try:
+                parts, rows = self._decode(group, parts)
+            except Exception as error:  # noqa: BLE001 - whose it is shows when the halves are computed
+                self._take_back(parts, error)
+                if len(parts) > 1:
+                    pending += [parts[len(parts) // 2 :], parts[: len(parts) // 2]]
+            else:
+                made += self._advance(parts, rows)
+        return made
+
+    def _decode(self, group: Group, parts: list[Part]) -> tuple[list[Part], NDArray[np.float32]]:
+        """Decode parts, fewer when the memory has no room for all; return those, and the logits of each one's last row."""
+        context = self.room.instance.context
         while parts:
             code = self._decoder.decode(group, parts)
             if code == 0:
                 break
             if code != 1:
-                raise self.room.instance.context.failure(code, f"decoding {sum(p.count for p in parts)} rows failed")
+                raise context.failure(code, f"decoding {sum(p.count for p in parts)} rows failed")
             # The memory is full in a way that counting did not foresee (it may have to be in one piece).
             if not self.kv.evict_one():
                 youngest = max((part.sequence for part in parts), key=lambda sequence: sequence.arrived)
                 if len(self.running) == 1:
-                    self._end(youngest, self.room.instance.context.failure(code, "the sequence does not fit"))
+                    self._end(youngest, context.failure(code, "the sequence does not fit"))
                 else:
                     self._preempt(youngest)
                 parts = [part for part in parts if part.sequence is not youngest]
-        return self._advance(parts) if parts else 0
+        return parts, context.output_rows(len(parts))
 
-    def _advance(self, parts: Sequence[Part]) -> int:
+    def _take_back(self, parts: Sequence[Part], error: Exception) -> None:
+        """Forget what a failed call has left in the memory; a single part's sequence ends."""
+        self.recorder.failed_steps += 1
+        _LOG.warning("a decode call of %d sequences failed: %s", len(parts), error)
+        whole = True
+        for part in parts:
+            if part.sequence.number is not None:
+                whole &= self.room.instance.context.cut(part.start, part.sequence.number)
+        if len(parts) == 1:
+            self._end(parts[0].sequence, error)
+        elif not whole:  # a recurrent memory keeps no way back
+            self._quarantine()
+
+    def _advance(self, parts: Sequence[Part], rows: NDArray[np.float32]) -> int:
         """Take note of what was computed, and pick a token for every sequence whose newest one is now known."""
-        context = self.room.instance.context
-        rows = context.output_rows(len(parts))
         now = time.perf_counter()
         made = 0
         last_row = -1

@@ -4,8 +4,6 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from llamafu.errors import DecodeError
-
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
@@ -44,12 +42,7 @@ class Decoder:
             outputs += [False] * (part.count - 1) + [True]
         code = context.compute(tokens, positions, sequences, outputs)  # type: ignore[arg-type] # running ones have a number
         if code == 0 and group.mixed and bank is not None:
-            try:
-                bank.store.check()
-            except DecodeError:
-                for part in parts:
-                    context.cut(part.start, part.sequence.number or 0)
-                raise
+            bank.store.check()
         return code
 
     def _count_mixed(self, parts: Sequence[Part]) -> None:

@@ -248,6 +248,7 @@ class Engine(Asking):
             plain_steps=recorder.plain_steps,
             fallback_steps=recorder.fallback_steps,
             fallback_reasons=dict(recorder.fallback_reasons),
+            failed_steps=recorder.failed_steps,
             kernel=self._room.plan.kernel,
         )
 
