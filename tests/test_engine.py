@@ -18,7 +18,8 @@ from forced import STRICT, Case, alone, check, opened, run_forced
 from test_engine_schedules import agrees
 from tiny_model import FIRST_BYTE
 
-from llamafu import Llamafu
+from llamafu import Llamafu, chat
+from llamafu.adapters.file import read_adapter
 from llamafu.engine import Engine, Request
 from llamafu.errors import (
     ClosedError,
@@ -645,6 +646,51 @@ def test_cancelled_tasks(engine):
     asyncio.run(main())
     assert empty(engine)
     assert engine.stats().cancelled == 2
+
+
+def test_submitting_does_not_block_the_loop(tiny_model, tiny_dir, tmp_path, monkeypatch):
+    """A file that takes half a second to read, and a prompt that takes as long to format, keep nothing else waiting."""
+    path = tmp_path / "x.gguf"
+    shutil.copy(tiny_dir / "a.gguf", path)
+    gaps = []
+
+    async def heart():
+        while True:
+            began = time.perf_counter()
+            await asyncio.sleep(0.005)
+            gaps.append(time.perf_counter() - began)
+
+    def slowly(function):
+        def slow(*arguments, **options):
+            time.sleep(0.5)
+            return function(*arguments, **options)
+
+        return slow
+
+    async def main(engine):
+        beating = asyncio.create_task(heart())
+        await asyncio.sleep(0.05)
+        gaps.clear()
+        replace(path, tiny_dir / "wide.gguf")
+        began = time.perf_counter()
+        waiting = asyncio.create_task(engine.acomplete("x", lora={"x": 1.0}, **SHORT))
+        await asyncio.sleep(0.1)
+        left = asyncio.create_task(engine.acomplete("x", lora={"x": 1.0}, **LONG))
+        await asyncio.sleep(0.05)
+        left.cancel()
+        assert (await waiting).lora[0].digest == engine.adapters["x"].digest
+        assert [piece async for piece in engine.astream_chat([{"role": "user", "content": "x"}], lora={}, **SHORT)]
+        assert (await engine.achat([{"role": "user", "content": "x"}], lora={}, **SHORT)).tokens
+        assert time.perf_counter() - began > 1.4  # or nothing was slow
+        beating.cancel()
+
+    with made(tiny_model, path, kernel="none") as engine:
+        monkeypatch.setattr("llamafu.engine.registry.read_adapter", slowly(read_adapter))
+        monkeypatch.setattr("llamafu.engine.asking.chat_module.tokenize", slowly(chat.tokenize))
+        asyncio.run(main(engine))
+        assert max(gaps) < 0.3
+        assert empty(engine)
+        assert engine.stats().cancelled == 1  # the one whose task had gone before it was submitted
 
 
 def test_closed_loop_is_nobody_elses_trouble(engine):
