@@ -15,10 +15,12 @@ import pytest
 from adapters_made import make_adapter
 from child import run
 from forced import STRICT, Case, alone, check, opened, run_forced
+from test_convert import arrays_of, write_folder
 from test_engine_schedules import agrees
 from tiny_model import FIRST_BYTE
 
 from llamafu import Llamafu, chat
+from llamafu.adapters import convert_peft
 from llamafu.adapters.file import read_adapter
 from llamafu.engine import Engine, Request
 from llamafu.errors import (
@@ -443,6 +445,29 @@ def test_infinite_halves_leave_no_trace(tiny_model, tmp_path):
                 engine.complete("x", lora={"big": 1.0}, **SHORT)
             for name in ("mixed", "low"):
                 assert len(engine.complete("x", lora={name: 1.0}, **SHORT).tokens) == 4
+
+
+def test_peft_folder(tiny_model, tmp_path):
+    """A folder answers as the file that it is converted to, byte for byte the same content, also from `adapters_dir`."""
+    (tmp_path / "adapters").mkdir()
+    folder = write_folder(tmp_path / "adapters" / "x", arrays_of(seed=1))
+    convert_peft(folder, tmp_path / "x.gguf", base=tiny_model)
+    with Engine(tiny_model, adapters_dir=folder.parent, **STRICT, n_ctx=512) as engine:
+        assert list(engine.adapters) == ["x"]
+        file = engine.add_adapter(tmp_path / "x.gguf", name="file")
+        assert file.digest == engine.adapters["x"].digest
+        answers = [engine.complete("hello", lora=lora, **SHORT) for lora in ({"x": 0.5}, {"file": 0.5}, {})]
+        assert answers[0].tokens == answers[1].tokens != answers[2].tokens
+        assert engine.stats().page_ins == 1
+        running = engine.submit(Request(prompt="hello", lora={"x": 1.0}, **LONG))
+        next(running.pieces())
+        shutil.rmtree(folder)
+        write_folder(folder, arrays_of(seed=2))
+        changed = engine.complete("hello", lora={"x": 1.0}, **SHORT)
+        assert changed.lora[0].digest == engine.adapters["x"].digest != file.digest
+        assert running.result(PATIENCE).lora[0].digest == file.digest
+        shutil.rmtree(folder)
+        assert engine.complete("hello", lora={"x": 1.0}, **SHORT).tokens == changed.tokens  # what it became is kept
 
 
 # -- failing -------------------------------------------------------------------------------------------------------

@@ -36,6 +36,7 @@ if TYPE_CHECKING:
 
 DTYPES: dict[str, type[np.float16 | np.float32]] = {"f16": np.float16, "f32": np.float32}
 _MATRIX, _STACK = 2, 3
+_EMBEDDINGS = "token_embd.weight"
 
 
 @dataclass(frozen=True, slots=True)
@@ -138,7 +139,7 @@ class Room:
         shapes = {name: shape for name, shape in self._base.tensors.items() if _takes_adapters(name, shape)}
         probe = instance.add(_zeros(self._base.architecture, shapes, 1), label="the engine's bank")
         found = find_chains(instance.model, probe)
-        self.used = found.used
+        self.used = found.used | self._used_embeddings(instance)
         self.plan = self._choose(instance)
         chains = found.chains
         if self.plan.kernel == "none" or not chains:
@@ -160,6 +161,20 @@ class Room:
         store = kind(instance.library, chains, sizes, units=self._rank, dtype=self._dtype)
         self.bank = Bank(store, [chain.target for chain in chains], self._rank)
         return store
+
+    def _used_embeddings(self, instance: Instance) -> frozenset[str]:
+        """Whether the graph looks tokens up in adapters: such adapters are computed in groups of their own."""
+        shape = self._base.tensors.get(_EMBEDDINGS)
+        if shape is None or self._base.tied:  # libllama aborts on adapters of tied ones
+            return frozenset()
+        factors = np.zeros((1, shape[1]), np.float32), np.zeros((shape[0], 1), np.float32)
+        content = factor_bytes(
+            {_EMBEDDINGS: factors}, architecture=self._base.architecture, alpha=0.0, metadata={}, dtype="F16"
+        )
+        probe = instance.add(content, label="the engine's look at the embeddings")
+        used = find_chains(instance.model, probe).used
+        instance.free(probe)
+        return used
 
     def _choose(self, instance: Instance) -> Plan:
         """Decide who applies the bank."""
@@ -194,7 +209,7 @@ class Room:
 def _takes_adapters(name: str, shape: tuple[int, ...]) -> bool:
     """Whether libllama may look for adapters of a tensor: matrices and stacks of experts, but no embeddings."""
     dimensions = _STACK if is_expert(name) else _MATRIX
-    return name.endswith(".weight") and len(shape) == dimensions and min(shape) > 1 and not name.startswith("token_embd.")
+    return name.endswith(".weight") and len(shape) == dimensions and min(shape) > 1 and name != _EMBEDDINGS
 
 
 def _zeros(

@@ -112,8 +112,9 @@ class Soak:
     def delete(self):
         """Take a file away without a word to the engine: what was accepted goes on, what comes later is refused or served."""
         if self.here:
-            path = self.path(self.dice.choice(list(self.here)))
-            if path.exists():
+            name = self.dice.choice(list(self.here))
+            path = self.path(name)
+            if path.exists() and self.engine.adapters[name].digest == self.here[name]:  # else it never saw the last change
                 shutil.rmtree(path) if path.is_dir() else path.unlink()
                 self.count("deleted")
 
