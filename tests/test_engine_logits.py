@@ -191,6 +191,38 @@ def test_odd_tensors_fall_back(tiny_model, tmp_path, monkeypatch):
         assert engine.stats().mixed_steps
 
 
+@pytest.mark.parametrize("kernel", ["compiled", "none"])
+def test_embeddings_fall_back(tiny_model, tmp_path, kernel, monkeypatch):
+    """An adapter of the token embeddings, which libllama looks up instead of multiplying, beside others of all kinds."""
+    bits = np.random.default_rng(5)
+    names = ("token_embd.weight", "blk.1.ffn_up.weight")
+    shapes = ((3, 317), (64, 3)), ((3, 64), (96, 3))
+    pairs = {
+        name: tuple(bits.normal(0, 0.3, shape).astype(np.float32) for shape in pair)
+        for name, pair in zip(names, shapes, strict=True)
+    }
+    write_adapter(tmp_path / "words.gguf", pairs, architecture="llama", alpha=6.0, metadata={})
+    make_adapter(tmp_path / "other.gguf", tiny_model, seed=1, rank=4)
+    with opening(tiny_model, sorted(tmp_path.glob("*.gguf")), kernel=kernel) as (engine, llm):
+        cases = [
+            Case(tokens(1, 20), tokens(2, 5), {"words": 1.0}),
+            Case(tokens(3, 80), tokens(4, 5), {"other": 1.0}),
+            Case(tokens(5, 8), tokens(6, 5), {"other": 0.5, "words": 0.5}),
+            Case(tokens(5, 70), tokens(6, 5), {"words": lambda step: 1.0 - step / 10}),
+            Case(tokens(7, 8), tokens(8, 5)),
+        ]
+        run_forced(engine, monkeypatch, cases)
+        references = [alone(llm, case) for case in cases]
+        check(cases, references)
+        embedding_only = alone(llm, Case(cases[0].prompt, cases[0].said))
+        assert np.abs(references[0] - embedding_only).max() > 0.1  # or nothing was shown
+        stats = engine.stats()
+        assert stats.fallback_steps
+        assert bool(stats.mixed_steps) == (kernel != "none")
+        if kernel != "none":
+            assert [reason for reason in stats.fallback_reasons if "cannot hold words" in reason]
+
+
 def test_prefix_hits(tiny_model, various, kernel, monkeypatch):
     """Requests that begin alike share what was computed, under the same adapters only."""
     a, b = various[0].stem, various[1].stem

@@ -75,17 +75,17 @@ class Asking:
     @takes_options
     async def acomplete(self, prompt: str, **options: Unpack[OptionArguments]) -> Completion:
         """Like `complete`, awaited; cancelling the task cancels the request."""
-        return await self._await(_request(prompt, options))
+        return await self._await(lambda: _request(prompt, options))
 
     @takes_options
     async def achat(self, messages: Sequence[Mapping[str, Any]], **options: Unpack[OptionArguments]) -> Completion:
         """Like `chat`, awaited."""
-        return await self._await(self._chat_request(messages, options))
+        return await self._await(lambda: self._chat_request(messages, options))
 
     @takes_options
     async def astream(self, prompt: str, **options: Unpack[OptionArguments]) -> AsyncIterator[str]:
         """Like `stream`, in an event loop."""
-        async for event in self.events(_request(prompt, options)):
+        async for event in self._events(lambda: _request(prompt, options)):
             if isinstance(event, str):
                 yield event
 
@@ -94,7 +94,7 @@ class Asking:
         self, messages: Sequence[Mapping[str, Any]], **options: Unpack[OptionArguments]
     ) -> AsyncIterator[str]:
         """Like `stream_chat`, in an event loop."""
-        async for event in self.events(self._chat_request(messages, options)):
+        async for event in self._events(lambda: self._chat_request(messages, options)):
             if isinstance(event, str):
                 yield event
 
@@ -116,10 +116,8 @@ class Asking:
 
     async def events(self, request: Request) -> AsyncIterator[str | Completion]:
         """Yield pieces of text as they come, then the completion; leaving early cancels the request."""
-        async with contextlib.aclosing(self.open_stream(request)) as stream:
-            async for piece in stream:
-                yield piece
-            yield stream.completion
+        async for event in self._events(lambda: request):
+            yield event
 
     def request_of_chat(
         self,
@@ -137,13 +135,27 @@ class Asking:
     def _model(self) -> Model:
         return self._room.instance.model
 
-    async def _await(self, request: Request) -> Completion:
+    async def _await(self, make: Callable[[], Request]) -> Completion:
         completion: Completion | None = None
-        async for event in self.events(request):
+        async for event in self._events(make):
             if isinstance(event, Completion):
                 completion = event
         assert completion is not None  # noqa: S101 - the last event is one, or an error was raised
         return completion
+
+    async def _events(self, make: Callable[[], Request]) -> AsyncIterator[str | Completion]:
+        """Make and submit a request in a thread: formatting, tokenizing and reading changed files take their time."""
+        loop = asyncio.get_running_loop()
+        opening = asyncio.ensure_future(asyncio.to_thread(lambda: self.open_stream(make(), loop)))
+        try:
+            stream = await asyncio.shield(opening)
+        except asyncio.CancelledError:
+            opening.add_done_callback(_cancel_opened)  # the thread cannot be stopped; what it submits can
+            raise
+        async with contextlib.aclosing(stream):
+            async for piece in stream:
+                yield piece
+            yield stream.completion
 
     def _chat_request(
         self,
@@ -225,3 +237,8 @@ class Asking:
 def _request(prompt: str | Sequence[int], options: OptionArguments) -> Request:
     Options.of(options)  # an unknown option is named with all legal ones
     return Request(prompt=prompt, **options)
+
+
+def _cancel_opened(opening: asyncio.Future[AsyncStream]) -> None:
+    if not opening.cancelled() and opening.exception() is None:
+        opening.result().cancel()

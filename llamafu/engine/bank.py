@@ -47,6 +47,8 @@ class Bank:
         self.pager = Pager(capacity)
         self.page_ins = 0
         self.page_in_seconds = 0.0
+        self._contents: dict[str, Content] = {}
+        """Those that are resident: whoever asks for one of them makes no copy anew, also when it gives way before."""
         self._targets = {target: place for place, target in enumerate(targets)}
 
     def holds(self, content: Content) -> bool:
@@ -74,6 +76,7 @@ class Bank:
             for digest, units in placed.items():
                 began = time.perf_counter()
                 self._fill(by_digest[digest].read(), units)
+                self._contents[digest] = by_digest[digest]
                 self.page_ins += 1
                 self.page_in_seconds += time.perf_counter() - began
         except BaseException:
@@ -81,6 +84,9 @@ class Bank:
             for digest in placed:  # nothing that was not filled may look resident
                 self.pager.drop(digest)
             raise
+        finally:
+            if placed:
+                self._contents = {digest: found for digest, found in self._contents.items() if digest in self.pager}
         return True
 
     def release(self, contents: Iterable[Content]) -> None:

@@ -2,15 +2,18 @@
 
 from __future__ import annotations
 
+import logging
 import time
 from typing import TYPE_CHECKING
 
-from llamafu._native.rows import RowTable
-from llamafu.engine.batch import Part, groups_of
-from llamafu.engine.kv import BLOCK, KvMemory
+from llamafu.engine.batch import groups_of
+from llamafu.engine.decoder import Decoder
+from llamafu.engine.kv import KvMemory
+from llamafu.engine.natives import Natives
+from llamafu.engine.packing import pack
 from llamafu.engine.queue import WaitingQueue
 from llamafu.engine.stats import Recorder
-from llamafu.errors import ContextOverflowError, DecodeError, LoraError, QueueFullError
+from llamafu.errors import DecodeError
 from llamafu.sampling import Picker
 
 if TYPE_CHECKING:
@@ -19,18 +22,16 @@ if TYPE_CHECKING:
     import numpy as np
     from numpy.typing import NDArray
 
-    from llamafu._native.adapter import Adapter
     from llamafu.completion import FinishReason
-    from llamafu.engine.batch import Group
+    from llamafu.engine.batch import Group, Part
     from llamafu.engine.mix import Mix
     from llamafu.engine.registry import Content
     from llamafu.engine.room import Room
     from llamafu.engine.sequence import SequenceRun
 
+_LOG = logging.getLogger("llamafu.engine")
 _PATIENCE = 64
 """How often a sequence that has to wait for memory or for the bank lets a later one start first."""
-_NATIVE_LIMIT = 8
-"""Adapters that are kept loaded by libllama itself, for what the bank cannot hold."""
 
 
 class Core:
@@ -43,9 +44,10 @@ class Core:
         self.running: list[SequenceRun] = []
         self.recorder = Recorder()
         self.kv = KvMemory(context, size=context.n_ctx, sequences=context.n_seq_max, reuse=not room.instance.model.is_recurrent)
+        self.natives = Natives(room.instance)
+        self._decoder = Decoder(room, self.natives, self.recorder)
         self._most = max_sequences
         self._suspicious = False
-        self._natives: dict[str, Adapter] = {}
         self._pieces: dict[int, bytes] = {}
         self._ends = room.instance.model.end_tokens
 
@@ -54,7 +56,7 @@ class Core:
         began = time.perf_counter()
         self._end_due(began)
         self._admit()
-        parts = self._parts()
+        parts = self._fitting(pack(self.running, self.room.instance.context.n_batch))
         tokens = 0
         for group in groups_of(parts, self._why_not, together=not self.room.instance.model.is_recurrent):
             tokens += self._compute(group)
@@ -78,27 +80,6 @@ class Core:
 
     # -- between steps -------------------------------------------------------------------------------------------
 
-    def pin(self, name: str, content: Content) -> None:
-        """Read an adapter into the bank and keep it there; `LoraError` when the bank cannot take it now."""
-        bank = self.room.bank
-        if bank is None or not bank.holds(content):
-            message = f"{name!r} cannot be pinned: {self.room.plan.why_not or 'the bank cannot hold it'}"
-            raise LoraError(message)
-        bank.refuse_too_large({content.digest: content.info.rank})
-        if not bank.acquire([content]):
-            message = (
-                f"{name!r} takes {content.info.rank} of {bank.pager.capacity} rank units, and running requests use too many; "
-                "try again later"
-            )
-            raise LoraError(message)
-        bank.pager.pinned.add(content.digest)
-        bank.release([content])
-
-    def forget(self, known: set[str]) -> None:
-        """Let go of the places of all adapters but these; what still runs keeps its own to its end."""
-        if (bank := self.room.bank) is not None:
-            bank.pager.pinned &= known
-
     def retarget(self, mix: Mix) -> None:
         """Give requests that follow the active set and have not started a new one."""
         for sequence in self.waiting:
@@ -107,47 +88,9 @@ class Core:
                 sequence.set_mix(mix)
                 self.waiting.add(sequence)
 
-    def embed(self, tokens: Sequence[int], mix: Mix) -> NDArray[np.float32]:
-        """Return the mean of the last layer's vectors over `tokens`, at length 1."""
-        import numpy as np
-
-        context, bank = self.room.instance.context, self.room.bank
-        if not 0 < len(tokens) <= context.n_batch:
-            message = (
-                f"the text has {len(tokens)} tokens, but one batch of this engine takes 1 to {context.n_batch}; shorten it"
-            )
-            raise ContextOverflowError(message)
-        state = mix.state(mix.first)
-        if not self.kv.make_room(len(tokens)) or (place := self.kv.open([0], [state])) is None:
-            message = "the engine's memory is full of running requests; try again later"
-            raise QueueFullError(message)
-        number = place[0]
-        banked = mix.contents if bank is not None and all(map(bank.holds, mix.contents)) else ()
-        acquired = False
-        try:
-            if mixed := bank is not None and (banked or not mix.contents):
-                acquired = bank.acquire(banked)
-                if not acquired:
-                    message = "the bank is full of adapters that run; try again later"
-                    raise QueueFullError(message)
-                self._enter_bank(RowTable.of([(len(tokens), *bank.units(dict(state)))]))
-            else:
-                self._load(mix.contents)
-                context.set_adapters({self._natives[digest]: scale for digest, scale in state})
-            context.set_embeddings(on=True)
-            code = context.compute(tokens, range(len(tokens)), [number] * len(tokens), [True] * len(tokens))
-            if code != 0:
-                raise context.failure(code, f"embedding {len(tokens)} tokens failed")
-            if mixed and bank is not None:
-                bank.store.check()
-            total = np.sum([context.embedding(row) for row in range(len(tokens))], axis=0, dtype=np.float64)
-        finally:
-            context.set_embeddings(on=False)
-            self.kv.close(number, keep=False)
-            if acquired and bank is not None:
-                bank.release(banked)
-        length = float(np.linalg.norm(total))
-        return np.asarray(total / length if length else total, np.float32)
+    def digests_in_use(self) -> set[str]:
+        """Contents of the adapters of all that runs, or was preempted."""
+        return {c.digest for s in [*self.running, *self.waiting] if s.holds_adapters for c in s.mix.contents}
 
     # -- who runs ------------------------------------------------------------------------------------------------
 
@@ -210,7 +153,7 @@ class Core:
             return False
         sequence.holds_adapters = True
         if not banked:
-            self._load(sequence.mix.contents)
+            self.natives.load(sequence.mix.contents, self.digests_in_use())
         return True
 
     def _banked(self, sequence: SequenceRun) -> Sequence[Content]:
@@ -288,28 +231,6 @@ class Core:
 
     # -- what is computed ----------------------------------------------------------------------------------------
 
-    def _parts(self) -> list[Part]:
-        """Choose the rows of this step: one of each decoding sequence first, then prompts in the order of their start."""
-        budget = self.room.instance.context.n_batch
-        if decoding := sum(sequence.is_decoding for sequence in self.running):
-            budget = min(budget, decoding + BLOCK)  # a long prompt would hold up everybody's next token
-        parts: list[Part] = []
-        for sequence in sorted(self.running, key=lambda sequence: not sequence.is_decoding):
-            missing = len(sequence.tokens) - sequence.computed
-            count = min(missing, budget)
-            # Prompts are cut at whole blocks, and at the last of them: then they are computed alike whoever is beside them,
-            # and whether their blocks were there already. Where not one block fits, what fits is better than nothing.
-            end = min(sequence.computed + count, max((len(sequence.tokens) - 1) // BLOCK * BLOCK, sequence.computed))
-            if (aligned := end // BLOCK * BLOCK - sequence.computed) > 0:
-                count = aligned
-            elif count < missing and len(parts) > decoding:
-                continue
-            if count <= 0:
-                continue
-            parts.append(Part(sequence, sequence.computed, count))
-            budget -= count
-        return self._fitting(parts)
-
     def _fitting(self, parts: list[Part]) -> list[Part]:
         """Make room in the memory for all parts: evict what is kept, then preempt the youngest sequences."""
         while not self.kv.make_room(sum(part.count for part in parts)):
@@ -319,57 +240,60 @@ class Core:
         return parts
 
     def _compute(self, group: Group) -> int:
-        """Decode one group of rows; return how many new tokens came out."""
-        parts = [part for part in group.parts if part.sequence.number is not None]
+        """Decode one group of rows; return how many new tokens came out.
+
+        A call that fails is made again with either half of its sequences, so that only what fails by itself ends.
+        """
+        made = 0
+        pending = [group.parts]
+        while pending:
+            parts = [part for part in pending.pop() if part.sequence.number is not None]
+            if not parts:
+                continue
+            try:
+                parts, rows = self._decode(group, parts)
+            except Exception as error:  # noqa: BLE001 - whose it is shows when the halves are computed
+                self._take_back(parts, error)
+                if len(parts) > 1:
+                    pending += [parts[len(parts) // 2 :], parts[: len(parts) // 2]]
+            else:
+                made += self._advance(parts, rows)
+        return made
+
+    def _decode(self, group: Group, parts: list[Part]) -> tuple[list[Part], NDArray[np.float32]]:
+        """Decode parts, fewer when the memory has no room for all; return those, and the logits of each one's last row."""
+        context = self.room.instance.context
         while parts:
-            code = self._decode(group, parts)
+            code = self._decoder.decode(group, parts)
             if code == 0:
                 break
             if code != 1:
-                raise self.room.instance.context.failure(code, f"decoding {sum(p.count for p in parts)} rows failed")
+                raise context.failure(code, f"decoding {sum(p.count for p in parts)} rows failed")
             # The memory is full in a way that counting did not foresee (it may have to be in one piece).
             if not self.kv.evict_one():
                 youngest = max((part.sequence for part in parts), key=lambda sequence: sequence.arrived)
                 if len(self.running) == 1:
-                    self._end(youngest, self.room.instance.context.failure(code, "the sequence does not fit"))
+                    self._end(youngest, context.failure(code, "the sequence does not fit"))
                 else:
                     self._preempt(youngest)
                 parts = [part for part in parts if part.sequence is not youngest]
-        return self._advance(parts) if parts else 0
+        return parts, context.output_rows(len(parts))
 
-    def _decode(self, group: Group, parts: Sequence[Part]) -> int:
-        context = self.room.instance.context
-        bank = self.room.bank
-        if group.mixed:
-            assert bank is not None  # noqa: S101 - else nothing can be mixed
-            self._enter_bank(*group.tables(parts, bank))
-            self._count_mixed(parts)
-        else:
-            context.set_adapters({self._natives[digest]: scale for digest, scale in group.state})
-            self._count_alone(group)
-        tokens: list[int] = []
-        positions: list[int] = []
-        sequences: list[int | None] = []
-        outputs: list[bool] = []
+    def _take_back(self, parts: Sequence[Part], error: Exception) -> None:
+        """Forget what a failed call has left in the memory; a single part's sequence ends."""
+        self.recorder.failed_steps += 1
+        _LOG.warning("a decode call of %d sequences failed: %s", len(parts), error)
+        whole = True
         for part in parts:
-            tokens += part.sequence.tokens[part.start : part.end]
-            positions += range(part.start, part.end)
-            sequences += [part.sequence.number] * part.count
-            outputs += [False] * (part.count - 1) + [True]
-        code = context.compute(tokens, positions, sequences, outputs)  # type: ignore[arg-type] # running ones have a number
-        if code == 0 and group.mixed and bank is not None:
-            try:
-                bank.store.check()
-            except DecodeError:
-                for part in parts:
-                    context.cut(part.start, part.sequence.number or 0)
-                raise
-        return code
+            if part.sequence.number is not None:
+                whole &= self.room.instance.context.cut(part.start, part.sequence.number)
+        if len(parts) == 1:
+            self._end(parts[0].sequence, error)
+        elif not whole:  # a recurrent memory keeps no way back
+            self._quarantine()
 
-    def _advance(self, parts: Sequence[Part]) -> int:
+    def _advance(self, parts: Sequence[Part], rows: NDArray[np.float32]) -> int:
         """Take note of what was computed, and pick a token for every sequence whose newest one is now known."""
-        context = self.room.instance.context
-        rows = context.output_rows(len(parts))
         now = time.perf_counter()
         made = 0
         last_row = -1
@@ -424,38 +348,3 @@ class Core:
         if piece is None:
             piece = self._pieces[token] = self.room.instance.model.piece(token)
         return piece
-
-    def _enter_bank(self, rows: RowTable, outputs: RowTable | None = None) -> None:
-        """Make the bank act in the next decode."""
-        bank, carrier = self.room.bank, self.room.carrier
-        assert bank is not None and carrier is not None  # noqa: S101, PT018 - the caller has looked
-        self.room.instance.context.set_adapters({carrier: 1.0})
-        bank.store.set_rows(rows, rows if outputs is None else outputs)
-
-    def _load(self, contents: Sequence[Content]) -> None:
-        """Load adapters into libllama itself; of those that nobody uses, the least lately used ones make room."""
-        for content in contents:
-            adapter = self._natives.pop(content.digest, None)
-            if adapter is None:
-                adapter = self.room.instance.add(content.read().content, label=str(content.path))
-            self._natives[content.digest] = adapter
-        used = {c.digest for s in [*self.running, *self.waiting] if s.holds_adapters for c in s.mix.contents}
-        used.update(content.digest for content in contents)
-        for digest in [digest for digest in self._natives if digest not in used]:
-            if len(self._natives) <= _NATIVE_LIMIT:
-                break
-            self.room.instance.free(self._natives.pop(digest))
-
-    def _count_mixed(self, parts: Sequence[Part]) -> None:
-        states = {part.sequence.states[i] for part in parts for i in {part.start, part.end - 1}}
-        if len(states) > 1:
-            self.recorder.mixed_steps += 1
-        else:
-            self.recorder.plain_steps += 1
-
-    def _count_alone(self, group: Group) -> None:
-        if not group.reason:
-            self.recorder.plain_steps += 1
-            return
-        self.recorder.fallback_steps += 1
-        self.recorder.fallback_reasons[group.reason] += 1

@@ -15,6 +15,7 @@ from llamafu.adapters.base import read_base
 from llamafu.adapters.peft import CONFIG
 from llamafu.engine.asking import Asking
 from llamafu.engine.core import Core
+from llamafu.engine.embed import embed
 from llamafu.engine.registry import Registry
 from llamafu.engine.room import DTYPES, Room
 from llamafu.engine.stats import EngineStats, Percentiles
@@ -138,11 +139,12 @@ class Engine(Asking):
         """Check and register an adapter, a GGUF file or a PEFT folder; running requests go on meanwhile.
 
         `name` defaults to the file's name without its suffix, or the folder's. Its weights are read when a request needs
-        them, so the file has to stay; when it changes, requests from then on run with the new content. Raises
+        them, so the file has to stay; when it changes, requests from then on run with the new content, those that were
+        submitted before keep the old one. Raises
         `InvalidAdapterFileError`, `LoraIncompatibleError`, `LoraLoadError`; `LoraError` when the name is another's.
         """
         self._demand_open()
-        return self._registry.add(Path(path), name).info
+        return self._registry.add(Path(path), name)
 
     def remove_adapter(self, name: str) -> None:
         """Forget an adapter; running requests keep it to their end. `LoraNotFoundError`; `LoraError` while it is active."""
@@ -151,7 +153,7 @@ class Engine(Asking):
             message = f"{name!r} is in the active set ({self._active}); set another with set_lora_adapters first"
             raise LoraError(message)
         self._registry.remove(name)
-        self._worker.call(lambda core: core.forget(self._digests()))
+        self._worker.call(lambda core: core.room.unpin_all_but(self._digests()))
 
     def pin_adapter(self, name: str) -> None:
         """Read an adapter into the bank now, and keep it there until it is removed.
@@ -161,8 +163,8 @@ class Engine(Asking):
         content = self._registry.resolve(name)
 
         def pin(core: Core) -> None:
-            core.forget(self._digests())  # a file that was changed had another content when it was pinned
-            core.pin(name, content)
+            core.room.unpin_all_but(self._digests())  # a file that was changed had another content when it was pinned
+            core.room.pin(name, content)
 
         self._worker.call(pin)
 
@@ -215,7 +217,7 @@ class Engine(Asking):
     def embed(self, text: str) -> np.ndarray[Any, np.dtype[np.float32]]:
         """Return the mean of the last layer's token vectors under the active set, at length 1, shape [n_embd]."""
         tokens, mix = self.tokenize(text), self._mix(None)
-        return self._worker.call(lambda core: core.embed(tokens, mix))
+        return self._worker.call(lambda core: embed(core, tokens, mix))
 
     # -- state and end -------------------------------------------------------------------------------------------
 
@@ -246,6 +248,7 @@ class Engine(Asking):
             plain_steps=recorder.plain_steps,
             fallback_steps=recorder.fallback_steps,
             fallback_reasons=dict(recorder.fallback_reasons),
+            failed_steps=recorder.failed_steps,
             kernel=self._room.plan.kernel,
             attention=self._room.attention,
         )

@@ -2,26 +2,25 @@
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
-import os
-import shutil
-import tempfile
 import threading
 from dataclasses import dataclass
-from pathlib import Path
+from functools import partial
 from typing import TYPE_CHECKING
 
-from llamafu._whole_file import whole_file
 from llamafu.adapters.compatibility import check_compatibility
 from llamafu.adapters.convert import convert_folder
 from llamafu.adapters.file import AdapterFile, read_adapter
 from llamafu.adapters.folder import read_folder
 from llamafu.adapters.peft import CONFIG
+from llamafu.engine.spool import Copy, Spool
 from llamafu.errors import LoraError, LoraIncompatibleError, LoraLoadError, LoraNotFoundError
 from llamafu.lora import default_name
 
 if TYPE_CHECKING:
     from collections.abc import Callable
+    from pathlib import Path
 
     from llamafu.adapters.base import BaseModel
     from llamafu.adapters.file import Pair
@@ -32,12 +31,13 @@ Signature = tuple[tuple[int, int, int], ...]
 
 @dataclass(frozen=True, slots=True)
 class Content:
-    """One adapter's content. Its weights stay on disk until they are needed."""
+    """One adapter's content, on disk in a private copy for as long as somebody refers to this."""
 
     info: AdapterInfo
     path: Path
-    """The file with exactly this content, unless it was changed since."""
+    """Where it came from; what is there now may be another content."""
     pairs: dict[str, Pair]
+    copy: Copy
 
     @property
     def digest(self) -> str:
@@ -45,26 +45,22 @@ class Content:
         return self.info.digest
 
     def read(self) -> AdapterFile:
-        """Read the weights; LoraLoadError when the file does not hold this content any more."""
-        try:
-            content = self.path.read_bytes()
-        except OSError:
-            content = b""
-        if hashlib.sha256(content).hexdigest() != self.digest:
-            what = "has changed" if content else "cannot be read any more"
-            message = (
-                f"{self.path} {what} since the adapter was added (digest {self.digest[:12]}); add it again, "
-                "and leave a file in place while requests for it wait"
-            )
-            raise LoraLoadError(message)
-        return AdapterFile(self.path, content, self.info, self.pairs)
+        """Read the weights."""
+        return AdapterFile(self.path, self.copy.read(), self.info, self.pairs)
 
 
 @dataclass(frozen=True, slots=True)
 class _Entry:
     source: Path
     signature: Signature
-    content: Content
+    info: AdapterInfo
+    pairs: dict[str, Pair]
+    converted: Copy | None
+    """What a PEFT folder became."""
+
+
+class _OtherContentError(Exception):
+    """A file does not hold the content that is wanted."""
 
 
 class Registry:
@@ -76,87 +72,104 @@ class Registry:
         self._demand = demand
         self._entries: dict[str, _Entry] = {}
         self._lock = threading.Lock()
-        self._spool = Path(tempfile.mkdtemp(prefix="llamafu-engine-"))
-        self._pid = os.getpid()
+        self._spool = Spool()
 
-    def add(self, path: Path, name: str | None) -> Content:
+    def add(self, path: Path, name: str | None) -> AdapterInfo:
         """Check an adapter, a GGUF file or a PEFT folder, and register it; `LoraError` when the name is another's."""
-        signature = _signature(path)
-        content = self._read(path)
+        entry, _ = self._read(path)
         name = default_name(path) if name is None else name
         with self._lock:
             known = self._entries.get(name)
-            if known is not None and known.source != path and known.content.digest != content.digest:
+            if known is not None and known.source != path and known.info.digest != entry.info.digest:
                 message = (
-                    f"the name {name!r} is taken by other content (from {known.source}, digest {known.content.digest[:12]}); "
+                    f"the name {name!r} is taken by other content (from {known.source}, digest {known.info.digest[:12]}); "
                     "pass name= or remove that one"
                 )
                 raise LoraError(message)
-            self._entries[name] = _Entry(path, signature, content)
-        return content
+            self._entries[name] = entry
+        return entry.info
 
-    def remove(self, name: str) -> Content:
-        """Forget a name and return its content; `LoraNotFoundError`."""
+    def remove(self, name: str) -> None:
+        """Forget a name; `LoraNotFoundError`."""
         with self._lock:
-            self._demand_known(name)
-            return self._entries.pop(name).content
+            self._known(name)
+            del self._entries[name]
 
     def resolve(self, name: str) -> Content:
-        """Return the content of today: a file that was changed on disk is read anew. `LoraNotFoundError`."""
+        """Return the content of today, which stays as it is: a file that was changed on disk is read anew.
+
+        Raises `LoraNotFoundError`, and what `add` raises for a file that is no good any more.
+        """
         with self._lock:
-            self._demand_known(name)
-            entry = self._entries[name]
-        try:
-            signature = _signature(entry.source)
-        except OSError:
-            return entry.content  # gone from disk; what is in memory still serves
-        if signature == entry.signature:
-            return entry.content
-        content = self._read(entry.source)
+            entry = self._known(name)
+        signature = _signature(entry.source)
+        if signature in (None, entry.signature):
+            with contextlib.suppress(_OtherContentError):
+                copy = entry.converted or self._spool.hold(entry.info.digest, partial(_same_content, entry))
+                return Content(entry.info, entry.source, entry.pairs, copy)
+        if signature is None:
+            message = (
+                f"{entry.source} cannot be read any more since the adapter was added (digest {entry.info.digest[:12]}); "
+                "put it back, or add it again"
+            )
+            raise LoraLoadError(message)
+        renewed, content = self._read(entry.source)
+        copy = renewed.converted or self._spool.hold(renewed.info.digest, lambda: content)
         with self._lock:
             if self._entries.get(name) is entry:
-                self._entries[name] = _Entry(entry.source, signature, content)
-        return content
+                self._entries[name] = renewed
+        return Content(renewed.info, renewed.source, renewed.pairs, copy)
 
     def source(self, name: str) -> Path:
         """Return where a name was added from; `LoraNotFoundError`."""
         with self._lock:
-            self._demand_known(name)
-            return self._entries[name].source
+            return self._known(name).source
 
     def infos(self) -> dict[str, AdapterInfo]:
         """Facts of every registered adapter, by name."""
         with self._lock:
-            return {name: entry.content.info for name, entry in self._entries.items()}
+            return {name: entry.info for name, entry in self._entries.items()}
 
     def close(self) -> None:
         """Remove the temporary files. Idempotent."""
-        if os.getpid() == self._pid:  # a forked child's end is not ours
-            shutil.rmtree(self._spool, ignore_errors=True)
+        self._spool.close()
 
-    def _read(self, path: Path) -> Content:
+    def _read(self, path: Path) -> tuple[_Entry, bytes]:
+        signature = _signature(path) or ()
         is_peft = path.is_dir() and (path / CONFIG).exists()
         file = convert_folder(read_folder(path), self._base) if is_peft else read_adapter(path)
         if not (report := check_compatibility(file, self._base)):
             message = f"{path} does not fit {self._base.path.name}: {'; '.join(report.problems)}"
             raise LoraIncompatibleError(message, problems=report.problems)
         self._demand(file)
-        if is_peft:  # converted once: paging it in again reads the result
-            path = self._spool / f"{file.digest}.gguf"
-            if not path.exists():
-                with whole_file(path) as unfinished:
-                    unfinished.write_bytes(file.content)
-        return Content(file.info, path, file.pairs)
+        converted = self._spool.hold(file.digest, lambda: file.content) if is_peft else None
+        return _Entry(path, signature, file.info, file.pairs, converted), file.content
 
-    def _demand_known(self, name: str) -> None:
-        if name not in self._entries:
+    def _known(self, name: str) -> _Entry:
+        entry = self._entries.get(name)
+        if entry is None:
             known = ", ".join(sorted(self._entries)) or "none"
             message = f"no adapter {name!r} is registered here (registered: {known}); add it with add_adapter"
             raise LoraNotFoundError(message)
+        return entry
 
 
-def _signature(path: Path) -> Signature:
-    """What changes when a file, or a folder's files, are written anew."""
-    files = sorted(path.iterdir()) if path.is_dir() else [path]
-    stats = (file.stat() for file in files)
+def _signature(path: Path) -> Signature | None:
+    """What changes when a file, or a folder's files, are written anew; None where nothing can be looked at."""
+    try:
+        files = sorted(path.iterdir()) if path.is_dir() else [path]
+        stats = [file.stat() for file in files]
+    except OSError:
+        return None
     return tuple((stat.st_ino, stat.st_size, stat.st_mtime_ns) for stat in stats)
+
+
+def _same_content(entry: _Entry) -> bytes:
+    """Read a file that should hold an entry's content."""
+    try:
+        content = entry.source.read_bytes()
+    except OSError as error:
+        raise _OtherContentError from error
+    if hashlib.sha256(content).hexdigest() != entry.info.digest:
+        raise _OtherContentError
+    return content

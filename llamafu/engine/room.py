@@ -21,7 +21,7 @@ from llamafu.adapters.file import read_adapter
 from llamafu.adapters.info import is_expert
 from llamafu.adapters.write import factor_bytes
 from llamafu.engine.bank import Bank
-from llamafu.errors import ContextInitError, ErrorCode
+from llamafu.errors import ContextInitError, ErrorCode, LoraError
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -30,10 +30,13 @@ if TYPE_CHECKING:
     from llamafu._native.context import ContextOptions, Hook
     from llamafu._native.library import Library
     from llamafu._native.model import Model
+    from llamafu._native.rows import RowTable
     from llamafu.adapters.base import BaseModel
+    from llamafu.engine.registry import Content
 
 DTYPES: dict[str, type[np.float16 | np.float32]] = {"f16": np.float16, "f32": np.float32}
 _MATRIX, _STACK = 2, 3
+_EMBEDDINGS = "token_embd.weight"
 
 
 @dataclass(frozen=True, slots=True)
@@ -97,6 +100,34 @@ class Room:
                 self._guests -= 1
                 self._left.notify_all()
 
+    def enter_bank(self, rows: RowTable, outputs: RowTable | None = None) -> None:
+        """Make the bank act on the rows of the next decode, and on those of its outputs, all of them unless given."""
+        bank, carrier = self.bank, self.carrier
+        assert bank is not None and carrier is not None  # noqa: S101, PT018 - the caller has looked
+        self.instance.context.set_adapters({carrier: 1.0})
+        bank.store.set_rows(rows, rows if outputs is None else outputs)
+
+    def pin(self, name: str, content: Content) -> None:
+        """Read an adapter into the bank and keep it there; `LoraError` when the bank cannot take it now."""
+        bank = self.bank
+        if bank is None or not bank.holds(content):
+            message = f"{name!r} cannot be pinned: {self.plan.why_not or 'the bank cannot hold it'}"
+            raise LoraError(message)
+        bank.refuse_too_large({content.digest: content.info.rank})
+        if not bank.acquire([content]):
+            message = (
+                f"{name!r} takes {content.info.rank} of {bank.pager.capacity} rank units, and running requests use too many; "
+                "try again later"
+            )
+            raise LoraError(message)
+        bank.pager.pinned.add(content.digest)
+        bank.release([content])
+
+    def unpin_all_but(self, known: set[str]) -> None:
+        """Let go of the places of pinned adapters, except of these digests; what runs keeps its own to its end."""
+        if self.bank is not None:
+            self.bank.pager.pinned &= known
+
     def close(self) -> None:
         """Free everything, once nobody shares the model. Idempotent."""
         with self._left:
@@ -110,7 +141,7 @@ class Room:
         shapes = {name: shape for name, shape in self._base.tensors.items() if _takes_adapters(name, shape)}
         probe = instance.add(_zeros(self._base.architecture, shapes, 1), label="the engine's bank")
         found = find_chains(instance.model, probe)
-        self.used = found.used
+        self.used = found.used | self._used_embeddings(instance)
         self.plan = self._choose(instance)
         chains = found.chains
         if self.plan.kernel == "none" or not chains:
@@ -134,6 +165,20 @@ class Room:
             self.attention = store.attention.prove(instance.model, instance.context_options) or "compiled"
         self.bank = Bank(store, [chain.target for chain in chains], self._rank)
         return store
+
+    def _used_embeddings(self, instance: Instance) -> frozenset[str]:
+        """Whether the graph looks tokens up in adapters: such adapters are computed in groups of their own."""
+        shape = self._base.tensors.get(_EMBEDDINGS)
+        if shape is None or self._base.tied:  # libllama aborts on adapters of tied ones
+            return frozenset()
+        factors = np.zeros((1, shape[1]), np.float32), np.zeros((shape[0], 1), np.float32)
+        content = factor_bytes(
+            {_EMBEDDINGS: factors}, architecture=self._base.architecture, alpha=0.0, metadata={}, dtype="F16"
+        )
+        probe = instance.add(content, label="the engine's look at the embeddings")
+        used = find_chains(instance.model, probe).used
+        instance.free(probe)
+        return used
 
     def _choose(self, instance: Instance) -> Plan:
         """Decide who applies the bank."""
@@ -168,7 +213,7 @@ class Room:
 def _takes_adapters(name: str, shape: tuple[int, ...]) -> bool:
     """Whether libllama may look for adapters of a tensor: matrices and stacks of experts, but no embeddings."""
     dimensions = _STACK if is_expert(name) else _MATRIX
-    return name.endswith(".weight") and len(shape) == dimensions and min(shape) > 1 and not name.startswith("token_embd.")
+    return name.endswith(".weight") and len(shape) == dimensions and min(shape) > 1 and name != _EMBEDDINGS
 
 
 def _zeros(

@@ -72,6 +72,8 @@ class EngineStats:
     """Decode calls for one group of rows only, because their adapters could not be mixed with others."""
     fallback_reasons: dict[str, int]
     """Why, and how often."""
+    failed_steps: int
+    """Decode calls that failed; either half of their sequences was tried again, and only what fails by itself ends."""
     kernel: str
     """"compiled" (numba, the extra `fast`), "python", or "none" where every state needs a decode call of its own."""
     attention: str
@@ -84,7 +86,7 @@ class Recorder:
     def __init__(self) -> None:
         self.finished = self.cancelled = self.failed = 0
         self.prompt_tokens = self.completion_tokens = self.cached_tokens = 0
-        self.preemptions = self.mixed_steps = self.plain_steps = self.fallback_steps = 0
+        self.preemptions = self.mixed_steps = self.plain_steps = self.fallback_steps = self.failed_steps = 0
         self.fallback_reasons: Counter[str] = Counter()
         self.batch_sizes: Counter[int] = Counter()
         self.ttft: deque[float] = deque(maxlen=_WINDOW)

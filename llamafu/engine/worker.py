@@ -123,7 +123,7 @@ class Worker:
             while self._next():
                 try:
                     core.step()
-                except Exception as error:  # noqa: BLE001 - a failed batch is the failure of all in it
+                except Exception as error:  # noqa: BLE001 - nobody knows what is left of the step
                     core.fail_running(error)
         finally:
             interpreter.rest()

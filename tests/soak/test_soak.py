@@ -20,14 +20,16 @@ import numpy as np
 import pytest
 
 from llamafu import Engine, Llamafu
+from llamafu.adapters import export_peft
 from llamafu.engine import Request, Ticket
-from llamafu.errors import LlamafuError, LoraError, LoraLoadError, QueueFullError
+from llamafu.errors import LlamafuError, LoraError, QueueFullError
 from llamafu.example_adapters import example_adapters
 from llamafu.example_model import example_model
 
 BOUND = 120.0
 """Seconds within which every request ends, whatever happens around it."""
 EXACT = {"flash_attn": "off", "type_k": "f32", "type_v": "f32"}
+FOLDERS = "folder-one", "folder-two"
 GROWTH = 24e6
 """Bytes by which resident memory may differ between the second and the last fifth of a soak."""
 
@@ -38,7 +40,7 @@ class World:
 
     model: Path
     contents: list
-    """Adapter files whose contents take turns under a few names."""
+    """Adapters, files and PEFT folders, that take turns under a few names."""
     bank_rank: int
     n_ctx: int
     vocabulary: range
@@ -55,8 +57,6 @@ class Asked:
     request: Request
     ticket: Ticket
     digests: dict
-    changes: dict
-    """How often the file behind each name had been changed or removed by then."""
     since: float
 
 
@@ -68,7 +68,8 @@ class Soak:
         self.cold = Llamafu(world.model, n_ctx=1024, n_threads=1, **EXACT)
         self.by_digest = {}
         for path in world.contents:
-            adapter = self.cold.load_lora_adapter(path)
+            name = f"{path.parent.name} as {path.name}" if path.is_dir() else path.stem
+            adapter = self.cold.load_lora_adapter(path, name=name)
             self.by_digest[adapter.digest] = (adapter.name, path)
         self.engine = Engine(
             world.model,
@@ -83,7 +84,7 @@ class Soak:
         )
         self.ends = self.engine._room.instance.model.end_tokens
         self.prefixes = [self.tokens(150), self.tokens(70), self.tokens(20)]
-        self.here, self.changes = {}, {}  # digest of each registered name; how often its file was changed
+        self.here = {}  # digest of each registered name
         self.open, self.counts = [], {}
         self.peak_wait = self.worst = 0.0
 
@@ -96,26 +97,48 @@ class Soak:
     # -- what may happen ----------------------------------------------------------------------------------------------
 
     def add(self):
-        name = self.dice.choice(["one", "two", "three", "four"])
+        name = self.dice.choice(["one", "two", "three", "four", *FOLDERS])
         digest = self.put(name)
-        self.engine.add_adapter(self.folder / f"{name}.gguf")
+        self.engine.add_adapter(self.path(name), name=name)
         self.here[name] = digest
-        self.count("added")
+        self.count("added a folder" if self.path(name).is_dir() else "added")
 
     def change(self):
         if self.here:
             name = self.dice.choice(list(self.here))
             self.here[name] = self.put(name)
-            self.count("changed")
+            self.count("changed a folder" if self.path(name).is_dir() else "changed")
+
+    def delete(self):
+        """Take a file away without a word to the engine: what was accepted goes on, what comes later is refused or served."""
+        if self.here:
+            name = self.dice.choice(list(self.here))
+            path = self.path(name)
+            if path.exists() and self.engine.adapters[name].digest == self.here[name]:  # else it never saw the last change
+                shutil.rmtree(path) if path.is_dir() else path.unlink()
+                self.count("deleted")
+
+    def path(self, name):
+        return self.folder / (name if name in FOLDERS else f"{name}.gguf")
 
     def put(self, name):
-        """Replace a file in one step, as programs should; return the content's digest."""
+        """Replace a file in one step, or a folder in two, as programs should; return the content's digest."""
         taken = {digest for other, digest in self.here.items() if other != name}
-        digest = self.dice.choice([digest for digest in self.by_digest if digest not in taken])
-        unfinished = self.folder / f"{name}.unfinished"
-        shutil.copyfile(self.by_digest[digest][1], unfinished)
-        unfinished.replace(self.folder / f"{name}.gguf")
-        self.changes[name] = self.changes.get(name, 0) + 1
+        path = self.path(name)
+        alike = [
+            digest
+            for digest, (_, source) in self.by_digest.items()
+            if digest not in taken and (source.name == name if name in FOLDERS else not source.is_dir())
+        ]
+        digest = self.dice.choice(alike)
+        source, unfinished = self.by_digest[digest][1], self.folder / f"{name}.unfinished"
+        if source.is_dir():
+            shutil.copytree(source, unfinished)
+            shutil.rmtree(path, ignore_errors=True)
+            unfinished.rename(path)
+        else:
+            shutil.copyfile(source, unfinished)
+            unfinished.replace(path)
         return digest
 
     def remove(self):
@@ -131,7 +154,7 @@ class Soak:
             name = self.dice.choice(list(self.here))
             try:
                 self.engine.pin_adapter(name)
-            except LoraError:
+            except LoraError:  # also when its file is gone
                 self.count("not pinned")
             else:
                 self.count("pinned")
@@ -167,13 +190,17 @@ class Soak:
             self.count("queue full")
             return
         except LoraError as error:
+            if "cannot be read any more" in str(error):
+                assert not all(self.path(name).exists() for name in names)
+                self.count("refused without its file")
+                return
             if "pinned" not in str(error):
                 raise
             self.count("refused beside pinned ones")
             return
         self.count("asked")
         digests = {name: self.here[name] for name in names}
-        self.open.append(Asked(request, ticket, digests, dict(self.changes), time.perf_counter()))
+        self.open.append(Asked(request, ticket, digests, time.perf_counter()))
 
     # -- what must hold -----------------------------------------------------------------------------------------------
 
@@ -189,11 +216,6 @@ class Soak:
     def judge(self, asked):
         try:
             answer = asked.ticket.result()
-        except LoraLoadError:
-            # It waited while its file was changed, and nobody had read the old content.
-            assert any(self.changes[name] != asked.changes[name] for name in asked.digests)
-            self.count("file gone")
-            return
         except LlamafuError as error:
             if "pinned" not in str(error):
                 raise
@@ -217,7 +239,8 @@ class Soak:
             rows[:, list(self.ends)] = -np.inf
         most = rows.max(1)
         norm = most + np.log(np.exp(rows - most[:, None]).sum(1))
-        limit = self.world.rounded if "f16" in lora else self.world.tolerance
+        is_rounded = any(name == "f16" or " as " in name for name in lora)  # folders become F16
+        limit = self.world.rounded if is_rounded else self.world.tolerance
         assert len(answer.logprobs) == len(said)
         for i, (token, report) in enumerate(zip(said, answer.logprobs, strict=True)):
             off = abs(report.logprob - (rows[i, token] - norm[i]))
@@ -232,7 +255,9 @@ class Soak:
     # -- the run ------------------------------------------------------------------------------------------------------
 
     def run(self, seconds):
-        actions = [self.ask] * 40 + [self.cancel] * 3 + [self.add] * 3 + [self.change] * 2 + [self.remove, self.pin]
+        actions = (
+            [self.ask] * 40 + [self.cancel] * 3 + [self.add] * 3 + [self.change] * 2 + [self.remove, self.pin, self.delete]
+        )
         sizes = []
         until = time.perf_counter() + seconds
         while time.perf_counter() < until:
@@ -291,9 +316,19 @@ def handles():
     return *(len(list(Path("/proc/self", what).iterdir())) for what in ("fd", "task")), threading.active_count()
 
 
+def folders_of(paths, model, directory):
+    """PEFT folders of the same changes, under each name that they may have: it is in the digest of what they become."""
+    folders = [directory / path.stem / name for path in paths for name in FOLDERS]
+    for folder, path in zip(folders, [path for path in paths for _ in FOLDERS], strict=True):
+        folder.parent.mkdir(exist_ok=True)
+        export_peft(path, folder, base=model)
+    return folders
+
+
 @pytest.fixture
-def tiny_world(tiny_dir):
+def tiny_world(tiny_dir, tmp_path):
     contents = [tiny_dir / f"{name}.gguf" for name in ("a", "b", "wide", "f16", "alora", "one-attn_q", "one-ffn_down")]
+    contents += folders_of(contents[:3], tiny_dir / "tiny.gguf", tmp_path)
     return World(
         tiny_dir / "tiny.gguf", contents, bank_rank=16, n_ctx=704, vocabulary=range(4, 300), tolerance=1e-4, rounded=5e-3
     )
@@ -313,6 +348,7 @@ def real_world(tmp_path):
 
         halves.append(tmp_path / f"{path.stem}-{scale}.gguf")
         merge_adapters({path: scale}, halves[-1], method="cat")
+    contents += folders_of(contents, model, tmp_path)
     return World(model, contents + halves, bank_rank=40, n_ctx=704, vocabulary=range(1000, 9000), tolerance=1.5, rounded=1.5)
 
 

@@ -1,0 +1,82 @@
+"""Private copies of adapters: what was asked for stays as it was, whatever becomes of its file."""
+
+from __future__ import annotations
+
+import itertools
+import os
+import shutil
+import tempfile
+import threading
+import weakref
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from llamafu.errors import ErrorCode, LoraLoadError
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+
+class Copy:
+    """One content in a file of its own, which goes when nobody refers to this object any more. Any thread."""
+
+    def __init__(self, path: Path) -> None:
+        self._path = path
+        self._lock = threading.Lock()
+        self._whole = False
+        weakref.finalize(self, _remove, path, os.getpid()).atexit = False
+
+    def fill(self, content: Callable[[], bytes]) -> None:
+        """Write the content, unless that was done; raises what `content` raises, LoraLoadError when the disk is full."""
+        with self._lock:
+            if self._whole:
+                return
+            data = content()
+            try:
+                self._path.write_bytes(data)
+            except OSError as error:
+                self._path.unlink(missing_ok=True)
+                message = (
+                    f"an adapter of {len(data)} bytes cannot be copied to {self._path.parent}: {error.strerror}; "
+                    "make room there, or name another folder in TMPDIR"
+                )
+                raise LoraLoadError(message) from error
+            self._whole = True
+
+    def read(self) -> bytes:
+        """Return the content; LoraLoadError when even the copy cannot be read."""
+        try:
+            return self._path.read_bytes()
+        except OSError as error:
+            message = f"the private copy {self._path} of an adapter cannot be read: {error.strerror}; ask again"
+            raise LoraLoadError(message, code=ErrorCode.FILE_READ_FAILED) from error
+
+
+class Spool:
+    """A temporary folder of copies, one for each content that somebody refers to. Any thread."""
+
+    def __init__(self) -> None:
+        self._folder = Path(tempfile.mkdtemp(prefix="llamafu-engine-"))
+        self._pid = os.getpid()
+        self._numbers = itertools.count()
+        self._lock = threading.Lock()
+        self._copies: weakref.WeakValueDictionary[str, Copy] = weakref.WeakValueDictionary()
+
+    def hold(self, digest: str, content: Callable[[], bytes]) -> Copy:
+        """Return the copy of a content; `content` is asked for its bytes when there is none yet."""
+        with self._lock:
+            copy = self._copies.get(digest)
+            if copy is None:  # a number in its name: the last copy of this content may go only later
+                copy = self._copies[digest] = Copy(self._folder / f"{next(self._numbers)}.gguf")
+        copy.fill(content)
+        return copy
+
+    def close(self) -> None:
+        """Remove the folder. Idempotent; a forked child's end is not ours."""
+        if os.getpid() == self._pid:
+            shutil.rmtree(self._folder, ignore_errors=True)
+
+
+def _remove(path: Path, pid: int) -> None:
+    if os.getpid() == pid:
+        path.unlink(missing_ok=True)
