@@ -61,7 +61,7 @@ def service_schemas(scale_range: tuple[float, float]) -> dict[str, Schema]:
         ),
         "DecodeRequest": closed(
             {
-                "tokens": {"type": "array", "items": {"type": "integer"}},
+                "tokens": {"type": "array", "items": {"type": "integer", "minimum": 0}},
                 "decode_special_tokens": _FLAG,
                 "add_bos_token": _ANY,
                 "encode_special_tokens": _ANY,

@@ -81,7 +81,7 @@ def _answer(operation: Operation) -> dict[str, Any]:
     content = {operation.answer_type: {"schema": schema}}
     if operation.chunk:
         about = f"with `stream`: events, each a {operation.chunk}, or an Error as the last one; else [DONE] is the last one"
-        content[EVENTS] = {"schema": {"type": "string", "description": about}}
+        content[EVENTS] = {"schema": {"description": about}}
     return {"description": "done", "content": content}
 
 
