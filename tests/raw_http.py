@@ -289,7 +289,9 @@ def json_text(chance):
             ),
         ]
     )
-    kind = chance.choice([b"application/json", b"application/json", b"text/plain", b"\xff", b"application/json; charset=utf-16", b""])
+    kind = chance.choice(
+        [b"application/json", b"application/json", b"text/plain", b"\xff", b"application/json; charset=utf-16", b""]
+    )
     own = [goal for field, goal in OWN_PATHS.items() if body.startswith(field)]  # where its fields are known, mostly
     goal = chance.choice([*(own * 9), *JSON_PATHS])
     return Raw("json", (post(goal, body, b"Content-Type: " + kind),), half_close=False)
