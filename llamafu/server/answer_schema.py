@@ -51,13 +51,18 @@ def answer_schemas() -> dict[str, Schema]:
     delta = obj({"index": _COUNT, "delta": part, **end, "logprobs": _or_null(ref("ChatLogprobs"))})
     model = {"id": _TEXT, "object": const("model"), "created": _TIME, "owned_by": _TEXT, "parent": _TEXT}
     card = {"id": _TEXT, "object": const("lora"), "created": _TIME, "owned_by": _TEXT, "scaling": _NUMBER}
+    facts = {
+        "size": {**_COUNT, "description": "bytes on the disk"},
+        "last_used": {"type": ["number", "null"], "description": "Unix time in seconds; null when no use is known"},
+        "digest": {**_TEXT, "description": "SHA-256 of the content"},
+    }
     vector = {"anyOf": [{"type": "array", "items": _NUMBER}, {**_TEXT, "description": "little-endian float32 in base64"}]}
     return {
         "Error": _error(),
         "Health": obj({"status": const("healthy"), "issues": {"type": "array"}}),
         "Permission": obj({"permission": {"enum": ["admin", "api", None]}}),
         "Models": listed(obj(model, ("parent",))),
-        "LoraCard": obj(card, ("scaling",)),
+        "LoraCard": obj({**card, **facts}, ("scaling", *facts)),
         "LoraList": listed(ref("LoraCard")),
         "LoraLoadResponse": obj({"success": _TEXTS, "failure": _TEXTS}),
         "Document": {"type": "object"},

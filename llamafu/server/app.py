@@ -58,7 +58,8 @@ def make_app(engine: ServedEngine, settings: Settings, guard: Guard) -> Starlett
     uploading = Uploading(engine, catalog, limit=settings.max_upload)
 
     async def prometheus(_: Exchange) -> ASGIApp:
-        return Response(metrics.text(engine.stats()), media_type=KIND)
+        facts = await asyncio.to_thread(lambda: {name: catalog.facts(name) for name in sorted(engine.adapters)})
+        return Response(metrics.text(engine.stats(), facts), media_type=KIND)
 
     async def described(_: Exchange) -> ASGIApp:
         return JSONResponse(document(table, scale_range=engine.scale_range, keyless=settings.no_auth))
@@ -108,6 +109,7 @@ def make_app(engine: ServedEngine, settings: Settings, guard: Guard) -> Starlett
         finally:
             watching.cancel()
             await asyncio.gather(watching, return_exceptions=True)
+            await asyncio.to_thread(catalog.write_uses)
 
     middleware = [Middleware(Access, metrics)]
     if settings.allow_origin:
@@ -130,6 +132,7 @@ async def _watch(catalog: Catalog) -> None:
         await asyncio.sleep(_LOOK)
         try:
             await asyncio.to_thread(catalog.refresh)
+            await asyncio.to_thread(catalog.write_uses)
         except OSError as error:
             _LOG.warning("the adapters folder cannot be read: %s", error)
 
