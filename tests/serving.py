@@ -163,7 +163,7 @@ def serving(engine, **options):
     thread = threading.Thread(target=server.run, daemon=True)
     with (
         tempfile.TemporaryDirectory() as data,
-        mock.patch.object(_last_use, "data_dir", lambda: Path(data)),
+        mock.patch.object(_last_use, "data_dir", return_value=Path(data)),
         mock.patch.object(application, "_LOOK", 0.03),  # the watcher reads it at every look
     ):
         thread.start()
