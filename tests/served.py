@@ -3,6 +3,7 @@
 import os
 import subprocess
 import sys
+import tempfile
 import threading
 from contextlib import contextmanager
 
@@ -36,9 +37,16 @@ def served(model, *flags, keys=True):
     if keys:
         command += ["--api-key", API, "--admin-key", ADMIN]
     environment = {name: value for name, value in os.environ.items() if not name.startswith("LLAMAFU_SERVE_")}
-    with subprocess.Popen(
-        command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, encoding="utf-8", env=environment
-    ) as process:
+    with (
+        tempfile.TemporaryDirectory() as data,
+        subprocess.Popen(
+            command,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.PIPE,
+            encoding="utf-8",
+            env={"LLAMAFU_DATA": data, **environment},  # nothing is written to the user's own folder
+        ) as process,
+    ):
         try:
             yield Served(process)
         finally:

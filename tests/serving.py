@@ -1,6 +1,7 @@
 """A server for tests: uvicorn in a thread, over an engine that is a few lines of Python."""
 
 import asyncio
+import tempfile
 import threading
 import time
 from contextlib import contextmanager
@@ -11,6 +12,7 @@ from unittest import mock
 import numpy as np
 import uvicorn
 
+from llamafu import _last_use
 from llamafu.completion import AppliedLora, Completion, Timings, TokenLogprob, Usage
 from llamafu.engine import Request
 from llamafu.errors import ContextOverflowError, InvalidAdapterFileError, LoraNotFoundError, QueueFullError
@@ -160,7 +162,11 @@ def serving(engine, **options):
     app = application.make_app(engine, settings, guard)
     server = uvicorn.Server(config_of(app, settings))
     thread = threading.Thread(target=server.run, daemon=True)
-    with mock.patch.object(application, "_LOOK", 0.03):  # the watcher reads it at every look
+    with (
+        tempfile.TemporaryDirectory() as data,
+        mock.patch.object(_last_use, "data_dir", return_value=Path(data)),
+        mock.patch.object(application, "_LOOK", 0.03),  # the watcher reads it at every look
+    ):
         thread.start()
         try:
             while not server.started:

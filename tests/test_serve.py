@@ -345,7 +345,7 @@ def test_a_signal_under_sixteen_streams(real, tiny_model, folder):
     ("flags", "status", "said"),
     [
         (["--lora", "zz"], 1, "--lora names 'zz', which the folder of --adapters does not hold (adapters: a, b)"),
-        (["--lora", "a=3"], 1, "0 to 1"),
+        (["--lora", "a=3"], 2, "the scale 3 of 'a' is not within 0 to 1"),
         (["--port", "x"], 2, "port: 'x' is not a whole number"),
         (["--lora", "a", "--lora", "a=0.5"], 2, "more than once"),
         (["--config", "nowhere.toml"], 1, "nowhere.toml"),
@@ -358,6 +358,23 @@ def test_what_cannot_be_served(real, tiny_model, folder, flags, status, said):
         assert server.process.wait(10) == status
     assert said in server.log[-1]
     assert "Traceback" not in "".join(server.log)
+
+
+@pytest.mark.parametrize("lora", ["zz", "a=3"])
+def test_what_is_active_from_the_start_is_looked_at_before_the_model(folder, lora):
+    with served("nowhere.gguf", "--adapters", folder, "--lora", lora) as server:
+        assert server.process.wait(10) in {1, 2}
+    assert "nowhere" not in server.log[-1]
+    assert "lora" in server.log[-1]
+
+
+def test_a_wider_range_of_scales(real, tiny_model, folder):
+    flags = ("--adapters", folder, "--library", real.path, "--scale-range", -1, 2, "--lora", "a=1.5")
+    with served(tiny_model, *flags) as server, httpx.Client(base_url=server.url, headers={"X-Admin-Key": ADMIN}) as client:
+        assert client.get("/v1/lora").json()["data"][0]["scaling"] == 1.5
+        for scale, status in ((-1, 200), (2, 200), (2.1, 400), (-1.1, 400)):
+            told = client.post("/v1/completions", json={"prompt": "a", "lora": {"a": scale}, "max_tokens": 1})
+            assert told.status_code == status, told.text
 
 
 def test_keys_are_made_and_told_once(home, tiny_model, real):

@@ -11,6 +11,7 @@ import httpx
 import pytest
 from serving import ADMIN, API, FakeEngine, serving
 
+from llamafu._last_use import last_use, note_use
 from llamafu.client import (
     AuthenticationError,
     InvalidRequestError,
@@ -517,6 +518,38 @@ def test_metrics(own):
         'llamafu_engine_ttft{quantile="p50"} 0.5',
     ):
         assert line in lines, line
+
+
+def test_sizes_and_last_uses(own):
+    raw, _, folder = own
+    before = {card["id"]: card for card in raw.get("/v1/loras").json()["data"]}
+    assert before["pirate"]["size"] == (folder / "pirate.gguf").stat().st_size
+    assert before["pirate"]["last_used"] is None
+    began = time.time()
+    raw.post("/v1/completions", json={"prompt": "a", "lora": {"pirate": 0.5}})
+    after = {card["id"]: card for card in raw.get("/v1/loras").json()["data"]}
+    assert began <= after["pirate"]["last_used"] <= time.time()
+    assert after["shout"]["last_used"] is None
+    assert wait_for(lambda: last_use(folder / "pirate.gguf") == pytest.approx(after["pirate"]["last_used"]))
+    lines = raw.get("/metrics").text.splitlines()
+    assert f'llamafu_adapter_bytes{{adapter="shout"}} {before["shout"]["size"]}' in lines
+    assert [line.split("{")[0] for line in lines if "last_used" in line and "#" not in line] == [
+        "llamafu_adapter_last_used_timestamp_seconds"
+    ]
+    assert set(raw.get("/v1/loras", headers={"X-Admin-Key": API}).json()) == {"object", "data"}
+    assert raw.delete("/v1/lora/pirate").status_code == 200
+    assert last_use(folder / "pirate.gguf") is None
+
+
+def test_last_uses_outlive_the_server(tmp_path):
+    fill(tmp_path)
+    engine, names = FakeEngine(), {"X-Admin-Key": ADMIN}
+    with serving(engine, adapters=tmp_path) as address:
+        note_use(tmp_path / "pirate.gguf", 1_700_000_000.0)  # an earlier run's
+        cards = httpx.get(f"{address}/v1/loras", headers=names).json()["data"]
+        assert [card["last_used"] for card in cards] == [1_700_000_000.0, None]
+        httpx.post(f"{address}/v1/completions", json={"prompt": "a", "model": "shout"}, headers=names)
+        assert wait_for(lambda: last_use(tmp_path / "shout.gguf"))
 
 
 def test_the_access_log_has_no_prompt_and_no_key(raw, user, caplog):

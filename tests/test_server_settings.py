@@ -63,6 +63,15 @@ def test_lists_everywhere(config):
     assert (settings.api_key, settings.admin_key) == (("a", "b"), ("c", "d"))
 
 
+def test_the_range_of_scales_everywhere(config):
+    assert parse("-m", "a").scale_range == (0.0, 1.0)
+    path = config('model = "a"\nadapters = "d"\nscale_range = [-1, 2]\n')
+    assert parse("--config", str(path), "--lora", "x=-0.5").scale_range == (-1.0, 2.0)
+    environment = {"LLAMAFU_SERVE_SCALE_RANGE": "0, 3"}
+    assert parse("--config", str(path), environment=environment).scale_range == (0.0, 3.0)
+    assert parse("--config", str(path), "--scale-range", "-2", "0.5", environment=environment).scale_range == (-2.0, 0.5)
+
+
 def test_no_key_is_shown():
     assert "secret" not in repr(Settings(model="a", api_key=("secret",), admin_key=("secret",)))
     with pytest.raises(ValueError, match="api_key: a key holds a blank") as caught:
@@ -79,6 +88,15 @@ def test_no_key_is_shown():
         (("-m", "a", "--port", "65536"), "from 0 to 65535"),
         (("-m", "a", "--max-time", "nan"), "not a number of seconds above 0"),
         (("-m", "a", "--adapters", "d", "--lora", "x=y"), "not NAME=SCALE"),
+        (
+            ("-m", "a", "--adapters", "d", "--lora", "x=1.5"),
+            "the scale 1.5 of 'x' is not within 0 to 1; scale_range allows others",
+        ),
+        (("-m", "a", "--adapters", "d", "--lora", "x=nan"), "the scale nan of 'x' is not within 0 to 1"),
+        (("-m", "a", "--adapters", "d", "--lora", "x", "--scale-range", "2", "3"), "the scale 1 of 'x' is not within 2 to 3"),
+        (("-m", "a", "--scale-range", "1", "0"), "not a pair"),
+        (("-m", "a", "--scale-range", "0", "inf"), "not a pair"),
+        (("-m", "a", "--scale-range", "0", "x"), "scale_range: 'x' is not a number"),
         (("-m", "a", "--adapters", "d", "--lora", "x", "--lora", "x=0"), "'x' more than once"),
         (("-m", "a", "--lora", "x"), "without adapters"),
         (("-m", "a", "--no-auth", "--host", "0.0.0.0"), "loopback only"),  # noqa: S104 - it is refused
@@ -96,6 +114,7 @@ def test_what_is_refused(arguments, problem):
     [
         ("prot = 1", r"serve.toml: 'prot' is not a setting; did you mean 'port'\?"),
         ("port = [1, 2]", "serve.toml: port was given 2 times"),
+        ("scale_range = 1", "scale_range has 1 values; give LOW and HIGH"),
         ("port = 1.5", "not a whole number"),
         ("no_auth = 'perhaps'", "not one of"),
         ("port =", "not TOML"),

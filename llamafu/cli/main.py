@@ -17,7 +17,7 @@ from llamafu.errors import LlamafuError
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
-COMMANDS = tuple("demo complete chat inspect check convert compare merge bake sweep serve bench lib doctor".split())
+COMMANDS = tuple("demo complete chat inspect check convert compare merge bake sweep adapters serve bench lib doctor".split())
 """Modules of `llamafu.cli`, in the order of `--help`.
 
 Each has `add_parser(subparsers)`, which sets the default `run`: a function of the parsed arguments that returns the

@@ -56,12 +56,12 @@ def serve_with(settings: Settings) -> int:
     from llamafu.server.gate import open_gate
     from llamafu.server.serve import serve
 
+    folder = AdapterFolder(settings.adapters) if settings.adapters else None
+    _demand_adapters(dict(settings.lora), folder.scan() if folder else {})
     try:
         guard = open_gate(settings, _tell)
     except ValueError as error:
         raise LlamafuError(str(error)) from error
-    folder = AdapterFolder(settings.adapters) if settings.adapters else None
-    _demand_adapters(dict(settings.lora), folder.scan() if folder else {})
     path = model_path(settings.model)
     _log_requests()
     spin_briefly()
@@ -72,6 +72,7 @@ def serve_with(settings: Settings) -> int:
         bank_rank=settings.bank_rank,
         n_ctx=settings.n_ctx,
         n_threads=settings.threads,
+        scale_range=settings.scale_range,
         library=settings.library,
     ) as engine:
         for name in dict(settings.lora):  # one that is not sound ends this here; the folder's others are only logged

@@ -32,9 +32,15 @@ class AdapterRoutes:
         self._service = LocalLoraService(engine)
 
     async def all(self, exchange: Exchange) -> ASGIApp:
-        """`GET /v1/loras`: an admin sees all, an api key the active ones."""
-        cards = self._service.list() if exchange.rights == "admin" else self._service.get_active()
-        return JSONResponse(cards.to_json())
+        """`GET /v1/loras`: an admin sees all, with size, last use and digest, an api key the active ones."""
+        if exchange.rights != "admin":
+            return JSONResponse(self._service.get_active().to_json())
+
+        def described() -> dict[str, Any]:
+            cards = self._service.list().to_json()
+            return {**cards, "data": [{**card, **self._catalog.facts(card["id"])} for card in cards["data"]]}
+
+        return JSONResponse(await asyncio.to_thread(described))
 
     async def active(self, exchange: Exchange) -> ASGIApp:  # noqa: ARG002 - a handler
         """`GET /v1/lora`."""

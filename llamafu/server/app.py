@@ -13,9 +13,10 @@ from starlette.applications import Starlette
 from starlette.exceptions import HTTPException
 from starlette.middleware import Middleware
 from starlette.middleware.cors import CORSMiddleware
-from starlette.responses import Response
+from starlette.responses import JSONResponse, Response
 from starlette.routing import Route
 
+from llamafu.server import operations as op
 from llamafu.server.access import Access
 from llamafu.server.adapter_routes import AdapterRoutes
 from llamafu.server.catalog import Catalog
@@ -24,6 +25,7 @@ from llamafu.server.exchange import endpoint, refusal
 from llamafu.server.folder import AdapterFolder
 from llamafu.server.generating import Generating
 from llamafu.server.metrics import KIND, Metrics
+from llamafu.server.openapi import Entry, document
 from llamafu.server.small_routes import SmallRoutes
 from llamafu.server.uploading import Uploading
 from llamafu.service.errors import InvalidRequestError, NotFoundError
@@ -35,8 +37,8 @@ if TYPE_CHECKING:
     from starlette.types import ASGIApp
 
     from llamafu.server.engine import ServedEngine
-    from llamafu.server.exchange import Exchange, Handler
-    from llamafu.server.keys import Guard, Rights
+    from llamafu.server.exchange import Exchange
+    from llamafu.server.keys import Guard
     from llamafu.server.settings import Settings
 
 _LOG = logging.getLogger("llamafu.server")
@@ -59,38 +61,43 @@ def make_app(engine: ServedEngine, settings: Settings, guard: Guard) -> Starlett
     uploading = Uploading(engine, catalog, limit=settings.max_upload)
 
     async def prometheus(_: Exchange) -> ASGIApp:
-        return Response(metrics.text(engine.stats()), media_type=KIND)
+        facts = await asyncio.to_thread(lambda: {name: catalog.facts(name) for name in sorted(engine.adapters)})
+        return Response(metrics.text(engine.stats(), facts), media_type=KIND)
 
-    table: list[tuple[str, str, Rights | None, Handler]] = [
-        ("GET", "/", None, Desk().page),
-        ("GET", "/health", None, small.health),
-        ("GET", "/metrics", "api", prometheus),
-        ("GET", "/v1/models", "api", small.models),
-        ("GET", "/v1/auth/permission", "api", small.permission),
-        ("POST", "/v1/completions", "api", generating.completions),
-        ("POST", "/v1/chat/completions", "api", generating.chats),
-        ("POST", "/v1/embeddings", "api", generating.embeddings),
-        *(("POST", f"/v1/{word}/encode", "api", small.encode) for word in ("token", "tokens")),
-        *(("POST", f"/v1/{word}/decode", "api", small.decode) for word in ("token", "tokens")),
-        *(("GET", path, "api", adapters.all) for path in ("/v1/loras", "/v1/lora/list")),
-        *(("GET", path, "api", adapters.active) for path in ("/v1/lora", "/v1/loras/active")),
-        *(("POST", path, "admin", adapters.load) for path in ("/v1/lora/load", "/v1/loras/load")),
-        ("POST", "/v1/lora/unload", "admin", adapters.unload),
-        ("DELETE", "/v1/loras/active", "admin", adapters.unload),
-        ("POST", "/v1/lora/upload", "admin", uploading.upload),
-        ("DELETE", "/v1/lora/{name}", "admin", adapters.delete),
-        ("POST", "/v1/load_lora_adapter", "admin", adapters.add_vllm),
-        ("POST", "/v1/unload_lora_adapter", "admin", adapters.remove_vllm),
-        ("GET", "/lora-adapters", "api", adapters.numbered),
-        ("POST", "/lora-adapters", "admin", adapters.set_numbered),
+    async def described(_: Exchange) -> ASGIApp:
+        return JSONResponse(document(table, scale_range=engine.scale_range, keyless=settings.no_auth))
+
+    table = [
+        Entry("GET", "/", None, Desk().page, op.PAGE),
+        Entry("GET", "/health", None, small.health, op.HEALTH),
+        Entry("GET", "/openapi.json", None, described, op.DOCUMENT),
+        Entry("GET", "/metrics", "api", prometheus, op.METRICS),
+        Entry("GET", "/v1/models", "api", small.models, op.MODELS),
+        Entry("GET", "/v1/auth/permission", "api", small.permission, op.PERMISSION),
+        Entry("POST", "/v1/completions", "api", generating.completions, op.COMPLETE),
+        Entry("POST", "/v1/chat/completions", "api", generating.chats, op.CHAT),
+        Entry("POST", "/v1/embeddings", "api", generating.embeddings, op.EMBED),
+        *(Entry("POST", f"/v1/{word}/encode", "api", small.encode, op.ENCODE) for word in ("token", "tokens")),
+        *(Entry("POST", f"/v1/{word}/decode", "api", small.decode, op.DECODE) for word in ("token", "tokens")),
+        *(Entry("GET", path, "api", adapters.all, op.LIST) for path in ("/v1/loras", "/v1/lora/list")),
+        *(Entry("GET", path, "api", adapters.active, op.ACTIVE) for path in ("/v1/lora", "/v1/loras/active")),
+        *(Entry("POST", path, "admin", adapters.load, op.LOAD) for path in ("/v1/lora/load", "/v1/loras/load")),
+        Entry("POST", "/v1/lora/unload", "admin", adapters.unload, op.UNLOAD),
+        Entry("DELETE", "/v1/loras/active", "admin", adapters.unload, op.UNLOAD),
+        Entry("POST", "/v1/lora/upload", "admin", uploading.upload, op.UPLOAD),
+        Entry("DELETE", "/v1/lora/{name}", "admin", adapters.delete, op.DELETE),
+        Entry("POST", "/v1/load_lora_adapter", "admin", adapters.add_vllm, op.ADD_VLLM),
+        Entry("POST", "/v1/unload_lora_adapter", "admin", adapters.remove_vllm, op.REMOVE_VLLM),
+        Entry("GET", "/lora-adapters", "api", adapters.numbered, op.NUMBERED),
+        Entry("POST", "/lora-adapters", "admin", adapters.set_numbered, op.SET_NUMBERED),
     ]
     routes = [
         Route(
-            path,
-            endpoint(handler, needed, guard, max_body=settings.max_body, keyless=settings.no_auth),
-            methods=[method],
+            entry.path,
+            endpoint(entry.handler, entry.needed, guard, max_body=settings.max_body, keyless=settings.no_auth),
+            methods=[entry.method],
         )
-        for method, path, needed, handler in table
+        for entry in table
     ]
 
     @contextlib.asynccontextmanager
@@ -106,6 +113,7 @@ def make_app(engine: ServedEngine, settings: Settings, guard: Guard) -> Starlett
         finally:
             watching.cancel()
             await asyncio.gather(watching, return_exceptions=True)
+            await asyncio.to_thread(catalog.write_uses)
 
     middleware = [Middleware(Access, metrics)]
     if settings.allow_origin:
@@ -128,6 +136,7 @@ async def _watch(catalog: Catalog) -> None:
         await asyncio.sleep(_LOOK)
         try:
             await asyncio.to_thread(catalog.refresh)
+            await asyncio.to_thread(catalog.write_uses)
         except OSError as error:
             _LOG.warning("the adapters folder cannot be read: %s", error)
 

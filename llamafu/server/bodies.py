@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import difflib
+from itertools import chain
 from typing import TYPE_CHECKING, Annotated, Any, Literal, TypeVar
 
 import pydantic_core
@@ -23,7 +24,7 @@ MOST_CHOICES = 16
 MOST_STOPS = 16
 MOST_LOGPROBS = 20
 
-_WITHOUT_EFFECT = frozenset(
+WITHOUT_EFFECT = frozenset(
     {
         *("user", "metadata", "store", "safety_identifier", "prompt_cache_key", "service_tier", "parallel_tool_calls"),
         *("cache_prompt", "id_slot", "timings_per_token", "return_progress"),
@@ -31,7 +32,7 @@ _WITHOUT_EFFECT = frozenset(
 )
 """Fields that clients send and that could not change an answer here: they are taken and do nothing."""
 
-_NEUTRAL: dict[str, object] = {
+NEUTRAL: dict[str, object] = {
     "echo": False,
     "best_of": 1,
     "suffix": "",
@@ -80,7 +81,7 @@ def _list_of_texts(value: object) -> object:
 _TEXTS_SCHEMA = {"anyOf": [{"type": "string"}, {"type": "array", "items": {"type": "string"}, "minItems": 1}]}
 _CONTENT_SCHEMA = {
     "anyOf": [
-        {"type": "string"},
+        {"type": ["string", "null"]},
         {
             "type": "array",
             "items": {
@@ -98,7 +99,12 @@ _LORA_SCHEMA = {
             "type": "array",
             "items": {
                 "type": "object",
-                "properties": {"name": {"type": "string"}, "id": {"type": "integer"}, "scale": {"type": "number"}},
+                "properties": {
+                    "name": {"type": ["string", "null"], "minLength": 1},
+                    "id": {"type": ["integer", "null"], "minimum": 0},
+                    "scale": {"type": ["number", "null"]},
+                },
+                "anyOf": [{"required": ["name"]}, {"required": ["id"]}],
                 "additionalProperties": False,
             },
         },
@@ -276,9 +282,9 @@ def read_body(kind: type[_Body], data: object) -> _Body:
     problems = [
         f"{name} is {shown(value)}; this server cannot do that, leave it out"
         for name, value in data.items()
-        if name in _NEUTRAL and value is not None and value != _NEUTRAL[name]
+        if name in NEUTRAL and value is not None and value != NEUTRAL[name]
     ]
-    kept = {name: value for name, value in data.items() if value is not None and name not in {*_NEUTRAL, *_WITHOUT_EFFECT}}
+    kept = {name: value for name, value in data.items() if value is not None and name not in {*NEUTRAL, *WITHOUT_EFFECT}}
     body = None
     try:
         body = kind.model_validate(kept)
@@ -291,24 +297,26 @@ def read_body(kind: type[_Body], data: object) -> _Body:
     return body
 
 
+def names_of(kind: type[GenerationBody]) -> list[list[str]]:
+    """Return every name that each field of `kind` goes by, the first one first."""
+    aliases = {name: field.validation_alias for name, field in kind.model_fields.items()}
+    return [
+        [str(choice) for choice in alias.choices] if isinstance(alias, AliasChoices) else [name]
+        for name, alias in aliases.items()
+    ]
+
+
 def _problem(kind: type[GenerationBody], error: Mapping[str, Any]) -> str:
     """Say what pydantic found in the project's words: the field, its value, what is legal."""
     where = "".join(f"[{part}]" if isinstance(part, int) else f".{part}" for part in error["loc"]).removeprefix(".")
     if error["type"] == "missing":
         return f"{where} is missing"
     if error["type"] == "extra_forbidden":
-        name, known = str(error["loc"][-1]), _names(kind) if len(error["loc"]) == 1 else []
+        name, known = str(error["loc"][-1]), [*chain.from_iterable(names_of(kind))] if len(error["loc"]) == 1 else []
+        if name in known:
+            return f"{name!r} is another name of a field that was given; give one of them"
         near = difflib.get_close_matches(name, known, 1)
         return f"{where!r} is not a field" + (f"; did you mean {near[0]!r}?" if near else "")
     told = error["msg"].removeprefix("Value error, ").removeprefix("Input should be ")
     wanted = told if told.startswith(("give", "part")) else f"it should be {told[:1].lower()}{told[1:]}"
     return f"{where} is {shown(error['input'])}; {wanted}"
-
-
-def _names(kind: type[GenerationBody]) -> list[str]:
-    """Return every name that a field of `kind` goes by."""
-    names = []
-    for name, field in kind.model_fields.items():
-        alias = field.validation_alias
-        names += [str(choice) for choice in alias.choices] if isinstance(alias, AliasChoices) else [name]
-    return names

@@ -5,11 +5,12 @@ from __future__ import annotations
 import logging
 import threading
 import time
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
+from llamafu._last_use import forget_use, last_use, note_use
 from llamafu.adapters import inspect_adapter
-from llamafu.errors import LlamafuError
-from llamafu.server.folder import Numbers
+from llamafu.errors import LlamafuError, LoraNotFoundError
+from llamafu.server.folder import Numbers, files_of
 from llamafu.service.errors import InvalidRequestError, NotFoundError
 
 if TYPE_CHECKING:
@@ -31,6 +32,7 @@ class Catalog:
         self._clock = clock
         self._numbers = Numbers()
         self._used: dict[str, float] = {}
+        self._unwritten: set[str] = set()
         self._lock = threading.Lock()  # one change of the folder's adapters at a time
         for name in engine.adapters:
             self._numbers.add(name)
@@ -71,6 +73,7 @@ class Catalog:
                 raise InvalidRequestError(message, status=409)
             _LOG.info("deleting %s", path)
             folder.delete(name)
+            forget_use(path)
             self._forget(name)
 
     def register(self, name: str) -> None:
@@ -82,14 +85,36 @@ class Catalog:
             self._numbers.add(name)
 
     def used(self, names: Iterable[str]) -> None:
-        """Remember that these are used now."""
+        """Remember that these are used now; `write_uses` keeps it between runs."""
         now = self._clock()
         for name in names:
             self._used[name] = now
+            self._unwritten.add(name)
 
-    def last_use(self, name: str) -> float | None:
-        """Return when an adapter was last used, in Unix time; None for never since the server started."""
-        return self._used.get(name)
+    def write_uses(self) -> None:
+        """Write the uses of since the last time to the user's data folder; what cannot be written is tried again."""
+        for name in tuple(self._unwritten):
+            try:
+                note_use(self._engine.adapter_path(name), self._used[name])
+            except LoraNotFoundError:
+                pass  # gone meanwhile
+            except OSError as error:
+                _LOG.warning("the last use of adapters cannot be kept: %s", error)
+                return
+            self._unwritten.discard(name)
+
+    def facts(self, name: str) -> dict[str, Any]:
+        """Return a registered adapter's `size` in bytes on the disk, `last_used` in Unix seconds or None, and `digest`."""
+        info = self._engine.adapters.get(name)
+        found: dict[str, Any] = {"size": 0, "last_used": self._used.get(name), "digest": getattr(info, "digest", "")}
+        try:
+            path = self._engine.adapter_path(name)
+            found["size"] = sum(each.stat().st_size for each in files_of(path))
+        except (LlamafuError, OSError):  # deleted a moment ago
+            return found
+        if found["last_used"] is None:
+            found["last_used"] = last_use(path)
+        return found
 
     def name(self, number: int) -> str | None:
         """Return the adapter with this number."""
@@ -108,6 +133,8 @@ class Catalog:
             self._numbers.add(found.name)
 
     def _forget(self, name: str) -> None:
+        self._used.pop(name, None)
+        self._unwritten.discard(name)
         self._numbers.remove(name)
         active = self._engine.active_lora_adapters
         if name in active:

@@ -186,6 +186,11 @@ class Numbers:
         return tuple((number, name) for name, number in self._numbers.items())
 
 
+def files_of(adapter: Path) -> list[Path]:
+    """Return the files that an adapter is made of: itself, or those directly in its folder."""
+    return [adapter] if not adapter.is_dir() else sorted(each for each in adapter.iterdir() if each.is_file())
+
+
 def is_name(name: str) -> bool:
     """Whether `name` can be an adapter's: one part of a path, visible, printable, and not too long."""
     return (

@@ -40,8 +40,8 @@ class Metrics:
                 self._prompt[name] += completion.usage.prompt_tokens
                 self._completion[name] += completion.usage.completion_tokens
 
-    def text(self, stats: object = None) -> str:
-        """Return everything as Prometheus reads it; of `stats`, a dataclass, every number."""
+    def text(self, stats: object = None, adapters: Mapping[str, Mapping[str, Any]] | None = None) -> str:
+        """Return everything as Prometheus reads it; of `stats`, a dataclass, every number; of `adapters`, size and last use."""
         with self._lock:
             requests = [({"route": route, "status": str(status)}, count) for (route, status), count in self._requests.items()]
             tables = {
@@ -52,6 +52,9 @@ class Metrics:
         lines = list(_table("llamafu_http_requests_total", "counter", requests))
         for name, rows in tables.items():
             lines += _table(f"llamafu_{name}_total", "counter", rows)
+        for name, fact in (("llamafu_adapter_bytes", "size"), ("llamafu_adapter_last_used_timestamp_seconds", "last_used")):
+            known = {adapter: facts[fact] for adapter, facts in (adapters or {}).items() if facts[fact] is not None}
+            lines += _table(name, "gauge", [({"adapter": adapter}, float(number)) for adapter, number in known.items()])
         if dataclasses.is_dataclass(stats):
             for each in dataclasses.fields(stats):
                 lines += _table(f"llamafu_engine_{each.name}", "gauge", list(_rows(getattr(stats, each.name))))

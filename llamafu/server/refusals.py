@@ -7,10 +7,11 @@ from typing import Any
 
 from llamafu.service.errors import APIError, AuthenticationError, RateLimitError
 
-_OPENAI_TYPES = {
+OPENAI_TYPES = {
     "invalid_request": "invalid_request_error",
     "not_found": "not_found_error",
 }
+"""What OpenAI's servers call a code, where that is another word."""
 _RETRY_AFTER = 1.0
 """Seconds, when nothing better is known."""
 
@@ -21,7 +22,7 @@ def error_body(error: APIError) -> dict[str, Any]:
     return {
         "error": {
             "message": message,
-            "type": _OPENAI_TYPES.get(error.code, error.code),
+            "type": OPENAI_TYPES.get(error.code, error.code),
             "param": None,
             "code": error.code,
         },

@@ -11,6 +11,7 @@ from dataclasses import MISSING, dataclass, field, fields
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from llamafu.lora import check_scale_range
 from llamafu.server.keys import check_key
 
 if TYPE_CHECKING:
@@ -22,10 +23,20 @@ PREFIX = "LLAMAFU_SERVE_"
 
 
 def setting(
-    read: Callable[[str], Any], text: str, default: Any = MISSING, *, many: bool = False, secret: bool = False, flags: str = ""
+    read: Callable[[str], Any],
+    text: str,
+    default: Any = MISSING,
+    *,
+    many: bool = False,
+    words: tuple[str, ...] = (),
+    secret: bool = False,
+    flags: str = "",
 ) -> Any:
-    """Declare a setting: how its text is read, what `--help` says, its default; `many` may be given more than once."""
-    metadata = {"read": read, "text": text, "many": many, "secret": secret, "flags": flags}
+    """Declare a setting: how its text is read, what `--help` says, its default.
+
+    `many` may be given more than once; `words` are the names of the values of one that has several.
+    """
+    metadata = {"read": read, "text": text, "many": many, "words": words, "secret": secret, "flags": flags}
     if default is MISSING:
         return field(metadata=metadata, repr=not secret)
     return field(default=default, metadata=metadata, repr=not secret)
@@ -57,6 +68,15 @@ def seconds(text: str) -> float:
     return value
 
 
+def number(text: str) -> float:
+    """Read a number."""
+    try:
+        return float(text)
+    except ValueError:
+        message = f"{text!r} is not a number"
+        raise ValueError(message) from None
+
+
 def flag(text: str) -> bool:
     """Read yes or no."""
     words = {"1": True, "true": True, "yes": True, "on": True, "0": False, "false": False, "no": False, "off": False}
@@ -67,7 +87,7 @@ def flag(text: str) -> bool:
 
 
 def scaled(text: str) -> tuple[str, float]:
-    """Read NAME=SCALE; without a scale it is 1. The engine says which scales are legal."""
+    """Read NAME=SCALE; without a scale it is 1. The range of scales says which are legal."""
     name, sign, scale = text.rpartition("=")
     if not sign:
         return text, 1.0
@@ -93,6 +113,7 @@ class Settings:
     model: str = setting(some, "GGUF model", flags="-m")
     adapters: Path | None = setting(Path, "folder of adapters, GGUF files and PEFT folders; it is watched", None)
     lora: tuple[tuple[str, float], ...] = setting(scaled, "adapter that is active from the start, NAME[=SCALE]", (), many=True)
+    scale_range: tuple[float, float] = setting(number, "scales that are allowed", (0.0, 1.0), words=("LOW", "HIGH"))
     host: str = setting(some, "address to listen on", "127.0.0.1")
     port: int = setting(whole(0, 65535), "port to listen on; 0 takes a free one", 8080)
     api_key: tuple[str, ...] = setting(check_key, "key that may generate", (), many=True, secret=True)
@@ -125,6 +146,12 @@ class Settings:
         if twice := sorted({name for name in names if names.count(name) > 1}):
             message = f"lora names {', '.join(map(repr, twice))} more than once"
             raise ValueError(message)
+        check_scale_range(self.scale_range)
+        low, high = self.scale_range
+        for name, scale in self.lora:
+            if not low <= scale <= high:  # NaN never is
+                message = f"lora: the scale {scale:g} of {name!r} is not within {low:g} to {high:g}; scale_range allows others"
+                raise ValueError(message)
         if self.lora and self.adapters is None:
             message = "lora was given without adapters, the folder to find them in"
             raise ValueError(message)
@@ -146,12 +173,13 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--config", type=Path, metavar="TOML", help="file of settings, named as here: max_time = 60")
     for each in fields(Settings):
         data, name = each.metadata, f"--{each.name.replace('_', '-')}"
-        default = "" if each.default in {MISSING, None, (), False} else f" ({each.default})"
+        default = "" if each.default in {MISSING, None, (), False} else f" ({' '.join(_texts(each.default))})"
         options: dict[str, Any] = {"default": None, "help": data["text"] + default, "dest": each.name}
         if data["read"] is flag:
             options |= {"action": "store_const", "const": "yes"}
         else:
-            options |= {"action": "append" if data["many"] else "store", "metavar": each.name.upper()}
+            options |= {"action": "append" if data["many"] else "store", "metavar": data["words"] or each.name.upper()}
+            options |= {"nargs": len(data["words"])} if data["words"] else {}
         parser.add_argument(*filter(None, [data["flags"], name]), **options)
 
 
@@ -184,7 +212,11 @@ def load(
 
 
 def _read(metadata: Mapping[str, Any], name: str, place: str, texts: list[str]) -> Any:
-    if len(texts) != 1 and not metadata["many"]:
+    words = metadata["words"]
+    if words and len(texts) != len(words):
+        message = f"{place}: {name} has {len(texts)} values; give {' and '.join(words)}"
+        raise ValueError(message)
+    if len(texts) != 1 and not (metadata["many"] or words):
         message = f"{place}: {name} was given {len(texts)} times; give it once"
         raise ValueError(message)
     try:
@@ -192,7 +224,7 @@ def _read(metadata: Mapping[str, Any], name: str, place: str, texts: list[str]) 
     except ValueError as error:
         message = f"{place}: {name}: {error}"
         raise ValueError(message) from None
-    return tuple(values) if metadata["many"] else values[0]
+    return tuple(values) if metadata["many"] or words else values[0]
 
 
 def _from_environment(environment: Mapping[str, str], known: Mapping[str, Any]) -> dict[str, list[str]]:
@@ -200,7 +232,7 @@ def _from_environment(environment: Mapping[str, str], known: Mapping[str, Any]) 
     for variable, text in environment.items():
         if variable.startswith(PREFIX):
             name = variable.removeprefix(PREFIX).lower()
-            many = name in known and known[name].metadata["many"]
+            many = name in known and (known[name].metadata["many"] or known[name].metadata["words"])
             found[name] = [part.strip() for part in text.split(",") if part.strip()] if many else [text]
     return found
 
@@ -222,7 +254,7 @@ def _from_file(path: Path) -> dict[str, list[str]]:
 
 
 def _texts(value: object) -> list[str]:
-    if isinstance(value, list):
+    if isinstance(value, list | tuple):
         return [_text(item) for item in value]
     return [_text(value)]
 
