@@ -12,6 +12,8 @@ import numpy as np
 
 from llamafu.adapters.change import Change
 from llamafu.adapters.codec import row_bytes
+from llamafu.adapters.fitting import Lens, fit, lens
+from llamafu.adapters.grid import RANGES, put_together, taken_apart
 from llamafu.adapters.tensor_entry import padded
 from llamafu.errors import LoraError, ModelLoadError
 
@@ -20,6 +22,8 @@ if TYPE_CHECKING:
     from pathlib import Path
     from typing import BinaryIO
 
+    from numpy.typing import NDArray
+
     from llamafu.adapters.codec import Bytes, Codec
     from llamafu.adapters.file import AdapterFile
     from llamafu.adapters.ggml_type import GGMLType
@@ -27,6 +31,7 @@ if TYPE_CHECKING:
     from llamafu.adapters.tensor_entry import TensorEntry
 
 _VALUES = 1 << 18  # in one piece of work: a megabyte of float32, which stays in a core's cache
+_FITTED_VALUES = 1 << 20  # likewise, where they are calibrated: few enough for their equations, many for few loops
 _BYTES = 1 << 22  # copied in one go
 _AHEAD = 4  # pieces of work a thread, waiting to be written
 _LARGEST = {"F32": float(np.finfo(np.float32).max), "BF16": float(np.finfo(np.float32).max)}
@@ -63,6 +68,8 @@ class Recipe(NamedTuple):
     """The type of each changed tensor in the result."""
     codec: Codec
     n_threads: int
+    moment: Callable[[str], NDArray[np.float64]] | None = None
+    """The mean of x x^T over a changed tensor's inputs x, where rounding is calibrated; asked for in the files' order."""
 
 
 def lengths(shard: Shard, kinds: Mapping[str, GGMLType]) -> dict[str, int]:
@@ -87,7 +94,8 @@ def write_baked(
     """Write each shard with its changes to its place in `outputs`, and return which share of the changes is in there.
 
     Rounding loses what is small beside the steps of a type. The share is the projection of what really changed on what
-    should have: 1 where rounding did no harm, 0 where it undid everything.
+    should have: 1 where rounding did no harm, 0 where it undid everything. Where rounding is calibrated, it is that of the
+    outputs on the calibration text.
 
     `additions` makes the metadata of the first shard from the SHA-256 of all source files, one after another, and that
     share, which are known only at the end; what it returns must have the same length whatever they are.
@@ -150,24 +158,25 @@ def _pieces(
                 yield read(min(_BYTES, length - start))
             continue
         change, kind = Change(name, recipe.uses), recipe.kinds[name]
-        for block in _blocks(entry, entry.type, kind):
+        view = None if recipe.moment is None or kind not in RANGES else lens(recipe.moment(name), change.directions)
+        for block in _blocks(entry, entry.type, kind, _FITTED_VALUES if view else _VALUES):
             raw = read(block.rows * row_bytes(block.width, entry.type))
-            yield pool.submit(_with_change, raw, block, change, recipe.codec)
+            yield pool.submit(_with_change, raw, block, change, recipe.codec, view)
         padding = read(length - entry.nbytes)
         written = math.prod(entry.shape[1:]) * row_bytes(entry.shape[0], kind)
         yield padding if kind is entry.type else bytes(sizes[name] - written)
 
 
-def _blocks(entry: TensorEntry, source: GGMLType, target: GGMLType) -> Iterator[_Block]:
+def _blocks(entry: TensorEntry, source: GGMLType, target: GGMLType, values: int) -> Iterator[_Block]:
     """Divide a tensor into few enough rows at a time, never of two experts at once."""
     width, height, *stack = entry.shape
-    step = max(1, _VALUES // width)
+    step = max(1, values // width)
     for matrix in range(math.prod(stack)):
         for first in range(0, height, step):
             yield _Block(entry.name, source, target, width, matrix, first, min(step, height - first))
 
 
-def _with_change(raw: bytes, block: _Block, change: Change, codec: Codec) -> _Made:
+def _with_change(raw: bytes, block: _Block, change: Change, codec: Codec, view: Lens | None) -> _Made:
     before, after = np.empty((2, block.rows, block.width), np.float32)
     codec.decode(raw, block.source, before)
     wanted = change.rows(block.matrix, block.first, block.rows)
@@ -180,11 +189,15 @@ def _with_change(raw: bytes, block: _Block, change: Change, codec: Codec) -> _Ma
             f"{limit:g}); use smaller scales, or the dtype 'f32'"
         )
         raise LoraError(message)
-    content = codec.encode(after, block.target)
+    if view is None:
+        content = codec.encode(after, block.target)
+    else:
+        content = put_together(fit(taken_apart(raw, block.source, block.rows), wanted, view))
     codec.decode(content, block.target, after)
     with np.errstate(all="ignore"):  # huge values square to infinity
         after -= before
-        return _Made(content, float(np.vdot(after, wanted)), float(np.vdot(wanted, wanted)))
+        felt = wanted if view is None else wanted @ view.seen
+        return _Made(content, float(np.vdot(after, felt)), float(np.vdot(wanted, felt)))
 
 
 def _changed(path: Path) -> ModelLoadError:
