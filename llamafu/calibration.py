@@ -33,11 +33,12 @@ if TYPE_CHECKING:
 AUTO = "auto"
 """In place of a file: text that the model writes itself, with the adapters on."""
 
-FEWEST_TOKENS = 256
+FEWEST_TOKENS = 512
 _MOST_TOKENS = 1 << 15  # more of a text gains little
 _WINDOW = 256  # tokens that are read at once
 _ROOM = 1 << 30  # bytes of moments that are kept at once
-_DOUBLE = 8
+_DOUBLE = 8  # bytes
+_HALVES = 2  # of the text, window by window
 _LONGEST_ANSWER = 160
 _SEED = 0
 _QUESTIONS = (
@@ -105,7 +106,7 @@ def calibrated(
     path, uses = shards[0].path, recipe.uses
     found = Calibration(library, path, uses, sizes, text=text, n_threads=n_threads, on_progress=lambda share: told(0, share))
     try:
-        yield recipe._replace(moment=found.moment), lambda share: told(1, share)
+        yield recipe._replace(moments=found.moments), lambda share: told(1, share)
     finally:
         found.close()
 
@@ -180,13 +181,16 @@ class Calibration:
             adapter.close()
         self._model.close()
 
-    def moment(self, name: str) -> NDArray[np.float64]:
-        """Return the mean of x x^T over the inputs x of the matrix: [in, in]. Raises LoraError if it has none."""
+    def moments(self, name: str) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
+        """Return the means of x x^T over the inputs x of the matrix in two halves of the text, [in, in].
+
+        Raises LoraError if it has none.
+        """
         while self._inputs is None or name not in self._groups[self._passed - 1]:
             self._inputs = None  # frees the memory first
             self._inputs = self._gathered(self._groups[self._passed])
             self._passed += 1
-        return self._inputs.moment(name)
+        return self._inputs.moment(name, 0), self._inputs.moment(name, 1)
 
     def _gathered(self, names: Sequence[str]) -> Inputs:
         inputs = Inputs(self._model.library, names)
@@ -194,7 +198,7 @@ class Calibration:
         try:
             for number, window in enumerate(self._windows):
                 context.clear()
-                inputs.begin()
+                inputs.begin(number % _HALVES)
                 context.decode(window, 0, all_logits=True)  # else the last layer computes one row only
                 inputs.check()
                 self._on_progress((self._passed + (number + 1) / len(self._windows)) / len(self._groups))
@@ -245,7 +249,7 @@ def _groups(sizes: Mapping[str, int]) -> Iterator[list[str]]:
     group: list[str] = []
     used = 0
     for name, size in sizes.items():
-        needed = _DOUBLE * size * size
+        needed = _HALVES * _DOUBLE * size * size
         if group and used + needed > _ROOM:
             yield group
             group, used = [], 0

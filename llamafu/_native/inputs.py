@@ -22,15 +22,15 @@ _FLOAT = 4  # bytes
 class Inputs:
     """Sums x x^T over every row x that is multiplied with the matrices `names`. One thread at a time.
 
-    Matrices with the same input share one sum.
+    Matrices with the same input share one sum. Parts of a text have sums of their own.
     """
 
     def __init__(self, library: Library, names: Iterable[str]) -> None:
-        self.rows: dict[str, int] = {}
-        """How many rows went into each matrix that was met."""
         self._library = library
         self._names = frozenset(names)
-        self._sums: dict[str, NDArray[np.float64]] = {}
+        self._part = 0
+        self._sums: dict[tuple[str, int], NDArray[np.float64]] = {}
+        self._rows: dict[tuple[str, int], int] = {}
         self._owner: dict[str, str] = {}
         self._last: tuple[Any, str] = (None, "")
         self._called: dict[Any, str] = {}
@@ -41,8 +41,9 @@ class Inputs:
         """Enter the callback into `llama_context_params`."""
         self._watcher.install(params)
 
-    def begin(self) -> None:
-        """Prepare for a decode: its graph may lie elsewhere in memory."""
+    def begin(self, part: int) -> None:
+        """Prepare for a decode of this part of the text: its graph may lie elsewhere in memory."""
+        self._part = part
         self._called.clear()
         self._last = (None, "")
 
@@ -56,10 +57,10 @@ class Inputs:
         """The matrices that nothing was multiplied with."""
         return sorted(self._names - self._owner.keys())
 
-    def moment(self, name: str) -> NDArray[np.float64]:
-        """Return the mean of x x^T of a matrix that was met: [in, in]."""
-        owner = self._owner[name]
-        return self._sums[owner] / self.rows[owner]
+    def moment(self, name: str, part: int) -> NDArray[np.float64]:
+        """Return the mean of x x^T of a matrix that was met in that part of the text: [in, in]."""
+        key = self._owner[name], part
+        return self._sums[key] / self._rows[key]
 
     def _on_node(self, tensor: Any, ask: bool) -> bool:  # noqa: FBT001 - the C signature
         if tensor.op != self._library.operations["MUL_MAT"]:
@@ -89,7 +90,6 @@ class Inputs:
         if not np.isfinite(x).all():
             self._problem = f"the inputs of {name} are not finite; an adapter's weights may overflow"
             return
-        if name not in self._sums:
-            self._sums[name], self.rows[name] = np.zeros((width, width)), 0
-        self._sums[name] += x.T @ x
-        self.rows[name] += count
+        key = name, self._part
+        self._sums[key] = self._sums.get(key, 0) + (x.T @ x).astype(np.float64)
+        self._rows[key] = self._rows.get(key, 0) + count

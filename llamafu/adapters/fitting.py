@@ -18,9 +18,7 @@ if TYPE_CHECKING:
 
     Array = NDArray[np.float32]
 
-STRETCH = 1.2
-"""How much more than the change is aimed at: a fit falls short of it, by about as much on text that it has not seen."""
-
+_MOST_STRETCH = 2.0
 _ADAPTER_WEIGHT = 1.0  # of what the adapters act on, beside all else in the inputs
 _DAMPING = 0.05  # of the mean of H's diagonal: what the calibration text did not show
 _ROUNDS = 3  # of numbers and scales in turn; more gain little
@@ -56,12 +54,38 @@ def lens(seen: NDArray[np.float64], directions: Array) -> Lens:
     return Lens(seen.astype(np.float32), weight.astype(np.float32), order, spread.astype(np.float32))
 
 
-def fit(base: Grid, change: Array, view: Lens) -> Grid:
-    """Return numbers and scales for base + `change`, of the base's type and with its offsets. Rows are independent."""
-    wanted = base.steps * base.numbers + np.float32(STRETCH) * change
+class View(NamedTuple):
+    """A tensor's inputs in two halves of the calibration text, and in all of it."""
+
+    one: Lens
+    other: Array
+    """H of the second half."""
+    both: Lens
+
+
+def view(one: NDArray[np.float64], other: NDArray[np.float64], directions: Array) -> View:
+    """Prepare the moments of two halves of a text, as `lens` does."""
+    return View(lens(one, directions), other.astype(np.float32), lens((one + other) / 2, directions))
+
+
+def fit(base: Grid, change: Array, seen: View) -> Grid:
+    """Return numbers and scales for base + `change`, of the base's type and with its offsets. Rows are independent.
+
+    A fit to one half of the text falls short of the change on the other half. Aiming beyond it by as much makes up for it.
+    """
+    trial = _fitted(base, change, seen.one, 1)
+    felt = change @ seen.other
+    wanted = float(np.vdot(change, felt))
+    kept = float(np.vdot(trial.steps * trial.numbers - base.steps * base.numbers, felt)) / wanted if wanted > 0 else 1.0
+    stretch = min(1 / kept, _MOST_STRETCH) if kept > 0 else _MOST_STRETCH
+    return _fitted(base, np.float32(max(stretch, 1.0)) * change, seen.both, _ROUNDS)
+
+
+def _fitted(base: Grid, change: Array, view: Lens, rounds: int) -> Grid:
+    wanted = base.steps * base.numbers + change
     limits = RANGES[base.kind]
     grid = base._replace(numbers=_handed_on(wanted, base.steps, view, limits))
-    for _ in range(_ROUNDS):
+    for _ in range(rounds):
         grid = grid._replace(numbers=_descended(wanted, grid, view.weight, limits))
         grid = grid._replace(scale=_rescaled(wanted, grid, view.weight))
     return grid
