@@ -192,10 +192,8 @@ def _with_change(raw: bytes, block: _Block, change: Change, codec: Codec, seen: 
             f"{limit:g}); use smaller scales, or the dtype 'f32'"
         )
         raise LoraError(message)
-    if seen is None:
-        content = codec.encode(after, block.target)
-    else:
-        content = put_together(fit(taken_apart(raw, block.source, block.rows), wanted, seen))
+    grid = fit(taken_apart(raw, block.source, block.rows), wanted, seen) if seen else None
+    content = codec.encode(after, block.target) if grid is None else put_together(grid)
     codec.decode(content, block.target, after)
     with np.errstate(all="ignore"):  # huge values square to infinity
         after -= before

@@ -68,17 +68,24 @@ def view(one: NDArray[np.float64], other: NDArray[np.float64], directions: Array
     return View(lens(one, directions), other.astype(np.float32), lens((one + other) / 2, directions))
 
 
-def fit(base: Grid, change: Array, seen: View) -> Grid:
+def fit(base: Grid, change: Array, seen: View) -> Grid | None:
     """Return numbers and scales for base + `change`, of the base's type and with its offsets. Rows are independent.
 
     A fit to one half of the text falls short of the change on the other half. Aiming beyond it by as much makes up for it.
+    None where that would add more noise than there is change: then rounding to the nearest does less harm.
     """
     trial = _fitted(base, change, seen.one, 1)
     felt = change @ seen.other
     wanted = float(np.vdot(change, felt))
-    kept = float(np.vdot(trial.steps * trial.numbers - base.steps * base.numbers, felt)) / wanted if wanted > 0 else 1.0
-    stretch = min(1 / kept, _MOST_STRETCH) if kept > 0 else _MOST_STRETCH
-    return _fitted(base, np.float32(max(stretch, 1.0)) * change, seen.both, _ROUNDS)
+    if not wanted > 0:
+        return None
+    got = trial.steps * trial.numbers - base.steps * base.numbers
+    kept = float(np.vdot(got, felt)) / wanted
+    noise = float(np.vdot(got, got @ seen.other)) / wanted - kept**2
+    stretch = max(1 / kept, 1.0) if kept > 1 / _MOST_STRETCH else _MOST_STRETCH
+    if stretch**2 * noise > 1:
+        return None
+    return _fitted(base, np.float32(stretch) * change, seen.both, _ROUNDS)
 
 
 def _fitted(base: Grid, change: Array, view: Lens, rounds: int) -> Grid:
