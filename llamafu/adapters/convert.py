@@ -41,6 +41,7 @@ _IDLE = re.compile(
 """What PEFT saves beside factors and does not answer with: copies of the base model's own embeddings, and what only training
 uses."""
 _LONGEST_NAME = 500  # characters
+_MOST_LOST = 0.01  # of a tensor's norm, to values below the smallest of a type
 _DTYPES = {"f16": "<f2", "f32": "<f4"}
 HUB_ID = re.compile(r"([\w.-]*\w)/([\w.-]+)")
 
@@ -165,6 +166,11 @@ def _folded(pieces: list[Piece], alpha: float, dtype: str, name: str) -> list[tu
                 stored = np.ascontiguousarray(array).astype(dtype)
             if not np.isfinite(stored).all():
                 problems.append(f"{piece.target}.lora_{side} has values beyond {np.finfo(dtype).max:g}; choose the dtype 'f32'")
+            elif share != 1 and np.linalg.norm(array - stored) > _MOST_LOST * np.linalg.norm(array):
+                problems.append(
+                    f"{piece.target}.lora_{side} has alpha {piece.alpha:g} where most have {alpha:g}, and its values are too "
+                    f"small for {np.dtype(dtype).name} once that is made up for; choose the dtype 'f32'"
+                )
             tensors.append((f"{piece.target}.lora_{side}", stored))
     if problems:
         raise invalid_file(name, problems)
