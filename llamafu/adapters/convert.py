@@ -13,7 +13,7 @@ import numpy as np
 from llamafu._whole_file import whole_file
 from llamafu.adapters.architectures import ARCHITECTURES
 from llamafu.adapters.base import BaseModel
-from llamafu.adapters.compatibility import check_compatibility
+from llamafu.adapters.compatibility import demand_fit
 from llamafu.adapters.container import invalid_file
 from llamafu.adapters.file import AdapterFile, check_adapter
 from llamafu.adapters.folder import PeftFolder, read_folder
@@ -78,10 +78,7 @@ def convert_peft(
         message = f"{output}: the output must be neither the base model nor in the folder {folder}; choose another place"
         raise LoraError(message, code=ErrorCode.INVALID_PARAM)
     file = convert_folder(read_folder(folder), base, dtype=dtype)
-    report = check_compatibility(file, base)
-    if not report:
-        message = f"{folder} does not fit {base.path.name}: {'; '.join(report.problems)}"
-        raise LoraIncompatibleError(message, problems=report.problems)
+    demand_fit(file, base)
     with whole_file(target) as unfinished:
         unfinished.write_bytes(file.content)
     return file.info

@@ -12,12 +12,12 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from llamafu._whole_file import whole_file
-from llamafu.adapters.compatibility import check_compatibility
+from llamafu.adapters.compatibility import demand_fit
 from llamafu.adapters.convert import convert_folder
 from llamafu.adapters.file import AdapterFile, read_adapter
 from llamafu.adapters.folder import read_folder
 from llamafu.adapters.peft import CONFIG
-from llamafu.errors import LoraError, LoraIncompatibleError, LoraLoadError, LoraNotFoundError
+from llamafu.errors import LoraError, LoraLoadError, LoraNotFoundError
 from llamafu.lora import default_name
 
 if TYPE_CHECKING:
@@ -137,9 +137,7 @@ class Registry:
     def _read(self, path: Path) -> Content:
         is_peft = path.is_dir() and (path / CONFIG).exists()
         file = convert_folder(read_folder(path), self._base) if is_peft else read_adapter(path)
-        if not (report := check_compatibility(file, self._base)):
-            message = f"{path} does not fit {self._base.path.name}: {'; '.join(report.problems)}"
-            raise LoraIncompatibleError(message, problems=report.problems)
+        demand_fit(file, self._base)
         self._demand(file)
         if is_peft:  # converted once: paging it in again reads the result
             path = self._spool / f"{file.digest}.gguf"
