@@ -10,6 +10,7 @@ import logging
 import os
 import re
 import shutil
+from contextlib import ExitStack
 from pathlib import Path
 from typing import TYPE_CHECKING, Literal
 
@@ -25,6 +26,7 @@ from llamafu.adapters.ggml_type import BLOCKS, GGMLType
 from llamafu.adapters.reader import AdapterReader
 from llamafu.adapters.shard import read_shards
 from llamafu.adapters.write import refuse_source
+from llamafu.calibration import calibrated, read_text
 from llamafu.errors import (
     ErrorCode,
     InvalidScaleError,
@@ -38,6 +40,7 @@ from llamafu.lora import default_name
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Mapping, Sequence
 
+    from llamafu._native.library import Library
     from llamafu.adapters.base import BaseModel
     from llamafu.adapters.codec import Codec
     from llamafu.adapters.file import AdapterFile
@@ -63,6 +66,7 @@ def bake(
     output: str | os.PathLike[str],
     *,
     dtype: Literal["keep", "f32", "f16", "bf16", "q8_0"] = "keep",
+    calibration: str | os.PathLike[str] | None = None,
     library: str | os.PathLike[str] | None = None,
     n_threads: int | None = None,
     on_progress: Callable[[float], None] | None = None,
@@ -78,15 +82,21 @@ def bake(
     Rounding to a coarse type may lose most of an adapter, whose changes are small beside the steps of the type: the key
     `llamafu.bake.N.kept` has the share that is still there, and below 0.9 a warning is logged.
 
-    Memory is that of the adapters and a few megabytes, whatever the model
-    is. `n_threads` defaults to every CPU; `on_progress` is called with the share that is done, in this thread.
+    `calibration` keeps them all the same: changed tensors of the types Q4_0, Q4_1 and Q8_0 are then rounded, and their scales
+    chosen, by what goes into them while the model reads a text with the adapters on. It is the path of a UTF-8 text file
+    like what the model will read and write, or "auto": then the model writes the text itself, in chats and freely. It
+    needs libllama, opens the model a second time and takes minutes. The key `llamafu.bake.N.calibration` has the name.
+
+    Memory is that of the adapters and a few megabytes, whatever the model is; with `calibration` also that of the model and
+    some gigabytes. `n_threads` defaults to every CPU; `on_progress` is called with the share that is done, in this thread.
 
     Raises:
-        ValueError: no adapter, an unknown dtype, or an `output` that is one of the sources.
+        ValueError: no adapter, an unknown dtype, an `output` that is one of the sources, a `calibration` that is too short or
+            no text, or one beside a `dtype`.
         InvalidScaleError: a scale that is not finite (a ValueError too).
         LoraIncompatibleError: an adapter does not fit the model, or is an aLoRA.
         InvalidAdapterFileError, LoraLoadError, ModelLoadError: a source cannot be read or is damaged.
-        LoraError: an adapter given twice, a type that cannot be written here, a sum that is too large for its type.
+        LoraError: an adapter given twice, a type that cannot be written here or calibrated, a sum too large for its type.
         LibraryNotFoundError, AbiMismatchError: `library`, or the one that `LLAMAFU_LIB` names, cannot be used.
         OSError: `output` cannot be written, or would not fit on its disk. On any error there is no new file.
 
@@ -98,6 +108,7 @@ def bake(
         message = f"n_threads is {n_threads}; it must be at least 1"
         raise ValueError(message)
     _check_scales(adapters)
+    text = _calibration_text(calibration, dtype)
     base = read_base(model)
     shards = read_shards(base.path)
     outputs = _outputs(Path(output), base, shards)
@@ -106,19 +117,25 @@ def bake(
     files = [reader.read(path) for path in adapters]
     _check_adapters(files, base)
     uses = [(file, float(scale)) for file, scale in zip(files, adapters.values(), strict=True) if scale]
-    codec = _codec(library)
+    loaded = _library(library)
+    codec: Codec = NumpyCodec() if loaded is None else GgmlCodec(loaded)
     recipe = Recipe(uses, _kinds(shards, uses, dtype, codec), codec, n_threads or processor.usable_cpus())
     _check_space(outputs, shards, recipe.kinds)
-    with whole_files(outputs) as unfinished:
+    on_progress = on_progress or (lambda _: None)
+    with whole_files(outputs) as unfinished, ExitStack() as stack:
+        if calibration is not None:
+            recipe, on_progress = stack.enter_context(calibrated(recipe, shards, loaded, text, on_progress))
         try:
-            kept = write_baked(shards, unfinished, recipe, _records(base, uses), on_progress or (lambda _: None))
+            kept = write_baked(shards, unfinished, recipe, _records(base, uses, calibration), on_progress)
         except OSError as error:
             if error.filename is None and error.errno is not None:  # a failed write does not know its file
                 raise OSError(error.errno, error.strerror, str(outputs[0])) from error
             raise
     if kept < MUCH_LOST:
         logger.warning(
-            "%s: rounding kept only %.0f%% of the changes; the dtype 'q8_0' or 'f16' keeps more", outputs[0], kept * 100
+            "%s: rounding kept only %.0f%% of the changes; calibration='auto', or the dtype 'q8_0' or 'f16', keeps more",
+            outputs[0],
+            kept * 100,
         )
     return outputs[0]
 
@@ -186,18 +203,28 @@ def _check_adapters(files: Sequence[AdapterFile], base: BaseModel) -> None:
         raise LoraIncompatibleError(message, problems=tuple(problems))
 
 
-def _codec(library: str | os.PathLike[str] | None) -> Codec:
-    """Return ggml's where a libllama is there: the one in use, or the one that is found; gguf's otherwise."""
+def _library(library: str | os.PathLike[str] | None) -> Library | None:
+    """Return the libllama in use, or the one that is found; None where there is none."""
     loaded = native.loaded_library()
     if loaded is not None and library is None:
-        return GgmlCodec(loaded)
+        return loaded
     try:
         proven = finding.find(None if library is None else Path(library))
-        return GgmlCodec(native.open_library(proven.path, proven.family))
+        return native.open_library(proven.path, proven.family)
     except LibraryNotFoundError:
         if library is not None or os.environ.get(finding.ENVIRONMENT):
             raise
-        return NumpyCodec()
+        return None
+
+
+def _calibration_text(calibration: str | os.PathLike[str] | None, dtype: str) -> str | None:
+    """Read the text, None where there is none; raises ValueError."""
+    if calibration is None:
+        return None
+    if dtype != "keep":
+        message = f"the dtype is {dtype!r}, and calibration keeps the types; leave one of them out"
+        raise ValueError(message)
+    return read_text(calibration)
 
 
 def _kinds(shards: Sequence[Shard], uses: Sequence[tuple[AdapterFile, float]], dtype: str, codec: Codec) -> dict[str, GGMLType]:
@@ -236,7 +263,9 @@ def _check_space(outputs: Sequence[Path], shards: Sequence[Shard], kinds: Mappin
         raise OSError(errno.ENOSPC, message, str(outputs[0]))
 
 
-def _records(base: BaseModel, uses: Sequence[tuple[AdapterFile, float]]) -> Callable[[str, float], dict[str, Addition]]:
+def _records(
+    base: BaseModel, uses: Sequence[tuple[AdapterFile, float]], calibration: str | os.PathLike[str] | None
+) -> Callable[[str, float], dict[str, Addition]]:
     """Return what makes the metadata that say what was baked, from the source's digest and the share that rounding kept.
 
     What was baked before stays.
@@ -257,6 +286,8 @@ def _records(base: BaseModel, uses: Sequence[tuple[AdapterFile, float]]) -> Call
                 f"llamafu.bake.{number}.source_name": _text(base.path.name),
                 f"llamafu.bake.{number}.source_digest": digest,
             }
+            if calibration is not None:
+                found[f"llamafu.bake.{number}.calibration"] = _text(Path(calibration).name)
         return found
 
     return made

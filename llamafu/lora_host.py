@@ -7,9 +7,9 @@ import threading
 from contextlib import contextmanager
 from typing import TYPE_CHECKING, Self
 
-from llamafu.adapters.compatibility import CompatibilityReport, check_compatibility
+from llamafu.adapters.compatibility import CompatibilityReport, demand_fit
 from llamafu.adapters.reader import AdapterReader
-from llamafu.errors import ClosedError, LoraIncompatibleError
+from llamafu.errors import ClosedError
 from llamafu.lora import LoraAdapter, LoraSet, LoraUse, Registry, check_scale, default_name
 
 if TYPE_CHECKING:
@@ -57,9 +57,8 @@ class LoraHost:
                 if known is not None:
                     self._registry.add(known, name, self._registry.native(known))
                     return known
-            if file.digest not in self._fitting and not (report := check_compatibility(file, self._base)):
-                message = f"{file.path} does not fit {self._base.path.name}: {'; '.join(report.problems)}"
-                raise LoraIncompatibleError(message, problems=report.problems)
+            if file.digest not in self._fitting:
+                demand_fit(file, self._base)
             self._fitting.add(file.digest)
             native = self._native_adapter(file)
             adapter = LoraAdapter(self, name, file.path, file.info)

@@ -16,6 +16,7 @@ SCRIPTS = TESTS.parent / "scripts"
 sys.path.insert(0, str(SCRIPTS))
 # OpenMP's threads spin while they wait, which slows tiny models a hundredfold on a busy machine. Read when libllama loads.
 os.environ.setdefault("OMP_WAIT_POLICY", "passive")
+os.environ.setdefault("OPENBLAS_NUM_THREADS", "1")  # NumPy's threads spin too, and bring nothing at these sizes
 # The slow tiers are collected only when they are named: `pytest tests/matrix`.
 _named = {part for argument in sys.argv[1:] for part in Path(argument.partition("::")[0]).parts}
 collect_ignore = [tier for tier in ("matrix", "peers", "soak") if tier not in _named]

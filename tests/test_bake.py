@@ -548,7 +548,7 @@ def test_a_loss_is_told(tiny_dir, tiny_adapter_a, tmp_path, caplog, capsys, scal
     assert (kept < 0.9) == ("rounding kept only" in caplog.text)
     assert (kept < 0.9) == (scale < 1)
     assert main(["bake", "-m", str(model), "--lora", f"{tiny_adapter_a}={scale}", "-o", str(out)]) == 0
-    assert ("use --dtype q8_0 or f16" in capsys.readouterr().out) == (scale < 1)
+    assert ("use --calibrate auto, or --dtype q8_0 or f16" in capsys.readouterr().out) == (scale < 1)
 
 
 # -- the command and the page -------------------------------------------------------------------------------------

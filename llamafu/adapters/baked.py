@@ -12,6 +12,8 @@ import numpy as np
 
 from llamafu.adapters.change import Change
 from llamafu.adapters.codec import row_bytes
+from llamafu.adapters.fitting import View, fit, view
+from llamafu.adapters.grid import RANGES, put_together, taken_apart
 from llamafu.adapters.tensor_entry import padded
 from llamafu.errors import LoraError, ModelLoadError
 
@@ -20,6 +22,8 @@ if TYPE_CHECKING:
     from pathlib import Path
     from typing import BinaryIO
 
+    from numpy.typing import NDArray
+
     from llamafu.adapters.codec import Bytes, Codec
     from llamafu.adapters.file import AdapterFile
     from llamafu.adapters.ggml_type import GGMLType
@@ -27,6 +31,7 @@ if TYPE_CHECKING:
     from llamafu.adapters.tensor_entry import TensorEntry
 
 _VALUES = 1 << 18  # in one piece of work: a megabyte of float32, which stays in a core's cache
+_FITTED_VALUES = 1 << 20  # likewise, where they are calibrated: few enough for their equations, many for few loops
 _BYTES = 1 << 22  # copied in one go
 _AHEAD = 4  # pieces of work a thread, waiting to be written
 _LARGEST = {"F32": float(np.finfo(np.float32).max), "BF16": float(np.finfo(np.float32).max)}
@@ -63,6 +68,11 @@ class Recipe(NamedTuple):
     """The type of each changed tensor in the result."""
     codec: Codec
     n_threads: int
+    moments: Callable[[str], tuple[NDArray[np.float64], NDArray[np.float64]]] | None = None
+    """The means of x x^T over a changed tensor's inputs x in two halves of a text, where rounding is calibrated.
+
+    Asked for in the files' order.
+    """
 
 
 def lengths(shard: Shard, kinds: Mapping[str, GGMLType]) -> dict[str, int]:
@@ -87,7 +97,8 @@ def write_baked(
     """Write each shard with its changes to its place in `outputs`, and return which share of the changes is in there.
 
     Rounding loses what is small beside the steps of a type. The share is the projection of what really changed on what
-    should have: 1 where rounding did no harm, 0 where it undid everything.
+    should have: 1 where rounding did no harm, 0 where it undid everything. Where rounding is calibrated, it is that of the
+    outputs on the calibration text.
 
     `additions` makes the metadata of the first shard from the SHA-256 of all source files, one after another, and that
     share, which are known only at the end; what it returns must have the same length whatever they are.
@@ -132,7 +143,7 @@ def _ready(piece: Bytes | Future[_Made]) -> _Made:
 
 
 def _pieces(
-    shard: Shard, source: BinaryIO, seen: Callable[[bytes], None], recipe: Recipe, pool: ThreadPoolExecutor
+    shard: Shard, source: BinaryIO, hashed: Callable[[bytes], None], recipe: Recipe, pool: ThreadPoolExecutor
 ) -> Iterator[Bytes | Future[_Made]]:
     """Read the data of a shard once from front to back, and say what takes the place of each part."""
 
@@ -140,7 +151,7 @@ def _pieces(
         content = source.read(count)
         if len(content) != count:
             raise _changed(shard.path)
-        seen(content)
+        hashed(content)
         return content
 
     sizes = lengths(shard, recipe.kinds)
@@ -150,24 +161,25 @@ def _pieces(
                 yield read(min(_BYTES, length - start))
             continue
         change, kind = Change(name, recipe.uses), recipe.kinds[name]
-        for block in _blocks(entry, entry.type, kind):
+        seen = view(*recipe.moments(name), change.directions) if recipe.moments and kind in RANGES else None
+        for block in _blocks(entry, entry.type, kind, _FITTED_VALUES if seen else _VALUES):
             raw = read(block.rows * row_bytes(block.width, entry.type))
-            yield pool.submit(_with_change, raw, block, change, recipe.codec)
+            yield pool.submit(_with_change, raw, block, change, recipe.codec, seen)
         padding = read(length - entry.nbytes)
         written = math.prod(entry.shape[1:]) * row_bytes(entry.shape[0], kind)
         yield padding if kind is entry.type else bytes(sizes[name] - written)
 
 
-def _blocks(entry: TensorEntry, source: GGMLType, target: GGMLType) -> Iterator[_Block]:
+def _blocks(entry: TensorEntry, source: GGMLType, target: GGMLType, values: int) -> Iterator[_Block]:
     """Divide a tensor into few enough rows at a time, never of two experts at once."""
     width, height, *stack = entry.shape
-    step = max(1, _VALUES // width)
+    step = max(1, values // width)
     for matrix in range(math.prod(stack)):
         for first in range(0, height, step):
             yield _Block(entry.name, source, target, width, matrix, first, min(step, height - first))
 
 
-def _with_change(raw: bytes, block: _Block, change: Change, codec: Codec) -> _Made:
+def _with_change(raw: bytes, block: _Block, change: Change, codec: Codec, seen: View | None) -> _Made:
     before, after = np.empty((2, block.rows, block.width), np.float32)
     codec.decode(raw, block.source, before)
     wanted = change.rows(block.matrix, block.first, block.rows)
@@ -180,11 +192,13 @@ def _with_change(raw: bytes, block: _Block, change: Change, codec: Codec) -> _Ma
             f"{limit:g}); use smaller scales, or the dtype 'f32'"
         )
         raise LoraError(message)
-    content = codec.encode(after, block.target)
+    grid = fit(taken_apart(raw, block.source, block.rows), wanted, seen) if seen else None
+    content = codec.encode(after, block.target) if grid is None else put_together(grid)
     codec.decode(content, block.target, after)
     with np.errstate(all="ignore"):  # huge values square to infinity
         after -= before
-        return _Made(content, float(np.vdot(after, wanted)), float(np.vdot(wanted, wanted)))
+        felt = wanted if seen is None else wanted @ seen.both.seen
+        return _Made(content, float(np.vdot(after, felt)), float(np.vdot(wanted, felt)))
 
 
 def _changed(path: Path) -> ModelLoadError:

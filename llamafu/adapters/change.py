@@ -35,3 +35,9 @@ class Change:
         with np.errstate(all="ignore"):  # likewise
             product: NDArray[np.float32] = self._b[matrix, first : first + count] @ self._a[matrix]
         return product
+
+    @property
+    def directions(self) -> NDArray[np.float32]:
+        """What the adapters act on: their A's on top of each other, [ranks, in]. Of a tensor that is one matrix."""
+        only: NDArray[np.float32] = self._a[0]
+        return only

@@ -10,6 +10,7 @@ from itertools import count, groupby
 from typing import TYPE_CHECKING
 
 from llamafu.adapters.info import TensorInfo, is_expert, is_flipped, split_name
+from llamafu.errors import LoraIncompatibleError
 
 if TYPE_CHECKING:
     from collections.abc import Iterable
@@ -49,6 +50,14 @@ def check_compatibility(adapter: AdapterFile, base: BaseModel) -> CompatibilityR
         listed = ", ".join(map(str, beyond))
         problems.append(f"invocation tokens {listed} lie outside the base model's vocabulary of {size} tokens")
     return CompatibilityReport(tuple(problems))
+
+
+def demand_fit(adapter: AdapterFile, base: BaseModel) -> None:
+    """Raise LoraIncompatibleError, with every mismatch, unless `adapter` fits `base`."""
+    report = check_compatibility(adapter, base)
+    if not report:
+        message = f"{adapter.path} does not fit {base.path.name}: {'; '.join(report.problems)}"
+        raise LoraIncompatibleError(message, problems=report.problems)
 
 
 def _modules(base: BaseModel) -> dict[str, set[int | None]]:

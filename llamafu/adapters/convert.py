@@ -13,7 +13,7 @@ import numpy as np
 from llamafu._whole_file import whole_file
 from llamafu.adapters.architectures import ARCHITECTURES
 from llamafu.adapters.base import BaseModel
-from llamafu.adapters.compatibility import check_compatibility
+from llamafu.adapters.compatibility import demand_fit
 from llamafu.adapters.container import invalid_file
 from llamafu.adapters.file import AdapterFile, check_adapter
 from llamafu.adapters.folder import PeftFolder, read_folder
@@ -41,6 +41,7 @@ _IDLE = re.compile(
 """What PEFT saves beside factors and does not answer with: copies of the base model's own embeddings, and what only training
 uses."""
 _LONGEST_NAME = 500  # characters
+_MOST_LOST = 0.01  # of a tensor's norm, to values below the smallest of a type
 _DTYPES = {"f16": "<f2", "f32": "<f4"}
 HUB_ID = re.compile(r"([\w.-]*\w)/([\w.-]+)")
 
@@ -77,10 +78,7 @@ def convert_peft(
         message = f"{output}: the output must be neither the base model nor in the folder {folder}; choose another place"
         raise LoraError(message, code=ErrorCode.INVALID_PARAM)
     file = convert_folder(read_folder(folder), base, dtype=dtype)
-    report = check_compatibility(file, base)
-    if not report:
-        message = f"{folder} does not fit {base.path.name}: {'; '.join(report.problems)}"
-        raise LoraIncompatibleError(message, problems=report.problems)
+    demand_fit(file, base)
     with whole_file(target) as unfinished:
         unfinished.write_bytes(file.content)
     return file.info
@@ -165,6 +163,11 @@ def _folded(pieces: list[Piece], alpha: float, dtype: str, name: str) -> list[tu
                 stored = np.ascontiguousarray(array).astype(dtype)
             if not np.isfinite(stored).all():
                 problems.append(f"{piece.target}.lora_{side} has values beyond {np.finfo(dtype).max:g}; choose the dtype 'f32'")
+            elif share != 1 and np.linalg.norm(array - stored) > _MOST_LOST * np.linalg.norm(array):
+                problems.append(
+                    f"{piece.target}.lora_{side} has alpha {piece.alpha:g} where most have {alpha:g}, and its values are too "
+                    f"small for {np.dtype(dtype).name} once that is made up for; choose the dtype 'f32'"
+                )
             tensors.append((f"{piece.target}.lora_{side}", stored))
     if problems:
         raise invalid_file(name, problems)

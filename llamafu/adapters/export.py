@@ -12,7 +12,7 @@ import numpy as np
 from llamafu._whole_file import whole_folder
 from llamafu.adapters.architectures import ARCHITECTURES, Architecture, row_heads, separate_halves
 from llamafu.adapters.base import BaseModel, read_base
-from llamafu.adapters.compatibility import check_compatibility
+from llamafu.adapters.compatibility import demand_fit
 from llamafu.adapters.file import read_adapter
 from llamafu.adapters.info import is_expert, is_flipped, split_name
 from llamafu.adapters.peft import CONFIG
@@ -60,9 +60,8 @@ def export_peft(
     file = read_adapter(adapter)
     if base is not None and not isinstance(base, BaseModel):
         base = read_base(base)
-    if base is not None and not (report := check_compatibility(file, base)):
-        message = f"{adapter} does not fit {base.path.name}: {'; '.join(report.problems)}"
-        raise LoraIncompatibleError(message, problems=report.problems)
+    if base is not None:
+        demand_fit(file, base)
     write_folder(file, Path(directory), base)
     return file.info
 

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from llamafu.adapters.compatibility import check_compatibility
+from llamafu.adapters.compatibility import demand_fit
 from llamafu.adapters.convert import convert_folder
 from llamafu.adapters.file import AdapterFile, read_adapter
 from llamafu.adapters.folder import read_folder
@@ -90,8 +90,5 @@ def _read(path: Path, base: BaseModel | None) -> AdapterFile:
     if base is None:
         return read_adapter(path)
     file = convert_folder(read_folder(path), base, dtype="f32") if path.is_dir() else read_adapter(path)
-    report = check_compatibility(file, base)
-    if not report:
-        message = f"{path} does not fit {base.path.name}: {'; '.join(report.problems)}"
-        raise LoraIncompatibleError(message, problems=report.problems)
+    demand_fit(file, base)
     return file

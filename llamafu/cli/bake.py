@@ -37,6 +37,12 @@ def add_parser(subparsers: Any) -> None:
         metavar="TYPE",
         help="type of the changed tensors: %(choices)s (%(default)s); coarse types lose small changes",
     )
+    parser.add_argument(
+        "--calibrate",
+        metavar="FILE",
+        help="keep more of the change in Q4_0, Q4_1 and Q8_0: round for what goes on in the model while it reads this text "
+        "(UTF-8), or 'auto' for text that it writes itself",
+    )
     parser.add_argument("--library", metavar="PATH", help="libllama whose ggml converts, a file or a folder (default: search)")
     parser.set_defaults(run=_run, refuse=parser.error)
 
@@ -56,6 +62,7 @@ def _run(arguments: argparse.Namespace) -> int:
                 adapters,
                 arguments.output,
                 dtype=arguments.dtype,
+                calibration=arguments.calibrate,
                 library=arguments.library,
                 on_progress=lambda share: progress.show(f"baking {arguments.output}", share),
             )
@@ -65,6 +72,6 @@ def _run(arguments: argparse.Namespace) -> int:
         arguments.refuse(str(error))
     metadata = read_base(path).metadata
     kept = metadata.get(f"llamafu.bake.{int(metadata.get('llamafu.bake.count', 0)) - 1}.kept", 1.0)
-    advice = "; use --dtype q8_0 or f16 to keep more" if float(kept) < MUCH_LOST else ""
+    advice = "; use --calibrate auto, or --dtype q8_0 or f16, to keep more" if float(kept) < MUCH_LOST else ""
     sys.stdout.write(f"{path}: {', '.join(map(str, adapters))} baked in, {float(kept):.0%} of the changes kept{advice}\n")
     return 0

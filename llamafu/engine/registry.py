@@ -9,13 +9,13 @@ from dataclasses import dataclass
 from functools import partial
 from typing import TYPE_CHECKING
 
-from llamafu.adapters.compatibility import check_compatibility
+from llamafu.adapters.compatibility import demand_fit
 from llamafu.adapters.convert import convert_folder
 from llamafu.adapters.file import AdapterFile, read_adapter
 from llamafu.adapters.folder import read_folder
 from llamafu.adapters.peft import CONFIG
 from llamafu.engine.spool import Copy, Spool
-from llamafu.errors import LoraError, LoraIncompatibleError, LoraLoadError, LoraNotFoundError
+from llamafu.errors import LoraError, LoraLoadError, LoraNotFoundError
 from llamafu.lora import default_name
 
 if TYPE_CHECKING:
@@ -138,9 +138,7 @@ class Registry:
         signature = _signature(path) or ()
         is_peft = path.is_dir() and (path / CONFIG).exists()
         file = convert_folder(read_folder(path), self._base) if is_peft else read_adapter(path)
-        if not (report := check_compatibility(file, self._base)):
-            message = f"{path} does not fit {self._base.path.name}: {'; '.join(report.problems)}"
-            raise LoraIncompatibleError(message, problems=report.problems)
+        demand_fit(file, self._base)
         self._demand(file)
         converted = self._spool.hold(file.digest, lambda: file.content) if is_peft else None
         return _Entry(path, signature, file.info, file.pairs, converted), file.content
