@@ -63,6 +63,7 @@ def make_app(engine: ServedEngine, settings: Settings, guard: Guard) -> Starlett
         ("GET", "/health", None, small.health),
         ("GET", "/metrics", "api", prometheus),
         ("GET", "/v1/models", "api", small.models),
+        ("GET", "/v1/models/{name}", "api", small.model),
         ("GET", "/v1/auth/permission", "api", small.permission),
         ("POST", "/v1/completions", "api", generating.completions),
         ("POST", "/v1/chat/completions", "api", generating.chats),
