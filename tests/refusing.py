@@ -57,8 +57,12 @@ def assert_refused(wanted, status, body):
 
 @contextmanager
 def full_queue(url):
-    """Keep the queue of a server with `--max-sequences 1 --n-ctx 20000` full: with ever fewer streams that nobody reads."""
+    """Keep the queue of a server with `--max-sequences 1 --n-ctx 20000 --ping 60` full: with ever fewer streams that nobody reads."""
     with contextlib.ExitStack() as stack:
+        running = stack.enter_context(_stream(url, 1))
+        received = b""
+        while b"data: " not in received:  # before it runs it is one of those that wait
+            received += running.recv(4096)
         for answers in (16, 1):
             while _status(stack.enter_context(_stream(url, answers))) == b"200":
                 pass

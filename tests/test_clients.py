@@ -45,7 +45,7 @@ def url(server):
 
 @pytest.fixture(scope="module")
 def busy(real, tiny_model):
-    with served(tiny_model, "--library", real.path, "--max-sequences", 1, "--n-ctx", 20_000) as running:
+    with served(tiny_model, "--library", real.path, "--max-sequences", 1, "--n-ctx", 20_000, "--ping", 60) as running:
         assert running.url, running.log
         with full_queue(running.url):
             yield running.url
