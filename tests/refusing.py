@@ -45,6 +45,7 @@ REFUSED = [
 ]
 BUSY = Refused("a full queue", API, "POST", "/v1/completions", ASK, 429, "rate_limit_exceeded")
 """For a server inside `full_queue`."""
+NARROW = ("--max-sequences", 1, "--n-ctx", 20_000, "--ping", 60)
 
 
 def assert_refused(wanted, status, body):
@@ -57,7 +58,7 @@ def assert_refused(wanted, status, body):
 
 @contextmanager
 def full_queue(url):
-    """Keep the queue of a server with `--max-sequences 1 --n-ctx 20000 --ping 60` full: with ever fewer streams that nobody reads."""
+    """Keep the queue of a server with the flags of `NARROW` full, with streams that nobody reads; give what ends them."""
     with contextlib.ExitStack() as stack:
         running = stack.enter_context(_stream(url, 1))
         received = b""
@@ -66,7 +67,7 @@ def full_queue(url):
         for answers in (16, 1):
             while _status(stack.enter_context(_stream(url, answers))) == b"200":
                 pass
-        yield
+        yield stack.close
 
 
 def _stream(url, answers):

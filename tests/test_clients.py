@@ -12,7 +12,7 @@ from pathlib import Path
 
 import httpx
 import pytest
-from refusing import BUSY, REFUSED, assert_refused, full_queue
+from refusing import BUSY, NARROW, REFUSED, assert_refused, full_queue
 from served import ADMIN, API, served
 
 from llamafu.client import APIError, TabbyClient
@@ -45,7 +45,7 @@ def url(server):
 
 @pytest.fixture(scope="module")
 def busy(real, tiny_model):
-    with served(tiny_model, "--library", real.path, "--max-sequences", 1, "--n-ctx", 20_000, "--ping", 60) as running:
+    with served(tiny_model, "--library", real.path, *NARROW) as running:
         assert running.url, running.log
         with full_queue(running.url):
             yield running.url
