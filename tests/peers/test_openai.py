@@ -11,6 +11,7 @@ import httpx
 import openai
 import pydantic
 import pytest
+import test_docs
 from openai import AsyncOpenAI, OpenAI
 from refusing import BUSY, NARROW, REFUSED, assert_refused, full_queue
 from served import ADMIN, API, served
@@ -19,6 +20,7 @@ from llamafu import Llamafu
 
 HI = [{"role": "user", "content": "hello"}]
 GREEDY = {"temperature": 0, "max_tokens": 8}
+desk = test_docs.desk  # a fixture
 EXCEPTIONS = {
     400: openai.BadRequestError,
     401: openai.AuthenticationError,
@@ -266,6 +268,17 @@ def test_a_full_queue_is_a_rate_limit_and_retried(real, tiny_model):
         assert told.retries_taken >= 1
         assert time.monotonic() - began >= 1  # what Retry-After said
         assert told.parse().usage.completion_tokens == 1
+
+
+# -- the page -----------------------------------------------------------------------------------------------------
+
+
+def test_the_page_of_clients(desk):
+    """`make test` runs it without its part about this package."""
+    page = test_docs.ROOT / "docs" / "clients.md"
+    assert "from openai import" in page.read_text("utf-8")
+    with test_docs.served(page, desk) as address:
+        test_docs.run_page(page, address)
 
 
 # -- asyncio ------------------------------------------------------------------------------------------------------
