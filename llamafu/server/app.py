@@ -73,6 +73,7 @@ def make_app(engine: ServedEngine, settings: Settings, guard: Guard) -> Starlett
         Entry("GET", "/openapi.json", None, described, op.DOCUMENT),
         Entry("GET", "/metrics", "api", prometheus, op.METRICS),
         Entry("GET", "/v1/models", "api", small.models, op.MODELS),
+        Entry("GET", "/v1/models/{name}", "api", small.model, op.MODEL),
         Entry("GET", "/v1/auth/permission", "api", small.permission, op.PERMISSION),
         Entry("POST", "/v1/completions", "api", generating.completions, op.COMPLETE),
         Entry("POST", "/v1/chat/completions", "api", generating.chats, op.CHAT),

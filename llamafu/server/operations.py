@@ -27,6 +27,7 @@ DOCUMENT = Operation(summary="This document.", answer="Document")
 HEALTH = Operation(summary="Whether the server is up.", answer="Health")
 METRICS = Operation(summary="Counts for Prometheus.", answer_type=TEXT)
 MODELS = Operation(summary="The base model and every adapter.", answer="Models")
+MODEL = Operation(summary="The base model, which is `current` too, or one adapter.", answer="Model", refusals=(404,))
 PERMISSION = Operation(summary="Which right the key has; null where the server takes no keys.", answer="Permission")
 COMPLETE = Operation(
     summary="Complete a prompt. `lora` says with which adapters, else `model`, else the active set is used.",
@@ -42,8 +43,13 @@ CHAT = Operation(
     body="ChatBody",
     refusals=(404, 429),
 )
-EMBED = Operation(summary="Vectors for texts, under the active set.", answer="Embeddings", body="EmbeddingRequest")
-ENCODE = Operation(summary="The tokens of a text.", answer="Tokens", body="EncodeRequest")
+EMBED = Operation(
+    summary="Vectors for texts. `lora` says with which adapters, else `model`, else the active set is used.",
+    answer="Embeddings",
+    body="EmbeddingRequest",
+    refusals=(404, 429),
+)
+ENCODE = Operation(summary="The tokens of a text, or of the messages of a chat.", answer="Tokens", body="EncodeRequest")
 DECODE = Operation(summary="The text of tokens.", answer="Text", body="DecodeRequest")
 LIST = Operation(summary="Adapters: all for an admin key, the active ones for an api key.", answer="LoraList")
 ACTIVE = Operation(summary="The adapters that act when a request names none.", answer="LoraList")
