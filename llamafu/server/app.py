@@ -20,6 +20,7 @@ from llamafu.server.adapter_routes import AdapterRoutes
 from llamafu.server.catalog import Catalog
 from llamafu.server.desk import Desk
 from llamafu.server.exchange import endpoint, refusal
+from llamafu.server.facts import Facts
 from llamafu.server.folder import AdapterFolder
 from llamafu.server.generating import Generating
 from llamafu.server.metrics import KIND, Metrics
@@ -54,12 +55,15 @@ def make_app(engine: ServedEngine, settings: Settings, guard: Guard) -> Starlett
     metrics = Metrics()
     generating = Generating(engine, catalog, metrics, base=base, settings=settings)
     uploading = Uploading(engine, catalog, limit=settings.max_upload)
+    facts = Facts(engine, catalog, model=settings.model)
+    desk = Desk(engine.scale_range)
 
     async def prometheus(_: Exchange) -> ASGIApp:
         return Response(metrics.text(engine.stats()), media_type=KIND)
 
     table: list[tuple[str, str, Rights | None, Handler]] = [
-        ("GET", "/", None, Desk().page),
+        ("GET", "/", None, desk.page),
+        ("GET", "/desk/{file}", None, desk.file),
         ("GET", "/health", None, small.health),
         ("GET", "/metrics", "api", prometheus),
         ("GET", "/v1/models", "api", small.models),
@@ -75,6 +79,7 @@ def make_app(engine: ServedEngine, settings: Settings, guard: Guard) -> Starlett
         ("POST", "/v1/lora/unload", "admin", adapters.unload),
         ("DELETE", "/v1/loras/active", "admin", adapters.unload),
         ("POST", "/v1/lora/upload", "admin", uploading.upload),
+        ("GET", "/v1/lora/{name}/info", "api", facts.info),
         ("DELETE", "/v1/lora/{name}", "admin", adapters.delete),
         ("POST", "/v1/load_lora_adapter", "admin", adapters.add_vllm),
         ("POST", "/v1/unload_lora_adapter", "admin", adapters.remove_vllm),
