@@ -44,20 +44,25 @@ function removeButton(name, remove) {
 
 function rows(facts) {
   const layers = facts.layers.length ? `${facts.layers.length}, from ${facts.layers[0]} to ${facts.layers.at(-1)}` : "none";
+  const used = facts.last_used && new Date(facts.last_used * 1000).toLocaleString([], {dateStyle: "medium", timeStyle: "short"});
+  const tokens = facts.invocation_tokens;
   const table = [
     ["Base model", facts.base_model || "not named in the file"],
     ["Rank", `${facts.uniform ? "" : "up to "}${facts.rank}`],
     ["Alpha", facts.alpha ? String(facts.alpha) : "none: strength 1"],
     ["Layers", layers],
-    ["Targets", facts.targets.join(", ")],
     ["Parameters", `${facts.parameters.toLocaleString("en")} as ${facts.dtype}`],
     ["File", size(facts.bytes)],
-    ["Acts from", facts.invocation_tokens.length ? `tokens ${facts.invocation_tokens.join(" ")}` : "the first token"],
     ["For everybody", facts.scaling === null ? "not loaded" : `at ${fixed(facts.scaling)}`],
-    ["Last used", facts.last_used ? new Date(facts.last_used * 1000).toLocaleString() : "not since the server started"],
+    ["Last used", used || "not since the server started"],
+  ];
+  const wide = [
+    ["Targets", facts.targets.join(", ")],
+    ...(tokens.length ? [["Acts from the invocation tokens", tokens.join(" ")]] : []),
     ["SHA-256", make("code", {}, facts.digest)],
   ];
-  return table.map(([name, value]) => make("div", {}, make("dt", {}, name), make("dd", {}, value)));
+  const row = (name, value, kind) => make("div", {class: kind}, make("dt", {}, name), make("dd", {}, value));
+  return [...table.map(([name, value]) => row(name, value, "")), ...wide.map(([name, value]) => row(name, value, "wide"))];
 }
 
 function heatMap(norms) {
@@ -71,9 +76,9 @@ function heatMap(norms) {
   const known = modules.flatMap((_, row) => Array.from({length: columns}, (_, column) => cell(row, column)?.[0]).filter(value => value != null));
   const top = Math.max(...known) || 1;
   const left = Math.max(...modules.map(name => name.length)) * 7.6 + 12;
-  const width = Math.max(Math.min(($("map").clientWidth - left - 2) / columns, 26), 9);
+  const width = Math.max(Math.min(($("map").clientWidth - left - 2) / columns, 26), 6);
   const every = width > 17 ? 1 : 5;
-  const readout = make("p", {class: "readout numbers", "aria-live": "polite"});
+  const readout = make("p", {class: "readout numbers", "aria-live": "polite"}, make("span", {class: "dim"}, "Point at a cell, or walk with the arrow keys."));
   const svg = draw("svg", {width: left + columns * width, height: HEAD + modules.length * ROW, role: "application", tabindex: "0",
     "aria-label": `Heat map: norm of the change by module and layer, ${modules.length} by ${columns}. Arrow keys read one cell after another.`});
   norms.layers.forEach((layer, column) => {

@@ -23,7 +23,8 @@ export class Mix {
     this.menu = make("select", {class: "menu", "aria-label": "Add a channel", change: () => this.#add(this.menu.value)});
     this.answer = answerOf();
     this.node = make("section", {class: "card mix"},
-      make("header", {class: "row"}, this.letter, this.title, this.load, this.drop), this.bank, this.menu, this.answer.node);
+      make("header", {class: "row"}, this.letter, this.title, this.load, this.drop),
+      make("div", {class: "body"}, this.bank, this.answer.node), this.menu);
     this.draw();
   }
 
