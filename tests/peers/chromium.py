@@ -21,8 +21,8 @@ class Page:
         self._number, self._rest = 0, b""
         self.errors, self.asked, self.bodies = [], [], []
         self._session = None
-        target = self._call("Target.createTarget", url="about:blank")["targetId"]
-        self._session = self._call("Target.attachToTarget", targetId=target, flatten=True)["sessionId"]
+        self._target = self._call("Target.createTarget", url="about:blank")["targetId"]
+        self._session = self._call("Target.attachToTarget", targetId=self._target, flatten=True)["sessionId"]
         for domain in ("Page", "Runtime", "Log", "Network"):
             self._call(f"{domain}.enable")
 
@@ -37,7 +37,8 @@ class Page:
             if told.get("id") == self._number:
                 assert "error" not in told, told
                 return told["result"]
-            self._note(told.get("method"), told.get("params", {}))
+            if told.get("sessionId") == self._session:
+                self._note(told.get("method"), told.get("params", {}))
 
     def _note(self, method, told):
         if method == "Network.requestWillBeSent":
@@ -56,6 +57,11 @@ class Page:
             self._rest += piece
         message, _, self._rest = self._rest.partition(b"\0")
         return message
+
+    def close(self):
+        """Close the page; the browser goes on."""
+        self._session = None
+        self._call("Target.closeTarget", targetId=self._target)
 
     def look(self, width, height, scheme):
         """Set the size in pixels and the colour scheme."""
@@ -131,7 +137,7 @@ class Page:
 
 @contextmanager
 def chromium(profile):
-    """Start the browser with a profile of its own, and give a page."""
+    """Start the browser with a profile of its own, and give what makes a page: one at a time."""
     to_browser, send = os.pipe()
     receive, from_browser = os.pipe()
 
@@ -146,7 +152,7 @@ def chromium(profile):
         os.close(to_browser)
         os.close(from_browser)
         try:
-            yield Page(send, receive)
+            yield lambda: Page(send, receive)
         finally:
             process.kill()
             os.close(send)

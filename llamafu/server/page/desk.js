@@ -16,7 +16,7 @@ const desk = {
     mixes.splice(mixes.indexOf(mix), 1);
     mix.node.remove();
     place();
-    mixes[0].title.closest("section").querySelector("input, button")?.focus();
+    mixes[0].focus();
   },
   attempt: async action => {
     try {
@@ -141,7 +141,7 @@ $("theme").addEventListener("click", () => theme(true));
 $("leave").addEventListener("click", () => { key.set(""); close(""); });
 $("login").addEventListener("submit", event => { event.preventDefault(); key.set($("key").value.trim()); enter(); });
 $("ask").addEventListener("submit", event => { event.preventDefault(); answerAll(); });
-$("more").addEventListener("click", () => add(Object.fromEntries(desk.adapters.slice(0, 2).map(name => [name, .5]))).node.querySelector("input, button").focus());
+$("more").addEventListener("click", () => add(Object.fromEntries(desk.adapters.slice(0, 2).map(name => [name, .5]))).focus());
 $("unload").addEventListener("click", () => desk.attempt(() => call("POST", "/v1/lora/unload")));
 $("stop").addEventListener("click", () => running?.abort());
 $("close").addEventListener("click", () => $("info").close());

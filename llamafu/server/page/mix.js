@@ -17,14 +17,14 @@ export class Mix {
     this.strips = new Map();
     this.letter = make("span", {class: "letter", "aria-hidden": "true"});
     this.title = make("h2");
-    this.load = make("button", {type: "button", class: "quiet load", click: () => this.#load()}, "Load for everybody");
+    this.load = make("button", {type: "button", class: "load", click: () => this.#load()}, "Load for everybody");
     this.drop = make("button", {type: "button", class: "quiet square", click: () => desk.removed(this)}, "✕");
     this.bank = make("div", {class: "bank"});
     this.menu = make("select", {class: "menu", "aria-label": "Add a channel", change: () => this.#add(this.menu.value)});
     this.answer = answerOf();
     this.node = make("section", {class: "card mix"},
-      make("header", {class: "row"}, this.letter, this.title, this.load, this.drop),
-      make("div", {class: "body"}, this.bank, this.answer.node), this.menu);
+      make("header", {class: "row"}, this.letter, this.title, this.drop),
+      make("div", {class: "body"}, this.bank, this.answer.node), make("footer", {class: "row"}, this.menu, this.load));
     this.draw();
   }
 
@@ -43,6 +43,10 @@ export class Mix {
     this.drop.setAttribute("aria-label", `Remove mix ${letter}`);
     this.menu.setAttribute("aria-label", `Add a channel to mix ${letter}`);
     this.#tell();
+  }
+
+  focus() {
+    this.node.querySelector("input, button:not([hidden])")?.focus();
   }
 
   /** Draw the strips of the adapters that there are now; a fader that is held stays. */
