@@ -42,7 +42,9 @@ class Facts:
         if info is None:
             message = f"no such adapter: {name!r}"
             raise NotFoundError(message)
-        facts = self._kept.get(info.digest) or await asyncio.to_thread(self._look, name, info.digest)
+        facts = self._kept.get(info.digest)
+        if facts is None:
+            facts = await asyncio.to_thread(self._look, name, info.digest)
         own = {"scaling": self._engine.active_lora_adapters.get(name), "last_used": self._catalog.last_use(name)}
         return JSONResponse({"id": name, "object": "lora.info", **own, **facts})
 

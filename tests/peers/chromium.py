@@ -9,7 +9,17 @@ import time
 from contextlib import contextmanager
 
 FOUND = shutil.which("chromium") or shutil.which("chromium-browser") or shutil.which("google-chrome")
-KEYS = {"Enter": 13, "Tab": 9, "Escape": 27, "ArrowLeft": 37, "ArrowUp": 38, "ArrowRight": 39, "ArrowDown": 40, "Home": 36, "End": 35}
+KEYS = {
+    "Enter": 13,
+    "Tab": 9,
+    "Escape": 27,
+    "ArrowLeft": 37,
+    "ArrowUp": 38,
+    "ArrowRight": 39,
+    "ArrowDown": 40,
+    "Home": 36,
+    "End": 35,
+}
 CONTROL = 2
 
 
@@ -80,12 +90,11 @@ class Page:
         return told["result"].get("value")
 
     def wait(self, expression, seconds=30):
-        """Wait until an expression is true, and return what it is."""
+        """Wait until an expression is true."""
         end = time.monotonic() + seconds
-        while not (found := self.run(expression)):
+        while not self.run(f"Boolean({expression})"):
             assert time.monotonic() < end, expression
             time.sleep(0.03)
-        return found
 
     def text(self, selector):
         """Return the text of the first element that fits, as it is read on the screen."""
