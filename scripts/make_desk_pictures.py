@@ -21,9 +21,6 @@ sys.path[:0] = [str(ROOT / "tests"), str(ROOT / "tests" / "peers")]
 from chromium import CONTROL, Page, chromium  # noqa: E402 - found on the path of above
 from served import ADMIN, served  # noqa: E402
 
-COLOURS = 128
-"""Of a picture's palette: text stays sharp, and the files small."""
-
 
 def main() -> None:
     """Draw all of them."""
@@ -46,15 +43,16 @@ def main() -> None:
 
 def draw(page: Page, room: Path) -> None:
     """Mix, ask, and take the pictures."""
+    page.run("document.querySelector('#length').value = 60")
     page.click("#more")
     for mix, strip, steps in ((3, 1, 6), (3, 2, 4)):
         page.focus(f".mix:nth-child({mix}) .strip:nth-child({strip}) input")
         for _ in range(steps):
             page.key("ArrowUp")
     answer(page)
-    page.look(1200, 860, "dark")
+    page.look(1200, 1060, "dark")
     save(page, room, "desk-dark")
-    page.look(1200, 860, "light")
+    page.look(1200, 1060, "light")
     save(page, room, "desk-light")
     page.click(".mix:nth-child(2) .name")
     page.wait("document.querySelectorAll('.cell').length > 0")
@@ -65,6 +63,7 @@ def draw(page: Page, room: Path) -> None:
     save(page, room, "desk-adapter")
     page.key("Escape")
     page.look(390, 844, "dark")
+    page.run("document.activeElement.blur()")
     page.run("document.querySelector('.mix:nth-child(2)').scrollIntoView()")
     save(page, room, "desk-phone")
 
@@ -83,7 +82,7 @@ def save(page: Page, room: Path, name: str) -> None:
     page.picture(room / "seen.png")
     target = ROOT / "docs" / "images" / f"{name}.png"
     with Image.open(room / "seen.png") as seen:
-        seen.convert("RGB").quantize(COLOURS, dither=Image.Dither.NONE).save(target, optimize=True)
+        seen.convert("RGB").save(target, optimize=True)
     print(f"{target.relative_to(ROOT)}: {target.stat().st_size / 1000:.0f} KB")
 
 
