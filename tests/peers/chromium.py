@@ -4,6 +4,7 @@ import base64
 import json
 import os
 import shutil
+import signal
 import subprocess
 import time
 from contextlib import contextmanager
@@ -21,6 +22,7 @@ KEYS = {
     "End": 35,
 }
 CONTROL = 2
+QUIET = {"stdout": subprocess.DEVNULL, "stderr": subprocess.DEVNULL}
 
 
 class Page:
@@ -156,13 +158,14 @@ def chromium(profile):
             os.dup2(copy, number)
 
     flags = ("--headless=new", "--no-sandbox", "--disable-gpu", "--hide-scrollbars", "--lang=en-GB")
+    flags += ("--disable-dev-shm-usage", "--disable-background-networking", "--disable-component-update", "--no-first-run")
     flags += ("--remote-debugging-pipe", f"--user-data-dir={profile}")
-    with subprocess.Popen([FOUND, *flags], preexec_fn=arrange, close_fds=False, stderr=subprocess.DEVNULL) as process:  # noqa: PLW1509
+    with subprocess.Popen([FOUND, *flags], preexec_fn=arrange, close_fds=False, start_new_session=True, **QUIET) as process:  # noqa: PLW1509
         os.close(to_browser)
         os.close(from_browser)
         try:
             yield lambda: Page(send, receive)
         finally:
-            process.kill()
+            os.killpg(process.pid, signal.SIGKILL)  # its children too, which would hold what they inherited
             os.close(send)
             os.close(receive)
