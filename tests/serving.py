@@ -160,7 +160,7 @@ class FakeStats:
 @contextmanager
 def serving(engine, **options):
     """Serve `engine` on the loopback and give the address."""
-    settings = Settings(model="smol.gguf", port=0, **{"ping": 5.0, **options})
+    settings = Settings(**{"model": "smol.gguf", "port": 0, "ping": 5.0, **options})
     guard = Guard(None if settings.no_auth else lambda: KeyRing([API], [ADMIN]))
     app = application.make_app(engine, settings, guard)
     server = uvicorn.Server(config_of(app, settings))
