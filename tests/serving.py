@@ -117,6 +117,8 @@ class FakeEngine:
             name: value for name, value in given.items() if value != defaults[name] and name not in {"prompt", "timeout"}
         }
         self.asked.append((request.prompt, options))
+        if not isinstance(request.prompt, str):
+            return FakePieces(self, bytes(request.prompt).decode(), options)
         if self.full:
             message = "the queue is full"
             raise QueueFullError(message)
@@ -135,8 +137,9 @@ class FakeEngine:
     def detokenize(self, tokens, *, special=False):
         return bytes(tokens).decode("utf-8", "replace")
 
-    def embed(self, text):
-        return np.asarray([len(text), 0.5], dtype=np.float32)
+    def embed(self, text, *, lora=None):
+        scales = self.active_lora_adapters if lora is None else lora
+        return np.asarray([len(text), 0.5 + sum(scales.values())], dtype=np.float32)
 
     def stats(self):
         return FakeStats(len(self.running), {2: 5}, FakePercentiles(0.5))
@@ -157,7 +160,7 @@ class FakeStats:
 @contextmanager
 def serving(engine, **options):
     """Serve `engine` on the loopback and give the address."""
-    settings = Settings(model="smol.gguf", port=0, **{"ping": 5.0, **options})
+    settings = Settings(**{"model": "smol.gguf", "port": 0, "ping": 5.0, **options})
     guard = Guard(None if settings.no_auth else lambda: KeyRing([API], [ADMIN]))
     app = application.make_app(engine, settings, guard)
     server = uvicorn.Server(config_of(app, settings))

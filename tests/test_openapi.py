@@ -27,7 +27,7 @@ def server(real, tiny_model, tiny_adapter_a, tmp_path_factory):
     shutil.copy(tiny_adapter_a, folder / "a.gguf")
     with (
         Engine(tiny_model, n_ctx=1024, n_threads=1, library=real.path) as engine,
-        serving(engine, adapters=folder, max_time=0.02, max_body=100_000) as address,
+        serving(engine, model=tiny_model, adapters=folder, max_time=0.02, max_body=100_000) as address,
         httpx.Client(base_url=address, headers={"X-Admin-Key": ADMIN, "Connection": "close"}) as client,
     ):
         yield client
@@ -165,9 +165,41 @@ def test_good_requests_are_answered_as_it_says(server, document):
         options = {"json": GOOD[path]} if (method, path) in {each[:2] for each in with_json(document)} else {}
         if path == "/v1/lora/upload":  # below
             continue
-        answer = server.request(method, path.replace("{name}", "gone"), **options)
-        assert answer.status_code == (404 if "{name}" in path else 200), (path, answer.text)
+        answer = server.request(method, path.replace("{name}", "gone").replace("{file}", "gone"), **options)
+        assert answer.status_code == (404 if "{" in path else 200), (path, answer.text)
         check(document, operation, answer)
+
+
+@pytest.mark.parametrize(
+    ("path", "name"),
+    [
+        *(("/v1/models/{name}", name) for name in ("a", "current")),
+        ("/v1/lora/{name}/info", "a"),
+        *(("/desk/{file}", name) for name in ("desk.css", "desk.js", "icon.svg")),
+    ],
+)
+def test_what_is_there_by_name_is_answered_as_it_says(server, document, path, name):
+    answer = server.get(re.sub(r"\{\w+\}", name, path))
+    assert answer.status_code == 200
+    check(document, document["paths"][path]["get"], answer)
+
+
+@pytest.mark.parametrize(
+    ("path", "body"),
+    [
+        ("/v1/completions", {"prompt": [1, 2], "max_tokens": 1, "best_of": 1}),
+        ("/v1/completions", {"prompt": [[1, 2], [3]], "max_tokens": 1}),
+        ("/v1/embeddings", {"input": "a", "lora": {"a": 0.5}}),
+        ("/v1/embeddings", {"input": ["a"], "model": "a", "lora": None}),
+        ("/v1/token/encode", {"text": [{"role": "user", "content": "a"}]}),
+    ],
+)
+def test_every_form_of_a_body_is_as_it_says(server, document, path, body):
+    operation = document["paths"][path]["post"]
+    assert is_valid(body, operation["requestBody"]["content"]["application/json"]["schema"], document)
+    answer = server.post(path, json=body)
+    assert answer.status_code == 200, answer.text
+    check(document, operation, answer)
 
 
 def test_uploads_are_answered_as_it_says(server, document, tiny_adapter_b):

@@ -12,6 +12,7 @@ from llamafu.server.choice import chosen
 from llamafu.service import InvalidRequestError, NotFoundError
 
 HI = [{"role": "user", "content": "hi"}]
+PROMPTS = "give a string, or token ids, or a list of strings, or a list of lists of token ids"
 SCHEMA = {"type": "object", "properties": {"a": {"type": "integer"}}}
 
 
@@ -114,8 +115,8 @@ def test_what_clients_send_without_effect():
     ("data", "problem"),
     [
         ({}, "prompt is missing"),
-        ({"prompt": 3}, "prompt is 3; give a string, or a list of strings"),
-        ({"prompt": []}, "prompt is a list; give a string, or a list of strings"),
+        ({"prompt": 3}, f"prompt is 3; {PROMPTS}"),
+        ({"prompt": []}, f"prompt is a list; {PROMPTS}"),
         ({"prompt": "a", "temperature": -1}, "temperature is -1; it should be greater than or equal to 0"),
         ({"prompt": "a", "temperature": "1"}, "temperature is '1'; it should be a valid number"),
         ({"prompt": "a", "max_tokens": 0}, "max_tokens is 0; it should be greater than or equal to 1"),

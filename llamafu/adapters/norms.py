@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
 
@@ -41,6 +42,15 @@ class AdapterNorms:
     """Likewise."""
     others: dict[str, Norm]
     """Modules outside the layers, such as `output`, by name; sorted."""
+
+    def as_json(self) -> dict[str, Any]:
+        """Return them as strict JSON has them: null where the adapter changes nothing."""
+        tables = {
+            name: [[None if math.isnan(value) else value for value in row] for row in table.tolist()]
+            for name, table in (("frobenius", self.frobenius), ("spectral", self.spectral))
+        }
+        others = {name: norm._asdict() for name, norm in self.others.items()}
+        return {"layers": list(self.layers), "modules": list(self.modules), **tables, "others": others}
 
 
 def adapter_norms(adapter: AdapterFile | str | os.PathLike[str]) -> AdapterNorms:

@@ -76,20 +76,10 @@ def _report(file: AdapterFile) -> dict[str, Any]:
     """Return all that there is to say, in what strict JSON knows: null for a missing norm, words for odd metadata."""
     from llamafu.adapters.norms import adapter_norms
 
-    norms = adapter_norms(file)
-    tables = {
-        name: [[None if math.isnan(value) else value for value in row] for row in table.tolist()]
-        for name, table in (("frobenius", norms.frobenius), ("spectral", norms.spectral))
-    }
     return {
         **dataclasses.asdict(file.info),
         "metadata": {key: _strict(value) for key, value in file.info.metadata.items()},
-        "norms": {
-            "layers": norms.layers,
-            "modules": norms.modules,
-            **tables,
-            "others": {name: norm._asdict() for name, norm in norms.others.items()},
-        },
+        "norms": adapter_norms(file).as_json(),
     }
 
 

@@ -214,9 +214,9 @@ class Engine(Asking):
         with self._room.sharing() as model:
             return model.detokenize(tokens, special=special)
 
-    def embed(self, text: str) -> np.ndarray[Any, np.dtype[np.float32]]:
-        """Return the mean of the last layer's token vectors under the active set, at length 1, shape [n_embd]."""
-        tokens, mix = self.tokenize(text), self._mix(None)
+    def embed(self, text: str, *, lora: Mapping[str, float] | None = None) -> np.ndarray[Any, np.dtype[np.float32]]:
+        """Return the mean of the last layer's token vectors under `lora`, at length 1, shape [n_embd]; None: the active set."""
+        tokens, mix = self.tokenize(text), self._mix(lora)
         return self._worker.call(lambda core: embed(core, tokens, mix))
 
     # -- state and end -------------------------------------------------------------------------------------------

@@ -61,8 +61,10 @@ def answer_schemas() -> dict[str, Schema]:
         "Error": _error(),
         "Health": obj({"status": const("healthy"), "issues": {"type": "array"}}),
         "Permission": obj({"permission": {"enum": ["admin", "api", None]}}),
-        "Models": listed(obj(model, ("parent",))),
+        "Model": obj(model, ("parent",)),
+        "Models": listed(ref("Model")),
         "LoraCard": obj({**card, **facts}, ("scaling", *facts)),
+        "LoraInfo": _info(facts["last_used"]),
         "LoraList": listed(ref("LoraCard")),
         "LoraLoadResponse": obj({"success": _TEXTS, "failure": _TEXTS}),
         "Document": {"type": "object"},
@@ -113,6 +115,34 @@ def answer_schemas() -> dict[str, Schema]:
             }
         ),
     }
+
+
+def _info(last_used: Schema) -> Schema:
+    table: Schema = {"type": "array", "items": {"type": "array", "items": _or_null(_NUMBER)}, "description": "[layer][module]"}
+    norm = obj({"frobenius": _NUMBER, "spectral": _NUMBER})
+    counts: Schema = {"type": "array", "items": _COUNT}
+    others: Schema = {"type": "object", "additionalProperties": norm, "description": "modules outside the layers"}
+    return obj(
+        {
+            "id": _TEXT,
+            "object": const("lora.info"),
+            "scaling": {"type": ["number", "null"], "description": "in the active set; null when it is not there"},
+            "last_used": last_used,
+            "digest": _TEXT,
+            "architecture": _TEXT,
+            "base_model": {"type": ["string", "null"]},
+            "rank": _COUNT,
+            "uniform": {"type": "boolean"},
+            "alpha": _NUMBER,
+            "targets": _TEXTS,
+            "layers": counts,
+            "parameters": _COUNT,
+            "bytes": _COUNT,
+            "dtype": _TEXT,
+            "invocation_tokens": counts,
+            "norms": obj({"layers": counts, "modules": _TEXTS, "frobenius": table, "spectral": table, "others": others}),
+        }
+    )
 
 
 def _choices(choice: Schema) -> dict[str, Schema]:

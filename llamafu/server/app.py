@@ -22,6 +22,7 @@ from llamafu.server.adapter_routes import AdapterRoutes
 from llamafu.server.catalog import Catalog
 from llamafu.server.desk import Desk
 from llamafu.server.exchange import endpoint, refusal
+from llamafu.server.facts import Facts
 from llamafu.server.folder import AdapterFolder
 from llamafu.server.generating import Generating
 from llamafu.server.metrics import KIND, Metrics
@@ -59,20 +60,24 @@ def make_app(engine: ServedEngine, settings: Settings, guard: Guard) -> Starlett
     metrics = Metrics()
     generating = Generating(engine, catalog, metrics, base=base, settings=settings)
     uploading = Uploading(engine, catalog, limit=settings.max_upload)
+    facts = Facts(engine, catalog, model=settings.model)
+    desk = Desk(engine.scale_range)
 
     async def prometheus(_: Exchange) -> ASGIApp:
-        facts = await asyncio.to_thread(lambda: {name: catalog.facts(name) for name in sorted(engine.adapters)})
-        return Response(metrics.text(engine.stats(), facts), media_type=KIND)
+        uses = await asyncio.to_thread(lambda: {name: catalog.facts(name) for name in sorted(engine.adapters)})
+        return Response(metrics.text(engine.stats(), uses), media_type=KIND)
 
     async def described(_: Exchange) -> ASGIApp:
         return JSONResponse(document(table, scale_range=engine.scale_range, keyless=settings.no_auth))
 
     table = [
-        Entry("GET", "/", None, Desk().page, op.PAGE),
+        Entry("GET", "/", None, desk.page, op.PAGE),
+        Entry("GET", "/desk/{file}", None, desk.file, op.DESK_FILE),
         Entry("GET", "/health", None, small.health, op.HEALTH),
         Entry("GET", "/openapi.json", None, described, op.DOCUMENT),
         Entry("GET", "/metrics", "api", prometheus, op.METRICS),
         Entry("GET", "/v1/models", "api", small.models, op.MODELS),
+        Entry("GET", "/v1/models/{name}", "api", small.model, op.MODEL),
         Entry("GET", "/v1/auth/permission", "api", small.permission, op.PERMISSION),
         Entry("POST", "/v1/completions", "api", generating.completions, op.COMPLETE),
         Entry("POST", "/v1/chat/completions", "api", generating.chats, op.CHAT),
@@ -85,6 +90,7 @@ def make_app(engine: ServedEngine, settings: Settings, guard: Guard) -> Starlett
         Entry("POST", "/v1/lora/unload", "admin", adapters.unload, op.UNLOAD),
         Entry("DELETE", "/v1/loras/active", "admin", adapters.unload, op.UNLOAD),
         Entry("POST", "/v1/lora/upload", "admin", uploading.upload, op.UPLOAD),
+        Entry("GET", "/v1/lora/{name}/info", "api", facts.info, op.INFO),
         Entry("DELETE", "/v1/lora/{name}", "admin", adapters.delete, op.DELETE),
         Entry("POST", "/v1/load_lora_adapter", "admin", adapters.add_vllm, op.ADD_VLLM),
         Entry("POST", "/v1/unload_lora_adapter", "admin", adapters.remove_vllm, op.REMOVE_VLLM),

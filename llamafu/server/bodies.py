@@ -7,8 +7,9 @@ from itertools import chain
 from typing import TYPE_CHECKING, Annotated, Any, Literal, TypeVar
 
 import pydantic_core
-from pydantic import AliasChoices, BaseModel, BeforeValidator, ConfigDict, Field, ValidationError, WithJsonSchema
+from pydantic import AliasChoices, BaseModel, ConfigDict, Field, ValidationError, WithJsonSchema
 
+from llamafu.server.texts import Content, Prompts, Texts  # noqa: TC001 - pydantic looks annotations up
 from llamafu.service.errors import InvalidRequestError
 from llamafu.service.fields import kind_of, shown
 
@@ -17,7 +18,7 @@ if TYPE_CHECKING:
 
     from llamafu.options import OptionArguments
 
-_Body = TypeVar("_Body", bound="GenerationBody")
+_Body = TypeVar("_Body", bound="Body")
 
 MOST_CHOICES = 16
 """Answers to one request, prompts times `n`."""
@@ -34,7 +35,6 @@ WITHOUT_EFFECT = frozenset(
 
 NEUTRAL: dict[str, object] = {
     "echo": False,
-    "best_of": 1,
     "suffix": "",
     "logit_bias": {},
     "add_bos_token": True,
@@ -55,44 +55,7 @@ NEUTRAL: dict[str, object] = {
 """Fields of what this server cannot do, with the value at which they ask for nothing; any other value is refused."""
 
 
-def _text_of(content: object) -> object:
-    """Join the text parts of a message; nothing is not an empty text."""
-    if not isinstance(content, list):
-        if content is None or isinstance(content, str):
-            return content or ""
-        raise ValueError("give a string, or a list of text parts")  # noqa: TRY003, EM101 - pydantic's way to say so
-    texts: list[str] = []
-    for part in content:
-        if not isinstance(part, dict) or part.get("type") != "text" or not isinstance(part.get("text"), str):
-            kind = part.get("type") if isinstance(part, dict) else kind_of(part)
-            raise ValueError(f"part {len(texts)} is {shown(kind)}; this model takes text parts only")  # noqa: TRY003, EM102
-        texts.append(part["text"])
-    return "".join(texts)
-
-
-def _list_of_texts(value: object) -> object:
-    """Make one string a list of it."""
-    texts = [value] if isinstance(value, str) else value
-    if not isinstance(texts, list) or not texts or not all(isinstance(text, str) for text in texts):
-        raise ValueError("give a string, or a list of strings")  # noqa: TRY003, EM101
-    return texts
-
-
-_TEXTS_SCHEMA = {"anyOf": [{"type": "string"}, {"type": "array", "items": {"type": "string"}, "minItems": 1}]}
-_CONTENT_SCHEMA = {
-    "anyOf": [
-        {"type": ["string", "null"]},
-        {
-            "type": "array",
-            "items": {
-                "type": "object",
-                "properties": {"type": {"const": "text"}, "text": {"type": "string"}},
-                "required": ["type", "text"],
-            },
-        },
-    ]
-}
-_LORA_SCHEMA = {
+LORA_SCHEMA = {
     "anyOf": [
         {"type": "object", "additionalProperties": {"type": "number"}},
         {
@@ -110,7 +73,6 @@ _LORA_SCHEMA = {
         },
     ]
 }
-_Texts = Annotated[list[str], BeforeValidator(_list_of_texts), WithJsonSchema(_TEXTS_SCHEMA)]
 
 
 class _Strict(BaseModel):
@@ -121,7 +83,7 @@ class Message(_Strict):
     """One turn of a chat."""
 
     role: str = Field(min_length=1)
-    content: Annotated[str, BeforeValidator(_text_of), WithJsonSchema(_CONTENT_SCHEMA)] = ""
+    content: Content = ""
     name: str | None = None
     tool_calls: list[dict[str, Any]] | None = None
     tool_call_id: str | None = None
@@ -154,11 +116,19 @@ class ResponseFormat(_Strict):
     json_schema: JsonSchemaFormat | None = None
 
 
-class GenerationBody(_Strict):
+class Body(_Strict):
+    """What is read as a whole."""
+
+    def contradictions(self) -> list[str]:
+        """Return what does not go together."""
+        return []
+
+
+class GenerationBody(Body):
     """What completions and chats share. A field that is null is absent."""
 
     model: str | None = None
-    lora: Annotated[Any, WithJsonSchema(_LORA_SCHEMA)] = None
+    lora: Annotated[Any, WithJsonSchema(LORA_SCHEMA)] = None
     max_tokens: int | None = Field(None, ge=1)
     temperature: float | None = Field(None, ge=0)
     top_k: int | None = Field(None, ge=0)
@@ -170,8 +140,9 @@ class GenerationBody(_Strict):
     frequency_penalty: float | None = None
     presence_penalty: float | None = None
     seed: int | None = Field(None, ge=0, le=2**32 - 1)
-    stop: _Texts | None = Field(None, max_length=MOST_STOPS)
+    stop: Texts | None = Field(None, max_length=MOST_STOPS)
     n: int = Field(1, ge=1, le=MOST_CHOICES)
+    best_of: int | None = None
     stream: bool = False
     stream_options: StreamOptions | None = None
     grammar: str | None = Field(None, validation_alias=AliasChoices("grammar", "grammar_string"))
@@ -213,6 +184,8 @@ class GenerationBody(_Strict):
     def contradictions(self) -> list[str]:
         """Return what does not go together."""
         found = []
+        if self.best_of not in {None, self.n}:
+            found.append(f"best_of is {self.best_of}; this server makes n={self.n} answers and gives them all, leave it out")
         if self.response_format is not None and self.response_format.type == "json_schema" and not self.schema_wanted():
             found.append("response_format.json_schema is missing; give {'schema': {...}}")
         forms = [self.grammar, self.json_schema, self.response_format and self.response_format.type != "text"]
@@ -226,7 +199,7 @@ class GenerationBody(_Strict):
 class CompletionBody(GenerationBody):
     """`POST /v1/completions`."""
 
-    prompt: _Texts = Field(max_length=MOST_CHOICES)
+    prompt: Prompts = Field(max_length=MOST_CHOICES)
     logprobs: int | None = Field(None, ge=0, le=MOST_LOGPROBS)
 
     def alternatives(self) -> int | None:
@@ -243,10 +216,15 @@ class CompletionBody(GenerationBody):
         return found
 
 
-class ChatBody(GenerationBody):
-    """`POST /v1/chat/completions`."""
+class MessagesBody(Body):
+    """The turns of a chat."""
 
     messages: list[Message] = Field(min_length=1)
+
+
+class ChatBody(GenerationBody, MessagesBody):
+    """`POST /v1/chat/completions`."""
+
     max_tokens: int | None = Field(None, ge=1, validation_alias=AliasChoices("max_completion_tokens", "max_tokens"))
     logprobs: bool | None = None
     top_logprobs: int | None = Field(None, ge=0, le=MOST_LOGPROBS)
@@ -297,7 +275,7 @@ def read_body(kind: type[_Body], data: object) -> _Body:
     return body
 
 
-def names_of(kind: type[GenerationBody]) -> list[list[str]]:
+def names_of(kind: type[BaseModel]) -> list[list[str]]:
     """Return every name that each field of `kind` goes by, the first one first."""
     aliases = {name: field.validation_alias for name, field in kind.model_fields.items()}
     return [
@@ -306,7 +284,7 @@ def names_of(kind: type[GenerationBody]) -> list[list[str]]:
     ]
 
 
-def _problem(kind: type[GenerationBody], error: Mapping[str, Any]) -> str:
+def _problem(kind: type[BaseModel], error: Mapping[str, Any]) -> str:
     """Say what pydantic found in the project's words: the field, its value, what is legal."""
     where = "".join(f"[{part}]" if isinstance(part, int) else f".{part}" for part in error["loc"]).removeprefix(".")
     if error["type"] == "missing":

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
-from llamafu.server.bodies import NEUTRAL, WITHOUT_EFFECT, ChatBody, CompletionBody, names_of
+from llamafu.server.bodies import LORA_SCHEMA, NEUTRAL, WITHOUT_EFFECT, ChatBody, CompletionBody, names_of
 
 if TYPE_CHECKING:
     from llamafu.server.bodies import GenerationBody
@@ -32,6 +32,7 @@ def service_schemas(scale_range: tuple[float, float]) -> dict[str, Schema]:
     low, high = scale_range
     scale = {"type": ["number", "null"], "minimum": low, "maximum": high}
     texts = {"anyOf": [_NAME, {"type": "array", "items": _NAME, "minItems": 1}]}
+    messages = {"type": "array", "items": {"$ref": REF.format(model="Message")}, "minItems": 1}
     info = closed({"name": _NAME, "scaling": scale}, ["name"])
     entry = closed(
         {
@@ -51,7 +52,7 @@ def service_schemas(scale_range: tuple[float, float]) -> dict[str, Schema]:
         "VllmUnloadRequest": closed({"lora_name": _NAME, "lora_int_id": _ANY}, ["lora_name"]),
         "EncodeRequest": closed(
             {
-                "text": {"type": "string"},
+                "text": {"anyOf": [{"type": "string"}, messages]},
                 "add_bos_token": _FLAG,
                 "encode_special_tokens": _FLAG,
                 "decode_special_tokens": _ANY,
@@ -70,7 +71,14 @@ def service_schemas(scale_range: tuple[float, float]) -> dict[str, Schema]:
             ["tokens"],
         ),
         "EmbeddingRequest": closed(
-            {"input": texts, "encoding_format": {"enum": ["float", "base64", None]}, "model": _ANY, "user": _ANY}, ["input"]
+            {
+                "input": texts,
+                "encoding_format": {"enum": ["float", "base64", None]},
+                "model": {"type": ["string", "null"], "minLength": 1},
+                "lora": or_null(LORA_SCHEMA),
+                "user": _ANY,
+            },
+            ["input"],
         ),
         "UploadForm": closed(
             {"file": {"type": "string", "format": "binary", "description": "a GGUF adapter"}, "name": {"type": "string"}},

@@ -8,6 +8,7 @@ import weakref
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack
 from dataclasses import replace
+from functools import partial
 from typing import TYPE_CHECKING, Any
 
 from starlette.requests import ClientDisconnect
@@ -17,6 +18,7 @@ from llamafu.engine.request import Request
 from llamafu.errors import LlamafuError, QueueFullError
 from llamafu.server.bodies import ChatBody, CompletionBody, read_body
 from llamafu.server.choice import chosen
+from llamafu.server.events import dialect_of
 from llamafu.server.streaming import EventStream, events_of, gathered
 from llamafu.server.writing import Writer
 from llamafu.service.errors import InvalidRequestError
@@ -67,7 +69,7 @@ class Generating:
         """`POST /v1/completions`."""
         body = read_body(CompletionBody, await exchange.json())
 
-        def start(prompt: str) -> Callable[[dict[str, Any]], Request]:
+        def start(prompt: str | list[int]) -> Callable[[dict[str, Any]], Request]:
             return lambda options: Request(prompt=prompt, **options)
 
         return await self._answer(exchange, body, [start(prompt) for prompt in body.prompt], chat=False)
@@ -82,14 +84,15 @@ class Generating:
 
     async def embeddings(self, exchange: Exchange) -> ASGIApp:
         """`POST /v1/embeddings`."""
-        texts, as_text = read_embedding(await exchange.json())
+        texts, as_text, model, lora = read_embedding(await exchange.json())
+        scales = self._chosen(lora, model)
         if self._embedding + len(texts) > self._most_embedding:
             message = f"{self._embedding} texts wait to be embedded, of at most {self._most_embedding}; try again later"
             raise QueueFullError(message)
         self._embedding += len(texts)
         try:
-            loop = asyncio.get_running_loop()
-            vectors = [await loop.run_in_executor(self._embedder, self._engine.embed, text) for text in texts]
+            loop, embed = asyncio.get_running_loop(), partial(self._engine.embed, lora=scales)
+            vectors = [await loop.run_in_executor(self._embedder, embed, text) for text in texts]
         finally:
             self._embedding -= len(texts)
         tokens = sum([len(await asyncio.to_thread(self._engine.tokenize, text)) for text in texts])
@@ -102,20 +105,21 @@ class Generating:
             for index, vector in enumerate(vectors)
         ]
         usage = {"prompt_tokens": tokens, "total_tokens": tokens}
-        return JSONResponse({"object": "list", "model": self._base, "data": data, "usage": usage})
+        return JSONResponse({"object": "list", "model": model or self._base, "data": data, "usage": usage})
 
     async def _answer(
         self, exchange: Exchange, body: GenerationBody, makers: Sequence[Callable[[dict[str, Any]], Request]], *, chat: bool
     ) -> ASGIApp:
         options: dict[str, Any] = {**body.options()}
-        scales = self._chosen(body)
+        scales = self._chosen(body.lora, body.model)
         if scales is not None:
             options["lora"] = scales
         streams = await self._start(makers, options, body.n)
         writer = Writer(body.model or self._base, chat)
         if body.stream:
             usage = body.stream_options is not None and body.stream_options.include_usage
-            events = events_of(streams, writer, self._metrics.finished, with_usage=usage, ping=self._ping)
+            dialect = dialect_of(exchange.request.headers)
+            events = events_of(streams, writer, self._metrics.finished, dialect=dialect, with_usage=usage, ping=self._ping)
             return EventStream(events)
         completions = await while_there(exchange.request, streams)
         for completion in completions:
@@ -159,10 +163,10 @@ class Generating:
             request = replace(request, prompt=prompt)
         return replace(request, timeout=self._limit)
 
-    def _chosen(self, body: GenerationBody) -> dict[str, float] | None:
+    def _chosen(self, lora: object, model: str | None) -> dict[str, float] | None:
         scales = chosen(
-            body.lora,
-            body.model,
+            lora,
+            model,
             base=self._base,
             names=self._engine.adapters,
             name_of=self._catalog.name,
@@ -189,8 +193,8 @@ async def while_there(request: HttpRequest, streams: Sequence[Pieces]) -> list[C
         return working.result()
 
 
-def read_embedding(data: object) -> tuple[list[str], bool]:
-    """Return the texts of an embedding request, and whether the vectors are wanted in base64."""
+def read_embedding(data: object) -> tuple[list[str], bool, str | None, object]:
+    """Return the texts of an embedding request, whether the vectors are wanted in base64, `model`, and `lora` unread."""
     fields = Fields(data)
     given = fields.take("input")
     texts = [given] if isinstance(given, str) else given
@@ -199,6 +203,8 @@ def read_embedding(data: object) -> tuple[list[str], bool]:
     form = fields.text("encoding_format", "float")
     if form not in {"float", "base64"}:
         fields.complain("encoding_format", f"is {form!r}; give 'float' or 'base64'")
+    model = fields.text("model") if fields.has("model") else None
+    lora = fields.take("lora")
     fields.refuse_others(["model", "user"])
     fields.finish()
-    return list(texts) if isinstance(texts, list) else [], form == "base64"
+    return list(texts) if isinstance(texts, list) else [], form == "base64", model, lora

@@ -78,7 +78,7 @@ def _operation(entry: Entry, *, keyless: bool) -> dict[str, Any]:
 
 def _answer(operation: Operation) -> dict[str, Any]:
     schema = ref(operation.answer) if operation.answer else {"type": "string"}
-    content = {operation.answer_type: {"schema": schema}}
+    content = {kind: {"schema": schema} for kind in operation.answer_types}
     if operation.chunk:
         about = f"with `stream`: events, each a {operation.chunk}, or an Error as the last one; else [DONE] is the last one"
         content[EVENTS] = {"schema": {"description": about}}

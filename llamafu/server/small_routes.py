@@ -8,7 +8,8 @@ from typing import TYPE_CHECKING, Any, TypeVar
 from starlette.responses import JSONResponse
 
 from llamafu.errors import LlamafuError
-from llamafu.service.errors import InvalidRequestError
+from llamafu.server.bodies import MessagesBody, read_body
+from llamafu.service.errors import InvalidRequestError, NotFoundError
 from llamafu.service.fields import Fields
 from llamafu.service.local import LocalLoraService
 
@@ -39,26 +40,43 @@ class SmallRoutes:
 
     async def models(self, exchange: Exchange) -> ASGIApp:  # noqa: ARG002 - a handler
         """`GET /v1/models`: the base and every adapter."""
-        cards: list[dict[str, Any]] = [{"id": self._base, "created": self._created}]
-        cards += [{"id": card.id, "created": card.created, "parent": self._base} for card in self._service.list().data]
-        data = [{"object": "model", "owned_by": "llamafu", **card} for card in cards]
-        return JSONResponse({"object": "list", "data": data})
+        return JSONResponse({"object": "list", "data": self._cards()})
+
+    async def model(self, exchange: Exchange) -> ASGIApp:
+        """`GET /v1/models/{name}`, OpenAI's; `current` is the base, as go-tabbyapi asks for it."""
+        name = exchange.request.path_params["name"]
+        cards = {card["id"]: card for card in reversed(self._cards())}
+        card = cards.get(name) or (cards[self._base] if name == "current" else None)
+        if card is None:
+            message = f"no such model: {name!r} (models: {', '.join(reversed(cards))})"
+            raise NotFoundError(message)
+        return JSONResponse(card)
 
     async def permission(self, exchange: Exchange) -> ASGIApp:
         """`GET /v1/auth/permission`."""
         return JSONResponse({"permission": exchange.rights})
 
     async def encode(self, exchange: Exchange) -> ASGIApp:
-        """`POST /v1/token/encode`."""
+        """`POST /v1/token/encode`: a text, or the messages of a chat."""
         fields = Fields(await exchange.json())
-        text = fields.text("text", empty=True)
+        given = fields.take("text")
+        chat = isinstance(given, list)
+        text = "" if chat else fields.text("text", empty=True)
         special = {
             "add_special": fields.flag("add_bos_token", default=True),
             "parse_special": fields.flag("encode_special_tokens", default=True),
         }
+        if chat and not all(special.values()):
+            fields.complain(
+                "text", "is a chat, whose template says which special tokens it has; leave out add_bos_token: false"
+            )
         fields.refuse_others(["decode_special_tokens", "model"])
         fields.finish()
-        tokens = await _asked(lambda: self._engine.tokenize(text, **special))
+        if chat:
+            messages = [message.as_template() for message in read_body(MessagesBody, {"messages": given}).messages]
+            tokens = await _asked(lambda: self._tokens_of(messages))
+        else:
+            tokens = await _asked(lambda: self._engine.tokenize(text, **special))
         return JSONResponse({"tokens": tokens, "length": len(tokens)})
 
     async def decode(self, exchange: Exchange) -> ASGIApp:
@@ -72,6 +90,16 @@ class SmallRoutes:
         fields.refuse_others(["add_bos_token", "encode_special_tokens", "model"])
         fields.finish()
         return JSONResponse({"text": await _asked(lambda: self._engine.detokenize(tokens, special=special))})
+
+    def _tokens_of(self, messages: list[dict[str, Any]]) -> list[int]:
+        """Return the tokens of a chat as it would be answered: up to where the answer begins."""
+        prompt = self._engine.request_of_chat(messages, {}).prompt
+        return self._engine.tokenize(prompt) if isinstance(prompt, str) else list(prompt)
+
+    def _cards(self) -> list[dict[str, Any]]:
+        cards: list[dict[str, Any]] = [{"id": self._base, "created": self._created}]
+        cards += [{"id": card.id, "created": card.created, "parent": self._base} for card in self._service.list().data]
+        return [{"object": "model", "owned_by": "llamafu", **card} for card in cards]
 
 
 async def _asked(function: Callable[[], _T]) -> _T:

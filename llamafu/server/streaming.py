@@ -7,7 +7,7 @@ import contextlib
 from typing import TYPE_CHECKING
 
 from llamafu.completion import Completion
-from llamafu.server.events import DONE, PING, event
+from llamafu.server.events import event
 from llamafu.server.refusals import error_body
 from llamafu.service.errors import as_api_error
 
@@ -17,6 +17,7 @@ if TYPE_CHECKING:
     from starlette.types import Receive, Scope, Send
 
     from llamafu.server.engine import Pieces
+    from llamafu.server.events import Dialect
     from llamafu.server.writing import Writer
 
     Item = tuple[int, str | Completion | Exception]
@@ -57,7 +58,13 @@ class EventStream:
 
 
 async def events_of(
-    streams: Sequence[Pieces], writer: Writer, finished: Callable[[Completion], None], *, with_usage: bool, ping: float
+    streams: Sequence[Pieces],
+    writer: Writer,
+    finished: Callable[[Completion], None],
+    *,
+    dialect: Dialect,
+    with_usage: bool,
+    ping: float,
 ) -> AsyncGenerator[bytes]:
     """Yield the events of several answers as they come, and tell `finished` of each at its end.
 
@@ -75,7 +82,7 @@ async def events_of(
                 async with asyncio.timeout(ping):
                     index, item = await items.get()
             except TimeoutError:
-                yield PING
+                yield dialect.ping
                 continue
             if isinstance(item, Exception):
                 yield event(error_body(as_api_error(item)))
@@ -88,7 +95,7 @@ async def events_of(
                 yield event(writer.piece(index, item))
         if with_usage:
             yield event(writer.usage([completions[index] for index in range(len(streams))]))
-        yield DONE
+        yield dialect.done
     finally:
         for pump in pumps:
             pump.cancel()

@@ -4,25 +4,38 @@ import base64
 import json
 import os
 import shutil
+import signal
 import subprocess
 import time
 from contextlib import contextmanager
 
 FOUND = shutil.which("chromium") or shutil.which("chromium-browser") or shutil.which("google-chrome")
+KEYS = {
+    "Enter": 13,
+    "Tab": 9,
+    "Escape": 27,
+    "ArrowLeft": 37,
+    "ArrowUp": 38,
+    "ArrowRight": 39,
+    "ArrowDown": 40,
+    "Home": 36,
+    "End": 35,
+}
+CONTROL = 2
+QUIET = {"stdout": subprocess.DEVNULL, "stderr": subprocess.DEVNULL}
 
 
 class Page:
-    """One page."""
+    """One page. `errors`: what it threw, logged as an error or was refused; `asked`: every address that it loaded or called."""
 
     def __init__(self, send, receive):
         self._send, self._receive = send, receive
-        self._number = 0
-        self.errors = []
-        """What the page threw or refused to run."""
+        self._number, self._rest = 0, b""
+        self.errors, self.asked, self.bodies = [], [], []
         self._session = None
-        target = self._call("Target.createTarget", url="about:blank")["targetId"]
-        self._session = self._call("Target.attachToTarget", targetId=target, flatten=True)["sessionId"]
-        for domain in ("Page", "Runtime", "Log"):
+        self._target = self._call("Target.createTarget", url="about:blank")["targetId"]
+        self._session = self._call("Target.attachToTarget", targetId=self._target, flatten=True)["sessionId"]
+        for domain in ("Page", "Runtime", "Log", "Network"):
             self._call(f"{domain}.enable")
 
     def _call(self, method, **parameters):
@@ -36,16 +49,31 @@ class Page:
             if told.get("id") == self._number:
                 assert "error" not in told, told
                 return told["result"]
-            if told.get("method") in {"Runtime.exceptionThrown", "Log.entryAdded"}:
-                self.errors.append(json.dumps(told["params"]))
+            if told.get("sessionId") == self._session:
+                self._note(told.get("method"), told.get("params", {}))
+
+    def _note(self, method, told):
+        if method == "Network.requestWillBeSent":
+            self.asked.append(told["request"]["url"])
+            if "postData" in told["request"]:
+                self.bodies.append((told["request"]["url"], told["request"]["postData"]))
+        failed = method == "Log.entryAdded" and told["entry"]["level"] in {"error", "warning"}
+        failed = failed or (method == "Runtime.consoleAPICalled" and told["type"] in {"error", "warning", "assert"})
+        if failed or method == "Runtime.exceptionThrown":
+            self.errors.append(json.dumps(told))
 
     def _next(self):
-        data = b""
-        while not data.endswith(b"\0"):
-            piece = os.read(self._receive, 1)
+        while b"\0" not in self._rest:
+            piece = os.read(self._receive, 1 << 20)
             assert piece, "Chromium ended"
-            data += piece
-        return data[:-1]
+            self._rest += piece
+        message, _, self._rest = self._rest.partition(b"\0")
+        return message
+
+    def close(self):
+        """Close the page; the browser goes on."""
+        self._session = None
+        self._call("Target.closeTarget", targetId=self._target)
 
     def look(self, width, height, scheme):
         """Set the size in pixels and the colour scheme."""
@@ -66,19 +94,52 @@ class Page:
     def wait(self, expression, seconds=30):
         """Wait until an expression is true."""
         end = time.monotonic() + seconds
-        while not self.run(expression):
+        while not self.run(f"Boolean({expression})"):
             assert time.monotonic() < end, expression
-            time.sleep(0.05)
+            time.sleep(0.03)
 
-    def key(self, name, code=0, text=""):
+    def text(self, selector):
+        """Return the text of the first element that fits, as it is read on the screen."""
+        return self.run(f"document.querySelector({selector!r}).innerText")
+
+    def texts(self, selector):
+        """Return the texts of all elements that fit."""
+        return self.run(f"[...document.querySelectorAll({selector!r})].map(each => each.textContent)")
+
+    def focus(self, selector):
+        """Give an element the focus."""
+        self.run(f"document.querySelector({selector!r}).focus()")
+
+    def key(self, name, modifiers=0):
         """Press a key."""
-        keys = {"key": name, "windowsVirtualKeyCode": code, "text": text}
+        text = "\r" if name == "Enter" else ""
+        keys = {"key": name, "code": name, "windowsVirtualKeyCode": KEYS[name], "text": text, "modifiers": modifiers}
         self._call("Input.dispatchKeyEvent", type="keyDown", **keys)
         self._call("Input.dispatchKeyEvent", type="keyUp", **keys)
 
     def type(self, text):
         """Type into what has the focus."""
         self._call("Input.insertText", text=text)
+
+    def place(self, selector, across=0.5, down=0.5):
+        """Return a point inside an element, after scrolling to it."""
+        left, top, width, height = self.run(
+            f"(box => [box.left, box.top, box.width, box.height])((node => (node.scrollIntoView({{block: 'center'}}), "
+            f"node.getBoundingClientRect()))(document.querySelector({selector!r})))"
+        )
+        return {"x": left + width * across, "y": top + height * down}
+
+    def click(self, selector, across=0.5, down=0.5):
+        """Press and release the mouse inside an element."""
+        point = self.place(selector, across, down)
+        for kind in ("mouseMoved", "mousePressed", "mouseReleased"):
+            self._call("Input.dispatchMouseEvent", type=kind, button="left", clickCount=1, **point)
+
+    def drop(self, *files, steps=("dragEnter", "dragOver", "drop")):
+        """Drag files from the file manager over the page, and drop them."""
+        data = {"items": [], "files": [str(file) for file in files], "dragOperationsMask": 1}
+        for step in steps:
+            self._call("Input.dispatchDragEvent", type=step, x=200, y=200, data=data)
 
     def picture(self, path):
         """Write a PNG of what is seen."""
@@ -87,7 +148,7 @@ class Page:
 
 @contextmanager
 def chromium(profile):
-    """Start the browser with a profile of its own, and give a page."""
+    """Start the browser with a profile of its own, and give what makes a page: one at a time."""
     to_browser, send = os.pipe()
     receive, from_browser = os.pipe()
 
@@ -96,13 +157,15 @@ def chromium(profile):
         for copy, number in zip(copies, (3, 4), strict=True):
             os.dup2(copy, number)
 
-    flags = ("--headless=new", "--no-sandbox", "--disable-gpu", "--remote-debugging-pipe", f"--user-data-dir={profile}")
-    with subprocess.Popen([FOUND, *flags], preexec_fn=arrange, close_fds=False, stderr=subprocess.DEVNULL) as process:  # noqa: PLW1509
+    flags = ("--headless=new", "--no-sandbox", "--disable-gpu", "--hide-scrollbars", "--lang=en-GB")
+    flags += ("--disable-dev-shm-usage", "--disable-background-networking", "--disable-component-update", "--no-first-run")
+    flags += ("--remote-debugging-pipe", f"--user-data-dir={profile}")
+    with subprocess.Popen([FOUND, *flags], preexec_fn=arrange, close_fds=False, start_new_session=True, **QUIET) as process:  # noqa: PLW1509
         os.close(to_browser)
         os.close(from_browser)
         try:
-            yield Page(send, receive)
+            yield lambda: Page(send, receive)
         finally:
-            process.kill()
+            os.killpg(process.pid, signal.SIGKILL)  # its children too, which would hold what they inherited
             os.close(send)
             os.close(receive)

@@ -1,0 +1,90 @@
+"""Draw docs/images/desk-*.png: the mixing desk in Chromium, over a real server with the example model and its adapters.
+
+    .venv/bin/python scripts/make_desk_pictures.py
+
+What is answered on them is what the model answered. Needs Chromium, and the extras `prebuilt` and `test`.
+"""
+
+import shutil
+import sys
+import tempfile
+from pathlib import Path
+
+from PIL import Image
+
+from llamafu.example_adapters import example_adapters
+from llamafu.example_model import example_model
+
+ROOT = Path(__file__).resolve().parent.parent
+sys.path[:0] = [str(ROOT / "tests"), str(ROOT / "tests" / "peers")]
+
+from chromium import CONTROL, Page, chromium  # noqa: E402 - found on the path of above
+from served import ADMIN, served  # noqa: E402
+
+
+def main() -> None:
+    """Draw all of them."""
+    with tempfile.TemporaryDirectory() as name:
+        room = Path(name)
+        folder = room / "adapters"
+        folder.mkdir()
+        for path in example_adapters().values():
+            shutil.copy(path, folder)
+        with served(example_model(), "--adapters", folder) as server, chromium(room / "profile") as new_page:
+            page = new_page()
+            page.look(1200, 760, "dark")
+            page.open(server.url)
+            page.wait("!document.querySelector('#gate').hidden")
+            page.type(ADMIN)
+            page.key("Enter")
+            page.wait("document.querySelectorAll('.strip').length === 4")
+            draw(page, room)
+
+
+def draw(page: Page, room: Path) -> None:
+    """Mix, ask, and take the pictures."""
+    page.run("document.querySelector('#length').value = 60")
+    page.click("#more")
+    for mix, strip, steps in ((3, 1, 6), (3, 2, 4)):
+        page.focus(f".mix:nth-child({mix}) .strip:nth-child({strip}) input")
+        for _ in range(steps):
+            page.key("ArrowUp")
+    answer(page)
+    page.look(1200, 1060, "dark")
+    save(page, room, "desk-dark")
+    page.look(1200, 1060, "light")
+    save(page, room, "desk-light")
+    page.click(".mix:nth-child(2) .name")
+    page.wait("document.querySelectorAll('.cell').length > 0")
+    page.focus(".map svg")
+    for _ in range(26):
+        page.key("ArrowRight")
+    page.key("ArrowDown")
+    save(page, room, "desk-adapter")
+    page.key("Escape")
+    page.look(390, 844, "dark")
+    page.run("document.activeElement.blur()")
+    page.run("document.querySelector('.mix:nth-child(2)').scrollIntoView()")
+    save(page, room, "desk-phone")
+
+
+def answer(page: Page) -> None:
+    """Let every mix answer, to the end."""
+    page.focus("#prompt")
+    page.key("Enter", CONTROL)
+    page.wait("!document.querySelector('#stop').disabled")
+    page.wait("document.querySelector('#stop').disabled")
+    page.run("document.activeElement.blur()")
+
+
+def save(page: Page, room: Path, name: str) -> None:
+    """Write one picture."""
+    page.picture(room / "seen.png")
+    target = ROOT / "docs" / "images" / f"{name}.png"
+    with Image.open(room / "seen.png") as seen:
+        seen.convert("RGB").save(target, optimize=True)
+    print(f"{target.relative_to(ROOT)}: {target.stat().st_size / 1000:.0f} KB")
+
+
+if __name__ == "__main__":
+    main()

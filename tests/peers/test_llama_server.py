@@ -1,0 +1,125 @@
+"""`llamafu serve` beside upstream's llama-server: the same requests, and what is in the answers of both.
+
+`LLAMAFU_LLAMA_SERVER` names the program, if it is not on the path.
+"""
+
+import os
+import shutil
+import socket
+import subprocess
+import time
+
+import httpx
+import pytest
+from served import ADMIN, served
+
+PROGRAM = os.environ.get("LLAMAFU_LLAMA_SERVER") or shutil.which("llama-server")
+pytestmark = pytest.mark.skipif(PROGRAM is None, reason="needs llama-server, on the path or in LLAMAFU_LLAMA_SERVER")
+HI = [{"role": "user", "content": "hello"}]
+GREEDY = {"temperature": 0, "max_tokens": 4}
+THEIRS_ALONE = {"timings", "system_fingerprint", "task_name", "prompt_prefix"}
+"""Fields that only llama-server has; OpenAI's clients do without them."""
+
+
+@pytest.fixture(scope="module")
+def both(real, tiny_model, tiny_adapter_a, tiny_adapter_b, tmp_path_factory):
+    """Clients of llama-server and of ours, over one model and the same adapters, numbered alike."""
+    folder = tmp_path_factory.mktemp("adapters")
+    shutil.copy(tiny_adapter_a, folder / "a.gguf")
+    shutil.copy(tiny_adapter_b, folder / "b.gguf")
+    with socket.create_server(("127.0.0.1", 0)) as free:
+        port = free.getsockname()[1]
+    command = [PROGRAM, "-m", tiny_model, "--lora", tiny_adapter_a, "--lora", tiny_adapter_b, "--port", str(port)]
+    command += ["--host", "127.0.0.1", "-t", "1", "-c", "2048", "-np", "1"]
+    with (
+        served(tiny_model, "--adapters", folder, "--library", real.path, "--n-ctx", 2048) as ours,
+        subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL) as process,
+        httpx.Client(base_url=f"http://127.0.0.1:{port}", timeout=20) as their_client,
+        httpx.Client(base_url=ours.url, headers={"Authorization": f"Bearer {ADMIN}"}, timeout=20) as our_client,
+    ):
+        try:
+            wait_until_healthy(process, their_client)
+            yield their_client, our_client
+        finally:
+            process.kill()
+
+
+def wait_until_healthy(process, client):
+    end = time.monotonic() + 30
+    while time.monotonic() < end:
+        assert process.poll() is None, "llama-server ended"
+        try:
+            if client.get("/health").status_code == 200:
+                return
+        except httpx.TransportError:
+            pass
+        time.sleep(0.1)
+    pytest.fail("llama-server was not ready in 30 s")
+
+
+def assert_has_all(theirs, ours, where=""):
+    """Check that what llama-server answers is in our answer, by the same names and of the same kinds."""
+    if isinstance(theirs, dict):
+        assert isinstance(ours, dict), where
+        for name in theirs.keys() - THEIRS_ALONE:
+            assert name in ours, f"{where}.{name}"
+            assert_has_all(theirs[name], ours[name], f"{where}.{name}")
+    elif isinstance(theirs, list):
+        assert isinstance(ours, list), where
+        assert len(theirs) == len(ours), where
+        for index, (one, other) in enumerate(zip(theirs, ours, strict=True)):
+            assert_has_all(one, other, f"{where}[{index}]")
+    elif isinstance(theirs, int | float) and not isinstance(theirs, bool):
+        assert isinstance(ours, int | float), where
+    else:
+        assert type(theirs) is type(ours), where
+
+
+def test_the_list_and_setting_it(both):
+    for scales in ([{"id": 0, "scale": 0.5}], [{"id": 0, "scale": 0.25}, {"id": 1, "scale": 1.0}], []):
+        theirs, ours = (client.post("/lora-adapters", json=scales) for client in both)
+        assert (theirs.status_code, theirs.json()) == (ours.status_code, ours.json()) == (200, {"success": True})
+        theirs, ours = (client.get("/lora-adapters").json() for client in both)
+        assert_has_all(theirs, ours)
+        assert [(row["id"], row["scale"]) for row in theirs] == [(row["id"], row["scale"]) for row in ours]
+    theirs, ours = (client.post("/lora-adapters", json={"id": 0}) for client in both)
+    assert theirs.status_code == ours.status_code == 400
+
+
+@pytest.mark.parametrize("lora", [[], [{"id": 0, "scale": 0.5}], [{"id": 1, "scale": 1.0}, {"id": 0, "scale": 0.25}]])
+@pytest.mark.parametrize(
+    ("path", "body"),
+    [
+        ("/v1/completions", {"prompt": "hello", **GREEDY}),
+        ("/v1/chat/completions", {"messages": HI, **GREEDY}),
+    ],
+)
+def test_answers_under_mixes(both, path, body, lora):
+    """The tokens, too: one model, one mix, greedy."""
+    for client in both:
+        client.post("/lora-adapters", json=[])  # to llama-server an empty list in a request is none at all
+    theirs, ours = (client.post(path, json={**body, "lora": lora}).json() for client in both)
+    assert_has_all(theirs, ours)
+    for key in ("finish_reason", "index", "text", "message"):
+        assert theirs["choices"][0].get(key) == ours["choices"][0].get(key), key
+    for key in ("prompt_tokens", "completion_tokens", "total_tokens"):
+        assert theirs["usage"][key] == ours["usage"][key]
+
+
+def test_streams(both):
+    body = {"messages": HI, "stream": True, "lora": [{"id": 0, "scale": 0.5}], **GREEDY}
+    theirs, ours = (client.post("/v1/chat/completions", json=body) for client in both)
+    assert theirs.headers["content-type"].partition(";")[0] == ours.headers["content-type"].partition(";")[0]
+    for response in (theirs, ours):
+        assert response.text.endswith("data: [DONE]\n\n")
+    first, last = ([response.text.split("\n\n")[place] for response in (theirs, ours)] for place in (0, -3))
+    assert all('"role":"assistant"' in event for event in first)
+    assert all('"finish_reason":"length"' in event for event in last)
+
+
+def test_refusals_have_what_theirs_have(both):
+    """Their error's code is the status; ours is a word, as OpenAI's."""
+    theirs, ours = (client.post("/v1/chat/completions", json={}) for client in both)
+    assert theirs.status_code == ours.status_code == 400
+    assert theirs.json()["error"].keys() <= ours.json()["error"].keys()
+    assert theirs.json()["error"]["type"] == ours.json()["error"]["type"]
