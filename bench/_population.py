@@ -9,7 +9,7 @@ import sys
 import tempfile
 import threading
 import time
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
@@ -36,19 +36,19 @@ def measure(path: Path, report: Report, name: str, tools: Path | None, arguments
             runs: dict[int, list[dict[str, Any]]] = {FEW: [], many: []}
             for round_ in range(arguments.rounds):
                 for count, done in runs.items():
-                    command = [
-                        sys.executable,
-                        __file__,
-                        path,
-                        folder,
-                        count,
-                        law,
-                        arguments.requests,
-                        round_,
-                        arguments.threads,
-                    ]
-                    command += [arguments.flash_attn, tools or ""]
-                    text = subprocess.run(list(map(str, command)), check=True, stdout=subprocess.PIPE, text=True).stdout
+                    task = Task(
+                        model=str(path),
+                        folder=str(folder),
+                        count=count,
+                        law=law,
+                        requests=arguments.requests,
+                        seed=round_,
+                        threads=arguments.threads,
+                        flash_attn=arguments.flash_attn,
+                        library=None if tools is None else str(tools),
+                    )
+                    command = [sys.executable, __file__, json.dumps(asdict(task))]
+                    text = subprocess.run(command, check=True, stdout=subprocess.PIPE, text=True).stdout
                     done.append(json.loads(text.splitlines()[-1]))
             place = f"{name}, {law}"
             rates = {f"{count} registered": [run["rate"] for run in done] for count, done in runs.items()}
