@@ -19,7 +19,7 @@ from llamafu.errors import LoraError, LoraLoadError, LoraNotFoundError
 from llamafu.lora import default_name
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
+    from collections.abc import Callable, Iterator
     from pathlib import Path
 
     from llamafu.adapters.base import BaseModel
@@ -27,6 +27,8 @@ if TYPE_CHECKING:
     from llamafu.adapters.info import AdapterInfo
 
 Signature = tuple[tuple[int, int, int], ...]
+
+_PIECE = 1 << 18
 
 
 @dataclass(frozen=True, slots=True)
@@ -114,7 +116,7 @@ class Registry:
             )
             raise LoraLoadError(message)
         renewed, content = self._read(entry.source)
-        copy = renewed.converted or self._spool.hold(renewed.info.digest, lambda: content)
+        copy = renewed.converted or self._spool.hold(renewed.info.digest, lambda: [content])
         with self._lock:
             if self._entries.get(name) is entry:
                 self._entries[name] = renewed
@@ -140,7 +142,7 @@ class Registry:
         file = convert_folder(read_folder(path), self._base) if is_peft else read_adapter(path)
         demand_fit(file, self._base)
         self._demand(file)
-        converted = self._spool.hold(file.digest, lambda: file.content) if is_peft else None
+        converted = self._spool.hold(file.digest, lambda: [file.content]) if is_peft else None
         return _Entry(path, signature, file.info, file.pairs, converted), file.content
 
     def _known(self, name: str) -> _Entry:
@@ -162,12 +164,15 @@ def _signature(path: Path) -> Signature | None:
     return tuple((stat.st_ino, stat.st_size, stat.st_mtime_ns) for stat in stats)
 
 
-def _same_content(entry: _Entry) -> bytes:
-    """Read a file that should hold an entry's content."""
+def _same_content(entry: _Entry) -> Iterator[bytes]:
+    """Read a file that should hold an entry's content, piece by piece: many threads do, and what they allocate stays theirs."""
+    digest = hashlib.sha256()
     try:
-        content = entry.source.read_bytes()
+        with entry.source.open("rb", buffering=0) as file:
+            while piece := file.read(_PIECE):
+                digest.update(piece)
+                yield piece
     except OSError as error:
         raise _OtherContentError from error
-    if hashlib.sha256(content).hexdigest() != entry.info.digest:
+    if digest.hexdigest() != entry.info.digest:
         raise _OtherContentError
-    return content

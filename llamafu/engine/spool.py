@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING
 from llamafu.errors import ErrorCode, LoraLoadError
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
+    from collections.abc import Callable, Iterable
 
 
 class Copy:
@@ -26,18 +26,22 @@ class Copy:
         self._whole = False
         weakref.finalize(self, _remove, path, os.getpid()).atexit = False
 
-    def fill(self, content: Callable[[], bytes]) -> None:
+    def fill(self, content: Callable[[], Iterable[bytes]]) -> None:
         """Write the content, unless that was done; raises what `content` raises, LoraLoadError when the disk is full."""
         with self._lock:
             if self._whole:
                 return
-            data = content()
+            written = 0
             try:
-                self._path.write_bytes(data)
-            except OSError as error:
+                with self._path.open("wb") as file:
+                    for piece in content():
+                        written += file.write(piece)
+            except BaseException as error:
                 self._path.unlink(missing_ok=True)
+                if not isinstance(error, OSError):
+                    raise
                 message = (
-                    f"an adapter of {len(data)} bytes cannot be copied to {self._path.parent}: {error.strerror}; "
+                    f"an adapter cannot be copied to {self._path.parent} (after {written} bytes): {error.strerror}; "
                     "make room there, or name another folder in TMPDIR"
                 )
                 raise LoraLoadError(message) from error
@@ -62,8 +66,8 @@ class Spool:
         self._lock = threading.Lock()
         self._copies: weakref.WeakValueDictionary[str, Copy] = weakref.WeakValueDictionary()
 
-    def hold(self, digest: str, content: Callable[[], bytes]) -> Copy:
-        """Return the copy of a content; `content` is asked for its bytes when there is none yet."""
+    def hold(self, digest: str, content: Callable[[], Iterable[bytes]]) -> Copy:
+        """Return the copy of a content; `content` is asked for its bytes, in pieces, when there is none yet."""
         with self._lock:
             copy = self._copies.get(digest)
             if copy is None:  # a number in its name: the last copy of this content may go only later
