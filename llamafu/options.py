@@ -19,6 +19,8 @@ Scale = Union[float, Callable[[int], float]]  # noqa: UP007 - evaluated at run t
 LoraScales = Mapping[Union["LoraAdapter", str], Scale]
 
 _SEED_LIMIT = 2**32
+MOST_TOP_K = 2**31 - 1
+"""What libllama's type for it holds."""
 _F = TypeVar("_F", bound=Callable[..., Any])
 
 
@@ -75,7 +77,7 @@ class Options:
 
     def __post_init__(self) -> None:
         check_whole("max_tokens", self.max_tokens, low=1)
-        check_whole("top_k", self.top_k, low=0)
+        check_whole("top_k", self.top_k, low=0, high=MOST_TOP_K)
         _number("temperature", self.temperature, low=0.0)
         _number("top_p", self.top_p, low=0.0, high=1.0)
         _number("min_p", self.min_p, low=0.0, high=1.0)

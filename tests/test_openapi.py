@@ -202,6 +202,20 @@ def test_every_form_of_a_body_is_as_it_says(server, document, path, body):
     check(document, operation, answer)
 
 
+@pytest.mark.parametrize("value", [2**31 - 1, 2**31, 2**64, 10**30, 10**400, -(2**31) - 1, 1e308, 5e-324])
+@pytest.mark.parametrize("path", ["/v1/completions", "/v1/chat/completions"])
+def test_extreme_numbers_are_answered_as_it_says(server, document, path, value):
+    """A top_k that no C int holds once came to the sampler, and was an error of the server."""
+    properties = fields_of(document, document["paths"][path]["post"])[0]
+    numbers = ["max_tokens", "temperature", "top_k", "top_p", "min_p", "repeat_penalty", "frequency_penalty"]
+    numbers += ["presence_penalty", "seed", "n", "best_of"]
+    assert set(numbers) < set(properties)
+    for name in numbers:
+        answer = server.post(path, json={**GOOD[path], "temperature": 0.7, name: value})
+        assert answer.status_code in {200, 400}, (name, answer.text)
+        check(document, document["paths"][path]["post"], answer)
+
+
 def test_uploads_are_answered_as_it_says(server, document, tiny_adapter_b):
     paths = document["paths"]
     for status in (200, 400):  # the second time the name is taken

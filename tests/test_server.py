@@ -416,6 +416,29 @@ def test_without_keys_only_this_machine_is_answered():
 # -- the folder ---------------------------------------------------------------------------------------------------
 
 
+def test_without_keys_pages_of_other_origins_change_nothing(engine):
+    allowed, path = "http://app.example", "/v1/lora/unload"
+    with (
+        serving(engine, no_auth=True, allow_origin=(allowed,)) as address,
+        httpx.Client(base_url=address) as client,
+    ):
+        own = address.replace("127.0.0.1", "localhost")
+        good = [{}, {"Origin": address}, {"Origin": allowed}, {"Origin": allowed, "Sec-Fetch-Site": "cross-site"}]
+        good += [{"Sec-Fetch-Site": site} for site in ("none", "same-origin")]
+        for headers in [*good, {"Origin": own, "Host": own.removeprefix("http://")}]:
+            assert client.post(path, headers=headers).status_code == 200, headers
+        bad = [{"Origin": origin} for origin in ("null", "", "http://evil.example", "http://[", "http://localhost:1", own)]
+        for headers in [*bad, {"Sec-Fetch-Site": "cross-site"}, {"Sec-Fetch-Site": "same-site"}]:
+            answers = [client.request(method, path, headers=headers) for method, path in ADMIN_ROUTES if method != "GET"]
+            for answer in [*answers, client.post("/v1/completions", json={"prompt": "a"}, headers=headers)]:
+                assert (answer.status_code, answer.json()["error"]["code"]) == (403, "permission_error"), headers
+        link = {"Sec-Fetch-Site": "cross-site"}  # a link to the page changes nothing
+        assert client.get("/", headers=link).status_code == 200
+    with serving(engine) as address:  # a key is what another page does not have
+        headers = {"Origin": "http://evil.example", "X-Admin-Key": ADMIN}
+        assert httpx.post(f"{address}{path}", headers=headers).status_code == 200
+
+
 @pytest.fixture
 def own(tmp_path):
     """A server of its own, with its engine and folder."""

@@ -100,7 +100,14 @@ def make_app(engine: ServedEngine, settings: Settings, guard: Guard) -> Starlett
     routes = [
         Route(
             entry.path,
-            endpoint(entry.handler, entry.needed, guard, max_body=settings.max_body, keyless=settings.no_auth),
+            endpoint(
+                entry.handler,
+                entry.needed,
+                guard,
+                max_body=settings.max_body,
+                keyless=settings.no_auth,
+                origins=settings.allow_origin,
+            ),
             methods=[entry.method],
         )
         for entry in table

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal, TypeVar
 import pydantic_core
 from pydantic import AliasChoices, BaseModel, ConfigDict, Field, ValidationError, WithJsonSchema
 
+from llamafu.options import MOST_TOP_K
 from llamafu.server.texts import Content, Prompts, Texts  # noqa: TC001 - pydantic looks annotations up
 from llamafu.service.errors import InvalidRequestError
 from llamafu.service.fields import kind_of, shown
@@ -131,7 +132,7 @@ class GenerationBody(Body):
     lora: Annotated[Any, WithJsonSchema(LORA_SCHEMA)] = None
     max_tokens: int | None = Field(None, ge=1)
     temperature: float | None = Field(None, ge=0)
-    top_k: int | None = Field(None, ge=0)
+    top_k: int | None = Field(None, ge=0, le=MOST_TOP_K)
     top_p: float | None = Field(None, ge=0, le=1)
     min_p: float | None = Field(None, ge=0, le=1)
     repeat_penalty: float | None = Field(

@@ -17,7 +17,7 @@ from llamafu.server.settings import is_loopback
 from llamafu.service.errors import APIError, InvalidRequestError, PermissionDeniedError, ServerError, as_api_error
 
 if TYPE_CHECKING:
-    from collections.abc import Awaitable, Callable
+    from collections.abc import Awaitable, Callable, Collection, Mapping
 
     from starlette.types import ASGIApp
 
@@ -74,18 +74,26 @@ async def read_whole(request: Request, limit: int) -> bytes:
 
 
 def endpoint(
-    handler: Handler, needed: Rights | None, guard: Guard, *, max_body: int, keyless: bool
+    handler: Handler,
+    needed: Rights | None,
+    guard: Guard,
+    *,
+    max_body: int,
+    keyless: bool,
+    origins: Collection[str] = (),
 ) -> Callable[[Request], Awaitable[ASGIApp]]:
     """Return `handler` with the key demanded before it and every error answered after it.
 
     `keyless`: the server takes no keys, and so only requests that name this machine: a web page whose name was made to
-    lead here would name itself.
+    lead here would name itself. Nor may a page of another origin than this server's and `origins` change anything then.
     """
 
     async def answer(request: Request) -> ASGIApp:
         try:
             if keyless:
                 demand_local(request.headers.get("host", ""))
+                if request.method not in {"GET", "HEAD"}:
+                    demand_own_page(request.headers, origins)
             rights = guard.demand(needed, request.headers)
             return await handler(Exchange(request, rights, max_body, keyless))
         except ClientDisconnect:
@@ -101,6 +109,21 @@ def demand_local(host: str) -> None:
     name = host.partition("]")[0].removeprefix("[") if host.startswith("[") else host.partition(":")[0]
     if not is_loopback(name):
         message = "without keys this server answers under localhost and loopback addresses only"
+        raise PermissionDeniedError(message)
+
+
+def demand_own_page(headers: Mapping[str, str], origins: Collection[str]) -> None:
+    """Raise `PermissionDeniedError` for a request of a web page that is neither from this server nor of one of `origins`.
+
+    A browser asks no leave before it sends a form to another site, it only names the page's origin. Other clients name none.
+    """
+    origin, site = headers.get("origin"), headers.get("sec-fetch-site", "none")
+    if origin is None:
+        own = site in {"none", "same-origin"}
+    else:
+        own = origin in origins or origin.partition("://")[2] == headers.get("host")
+    if not own:
+        message = f"the request is from a page of another origin, {origin or site!r}; allow it with --allow-origin"
         raise PermissionDeniedError(message)
 
 
