@@ -452,13 +452,13 @@ def test_a_disk_that_fills_up_leaves_nothing(tiny_model, tiny_adapter_a, tmp_pat
 @pytest.mark.skipif(sys.platform == "win32", reason="signals of other systems")
 def test_ctrl_c_leaves_nothing(tiny_model, tiny_adapter_a, tmp_path):
     code = """
-        import signal, sys, time
+        import os, signal, sys, time
         signal.signal(signal.SIGINT, signal.default_int_handler)
         from llamafu.adapters.change import Change
         from llamafu.cli.main import main
         made = Change.rows
         def slowly(*arguments):
-            print("at work", flush=True)
+            os.write(1, b"at work" + os.linesep.encode())  # whole: several threads do
             time.sleep(0.2)
             return made(*arguments)
         Change.rows = slowly

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from llamafu.adapters.base import read_base
+from llamafu.adapters.info import is_flipped
 from llamafu.adapters.write import write_adapter
 from llamafu.engine.request import Request
 
@@ -65,11 +66,11 @@ def measure(engine: Engine, mixes: Sequence[LoraScales], *, tokens: int, number:
 
 
 def write_random_adapter(engine: Engine, path: Path, *, rank: int, seed: int) -> None:
-    """Write an adapter of small random changes to every tensor of the engine's model that adapters can change."""
+    """Write an adapter of small random changes to every matrix of the engine's model that adapters can change."""
     base = read_base(engine.path)
     bits = np.random.default_rng(seed)
     pairs = {}
-    for name in sorted(engine.lora_targets):
+    for name in sorted(name for name in engine.lora_targets if not is_flipped(name)):  # embeddings are looked up
         columns, rows, *experts = base.tensors[name]
         a = bits.uniform(-1, 1, (*experts, rank, columns)).astype(np.float32) / np.float32(math.sqrt(columns))
         b = bits.uniform(-_STRENGTH, _STRENGTH, (*experts, rows, rank)).astype(np.float32)
