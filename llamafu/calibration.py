@@ -34,7 +34,7 @@ AUTO = "auto"
 """In place of a file: text that the model writes itself, with the adapters on."""
 
 FEWEST_TOKENS = 512
-_MOST_TOKENS = 1 << 15  # more of a text gains little
+_MOST_TOKENS = 1 << 16  # more of a text gains little
 _WINDOW = 256  # tokens that are read at once
 _ROOM = 1 << 30  # bytes of moments that are kept at once
 _DOUBLE = 8  # bytes

@@ -101,13 +101,13 @@ def test_a_pass_gathers_what_has_room(monkeypatch):
 
 
 def test_the_result_is_nearer_to_the_live_adapter(tiny_dir, tiny_adapter_a, tmp_path, text):
-    model, use = tiny_dir / "tiny-q4_0.gguf", {tiny_adapter_a: 0.2}
+    model, use = tiny_dir / "tiny-q4_0.gguf", {tiny_adapter_a: 1.0}
     shares = []
     text.write_text("Hello, the world was in you and all of it. " * 40, "utf-8")  # what `logits` reads
     live = logits(model, use)
     nearest = bake(model, use, tmp_path / "nearest.gguf")
     fitted = bake(model, use, tmp_path / "fitted.gguf", calibration=text, on_progress=shares.append)
-    assert divergence(live, logits(fitted, {})) < 0.85 * divergence(live, logits(nearest, {}))
+    assert divergence(live, logits(fitted, {})) < 0.6 * divergence(live, logits(nearest, {}))
     assert shares == sorted(shares)
     assert shares[-1] == 1
     facts = {path: read_base(path).metadata for path in (nearest, fitted)}
