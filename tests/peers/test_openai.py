@@ -165,12 +165,12 @@ def test_logprobs(client, alone):
     told = (
         client.chat.completions.create(model="tiny", messages=HI, logprobs=True, top_logprobs=2, **GREEDY).choices[0].logprobs
     )
-    assert [one.logprob for one in told.content] == pytest.approx([one.logprob for one in wanted], abs=1e-4)
+    assert [one.logprob for one in told.content] == pytest.approx([one.logprob for one in wanted], abs=5e-3)
     assert [one.token for one in told.content] == [one.text for one in wanted]
     assert {len(one.top_logprobs) for one in told.content} == {2}
     wanted = alone.complete("hello", logprobs=2, **GREEDY).logprobs
     told = client.completions.create(model="tiny", prompt="hello", logprobs=2, **GREEDY).choices[0].logprobs
-    assert told.token_logprobs == pytest.approx([one.logprob for one in wanted], abs=1e-4)
+    assert told.token_logprobs == pytest.approx([one.logprob for one in wanted], abs=5e-3)
     assert told.text_offset[0] == 0
 
 
@@ -200,7 +200,7 @@ def test_embeddings(client):
     floats = client.embeddings.create(model="tiny", input=["hello", "help"], encoding_format="float")
     for one, other in zip(told.data, floats.data, strict=True):
         assert one.embedding == pytest.approx(other.embedding, abs=1e-6)
-        assert sum(number**2 for number in one.embedding) == pytest.approx(1, abs=1e-4)
+        assert sum(number**2 for number in one.embedding) == pytest.approx(1, abs=5e-3)
     adapted = client.embeddings.create(model="a", input="hello").data[0].embedding
     assert adapted != pytest.approx(told.data[0].embedding, abs=1e-3)
     half = client.embeddings.create(model="a", input="hello", extra_body={"lora": {"a": 0.5}}).data[0].embedding
