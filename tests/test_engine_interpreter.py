@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import sys
+import threading
 import time
 
 import pytest
 
-from llamafu.engine import Engine, interpreter
+from llamafu.engine import Engine, Request, interpreter
 
 
 @pytest.fixture
@@ -61,3 +62,29 @@ def test_several_engines_and_what_the_program_sets():
     interpreter.hurry()
     interpreter.rest()
     assert sys.getswitchinterval() == pytest.approx(0.0001)
+
+
+def test_stats_while_requests_come_and_go(tiny_model):
+    """Any thread may count what waits while the engine's own adds and takes."""
+    ended = threading.Event()
+    failures = []
+
+    with Engine(tiny_model, n_ctx=256, n_threads=1, max_sequences=2) as engine:
+
+        def ask():
+            while not ended.is_set():
+                try:
+                    engine.stats()
+                except Exception as error:  # noqa: BLE001 - it fails the test below
+                    failures.append(error)
+                    return
+
+        threads = [threading.Thread(target=ask) for _ in range(2)]
+        for thread in threads:
+            thread.start()
+        for _ in range(20):
+            engine.complete_many(Request(prompt="x", max_tokens=1, priority=i) for i in range(20))
+        ended.set()
+        for thread in threads:
+            thread.join()
+    assert not failures

@@ -25,7 +25,8 @@ class WaitingQueue:
         self._last_turn: dict[frozenset[str], int] = {}
 
     def __len__(self) -> int:
-        return len(self._preempted) + sum(map(len, self._groups.values()))
+        # Any thread may ask, while the owner adds and takes: a copy of the values is made in one go.
+        return len(self._preempted) + sum(map(len, list(self._groups.values())))
 
     def __iter__(self) -> Iterator[SequenceRun]:
         yield from list(self._preempted)
