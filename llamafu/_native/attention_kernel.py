@@ -14,6 +14,7 @@ import math
 import numpy as np
 from numba import cfunc, njit
 
+from llamafu._native.vectors import add4_half, add_half
 from llamafu._native.words import (
     ATTEND,
     ATTENTION,
@@ -120,19 +121,6 @@ def _dots(k, q0, q1, q2, q3, n):
 
 
 @njit(inline="always")
-def _add4(y, v0, v1, v2, v3, p0, p1, p2, p3, n):
-    for i in range(n):
-        part = p0 * half_at(v0, i) + p1 * half_at(v1, i) + p2 * half_at(v2, i) + p3 * half_at(v3, i)
-        put_float(y, i, float_at(y, i) + part)
-
-
-@njit(inline="always")
-def _add(y, v, p, n):
-    for i in range(n):
-        put_float(y, i, float_at(y, i) + p * half_at(v, i))
-
-
-@njit(inline="always")
 def _times(y, factor, n):
     for i in range(n):
         put_float(y, i, float_at(y, i) * factor)
@@ -156,10 +144,10 @@ def _weigh(y, v, stride, cell, score, count, n):
         v0, v1 = v + np.int64(int_at(cell, j)) * stride, v + np.int64(int_at(cell, j + 1)) * stride
         v2, v3 = v + np.int64(int_at(cell, j + 2)) * stride, v + np.int64(int_at(cell, j + 3)) * stride
         p0, p1, p2, p3 = float_at(score, j), float_at(score, j + 1), float_at(score, j + 2), float_at(score, j + 3)
-        _add4(y, v0, v1, v2, v3, p0, p1, p2, p3, n)
+        add4_half(y, v0, v1, v2, v3, p0, p1, p2, p3, 0, n)
         j += 4
     while j < count:
-        _add(y, v + np.int64(int_at(cell, j)) * stride, float_at(score, j), n)
+        add_half(y, v + np.int64(int_at(cell, j)) * stride, float_at(score, j), 0, n)
         j += 1
     if count > 0:
         _times(y, np.float32(1) / total, n)

@@ -16,6 +16,7 @@ import numpy as np
 from numba import cfunc, njit, types
 
 from llamafu._native.attention_kernel import is_attention, take_over
+from llamafu._native.vectors import add4_float, add4_half, add_float, add_half, dot_float, dot_half
 from llamafu._native.words import (
     CUSTOM,
     DATA,
@@ -48,7 +49,6 @@ from llamafu._native.words import (
     USE_SCALE,
     USES,
     float_at,
-    half_at,
     int_at,
     put_float,
     put_int,
@@ -65,22 +65,6 @@ FAULT_ROWS, FAULT_ORDER, FAULT_OPERATION = 1, 2, 3
 """Kinds of faults; the word FAULT is kind + 8 * (record + 1)."""
 
 _EDGE = 16  # floats of a cache line: two threads never write to the same one
-
-
-@njit(inline="always")
-def _dot_half(a, x, n):
-    total = np.float32(0)
-    for i in range(n):
-        total += half_at(a, i) * float_at(x, i)
-    return total
-
-
-@njit(inline="always")
-def _dot_float(a, x, n):
-    total = np.float32(0)
-    for i in range(n):
-        total += float_at(a, i) * float_at(x, i)
-    return total
 
 
 @njit(inline="always")
@@ -119,35 +103,8 @@ def first_kernel(node, _source, thread, threads, record):
         if factor != 0:
             a = word_at(record, FACTOR_A) + (unit * experts + _expert(state, record, used, row, place)) * n * size
             at = data + row * by_row + place * by_place
-            product = factor * (_dot_half(a, at, n) if half else _dot_float(a, at, n))
+            product = factor * (dot_half(a, at, n) if half else dot_float(a, at, n))
         put_float(products, item, product)
-
-
-# In place, and not from one pointer to another: those might overlap, and code for that is no vector code.
-@njit(inline="always")
-def _add4_half(y, b0, b1, b2, b3, h0, h1, h2, h3, first, last):
-    for i in range(first, last):
-        part = h0 * half_at(b0, i) + h1 * half_at(b1, i) + h2 * half_at(b2, i) + h3 * half_at(b3, i)
-        put_float(y, i, float_at(y, i) + part)
-
-
-@njit(inline="always")
-def _add4_float(y, b0, b1, b2, b3, h0, h1, h2, h3, first, last):
-    for i in range(first, last):
-        part = h0 * float_at(b0, i) + h1 * float_at(b1, i) + h2 * float_at(b2, i) + h3 * float_at(b3, i)
-        put_float(y, i, float_at(y, i) + part)
-
-
-@njit(inline="always")
-def _add_half(y, b, h, first, last):
-    for i in range(first, last):
-        put_float(y, i, float_at(y, i) + h * half_at(b, i))
-
-
-@njit(inline="always")
-def _add_float(y, b, h, first, last):
-    for i in range(first, last):
-        put_float(y, i, float_at(y, i) + h * float_at(b, i))
 
 
 @cfunc(KERNEL, nopython=True, fastmath=MATH, cache=True)
@@ -187,15 +144,15 @@ def last_kernel(node, base, thread, threads, record):
                     h2 = float_at(products, (use + 2) * used + place)
                     h3 = float_at(products, (use + 3) * used + place)
                     if half:
-                        _add4_half(to, b0, b1, b2, b3, h0, h1, h2, h3, first, last)
+                        add4_half(to, b0, b1, b2, b3, h0, h1, h2, h3, first, last)
                     else:
-                        _add4_float(to, b0, b1, b2, b3, h0, h1, h2, h3, first, last)
+                        add4_float(to, b0, b1, b2, b3, h0, h1, h2, h3, first, last)
                     use += 4
                 else:
                     if half:
-                        _add_half(to, b0, h0, first, last)
+                        add_half(to, b0, h0, first, last)
                     else:
-                        _add_float(to, b0, h0, first, last)
+                        add_float(to, b0, h0, first, last)
                     use += 1
 
 
