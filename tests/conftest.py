@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 import os
+import shutil
 import sys
 from importlib.metadata import version
 from pathlib import Path
@@ -101,3 +102,23 @@ def home(real, monkeypatch, tmp_path):
     monkeypatch.setenv("LLAMAFU_CACHE", str(tmp_path / "cache"))
     monkeypatch.delenv("LLAMAFU_EXAMPLE_MODEL", raising=False)
     return tmp_path
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory, tiny_adapter_a, tiny_adapter_b):
+    """A folder of a module's own with the two tiny adapters, to be served."""
+    folder = tmp_path_factory.mktemp("adapters")
+    shutil.copy(tiny_adapter_a, folder / "a.gguf")
+    shutil.copy(tiny_adapter_b, folder / "b.gguf")
+    return folder
+
+
+@pytest.fixture(scope="module")
+def alone(real, tiny_model, folder):
+    """The same model and adapters without server and engine: what every answer has to be."""
+    from llamafu import Llamafu
+
+    with Llamafu(tiny_model, n_ctx=2048, n_threads=1, library=real.path) as llm:
+        for path in sorted(folder.iterdir()):
+            llm.load_lora_adapter(path)
+        yield llm

@@ -1,11 +1,15 @@
 """`llamafu serve` as a process of its own, over a real model."""
 
 import os
+import re
 import subprocess
 import sys
 import tempfile
 import threading
+import time
 from contextlib import contextmanager
+
+import httpx
 
 API, ADMIN = "my-api-key", "my-admin-key"
 
@@ -51,3 +55,19 @@ def served(model, *flags, keys=True):
             yield Served(process)
         finally:
             process.kill()
+
+
+def running(url):
+    """How many sequences the engine behind a server runs, by its own metrics."""
+    text = httpx.get(f"{url}/metrics", headers={"X-Api-Key": API}).text
+    return float(re.search(r"^llamafu_engine_running (\S+)$", text, re.MULTILINE)[1])
+
+
+def wait_for(condition, seconds=10):
+    """Whether a condition comes true in time."""
+    end = time.monotonic() + seconds
+    while time.monotonic() < end:
+        if condition():
+            return True
+        time.sleep(0.02)
+    return False

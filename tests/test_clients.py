@@ -23,14 +23,6 @@ needs_curl = pytest.mark.skipif(shutil.which("curl") is None, reason="needs curl
 
 
 @pytest.fixture(scope="module")
-def folder(tmp_path_factory, tiny_adapter_a, tiny_adapter_b):
-    folder = tmp_path_factory.mktemp("adapters")
-    shutil.copy(tiny_adapter_a, folder / "a.gguf")
-    shutil.copy(tiny_adapter_b, folder / "b.gguf")
-    return folder
-
-
-@pytest.fixture(scope="module")
 def server(real, tiny_model, folder):
     with served(tiny_model, "--adapters", folder, "--library", real.path, "--n-ctx", 2048) as running:
         assert running.url, running.log

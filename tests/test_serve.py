@@ -3,7 +3,6 @@
 import asyncio
 import json
 import os
-import re
 import shutil
 import signal
 import socket
@@ -12,9 +11,8 @@ import time
 
 import httpx
 import pytest
-from served import ADMIN, API, served
+from served import ADMIN, API, running, served, wait_for
 
-from llamafu import Llamafu
 from llamafu.client import (
     AsyncTabbyClient,
     AuthenticationError,
@@ -28,14 +26,6 @@ from llamafu.client import (
 
 HI = [{"role": "user", "content": "hello"}]
 GREEDY = {"temperature": 0, "max_tokens": 12}
-
-
-@pytest.fixture(scope="module")
-def folder(tmp_path_factory, tiny_adapter_a, tiny_adapter_b):
-    folder = tmp_path_factory.mktemp("adapters")
-    shutil.copy(tiny_adapter_a, folder / "a.gguf")
-    shutil.copy(tiny_adapter_b, folder / "b.gguf")
-    return folder
 
 
 @pytest.fixture(scope="module")
@@ -61,29 +51,6 @@ def admin(url):
 def user(url):
     with TabbyClient(url, api_key=API, retries=0) as client:
         yield client
-
-
-@pytest.fixture(scope="module")
-def alone(real, tiny_model, folder):
-    """The same model and adapters without server and engine: what every answer has to be."""
-    with Llamafu(tiny_model, n_ctx=2048, n_threads=1, library=real.path) as llm:
-        for path in sorted(folder.iterdir()):
-            llm.load_lora_adapter(path)
-        yield llm
-
-
-def running(url):
-    text = httpx.get(f"{url}/metrics", headers={"X-Api-Key": API}).text
-    return float(re.search(r"^llamafu_engine_running (\S+)$", text, re.MULTILINE)[1])
-
-
-def wait_for(condition, seconds=10):
-    end = time.monotonic() + seconds
-    while time.monotonic() < end:
-        if condition():
-            return True
-        time.sleep(0.02)
-    return False
 
 
 # -- the five operations ------------------------------------------------------------------------------------------

@@ -3,7 +3,6 @@
 import asyncio
 import json
 import os
-import re
 import shutil
 import signal
 import socket
@@ -13,7 +12,7 @@ from pathlib import Path
 
 import httpx
 import pytest
-from served import API, served
+from served import API, running, served, wait_for
 
 from llamafu import Llamafu
 from llamafu.cli.serve import spin_briefly
@@ -48,20 +47,6 @@ def server(tiny_model, flags):
 
 def descriptors(server):
     return sum(1 for _ in Path(f"/proc/{server.process.pid}/fd").iterdir())
-
-
-def running(server):
-    text = httpx.get(f"{server.url}/metrics", headers={"X-Api-Key": API}).text
-    return float(re.search(r"^llamafu_engine_running (\S+)$", text, re.MULTILINE)[1])
-
-
-def wait_for(condition, seconds=10):
-    end = time.monotonic() + seconds
-    while time.monotonic() < end:
-        if condition():
-            return True
-        time.sleep(0.02)
-    return False
 
 
 def connect(server, window=None):
@@ -109,7 +94,7 @@ def test_idle_connections_and_more_streams_than_run_at_once(server, tiny_model, 
         llm.load_lora_adapter(folder / "a.gguf")
         wanted = [(llm.complete("hello", lora=lora, max_tokens=12, **GREEDY).text, "length") for lora in ({}, {"a": 1.0})]
     assert wanted[0] != wanted[1]
-    assert wait_for(lambda: running(server) == 0)
+    assert wait_for(lambda: running(server.url) == 0)
     before = descriptors(server)
     with ExitStack() as stack:
         idle = [stack.enter_context(connect(server)) for _ in range(IDLE)]
@@ -156,12 +141,12 @@ def test_too_many_texts_to_embed_are_refused(server):
 
 def test_a_client_that_does_not_read_is_cut_off_and_holds_nothing(server):
     """It stays connected, and reads nothing: its sequences and its descriptor are free all the same, and the memory is."""
-    assert wait_for(lambda: running(server) == 0)
+    assert wait_for(lambda: running(server.url) == 0)
     before = descriptors(server)
     with connect(server, window=2048) as connection:
         connection.sendall(posted({**LONG, "model": "b" * 190, "n": 4}))
-        assert wait_for(lambda: running(server) == 4)
-        assert wait_for(lambda: running(server) == 0, 20)
+        assert wait_for(lambda: running(server.url) == 4)
+        assert wait_for(lambda: running(server.url) == 0, 20)
         assert wait_for(lambda: descriptors(server) <= before)
         whole = httpx.post(
             f"{server.url}/v1/completions",
@@ -173,13 +158,13 @@ def test_a_client_that_does_not_read_is_cut_off_and_holds_nothing(server):
 
 
 def test_a_client_that_leaves_with_everything_unread(server):
-    assert wait_for(lambda: running(server) == 0)
+    assert wait_for(lambda: running(server.url) == 0)
     before = descriptors(server)
     with connect(server, window=2048) as connection:
         connection.sendall(posted({**LONG, "n": 4}))
-        assert wait_for(lambda: running(server) == 4)
+        assert wait_for(lambda: running(server.url) == 4)
         time.sleep(0.3)
-    assert wait_for(lambda: running(server) == 0, 1)
+    assert wait_for(lambda: running(server.url) == 0, 1)
     assert wait_for(lambda: descriptors(server) <= before)
 
 
@@ -197,7 +182,7 @@ def test_a_signal_ends_what_is_queued_and_who_does_not_read(tiny_model, flags, r
         port = httpx.URL(server.url).port
         opened = [await asyncio.open_connection("127.0.0.1", port) for _ in range(8)]
         asked = [asyncio.create_task(one(*each)) for each in opened]
-        assert await asyncio.to_thread(wait_for, lambda: running(server) == 4)
+        assert await asyncio.to_thread(wait_for, lambda: running(server.url) == 4)
         server.process.send_signal(signal.SIGTERM)
         return await asyncio.gather(*asked)
 
@@ -207,7 +192,7 @@ def test_a_signal_ends_what_is_queued_and_who_does_not_read(tiny_model, flags, r
             stack.enter_context(connect(server, window=2048)).sendall(
                 posted({**LONG, "model": "b" * 190, "max_tokens": 19_000})
             )
-            assert wait_for(lambda: running(server) == 1)
+            assert wait_for(lambda: running(server.url) == 1)
             time.sleep(1)
         ends = asyncio.run(all_of_them(server))
         began = time.monotonic()

@@ -1,22 +1,17 @@
 """`llamafu serve` with the openai package: what its users call, and every error as its exceptions."""
 
 import asyncio
-import re
-import shutil
 import threading
 import time
 from typing import Literal
 
-import httpx
 import openai
 import pydantic
 import pytest
 import test_docs
 from openai import AsyncOpenAI, OpenAI
 from refusing import BUSY, NARROW, REFUSED, assert_refused, full_queue
-from served import ADMIN, API, served
-
-from llamafu import Llamafu
+from served import ADMIN, API, running, served, wait_for
 
 HI = [{"role": "user", "content": "hello"}]
 GREEDY = {"temperature": 0, "max_tokens": 8}
@@ -39,14 +34,6 @@ class Answer(pydantic.BaseModel):
 
 
 @pytest.fixture(scope="module")
-def folder(tmp_path_factory, tiny_adapter_a, tiny_adapter_b):
-    folder = tmp_path_factory.mktemp("adapters")
-    shutil.copy(tiny_adapter_a, folder / "a.gguf")
-    shutil.copy(tiny_adapter_b, folder / "b.gguf")
-    return folder
-
-
-@pytest.fixture(scope="module")
 def url(real, tiny_model, folder):
     with served(tiny_model, "--adapters", folder, "--library", real.path, "--n-ctx", 4096) as running:
         assert running.url, running.log
@@ -57,15 +44,6 @@ def url(real, tiny_model, folder):
 def client(url):
     with OpenAI(base_url=f"{url}/v1", api_key=API, max_retries=0, timeout=20) as client:
         yield client
-
-
-@pytest.fixture(scope="module")
-def alone(real, tiny_model, folder):
-    """The same model and adapters without a server: what every answer has to be."""
-    with Llamafu(tiny_model, n_ctx=2048, n_threads=1, library=real.path) as llm:
-        for path in sorted(folder.iterdir()):
-            llm.load_lora_adapter(path)
-        yield llm
 
 
 # -- answers ------------------------------------------------------------------------------------------------------
@@ -122,7 +100,7 @@ def test_a_stream_that_is_left_frees_its_sequence(url, client):
     ) as stream:
         next(stream)
         assert running(url) == 1
-    assert wait_for(lambda: running(url) == 0)
+    assert wait_for(lambda: running(url) == 0, 5)
 
 
 def test_structured_answers(client):
@@ -284,20 +262,6 @@ def test_the_page_of_clients(desk):
 # -- asyncio ------------------------------------------------------------------------------------------------------
 
 
-def running(url):
-    text = httpx.get(f"{url}/metrics", headers={"X-Api-Key": API}).text
-    return float(re.search(r"^llamafu_engine_running (\S+)$", text, re.MULTILINE)[1])
-
-
-def wait_for(condition, seconds=5):
-    end = time.monotonic() + seconds
-    while time.monotonic() < end:
-        if condition():
-            return True
-        time.sleep(0.02)
-    return False
-
-
 def test_mixes_at_once(url, alone):
     mixes = [{}, {"a": 1.0}, {"b": 1.0}, {"a": 0.5, "b": 0.5}] * 2
 
@@ -326,7 +290,7 @@ def test_a_cancelled_task_frees_its_sequence(url, stream):
     async def cancelled():
         async with AsyncOpenAI(base_url=f"{url}/v1", api_key=API, max_retries=0) as client:
             task = asyncio.create_task(ask(client))
-            assert await asyncio.to_thread(wait_for, lambda: running(url) == 1)
+            assert await asyncio.to_thread(wait_for, lambda: running(url) == 1, 5)
             task.cancel()
             with pytest.raises(asyncio.CancelledError):
                 await task
