@@ -441,8 +441,9 @@ def test_infinite_halves_leave_no_trace(tiny_model, tmp_path):
     )
     for kernel in ("compiled", "python"):
         with Engine(tiny_model, adapters_dir=tmp_path, bank_rank=8, n_ctx=256, kernel=kernel, **STRICT) as engine:
-            with pytest.raises(LoraIncompatibleError, match="bank_dtype='f32'"):
-                engine.complete("x", lora={"big": 1.0}, **SHORT)
+            if kernel == "compiled":  # without numba the bank is of F32
+                with pytest.raises(LoraIncompatibleError, match="bank_dtype='f32'"):
+                    engine.complete("x", lora={"big": 1.0}, **SHORT)
             for name in ("mixed", "low"):
                 assert len(engine.complete("x", lora={name: 1.0}, **SHORT).tokens) == 4
 

@@ -20,10 +20,10 @@ def tokens(seed, count):
     return np.random.default_rng(seed).integers(FIRST_BYTE, 317, count).tolist()
 
 
-@pytest.fixture(scope="module")
-def room(tiny_model, tmp_path_factory):
+@pytest.fixture(scope="module", params=["compiled", "python"])
+def room(request, tiny_model, tmp_path_factory):
     paths = make_various(tmp_path_factory.mktemp("breaks"), tiny_model, seed=41, count=3, ranks=range(3, 9), dtypes=("F32",))
-    engine, llm = opened(tiny_model, paths)
+    engine, llm = opened(tiny_model, paths, kernel=request.param)
     with engine, llm:
         cases = [Case(tokens(i, 8 + i), tokens(9 + i, 3), {path.stem: 1.0}) for i, path in enumerate(paths)]
         yield engine, cases, [alone(llm, case) for case in cases]

@@ -19,10 +19,11 @@ if TYPE_CHECKING:
     from llamafu._native.rows import RowTable
     from llamafu.adapters.file import AdapterFile
     from llamafu.engine.registry import Content
+    from llamafu.lora import State
 
 
 class Store(Protocol):
-    """What holds the weights and applies them: `Gather` or `Masking`. Arrays of target i, by unit."""
+    """What holds the weights and applies them: `Gather` or `Rewriting`. Arrays of target i, by unit."""
 
     a: list[NDArray[np.floating]]
     b: list[NDArray[np.floating]]
@@ -93,6 +94,10 @@ class Bank:
         """Say that one sequence less uses these adapters."""
         self.pager.release({content.digest for content in contents})
 
+    def place(self, state: State) -> int:
+        """Return the first unit of an adapter state's contents, -1 if none is resident."""
+        return min((int(self.pager[digest].units[0]) for digest, _ in state if digest in self.pager), default=-1)
+
     def units(self, scales: Mapping[str, float]) -> tuple[NDArray[np.int32], NDArray[np.float32]]:
         """Return the units of resident contents by digest, and the scale of each."""
         if not scales:
@@ -104,6 +109,9 @@ class Bank:
         """Write an adapter's factors; where it has none, or fewer ranks than units, their strength is 0."""
         store, alpha = self.store, file.info.alpha
         store.strength[:, units] = 0
+        if not store.compiled:  # it multiplies by all units of an adapter: nothing old may be left where this one has nothing
+            for a in store.a:
+                a[units] = 0
         narrow = store.a[0].dtype == np.float16
         all_units: slice | NDArray[np.int32] = units
         if len(units) == 1 + units[-1] - units[0] and (np.diff(units) == 1).all():

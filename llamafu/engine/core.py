@@ -57,6 +57,8 @@ class Core:
         self._end_due(began)
         self._admit()
         parts = self._fitting(pack(self.running, self.room.instance.context.n_batch))
+        if (bank := self.room.bank) is not None and not bank.store.compiled:  # it has less to do where rows follow the bank
+            parts.sort(key=lambda part: bank.place(part.sequence.states[part.start]))
         tokens = 0
         for group in groups_of(parts, self._why_not, together=not self.room.instance.model.is_recurrent):
             tokens += self._compute(group)

@@ -27,7 +27,7 @@ class Pager:
     def __init__(self, capacity: int) -> None:
         self.capacity = capacity
         self.pinned: set[str] = set()
-        self._free = list(range(capacity - 1, -1, -1))
+        self._free = list(range(capacity))
         self._residents: dict[str, Resident] = {}  # the least lately used first
 
     def __contains__(self, digest: str) -> bool:
@@ -68,7 +68,7 @@ class Pager:
             self.drop(digest)
         placed = {}
         for digest, rank in missing.items():
-            units = np.array(sorted(self._free.pop() for _ in range(rank)), dtype=np.int32)
+            units = self._take(rank)
             placed[digest] = units
             self._residents[digest] = Resident(units)
         for digest in ranks:
@@ -76,6 +76,15 @@ class Pager:
             resident.users += 1
             self._residents[digest] = resident
         return placed
+
+    def _take(self, rank: int) -> NDArray[np.int32]:
+        """Choose free units: a whole block at a multiple of its size if there is one, else any."""
+        free = np.zeros(self.capacity // rank * rank, dtype=bool)
+        free[[unit for unit in self._free if unit < len(free)]] = True
+        whole = np.flatnonzero(free.reshape(-1, rank).all(axis=1))
+        chosen = range(whole[0] * rank, (whole[0] + 1) * rank) if len(whole) else sorted(self._free)[:rank]
+        self._free = sorted(set(self._free).difference(chosen))
+        return np.array(chosen, dtype=np.int32)
 
     def release(self, digests: Iterable[str]) -> None:
         """Say that one sequence less uses these contents; they stay resident while nobody needs their place."""

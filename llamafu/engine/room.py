@@ -16,7 +16,8 @@ from llamafu._native.chains import find_chains
 from llamafu._native.gather import Gather
 from llamafu._native.instance import Instance
 from llamafu._native.kv_memory import machine_bytes
-from llamafu._native.masking import Masking
+from llamafu._native.layout import with_spare
+from llamafu._native.rewriting import Rewriting
 from llamafu.adapters.file import read_adapter
 from llamafu.adapters.info import is_expert
 from llamafu.adapters.write import factor_bytes
@@ -151,18 +152,19 @@ class Room:
             return None
         shapes = {chain.target: shapes[chain.target] for chain in chains}
         self._demand_memory(shapes)
-        if self.plan.kernel == "python":
+        self.carrier = probe
+        if self.plan.kernel == "python" and any(chain.experts > 1 for chain in chains):
             instance.free(probe)
-            self.carrier = instance.add(_zeros(self._base.architecture, shapes, self._rank, self._dtype), label="the bank")
+            self.carrier = instance.add(_zeros(self._base.architecture, shapes, with_spare(self._rank)), label="the bank")
             chains = find_chains(instance.model, self.carrier).chains
-        else:
-            self.carrier = probe
-        kind = Gather if self.plan.kernel == "compiled" else Masking
         # The base's shapes are in GGUF's order: in, out, experts.
         sizes = [(shapes[chain.target][0], shapes[chain.target][1]) for chain in chains]
-        store = kind(instance.library, chains, sizes, units=self._rank, dtype=self._dtype)
-        if isinstance(store, Gather):
+        store: Gather | Rewriting
+        if self.plan.kernel == "compiled":
+            store = Gather(instance.library, chains, sizes, units=self._rank, dtype=self._dtype)
             self.attention = store.attention.prove(instance.model, instance.context_options) or "compiled"
+        else:
+            store = Rewriting(instance.library, chains, sizes, units=self._rank)
         self.bank = Bank(store, [chain.target for chain in chains], self._rank)
         return store
 
@@ -200,7 +202,8 @@ class Room:
 
     def _demand_memory(self, shapes: dict[str, tuple[int, ...]]) -> None:
         per_unit = sum((shape[0] + shape[1]) * math.prod(shape[2:]) for shape in shapes.values())
-        needed, there = per_unit * np.dtype(self._dtype).itemsize * self._rank, machine_bytes()
+        itemsize = np.dtype(self._dtype if self.plan.kernel == "compiled" else np.float32).itemsize
+        needed, there = per_unit * itemsize * self._rank, machine_bytes()
         if needed > there / 2:
             fitting = int(there / 2 / (needed / self._rank))
             message = (
@@ -216,16 +219,10 @@ def _takes_adapters(name: str, shape: tuple[int, ...]) -> bool:
     return name.endswith(".weight") and len(shape) == dimensions and min(shape) > 1 and name != _EMBEDDINGS
 
 
-def _zeros(
-    architecture: str, shapes: dict[str, tuple[int, ...]], rank: int, dtype: type[np.float16 | np.float32] = np.float16
-) -> bytes:
-    """Make an adapter of zeros for tensors of these shapes (GGUF's order)."""
-    tensors = {
-        name: (
-            np.zeros((*shape[2:], rank, shape[0]), np.float32),
-            np.zeros((*shape[2:], shape[1], rank), np.float32),
-        )
-        for name, shape in shapes.items()
-    }
-    kind: Literal["F16", "F32"] = "F16" if dtype is np.float16 else "F32"
-    return factor_bytes(tensors, architecture=architecture, alpha=0.0, metadata={}, dtype=kind)
+def _zeros(architecture: str, shapes: dict[str, tuple[int, ...]], rank: int) -> bytes:
+    """Make an adapter of zeros for tensors of these shapes (GGUF's order); only that of experts has so much rank."""
+    tensors = {}
+    for name, shape in shapes.items():
+        own = rank if is_expert(name) else 1
+        tensors[name] = np.zeros((*shape[2:], own, shape[0]), np.float32), np.zeros((*shape[2:], shape[1], own), np.float32)
+    return factor_bytes(tensors, architecture=architecture, alpha=0.0, metadata={}, dtype="F32")
