@@ -131,7 +131,10 @@ def test_facts_are_computed_once_for_a_content(tmp_path, monkeypatch):
     for name in ("one", "same"):
         shutil.copy(example_adapters()["pirate"], tmp_path / f"{name}.gguf")
     engine = Informed()
-    with serving(engine, adapters=tmp_path) as address, httpx.Client(base_url=address, headers={"X-Admin-Key": ADMIN}) as client:
+    with (
+        serving(engine, adapters=tmp_path) as address,
+        httpx.Client(base_url=address, headers={"X-Admin-Key": ADMIN}) as client,
+    ):
         for name in ("one", "one", "same"):
             assert client.get(f"/v1/lora/{name}/info").json()["digest"] == computed[0]
         assert len(computed) == 1
