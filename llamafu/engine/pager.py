@@ -77,6 +77,10 @@ class Pager:
             self._residents[digest] = resident
         return placed
 
+    def keep(self, digest: str) -> None:
+        """Take a content into use once more."""
+        self._residents[digest].users += 1
+
     def release(self, digests: Iterable[str]) -> None:
         """Say that one sequence less uses these contents; they stay resident while nobody needs their place."""
         for digest in digests:
