@@ -150,7 +150,7 @@ def run(given: argparse.Namespace) -> bool:
             names = [path.stem for path in adapters]
             held &= asyncio.run(_parts.load(server, [body(i, given.tokens, name) for i in range(STREAMS)], names))
         if "cold" in given.part:
-            bodies = [body(i, given.tokens, name) for i in range(STREAMS - 1)]
+            bodies = [body(i, max(given.tokens, 64), name) for i in range(STREAMS - 1)]  # long enough for what is read beside
             held &= asyncio.run(_parts.cold(server, bodies, [path.stem for path in large]))
         if "connections" in given.part:
             bodies = [body(index, min(given.tokens, 16), name) for index in range(_parts.ACTIVE)]
