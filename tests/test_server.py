@@ -490,8 +490,8 @@ def test_upload(raw, engine, folder):
     [
         ({"files": {"file": ("pirate.gguf", PIRATE)}}, "already"),
         ({"files": {"file": ("../x.gguf", PIRATE)}, "data": {"name": "../x"}}, "no adapter's name"),
-        ({"files": {"file": ("x.gguf", PIRATE[:-1])}}, ""),
-        ({"files": {"file": ("x.gguf", b"bad")}}, ""),
+        ({"files": {"file": ("x.gguf", PIRATE[:-1])}}, "x.gguf: "),
+        ({"files": {"file": ("x.gguf", b"bad")}}, "x.gguf: "),
         ({"files": {"thing": ("x.gguf", PIRATE)}}, "'thing'"),
         ({"files": {"file": ("x.gguf", PIRATE)}, "data": {"more": "x"}}, "'more'"),
         ({"files": [("file", ("x.gguf", PIRATE)), ("file", ("y.gguf", PIRATE))]}, "form cannot be read"),
@@ -505,6 +505,7 @@ def test_uploads_that_are_refused_leave_nothing(raw, folder, engine, form, probl
     answer = raw.post("/v1/lora/upload", **form)
     assert answer.status_code == 400
     assert problem in answer.json()["detail"]
+    assert str(folder) not in answer.json()["detail"]
     assert sorted(folder.iterdir()) == before
     assert set(engine.adapters) == {"pirate", "shout"}
 

@@ -44,7 +44,7 @@ class Facts:
             raise NotFoundError(message)
         is_admin = exchange.rights == "admin"
         if scaling is None and not is_admin:
-            message = f"the adapter {name!r} is not active; an api key sees what active ones are, an admin key what all are"
+            message = f"the adapter {name!r} is not active; an api key may look at active ones, an admin key at all"
             raise PermissionDeniedError(message)
         facts = self._kept.get(info.digest)
         if facts is None:
