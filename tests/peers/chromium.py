@@ -26,7 +26,11 @@ KEYS = {
 CONTROL = 2
 QUIET = {"stdin": subprocess.DEVNULL, "stdout": subprocess.DEVNULL, "stderr": subprocess.DEVNULL}
 PATIENCE = 60
-"""Seconds that the browser may take to answer one command: a stalled one fails a test, and names the command."""
+"""Seconds that the browser may say nothing while it owes an answer: a stalled one fails a test, and names the command.
+
+They are counted, not read off a clock, as in `wait`: a machine that stops all its processes for a while fails no test.
+"""
+POLL = 0.03
 # The browser reads from 3 and writes to 4. Python's own preexec_fn would do it between fork and exec, where a process with
 # threads, which this one has, may stop for ever.
 LAUNCH = """import os, sys
@@ -57,9 +61,8 @@ class Page:
         if self._session:
             message["sessionId"] = self._session
         os.write(self._send, json.dumps(message).encode() + b"\0")
-        end = time.monotonic() + PATIENCE
         while True:
-            told = json.loads(self._next(method, end))
+            told = json.loads(self._next(method))
             if told.get("id") == self._number:
                 assert "error" not in told, told
                 return told["result"]
@@ -76,9 +79,9 @@ class Page:
         if failed or method == "Runtime.exceptionThrown":
             self.errors.append(json.dumps(told))
 
-    def _next(self, method, end):
+    def _next(self, method):
         while b"\0" not in self._rest:
-            ready, _, _ = select.select([self._receive], [], [], max(0, end - time.monotonic()))
+            ready = any(select.select([self._receive], [], [], 1)[0] for _ in range(PATIENCE))
             assert ready, f"Chromium has not answered {method} in {PATIENCE} s"
             piece = os.read(self._receive, 1 << 20)
             assert piece, "Chromium ended"
@@ -109,10 +112,11 @@ class Page:
 
     def wait(self, expression, seconds=30):
         """Wait until an expression is true."""
-        end = time.monotonic() + seconds
-        while not self.run(f"Boolean({expression})"):
-            assert time.monotonic() < end, expression
-            time.sleep(0.03)
+        for _ in range(round(seconds / POLL)):
+            if self.run(f"Boolean({expression})"):
+                return
+            time.sleep(POLL)
+        raise AssertionError(expression)
 
     def text(self, selector):
         """Return the text of the first element that fits, as it is read on the screen."""
