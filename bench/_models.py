@@ -146,7 +146,7 @@ def _wide(source: Path, output: Path) -> None:
 MODELS: dict[str, Callable[[Path, Path], None]] = {"q4_0": _q4_0, "f16": _f16, "wide": _wide}
 
 
-def adapters(base: Path, folder: Path, count: int) -> list[Path]:
+def adapters(base: Path, folder: Path, count: int, rank: int = RANK) -> list[Path]:
     """Write `count` adapters for the model file `base` into `folder`, every one with other content, and return their paths.
 
     Fast enough for thousands: only the first goes through the writer, the others change its values. Each value is a random
@@ -157,7 +157,7 @@ def adapters(base: Path, folder: Path, count: int) -> list[Path]:
     missing = [i for i, path in enumerate(paths) if not path.is_file()]
     if not missing:
         return paths
-    header, exponents = _template(base, folder)
+    header, exponents = _template(base, folder, rank)
     for i in missing:
         noise = np.frombuffer(np.random.Generator(np.random.PCG64(i)).bytes(exponents.nbytes), np.uint16)
         with whole_file(paths[i]) as unfinished, unfinished.open("wb") as file:
@@ -166,14 +166,14 @@ def adapters(base: Path, folder: Path, count: int) -> list[Path]:
     return paths
 
 
-def _template(base: Path, folder: Path) -> tuple[bytes, np.ndarray[Any, np.dtype[np.uint16]]]:
+def _template(base: Path, folder: Path, rank: int) -> tuple[bytes, np.ndarray[Any, np.dtype[np.uint16]]]:
     """Header of an adapter for `base`, and its values: powers of two as F16 bits."""
     pairs = {}
     for name, shape in read_base(base).tensors.items():
         if name.removesuffix(".weight").rpartition(".")[2] in PROJECTIONS:
             columns, rows = shape
-            a = np.full((RANK, columns), _power_of_two(columns**-0.5), np.float32)
-            pairs[name] = (a, np.full((rows, RANK), _power_of_two(_STRENGTH * RANK**0.5 / ALPHA), np.float32))
+            a = np.full((rank, columns), _power_of_two(columns**-0.5), np.float32)
+            pairs[name] = (a, np.full((rows, rank), _power_of_two(_STRENGTH * rank**0.5 / ALPHA), np.float32))
     with tempfile.TemporaryDirectory(dir=folder) as room:
         path = Path(room) / "template.gguf"
         info = write_adapter(path, pairs, architecture="llama", alpha=ALPHA, metadata={}, dtype="F16")

@@ -67,6 +67,35 @@ async def load(server: Server, bodies: Sequence[dict[str, Any]], names: Sequence
     return held & verdict("the longest gap, beyond the longest of streams left alone", beyond, 100.0, " ms")
 
 
+async def cold(server: Server, bodies: Sequence[dict[str, Any]], names: Sequence[str]) -> bool:
+    """Ask for one answer with each of `names`, which are not in the bank and push each other out of it, while streams run."""
+    gaps: dict[str, list[float]] = {"left alone": [], "with cold adapters": []}
+    firsts: list[float] = []
+    for side in list(gaps) * 2:
+        streams = [await Connection.open(server.port) for _ in bodies]
+        asked = [
+            asyncio.create_task(one.ask("POST", "/v1/completions", body)) for one, body in zip(streams, bodies, strict=True)
+        ]
+        await asyncio.gather(*(one.spoke.wait() for one in streams))
+        since = time.perf_counter()
+        for name in names if side == "with cold adapters" else ():
+            began = time.perf_counter()
+            done = await ask(server.port, "POST", "/v1/completions", {**bodies[0], "lora": {name: 1.0}, "max_tokens": 2})
+            firsts.append((done.times[0][0] - began) * 1e3)
+            if not done.ended_well or any(each.done() for each in asked):
+                message = "an answer failed, or the streams were over before it: take more --tokens"
+                raise RuntimeError(message)
+        await asyncio.gather(*asked)
+        gaps[side] += [gap * 1e3 for one in streams for gap in _gaps([at for at, _ in one.times], since)]
+        for one in streams:
+            one.close()
+    for side, values in gaps.items():
+        print(f"   gaps between pieces of {len(bodies)} streams, {side}: {spread(sorted(values))}")
+    print(f"   first token with a cold adapter: {spread(sorted(firsts))}")
+    beyond = max(gaps["with cold adapters"]) - max(gaps["left alone"])
+    return verdict("the longest gap beside a cold adapter, beyond the longest of streams left alone", beyond, 100.0, " ms")
+
+
 async def connections(server: Server, bodies: Sequence[dict[str, Any]]) -> bool:
     """Hold idle connections beside more streams than run at once, then overfill the queue."""
     await asyncio.gather(*(ask(server.port, "POST", "/v1/completions", body) for body in bodies))  # a warm-up of this size

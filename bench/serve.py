@@ -3,9 +3,10 @@
     python bench/serve.py [--part NAME]... [--model MODEL ADAPTER ADAPTER] [--tokens N] [--threads N]
 
 Parts: cost (server CPU and throughput, the bare engine in turn), first (the first byte after the engine's first token),
-load (adapters loaded while 16 streams run), connections (256 idle and 64 active, a full queue). HTTP's CPU is that of all of
-the server's threads but those that compute, the busiest ones; what the engine's thread does to hand a piece over, it does
-without a server too. Ends with status 1 when a limit is missed.
+load (adapters loaded while 16 streams run), cold (adapters of rank 112 read from disk while 15 streams run), connections
+(256 idle and 64 active, a full queue). HTTP's CPU is that of all of the server's threads but those that compute, the busiest
+ones; what the engine's thread does to hand a piece over, it does without a server too. Ends with status 1 when a limit is
+missed.
 """
 
 from __future__ import annotations
@@ -26,6 +27,7 @@ from _conditions import ADAPTERS, show, verdict
 from _http import ask
 from _serving import cpu_of_all, serving
 
+from llamafu._paths import cache_dir
 from llamafu.example_model import example_model
 
 if TYPE_CHECKING:
@@ -34,6 +36,8 @@ if TYPE_CHECKING:
 
 STREAMS = 16
 ROUNDS = 3
+LARGE = 112
+"""Rank of adapters that fill the bank of 128 units but for those of a stream's adapter."""
 OPTIONS = {"prompt": "Once upon a time there was", "ignore_eos": True, "temperature": 0}
 
 
@@ -119,6 +123,13 @@ def tell_first(came: dict[int, list[tuple[int, float]]], made: dict[str, float])
     return held
 
 
+def _large(model: Path) -> list[Path]:
+    """Two adapters that do not fit into the bank together."""
+    from _models import adapters
+
+    return adapters(model, cache_dir() / "bench" / f"rank-{LARGE}-{model.stem}", 2, LARGE)
+
+
 def run(given: argparse.Namespace) -> bool:
     """Measure every part that is wanted."""
     model, adapters = Path(given.model[0]), [Path(path) for path in given.model[1:]]
@@ -126,7 +137,10 @@ def run(given: argparse.Namespace) -> bool:
     held = True
     flags = ["--threads", str(given.threads), "--max-queue", str(_parts.QUEUE)]
     began, others = time.perf_counter(), cpu_of_all() - sum(resource.getrusage(resource.RUSAGE_CHILDREN)[:2])
-    with serving(model, adapters, *flags) as server:
+    large = _large(model) if "cold" in given.part else []
+    for path in large:
+        print(f"   {path.name}: {path.stat().st_size / 1e6:.1f} MB")
+    with serving(model, [*adapters, *large], *flags) as server:
         came = {}
         if "cost" in given.part:
             held &= cost(server, given, name)
@@ -135,6 +149,9 @@ def run(given: argparse.Namespace) -> bool:
         if "load" in given.part:
             names = [path.stem for path in adapters]
             held &= asyncio.run(_parts.load(server, [body(i, given.tokens, name) for i in range(STREAMS)], names))
+        if "cold" in given.part:
+            bodies = [body(i, max(given.tokens, 64), name) for i in range(STREAMS - 1)]  # long enough for what is read beside
+            held &= asyncio.run(_parts.cold(server, bodies, [path.stem for path in large]))
         if "connections" in given.part:
             bodies = [body(index, min(given.tokens, 16), name) for index in range(_parts.ACTIVE)]
             held &= asyncio.run(_parts.connections(server, bodies))
@@ -148,7 +165,7 @@ def run(given: argparse.Namespace) -> bool:
 
 def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parts = ("cost", "first", "load", "connections")
+    parts = ("cost", "first", "load", "cold", "connections")
     parser.add_argument("--part", action="append", choices=parts, help="what to measure (default: everything)")
     parser.add_argument("--model", nargs="+", metavar="FILE", help="a model and two adapters (default: the examples)")
     parser.add_argument("--tokens", type=int, default=32, help="tokens a stream (32)")

@@ -5,6 +5,7 @@ from __future__ import annotations
 import datetime as dt
 import functools
 import importlib.util
+import json
 import warnings
 from typing import TYPE_CHECKING, Any
 
@@ -12,6 +13,9 @@ from llamafu.errors import ErrorCode, LlamafuError
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping, Sequence
+
+    from jinja2.nodes import Node
+    from jinja2.parser import Parser
 
     from llamafu._native.model import Model
 
@@ -42,9 +46,10 @@ def render(model: Model, messages: Sequence[Mapping[str, Any]], *, tools: Sequen
             bos_token=_spell(model, model.bos),
             eos_token=_spell(model, model.eos),
         )
-    if tools:
+    beyond = ["tools"] * bool(tools) + sorted({key for message in checked for key in message} - {"role", "content"})
+    if beyond:
         message = (
-            "tools were given, which only the model's own template can show it; install jinja2 (`pip install 'llamafu[chat]'`)"
+            f"only the model's own template can show it: {', '.join(beyond)}; install jinja2 (`pip install 'llamafu[chat]'`)"
         )
         raise LlamafuError(message, code=ErrorCode.INVALID_PARAM)
     text = model.apply_known_template(template, [(message["role"], message["content"]) for message in checked])
@@ -77,16 +82,39 @@ def _spell(model: Model, token: int) -> str:
     return model.piece(token, special=True).decode("utf-8", "replace") if token >= 0 else ""
 
 
+def _as_json(
+    value: Any,
+    ensure_ascii: bool = False,  # noqa: FBT001, FBT002 - templates may give it by place
+    indent: int | None = None,
+    separators: tuple[str, str] | None = None,
+    sort_keys: bool = False,  # noqa: FBT001, FBT002 - as above
+) -> str:
+    """Write JSON as template authors expect it; jinja's own filter escapes for HTML, sorts, and takes `indent` alone."""
+    return json.dumps(value, ensure_ascii=ensure_ascii, indent=indent, separators=separators, sort_keys=sort_keys)
+
+
 @functools.lru_cache(maxsize=8)
 def _compile(template: str) -> Callable[..., str]:
     """Compile a chat template in the environment that model authors write for (transformers' conventions)."""
     import jinja2
+    from jinja2.ext import Extension
     from jinja2.sandbox import ImmutableSandboxedEnvironment
+
+    class Generation(Extension):
+        """`{% generation %}` marks for training what the assistant says; here it is what it holds."""
+
+        tags = {"generation"}  # noqa: RUF012 - as jinja declares it
+
+        def parse(self, parser: Parser) -> list[Node]:
+            next(parser.stream)
+            return parser.parse_statements(("name:endgeneration",), drop_needle=True)
 
     def refuse(text: str) -> None:
         raise jinja2.TemplateError(text)
 
-    environment = ImmutableSandboxedEnvironment(trim_blocks=True, lstrip_blocks=True, extensions=["jinja2.ext.loopcontrols"])
+    extensions: list[str | type[Extension]] = ["jinja2.ext.loopcontrols", Generation]
+    environment = ImmutableSandboxedEnvironment(trim_blocks=True, lstrip_blocks=True, extensions=extensions)
+    environment.filters["tojson"] = _as_json
     environment.globals["raise_exception"] = refuse
     environment.globals["strftime_now"] = lambda form: dt.datetime.now(tz=dt.UTC).strftime(form)
     try:
@@ -98,8 +126,9 @@ def _compile(template: str) -> Callable[..., str]:
     def run(**values: Any) -> str:
         try:
             return program.render(**values)
-        except jinja2.TemplateError as error:
-            message = f"the model's chat template refuses these messages: {error}"
+        except Exception as error:  # a program that others wrote met values that it was not made for: anything may come
+            told = str(error) if isinstance(error, jinja2.TemplateError) else f"{type(error).__name__}: {error}"
+            message = f"the model's chat template refuses these messages: {' '.join(told.split())}"
             raise LlamafuError(message, code=ErrorCode.INVALID_PARAM) from error
 
     return run

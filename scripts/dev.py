@@ -25,7 +25,7 @@ NEWER = [f"python3.{minor}" for minor in (14, 13, 12, 11)]
 JOBS = {
     "demo": "a real model changes its voice as adapters are applied, blended and faded, and in one batch (92 MB, fetched once)",
     "test": "lint, then every test; ARGS='-k name' goes to pytest",
-    "test-peers": "compare with PEFT, upstream's own tools and openai's client, in tests/peers (torch is fetched once)",
+    "test-peers": "compare with PEFT, upstream, openai's client, Go and Chromium, in tests/peers (torch and Go fetched once)",
     "soak": "the engine under random load, in tests/soak: six minutes, or ARGS='--seconds 60'",
     "lint": "ruff, mypy and the direction of imports",
     "bench": "every benchmark in bench/, one after another",

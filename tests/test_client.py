@@ -1,15 +1,13 @@
 """`TabbyClient` and `AsyncTabbyClient` against a scripted server on the loopback: each test runs on both."""
 
-import asyncio
-import inspect
-import json
 import logging
 import time
 import traceback
-from types import SimpleNamespace
 
+import both_clients
 import pytest
-from loopback import CHUNKED_HEAD, STREAM_HEAD, ScriptedServer, answer, dripping, events, reset, stalled
+from both_clients import BUSY, CHAT, KEYS, LISTED
+from loopback import STREAM_HEAD, answer, reset, stalled
 
 from llamafu.client import (
     APIError,
@@ -25,105 +23,16 @@ from llamafu.client import (
     ServerError,
     ServerTimeoutError,
     TabbyClient,
-    asynchronous,
-    blocking,
 )
 from llamafu.client.failure import seconds
 from llamafu.completion import AppliedLora, Usage
 from llamafu.errors import ClosedError
 from llamafu.service import AsyncLoraService, LoraService
 
-KEYS = {"api_key": "sk-api-123", "admin_key": "sk-admin-456", "bearer_token": "sk-bearer-789"}
-LISTED = answer({"object": "list", "data": [{"id": "pirate", "object": "lora", "created": 5, "owned_by": "llamafu"}]})
-BUSY = answer({"error": {"message": "busy"}}, 429, Retry_After="3")
-
-
-class Awaited:
-    """An asynchronous thing, used as if it were not."""
-
-    def __init__(self, runner, real):
-        self.runner = runner
-        self.real = real
-
-    def __getattr__(self, name):
-        value = getattr(self.real, name)
-        if not callable(value):
-            return Awaited(self.runner, value)
-
-        def call(*args, **kwargs):
-            result = value(*args, **kwargs)
-            if inspect.iscoroutine(result):
-                return self.runner.run(result)
-            return Awaited(self.runner, result)
-
-        return call
-
-    def __iter__(self):
-        return self
-
-    def __next__(self):
-        try:
-            return self.runner.run(self.real.__anext__())
-        except StopAsyncIteration:
-            raise StopIteration from None
-
-    def __enter__(self):
-        self.runner.run(self.real.__aenter__())
-        return self
-
-    def __exit__(self, *error):
-        return self.runner.run(self.real.__aexit__(*error))
-
-    def __repr__(self):
-        return repr(self.real)
-
-
-@pytest.fixture(params=["blocking", "asynchronous"])
-def connect(request, monkeypatch):
-    """Return a function that makes a client; it is closed at the end."""
-    for name in ("HTTP_PROXY", "http_proxy", "ALL_PROXY", "all_proxy"):
-        monkeypatch.delenv(name, raising=False)
-    clients = []
-    with asyncio.Runner() as runner:
-
-        def make(server, **options):
-            url = server if isinstance(server, str) else server.url
-            if request.param == "blocking":
-                clients.append(TabbyClient(url, **options))
-            else:
-                clients.append(Awaited(runner, AsyncTabbyClient(url, **options)))
-            return clients[-1]
-
-        yield make
-        for client in clients:
-            client.close()
-
-
-@pytest.fixture
-def pauses(monkeypatch):
-    """Waits between tries: noted, and not waited for."""
-    found = []
-
-    async def sleep(seconds):
-        found.append(seconds)
-
-    monkeypatch.setattr(blocking, "time", SimpleNamespace(sleep=found.append))
-    monkeypatch.setattr(asynchronous, "asyncio", SimpleNamespace(sleep=sleep))
-    return found
-
-
-@pytest.fixture
-def talk(connect):
-    """Return a function that gives a server with these replies, and a client of it."""
-    servers = []
-
-    def start(*replies, **options):
-        servers.append(ScriptedServer(*replies).__enter__())
-        return servers[-1], connect(servers[-1], **options)
-
-    yield start
-    for server in servers:
-        server.__exit__()
+# Fixtures.
+connect = both_clients.connect
+pauses = both_clients.pauses
+talk = both_clients.talk
 
 
 # -- calls and what they read -------------------------------------------------------------------------------------
@@ -194,18 +103,6 @@ def test_using_restores_the_empty_set(talk):
 def test_the_services_are_the_interface():
     assert isinstance(TabbyClient().lora, LoraService)
     assert isinstance(AsyncTabbyClient().lora, AsyncLoraService)
-
-
-CHAT = {
-    "id": "chatcmpl-1",
-    "object": "chat.completion",
-    "created": 7,
-    "model": "base",
-    "choices": [{"index": 0, "message": {"role": "assistant", "content": "Arrr"}, "finish_reason": "stop"}],
-    "usage": {"prompt_tokens": 3, "completion_tokens": 1, "prompt_tokens_details": {"cached_tokens": 2}},
-    "lora": [{"name": "pirate", "digest": "ab", "scale": 0.5, "final_scale": 0.4}],
-    "extra": True,
-}
 
 
 def test_chat(talk):
@@ -521,201 +418,3 @@ def test_retry_after_texts(text, expected):
 def test_retry_after_dates():
     assert seconds("Wed, 21 Oct 2015 07:28:00 GMT") == 0.0
     assert seconds("Wed, 21 Oct 2215 07:28:00 GMT") > 1e9
-
-
-# -- streams ------------------------------------------------------------------------------------------------------
-
-
-def text_of(stream):
-    return "".join(chunk.text for chunk in stream)
-
-
-@pytest.mark.parametrize("line_end", ["\n", "\r\n", "\r"])
-def test_streams(talk, line_end):
-    server, client = talk(events("Ar", "rr", " é🦙", line_end=line_end))
-    assert text_of(client.completions.stream("a", temperature=0)) == "Arrr é🦙"
-    assert server.requests[0].json == {
-        "prompt": "a",
-        "temperature": 0,
-        "stream": True,
-        "stream_options": {"include_usage": True},
-    }
-    assert server.requests[0].headers["accept"] == "text/event-stream"
-
-
-def test_stream_byte_by_byte(talk):
-    _, client = talk(dripping(events("é🦙", "漢"), 0.0005))
-    assert text_of(client.completions.stream("a")) == "é🦙漢"
-
-
-@pytest.mark.parametrize("chunked", [False, True])
-def test_stream_of_chats_with_pings_and_usage(talk, chunked):
-    body = (
-        b': ping\n\ndata:{"choices":[{"index":0,"delta":{"role":"assistant","content":null},"finish_reason":null}]}\n\n'
-        b': ping - 12:00\n\ndata:{"choices":[{"index":0,"delta":{"content":"Arrr"},"finish_reason":null}]}\n\n'
-        b'data:{"choices":[{"index":0,"delta":{},"finish_reason":"stop"}]}\n\n:\n\n'
-        b'data:{"choices":[],"usage":{"prompt_tokens":3,"completion_tokens":2}}\n\ndata:[DONE]\n\n'
-    )
-    whole = CHUNKED_HEAD + f"{len(body):x}\r\n".encode() + body + b"\r\n0\r\n\r\n" if chunked else STREAM_HEAD + body
-    _, client = talk(whole)
-    chunks = list(client.chat.stream([{"role": "user", "content": "a"}]))
-    assert [chunk.text for chunk in chunks] == ["", "Arrr", "", ""]
-    assert chunks[2].choices[0].finish_reason == "stop"
-    assert chunks[3].usage == Usage(3, 2, 0)
-
-
-def test_done_ends_a_stream_that_stays_open(talk):
-    server, client = talk(stalled(events("a")))
-    stream = client.completions.stream("a", timeout=10)
-    before = time.monotonic()
-    assert text_of(stream) == "a"
-    assert time.monotonic() - before < 5
-    assert server.gone.wait(5)
-    assert not list(stream), "it stays at its end"
-
-
-def test_nothing_after_done_counts(talk):
-    _, client = talk(events("a") + b"data: {\n\n")
-    assert text_of(client.completions.stream("a")) == "a"
-
-
-def test_a_finished_stream_needs_no_done(talk):
-    _, client = talk(events("a", "b").replace(b"data: [DONE]\n\n", b""))
-    assert text_of(client.completions.stream("a")) == "ab"
-
-
-@pytest.mark.parametrize("content", [events("a", done=False), STREAM_HEAD, events("a", done=False) + b'data: {"choices":'])
-def test_a_stream_that_is_cut_short_is_an_error(talk, content):
-    _, client = talk(content)
-    with pytest.raises(ServerError):
-        text_of(client.completions.stream("a"))
-
-
-def test_a_stream_that_is_reset_is_an_error_after_its_pieces(talk):
-    _, client = talk(reset(events("a", "b", done=False)))
-    pieces = []
-    with pytest.raises(ServerConnectionError, match="broke|middle"):
-        pieces.extend(chunk.text for chunk in client.completions.stream("a"))
-    stream = client.completions.stream("a")
-    assert next(stream).text == "a"
-    assert next(stream).text == "b"
-    with pytest.raises(ServerConnectionError):
-        next(stream)
-
-
-def test_a_slow_stream_may_last_longer_than_the_timeout(talk):
-    """The limit is for each read: eight pieces, 0.1 s apart, with a limit of 0.4 s."""
-    _, client = talk(dripping(events(*"abcdefgh"), 0.1, size=100))
-    before = time.monotonic()
-    assert text_of(client.completions.stream("a", timeout=0.4)) == "abcdefgh"
-    assert time.monotonic() - before > 0.5
-
-
-def test_a_stalled_stream_times_out(talk):
-    server, client = talk(stalled(events("a", done=False)))
-    stream = client.completions.stream("a", timeout=0.2)
-    assert next(stream).text == "a"
-    with pytest.raises(ServerTimeoutError):
-        next(stream)
-    assert server.gone.wait(5)
-
-
-def test_closing_a_stream_closes_its_connection(talk):
-    server, client = talk(stalled(events("a", "b", done=False)))
-    with client.completions.stream("a") as stream:
-        assert next(stream).text == "a"
-        stream.close()
-        stream.close()
-    assert server.gone.wait(5)
-
-
-def test_a_stream_is_sent_when_it_is_read(talk):
-    server, client = talk(events("a"))
-    stream = client.completions.stream("a")
-    time.sleep(0.05)
-    assert not server.requests
-    stream.close()
-
-
-@pytest.mark.parametrize(
-    ("error", "kind", "status"),
-    [
-        ({"message": "why", "trace": "secret"}, ServerError, 500),
-        ({"message": "why", "code": 400}, InvalidRequestError, 400),
-        ({"message": "why", "code": 503}, ServerError, 503),
-        ({"message": "why", "type": "invalid_request_error", "code": None}, InvalidRequestError, 400),
-        ({"message": "why", "type": "invalid_request_error", "code": "context_length_exceeded"}, InvalidRequestError, 400),
-        ({"message": "why", "code": "not_found"}, NotFoundError, 404),
-        ({"message": "why", "type": "rate_limit_exceeded"}, RateLimitError, 429),
-        ("why", ServerError, 500),
-    ],
-)
-def test_an_error_in_a_stream_is_the_typed_one(talk, error, kind, status):
-    content = events("a", done=False) + f"data: {json.dumps({'error': error})}\n\n".encode()
-    _, client = talk(content)
-    stream = client.completions.stream("a")
-    assert next(stream).text == "a"
-    with pytest.raises(kind, match="why") as caught:
-        next(stream)
-    assert type(caught.value) is kind
-    assert caught.value.status == status
-    assert "secret" not in str(caught.value)
-
-
-@pytest.mark.parametrize("data", ["{", "3", '{"choices": 3}', '{"choices": [3]}', '{"choices":[{"text":3}]}', "{}"])
-def test_events_that_cannot_be_understood(talk, data):
-    _, client = talk(STREAM_HEAD + f"data: {data}\n\n".encode())
-    with pytest.raises(ServerError, match="an event"):
-        list(client.completions.stream("a"))
-
-
-def test_an_answer_that_is_no_stream(talk):
-    _, client = talk(answer(CHAT))
-    with pytest.raises(ServerError, match="application/json, not a stream"):
-        list(client.chat.stream([{"role": "user", "content": "a"}]))
-
-
-# -- asyncio ------------------------------------------------------------------------------------------------------
-
-
-def test_cancelling_a_task_ends_its_request():
-    async def main(url):
-        async with AsyncTabbyClient(url) as client, client.completions.stream("a") as stream:
-            assert (await anext(stream)).text == "a"
-            with pytest.raises(TimeoutError):
-                await asyncio.wait_for(anext(stream), 0.1)
-
-    with ScriptedServer(stalled(events("a", done=False))) as server:
-        asyncio.run(main(server.url))
-        assert server.gone.wait(5)
-
-
-def test_many_streams_at_once():
-    async def one(client):
-        return "".join([chunk.text async for chunk in client.completions.stream("a")])
-
-    async def main(url):
-        async with AsyncTabbyClient(url) as client:
-            return await asyncio.gather(*(one(client) for _ in range(16)))
-
-    with ScriptedServer(dripping(events(*"abcd"), 0.01, size=50)) as server:
-        assert asyncio.run(main(server.url)) == ["abcd"] * 16
-
-
-def test_both_clients_have_the_same_calls():
-    """Names, arguments and defaults of every sub-service."""
-
-    def shape(client):
-        found = {}
-        for name, part in vars(client).items():
-            if name.startswith("_"):
-                continue
-            for method in [each for each in dir(part) if not each.startswith("_")]:
-                parameters = inspect.signature(getattr(part, method)).parameters.values()
-                found[name, method] = [(each.name, each.kind, each.default) for each in parameters]
-        return found
-
-    shapes = shape(TabbyClient())
-    assert shapes == shape(AsyncTabbyClient())
-    assert all(any(name == "timeout" for name, *_ in each) for key, each in shapes.items() if key != ("lora", "using"))
-    assert inspect.signature(TabbyClient) == inspect.signature(AsyncTabbyClient)

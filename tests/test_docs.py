@@ -164,8 +164,8 @@ def check_command(words):
     elif words[0] == "python":
         assert (ROOT / words[1]).is_file()
     elif words[:2] == ["pip", "install"]:
-        extra = re.fullmatch(r"llamafu\[(\w+)\]", words[2])
-        assert extra is None or extra[1] in project()["project"]["optional-dependencies"]
+        extras = re.fullmatch(r"(?:llamafu|\.)\[([\w,]+)\]", words[2])
+        assert extras is None or set(extras[1].split(",")) <= set(project()["project"]["optional-dependencies"])
     else:
         assert words[0] in {"git", "cd", "export"}, f"{words}: what should this be checked by?"
 

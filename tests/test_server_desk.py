@@ -71,7 +71,7 @@ def folder(tmp_path_factory, tiny_adapter_a):
 def client(real, tiny_model, folder):
     with served(tiny_model, "--adapters", folder, "--library", real.path, "--n-ctx", 512) as running:
         assert running.url, running.log
-        with httpx.Client(base_url=running.url, headers={"X-Api-Key": API}) as client:
+        with httpx.Client(base_url=running.url, headers={"X-Admin-Key": ADMIN}) as client:
             yield client
 
 
@@ -95,11 +95,26 @@ def test_facts_of_an_adapter(client, folder):
 
 def test_facts_follow_use_and_the_active_set(client):
     client.post("/v1/completions", json={"model": "a", "prompt": "Once", "max_tokens": 1})
-    client.post("/v1/lora/load", json={"loras": [{"name": "a", "scaling": 0.5}]}, headers={"X-Admin-Key": ADMIN})
+    client.post("/v1/lora/load", json={"loras": [{"name": "a", "scaling": 0.5}]})
     facts = client.get("/v1/lora/a/info").json()
     assert facts["scaling"] == 0.5
     assert facts["last_used"] > 1e9
-    client.post("/v1/lora/unload", headers={"X-Admin-Key": ADMIN})
+    client.post("/v1/lora/unload")
+
+
+def test_an_api_key_is_told_of_active_adapters_and_of_no_uses(client):
+    """As in the lists."""
+    api = {"X-Admin-Key": "", "X-Api-Key": API}
+    refused = client.get("/v1/lora/a/info", headers=api)
+    assert (refused.status_code, refused.json()["error"]["code"]) == (403, "permission_error")
+    assert refused.json()["message"].startswith(
+        "the adapter 'a' is not active; an api key may look at active ones, an admin key at all"
+    )
+    client.post("/v1/lora/load", json={"loras": [{"name": "a", "scaling": 0.5}]})
+    facts = client.get("/v1/lora/a/info").json()
+    assert facts.pop("last_used", None) is not None
+    assert client.get("/v1/lora/a/info", headers=api).json() == facts
+    client.post("/v1/lora/unload")
 
 
 def test_facts_are_computed_once_for_a_content(tmp_path, monkeypatch):
@@ -118,7 +133,10 @@ def test_facts_are_computed_once_for_a_content(tmp_path, monkeypatch):
     for name in ("one", "same"):
         shutil.copy(example_adapters()["pirate"], tmp_path / f"{name}.gguf")
     engine = Informed()
-    with serving(engine, adapters=tmp_path) as address, httpx.Client(base_url=address, headers={"X-Api-Key": API}) as client:
+    with (
+        serving(engine, adapters=tmp_path) as address,
+        httpx.Client(base_url=address, headers={"X-Admin-Key": ADMIN}) as client,
+    ):
         for name in ("one", "one", "same"):
             assert client.get(f"/v1/lora/{name}/info").json()["digest"] == computed[0]
         assert len(computed) == 1

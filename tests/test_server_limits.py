@@ -2,12 +2,16 @@
 
 import asyncio
 import socket
+import struct
+from pathlib import Path
 from unittest import mock
 
 import httpx
 import pytest
+from served import wait_for
 from serving import ADMIN, API, FakeEngine, serving
 
+from llamafu.example_adapters import example_adapters
 from llamafu.server import connection as connections
 from llamafu.server import exchange, uploading
 from llamafu.server.app import make_app
@@ -19,6 +23,10 @@ HEAD = f"POST /v1/completions HTTP/1.1\r\nHost: x\r\nX-Api-Key: {API}\r\nContent
 
 def connected(address):
     return socket.create_connection(("127.0.0.1", httpx.URL(address).port), timeout=10)
+
+
+def descriptors():
+    return sum(1 for _ in Path("/proc/self/fd").iterdir())
 
 
 def read(connection, end=None):
@@ -63,6 +71,28 @@ def test_an_upload_that_stops(tmp_path):
             slow.sendall(f"{head}Content-Type: multipart/form-data; boundary=x\r\n\r\n--x\r\n".encode())
             assert read(slow, b"nothing came for 0.2 s").startswith(b"HTTP/1.1 400 ")
         assert not list(tmp_path.iterdir())
+
+
+@pytest.mark.parametrize("reset", [False, True])
+def test_an_upload_whose_connection_is_lost(tmp_path, reset):
+    """Cancelled in a browser, or cut off: nothing of it stays, and the name is free."""
+    content = example_adapters()["pirate"].read_bytes()
+    with serving(FakeEngine(), adapters=tmp_path) as address:
+        httpx.get(f"{address}/health")
+        before = descriptors()
+        head = f"POST /v1/lora/upload HTTP/1.1\r\nHost: x\r\nX-Admin-Key: {ADMIN}\r\nContent-Length: {len(content) + 200}\r\n"
+        part = '--x\r\nContent-Disposition: form-data; name="file"; filename="mine.gguf"\r\n\r\n'
+        for _ in range(3):
+            with connected(address) as connection:
+                if reset:
+                    connection.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
+                connection.sendall(f"{head}Content-Type: multipart/form-data; boundary=x\r\n\r\n{part}".encode())
+                connection.sendall(content[:-1000])  # more than what is kept in memory
+        assert wait_for(lambda: descriptors() <= before)
+        assert not list(tmp_path.iterdir())
+        files, key = {"file": ("mine.gguf", content)}, {"X-Admin-Key": ADMIN}
+        assert httpx.post(f"{address}/v1/lora/upload", files=files, headers=key).status_code == 200
+        assert [path.name for path in tmp_path.iterdir()] == ["mine.gguf"]
 
 
 def test_what_is_asked_while_the_server_ends_is_ended_too():

@@ -2,17 +2,20 @@
 
 from __future__ import annotations
 
+import math
 import time
+from functools import partial
 from typing import TYPE_CHECKING, Protocol
 
 import numpy as np
 
 from llamafu.adapters.info import is_expert
+from llamafu.engine.filling import Filling
 from llamafu.engine.pager import Pager
 from llamafu.errors import LoraError, LoraIncompatibleError
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable, Mapping, Sequence
+    from collections.abc import Iterable, Iterator, Mapping, Sequence
 
     from numpy.typing import NDArray
 
@@ -51,6 +54,9 @@ class Bank:
         self._contents: dict[str, Content] = {}
         """Those that are resident: whoever asks for one of them makes no copy anew, also when it gives way before."""
         self._targets = {target: place for place, target in enumerate(targets)}
+        self._fillings: dict[str, Filling] = {}
+        """Those that have their units and are not whole yet: nobody uses them, and they give way to nobody."""
+        self._failures: dict[str, Exception] = {}
 
     def holds(self, content: Content) -> bool:
         """Whether every tensor of an adapter is one that rows can have of their own."""
@@ -67,28 +73,50 @@ class Bank:
             )
             raise LoraError(message)
 
-    def acquire(self, contents: Iterable[Content]) -> bool:
-        """Take adapters into use, reading from disk those that are not resident; False when that has to wait."""
+    def acquire(self, contents: Iterable[Content], deadline: float = math.inf) -> bool:
+        """Take adapters into use; False when that has to wait, for units or until all is read.
+
+        What is not resident is read from disk, until `deadline` (of `time.perf_counter`); `work` goes on with it. Raises
+        what reading raises.
+        """
         by_digest = {content.digest: content for content in contents}
+        for digest in by_digest.keys() & self._failures.keys():
+            raise self._failures[digest]
         placed = self.pager.acquire({digest: content.info.rank for digest, content in by_digest.items()})
         if placed is None:
             return False
+        for digest, units in placed.items():
+            self._fillings[digest] = Filling(by_digest[digest], partial(self._pieces, units))
+            self.pager.keep(digest)
+            self._contents[digest] = by_digest[digest]
+        if placed:
+            self._contents = {digest: found for digest, found in self._contents.items() if digest in self.pager}
         try:
-            for digest, units in placed.items():
-                began = time.perf_counter()
-                self._fill(by_digest[digest].read(), units)
-                self._contents[digest] = by_digest[digest]
-                self.page_ins += 1
-                self.page_in_seconds += time.perf_counter() - began
+            whole = all(self._advance(digest, deadline) for digest in by_digest if digest in self._fillings)
         except BaseException:
-            self.pager.release(by_digest)
-            for digest in placed:  # nothing that was not filled may look resident
-                self.pager.drop(digest)
+            self.pager.release(digest for digest in by_digest if digest in self.pager)
             raise
-        finally:
-            if placed:
-                self._contents = {digest: found for digest, found in self._contents.items() if digest in self.pager}
-        return True
+        if not whole:
+            self.pager.release(by_digest)
+        return whole
+
+    def work(self, deadline: float) -> None:
+        """Go on with what is on its way; what fails is kept for those who wait for it, up to `forget_failures`."""
+        for digest in tuple(self._fillings):
+            if time.perf_counter() >= deadline:
+                return
+            try:
+                self._advance(digest, deadline)
+            except Exception as error:  # noqa: BLE001 - whoever waits for it is told
+                self._failures[digest] = error
+
+    def forget_failures(self) -> None:
+        """Let what failed be tried anew."""
+        self._failures.clear()
+
+    def is_filling(self, contents: Iterable[Content]) -> bool:
+        """Whether some of these are on their way."""
+        return any(content.digest in self._fillings for content in contents)
 
     def release(self, contents: Iterable[Content]) -> None:
         """Say that one sequence less uses these adapters."""
@@ -105,41 +133,68 @@ class Bank:
         units = [self.pager[digest].units for digest in scales]
         return np.concatenate(units), np.repeat(np.array(list(scales.values()), np.float32), [len(u) for u in units])
 
-    def _fill(self, file: AdapterFile, units: NDArray[np.int32]) -> None:
-        """Write an adapter's factors; where it has none, or fewer ranks than units, their strength is 0."""
+    def _advance(self, digest: str, deadline: float) -> bool:
+        """Go on with one of them; whether it is whole now. After an error nothing that was not filled looks resident."""
+        began = time.perf_counter()
+        try:
+            whole = self._fillings[digest].advance(deadline)
+        except BaseException:
+            del self._fillings[digest]
+            self.pager.drop(digest)
+            raise
+        finally:
+            self.page_in_seconds += time.perf_counter() - began
+        if whole:
+            del self._fillings[digest]
+            self.pager.release([digest])
+            self.page_ins += 1
+        return whole
+
+    def _pieces(self, units: NDArray[np.int32], file: AdapterFile) -> Iterator[None]:
+        """Write an adapter's factors, and yield after each piece; where it has none, or fewer ranks, the strength is 0."""
         store, alpha = self.store, file.info.alpha
         store.strength[:, units] = 0
         if not store.compiled:  # it multiplies by all units of an adapter: nothing old may be left where this one has nothing
             for a in store.a:
                 a[units] = 0
-        narrow = store.a[0].dtype == np.float16
-        all_units: slice | NDArray[np.int32] = units
-        if len(units) == 1 + units[-1] - units[0] and (np.diff(units) == 1).all():
-            all_units = slice(int(units[0]), int(units[-1]) + 1)  # twice as fast as an index
         for name, pair in file.pairs.items():
             place = self._targets[name]
             a, b = (file.stored(entry) for entry in pair)
             if not is_expert(name):
                 a, b = a[None], b[None]
-            rank = a.shape[1]
-            own = all_units if rank == len(units) else units[:rank]
-            if narrow and (a.dtype != np.float16 or b.dtype != np.float16):
-                with np.errstate(over="ignore"):
-                    a, b = a.astype(np.float16), b.astype(np.float16)
-                if not (_is_finite(a) and _is_finite(b)):  # nothing infinite is written: a strength of 0 does not silence it
-                    message = (
-                        f"{file.path}: {name} has values beyond {np.finfo(np.float16).max:g}; "
-                        "make the engine with bank_dtype='f32'"
-                    )
-                    raise LoraIncompatibleError(message, problems=(message,))
-            store.a[place][own] = a.transpose(1, 0, 2)
-            store.b[place][own] = b.transpose(2, 0, 1)
-            store.strength[place, own] = alpha / rank if alpha else 1.0
+            own = units[: a.shape[1]]
+            yield from _write(store.a[place], own, a.transpose(1, 0, 2), file, name)
+            yield from _write(store.b[place], own, b.transpose(2, 0, 1), file, name)
+            store.strength[place, own] = alpha / len(own) if alpha else 1.0
 
 
+_PIECE = 1 << 20
+"""Numbers that are written in one piece: 2 MB, about a millisecond."""
 _NO_UNITS = np.empty(0, np.int32)
 _NO_SCALES = np.empty(0, np.float32)
 
 
-def _is_finite(values: NDArray[np.floating]) -> bool:
-    return bool(np.isfinite(values).all())
+def _write(
+    place: NDArray[np.floating],
+    units: NDArray[np.int32],
+    values: NDArray[np.floating],
+    file: AdapterFile,
+    name: str,
+) -> Iterator[None]:
+    """Write `values`, [units, experts, width], to their units of `place`, a few units at a time."""
+    step = max(1, _PIECE // values[0].size)
+    for start in range(0, len(units), step):
+        own, part = units[start : start + step], values[start : start + step]
+        if place.dtype == np.float16 and part.dtype != np.float16:
+            with np.errstate(over="ignore"):
+                part = part.astype(np.float16)
+            if not np.isfinite(part).all():  # nothing infinite is written: a strength of 0 does not silence it
+                message = (
+                    f"{file.path}: {name} has values beyond {np.finfo(np.float16).max:g}; make the engine with bank_dtype='f32'"
+                )
+                raise LoraIncompatibleError(message, problems=(message,))
+        if own[-1] - own[0] == len(own) - 1 and (np.diff(own) == 1).all():
+            place[own[0] : own[-1] + 1] = part  # twice as fast as an index
+        else:
+            place[own] = part
+        yield

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import math
 import time
 from typing import TYPE_CHECKING
 
@@ -30,6 +31,8 @@ if TYPE_CHECKING:
     from llamafu.engine.sequence import SequenceRun
 
 _LOG = logging.getLogger("llamafu.engine")
+_READING = 0.02
+"""Seconds of one step that go into reading adapters from disk while others wait for their next token."""
 _PATIENCE = 64
 """How often a sequence that has to wait for memory or for the bank lets a later one start first."""
 
@@ -47,6 +50,7 @@ class Core:
         self.natives = Natives(room.instance)
         self._decoder = Decoder(room, self.natives, self.recorder)
         self._most = max_sequences
+        self._deadline = math.inf
         self._suspicious = False
         self._pieces: dict[int, bytes] = {}
         self._ends = room.instance.model.end_tokens
@@ -55,7 +59,13 @@ class Core:
         """Compute one batch: a token of every running sequence, and a share of the prompts that are due."""
         began = time.perf_counter()
         self._end_due(began)
+        self._deadline = began + _READING if self.running else math.inf
+        bank = self.room.bank
+        if bank is not None:
+            bank.work(self._deadline)
         self._admit()
+        if bank is not None:
+            bank.forget_failures()
         parts = self._fitting(pack(self.running, self.room.instance.context.n_batch))
         if (bank := self.room.bank) is not None and not bank.store.compiled:  # it has less to do where rows follow the bank
             parts.sort(key=lambda part: bank.place(part.sequence.states[part.start]))
@@ -89,6 +99,16 @@ class Core:
                 self.waiting.remove(sequence)
                 sequence.set_mix(mix)
                 self.waiting.add(sequence)
+
+    def read_ahead(self, contents: Sequence[Content]) -> bool:
+        """Go on with reading adapters into the bank, as long as those that run may wait; whether there is more to do."""
+        bank = self.room.bank
+        if bank is None or not contents or not all(map(bank.holds, contents)):
+            return False
+        if bank.acquire(contents, time.perf_counter() + _READING if self.running else math.inf):
+            bank.release(contents)
+            return False
+        return bank.is_filling(contents)
 
     def digests_in_use(self) -> set[str]:
         """Contents of the adapters of all that runs, or was preempted."""
@@ -150,7 +170,7 @@ class Core:
     def _acquire(self, sequence: SequenceRun) -> bool:
         bank = self.room.bank
         banked = self._banked(sequence)
-        if banked and bank is not None and not bank.acquire(banked):
+        if banked and bank is not None and not bank.acquire(banked, self._deadline):
             bank.refuse_too_large({content.digest: content.info.rank for content in banked})  # of late, something was pinned
             return False
         sequence.holds_adapters = True

@@ -33,6 +33,7 @@ if TYPE_CHECKING:
 
     from llamafu.adapters.file import AdapterFile
     from llamafu.adapters.info import AdapterInfo
+    from llamafu.engine.registry import Content
 
 _MOST = 2**31 - 1
 _MOST_THREADS = 512
@@ -161,6 +162,7 @@ class Engine(Asking):
         Raises `LoraNotFoundError`; `LoraError` when the bank cannot hold it, or not now.
         """
         content = self._registry.resolve(name)
+        self._read_ahead([content])
 
         def pin(core: Core) -> None:
             core.room.unpin_all_but(self._digests())  # a file that was changed had another content when it was pinned
@@ -217,6 +219,7 @@ class Engine(Asking):
     def embed(self, text: str, *, lora: Mapping[str, float] | None = None) -> np.ndarray[Any, np.dtype[np.float32]]:
         """Return the mean of the last layer's token vectors under `lora`, at length 1, shape [n_embd]; None: the active set."""
         tokens, mix = self.tokenize(text), self._mix(lora)
+        self._read_ahead(mix.contents)
         return self._worker.call(lambda core: embed(core, tokens, mix))
 
     # -- state and end -------------------------------------------------------------------------------------------
@@ -277,6 +280,11 @@ class Engine(Asking):
         return f"<Engine {self.path.name}{' (closed)' if self._worker.closed else ''}>"
 
     # -- helpers -------------------------------------------------------------------------------------------------
+
+    def _read_ahead(self, contents: Sequence[Content]) -> None:
+        """Let adapters be read into the bank, if they can be, a piece a step."""
+        while self._worker.call(lambda core: core.read_ahead(contents)):
+            pass
 
     def _digests(self) -> set[str]:
         return {info.digest for info in self._registry.infos().values()}

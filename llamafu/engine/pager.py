@@ -86,6 +86,10 @@ class Pager:
         self._free = sorted(set(self._free).difference(chosen))
         return np.array(chosen, dtype=np.int32)
 
+    def keep(self, digest: str) -> None:
+        """Take a content into use once more."""
+        self._residents[digest].users += 1
+
     def release(self, digests: Iterable[str]) -> None:
         """Say that one sequence less uses these contents; they stay resident while nobody needs their place."""
         for digest in digests:

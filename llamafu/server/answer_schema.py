@@ -60,7 +60,7 @@ def answer_schemas() -> dict[str, Schema]:
     return {
         "Error": _error(),
         "Health": obj({"status": const("healthy"), "issues": {"type": "array"}}),
-        "Permission": obj({"permission": {"enum": ["admin", "api", None]}}),
+        "Permission": obj({"permission": {"enum": ["admin", "api"]}}),
         "Model": obj(model, ("parent",)),
         "Models": listed(ref("Model")),
         "LoraCard": obj({**card, **facts}, ("scaling", *facts)),
@@ -141,7 +141,8 @@ def _info(last_used: Schema) -> Schema:
             "dtype": _TEXT,
             "invocation_tokens": counts,
             "norms": obj({"layers": counts, "modules": _TEXTS, "frobenius": table, "spectral": table, "others": others}),
-        }
+        },
+        ("last_used",),
     )
 
 

@@ -5,16 +5,17 @@ from __future__ import annotations
 import logging
 import threading
 import time
+from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any
 
 from llamafu._last_use import forget_use, last_use, note_use
 from llamafu.adapters import inspect_adapter
 from llamafu.errors import LlamafuError, LoraNotFoundError
 from llamafu.server.folder import Numbers, files_of
-from llamafu.service.errors import InvalidRequestError, NotFoundError
+from llamafu.service.errors import InvalidRequestError, NotFoundError, as_api_error
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterable
+    from collections.abc import Callable, Iterable, Iterator
     from pathlib import Path
 
     from llamafu.server.engine import ServedEngine
@@ -52,11 +53,12 @@ class Catalog:
         """Let `write` make a new adapter file, and register it. Raises what is wrong with it; nothing is kept then."""
         folder = self._demand_folder()
         with self._lock:
-            with folder.receive(name) as path:
+            with folder.receive(name) as path, _by_name(path):
                 write(path)
                 inspect_adapter(path)
             try:
-                self._engine.add_adapter(folder.path_of(name), name=name)
+                with _by_name(path := folder.path_of(name)):
+                    self._engine.add_adapter(path, name=name)
             except BaseException:  # a sound file that does not fit the model
                 folder.delete(name)
                 raise
@@ -80,7 +82,8 @@ class Catalog:
         """See to it that the folder's adapter `name` is registered, now; `NotFoundError`."""
         folder = self._demand_folder()
         with self._lock:
-            self._engine.add_adapter(folder.path_of(name), name=name)
+            with _by_name(path := folder.path_of(name)):
+                self._engine.add_adapter(path, name=name)
             folder.note(name)
             self._numbers.add(name)
 
@@ -148,3 +151,13 @@ class Catalog:
             message = "this server has no folder of adapters; start it with --adapters"
             raise NotFoundError(message)
         return self._folder
+
+
+@contextmanager
+def _by_name(path: Path) -> Iterator[None]:
+    """Let what is said of a file name it without its folder: where this server keeps its files is not the client's business."""
+    try:
+        yield
+    except LlamafuError as error:
+        told = as_api_error(error)
+        raise type(told)(str(told).replace(str(path), path.name)) from error

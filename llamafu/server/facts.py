@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 from starlette.responses import JSONResponse
 
 from llamafu.errors import LoraNotFoundError
-from llamafu.service.errors import NotFoundError
+from llamafu.service.errors import NotFoundError, PermissionDeniedError
 
 if TYPE_CHECKING:
     from starlette.types import ASGIApp
@@ -36,18 +36,23 @@ class Facts:
         self._turn = threading.Lock()  # one computation at a time: each has a CPU busy
 
     async def info(self, exchange: Exchange) -> ASGIApp:
-        """`GET /v1/lora/{name}/info`: an api key sees every adapter, since it may answer with every adapter."""
+        """`GET /v1/lora/{name}/info`: an admin sees all, an api key the active ones, as in the lists, and no uses."""
         name = exchange.request.path_params["name"]
-        info = self._engine.adapters.get(name)
+        info, scaling = self._engine.adapters.get(name), self._engine.active_lora_adapters.get(name)
         if info is None:
             message = f"no such adapter: {name!r}"
             raise NotFoundError(message)
+        is_admin = exchange.rights == "admin"
+        if scaling is None and not is_admin:
+            message = f"the adapter {name!r} is not active; an api key may look at active ones, an admin key at all"
+            raise PermissionDeniedError(message)
         facts = self._kept.get(info.digest)
         if facts is None:
             facts = await asyncio.to_thread(self._look, name, info.digest)
-        last = await asyncio.to_thread(self._catalog.facts, name)
-        own = {"scaling": self._engine.active_lora_adapters.get(name), "last_used": last["last_used"]}
-        return JSONResponse({"id": name, "object": "lora.info", **own, **facts})
+        told: dict[str, Any] = {"id": name, "object": "lora.info", "scaling": scaling, **facts}
+        if is_admin:
+            told["last_used"] = (await asyncio.to_thread(self._catalog.facts, name))["last_used"]
+        return JSONResponse(told)
 
     def _look(self, name: str, digest: str) -> dict[str, Any]:
         from llamafu.adapters.file import AdapterFileNotFoundError

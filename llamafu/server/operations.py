@@ -33,7 +33,7 @@ HEALTH = Operation(summary="Whether the server is up.", answer="Health")
 METRICS = Operation(summary="Counts for Prometheus.", answer_types=(TEXT,))
 MODELS = Operation(summary="The base model and every adapter.", answer="Models")
 MODEL = Operation(summary="The base model, which is `current` too, or one adapter.", answer="Model", refusals=(404,))
-PERMISSION = Operation(summary="Which right the key has; null where the server takes no keys.", answer="Permission")
+PERMISSION = Operation(summary="Which right the key has; admin where the server takes no keys.", answer="Permission")
 COMPLETE = Operation(
     summary="Complete a prompt. `lora` says with which adapters, else `model`, else the active set is used.",
     answer="Completion",
@@ -65,7 +65,11 @@ UNLOAD = Operation(summary="Empty the active set.", answer="Nothing")
 UPLOAD = Operation(
     summary="Take a GGUF adapter into the folder.", answer="LoraCard", body="UploadForm", body_type=FORM, refusals=(404,)
 )
-INFO = Operation(summary="What an adapter is, and the norms of its changes.", answer="LoraInfo", refusals=(404,))
+INFO = Operation(
+    summary="What an adapter is, and the norms of its changes: any for an admin key, an active one for an api key.",
+    answer="LoraInfo",
+    refusals=(403, 404),
+)
 DELETE = Operation(
     summary="Delete an adapter from the folder; refused while it is active.", answer="Deleted", refusals=(404, 409)
 )

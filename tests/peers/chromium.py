@@ -3,9 +3,11 @@
 import base64
 import json
 import os
+import select
 import shutil
 import signal
 import subprocess
+import sys
 import time
 from contextlib import contextmanager
 
@@ -22,7 +24,22 @@ KEYS = {
     "End": 35,
 }
 CONTROL = 2
-QUIET = {"stdout": subprocess.DEVNULL, "stderr": subprocess.DEVNULL}
+QUIET = {"stdin": subprocess.DEVNULL, "stdout": subprocess.DEVNULL, "stderr": subprocess.DEVNULL}
+PATIENCE = 60
+"""Seconds that the browser may say nothing while it owes an answer: a stalled one fails a test, and names the command.
+
+They are counted, not read off a clock, as in `wait`: a machine that stops all its processes for a while fails no test.
+"""
+POLL = 0.03
+# The browser reads from 3 and writes to 4. Python's own preexec_fn would do it between fork and exec, where a process with
+# threads, which this one has, may stop for ever.
+LAUNCH = """import os, sys
+copies = os.dup(int(sys.argv[1])), os.dup(int(sys.argv[2]))
+for copy, number in zip(copies, (3, 4)):
+    os.dup2(copy, number)
+    os.set_inheritable(number, True)
+os.execv(sys.argv[3], sys.argv[3:])
+"""
 
 
 class Page:
@@ -45,7 +62,7 @@ class Page:
             message["sessionId"] = self._session
         os.write(self._send, json.dumps(message).encode() + b"\0")
         while True:
-            told = json.loads(self._next())
+            told = json.loads(self._next(method))
             if told.get("id") == self._number:
                 assert "error" not in told, told
                 return told["result"]
@@ -62,8 +79,10 @@ class Page:
         if failed or method == "Runtime.exceptionThrown":
             self.errors.append(json.dumps(told))
 
-    def _next(self):
+    def _next(self, method):
         while b"\0" not in self._rest:
+            ready = any(select.select([self._receive], [], [], 1)[0] for _ in range(PATIENCE))
+            assert ready, f"Chromium has not answered {method} in {PATIENCE} s"
             piece = os.read(self._receive, 1 << 20)
             assert piece, "Chromium ended"
             self._rest += piece
@@ -93,10 +112,11 @@ class Page:
 
     def wait(self, expression, seconds=30):
         """Wait until an expression is true."""
-        end = time.monotonic() + seconds
-        while not self.run(f"Boolean({expression})"):
-            assert time.monotonic() < end, expression
-            time.sleep(0.03)
+        for _ in range(round(seconds / POLL)):
+            if self.run(f"Boolean({expression})"):
+                return
+            time.sleep(POLL)
+        raise AssertionError(expression)
 
     def text(self, selector):
         """Return the text of the first element that fits, as it is read on the screen."""
@@ -141,6 +161,10 @@ class Page:
         for step in steps:
             self._call("Input.dispatchDragEvent", type=step, x=200, y=200, data=data)
 
+    def slow_down(self, up):
+        """Let uploads have `up` bytes a second; -1 for no limit."""
+        self._call("Network.emulateNetworkConditions", offline=False, latency=0, downloadThroughput=-1, uploadThroughput=up)
+
     def picture(self, path):
         """Write a PNG of what is seen."""
         path.write_bytes(base64.b64decode(self._call("Page.captureScreenshot")["data"]))
@@ -152,15 +176,13 @@ def chromium(profile):
     to_browser, send = os.pipe()
     receive, from_browser = os.pipe()
 
-    def arrange():  # the browser reads from 3 and writes to 4
-        copies = os.dup(to_browser), os.dup(from_browser)
-        for copy, number in zip(copies, (3, 4), strict=True):
-            os.dup2(copy, number)
-
     flags = ("--headless=new", "--no-sandbox", "--disable-gpu", "--hide-scrollbars", "--lang=en-GB")
     flags += ("--disable-dev-shm-usage", "--disable-background-networking", "--disable-component-update", "--no-first-run")
+    flags += ("--disable-sync", "--disable-quic", "--disable-background-timer-throttling", "--disable-renderer-backgrounding")
     flags += ("--remote-debugging-pipe", f"--user-data-dir={profile}")
-    with subprocess.Popen([FOUND, *flags], preexec_fn=arrange, close_fds=False, start_new_session=True, **QUIET) as process:  # noqa: PLW1509
+    ends = (to_browser, from_browser)
+    command = [sys.executable, "-S", "-c", LAUNCH, *map(str, ends), FOUND, *flags]
+    with subprocess.Popen(command, pass_fds=ends, start_new_session=True, **QUIET) as process:
         os.close(to_browser)
         os.close(from_browser)
         try:

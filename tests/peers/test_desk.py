@@ -7,7 +7,7 @@ import shutil
 import httpx
 import pytest
 from chromium import CONTROL, FOUND, chromium
-from served import ADMIN, API, served
+from served import ADMIN, API, served, wait_for
 
 from llamafu.adapters import adapter_norms, inspect_adapter
 from llamafu.example_adapters import example_adapters
@@ -173,10 +173,7 @@ def test_stop(page, server):
     page.key("Escape")
     page.wait("document.querySelector('#stop').disabled && !document.querySelector('#go').disabled")
     assert all(" · stopped" in line for line in page.texts(".made"))
-    for _ in range(100):
-        if metric(server, "running") == 0:
-            break
-    assert metric(server, "running") == 0
+    assert wait_for(lambda: metric(server, "running") == 0)
     assert metric(server, "cancelled") == before + 2
 
 
@@ -223,6 +220,99 @@ def test_adapters_are_dropped_in_and_deleted(page, folder, tmp_path):
     page.wait(f"{STRIPS} === 2")
     assert not (folder / "second mate.gguf").exists()
     assert not page.run("document.querySelector('#info').open")
+
+
+def test_an_upload_is_cancelled(page, folder, tmp_path):
+    """One on its way and one that waits for it; the third, behind them, is taken."""
+    first, second, third = (tmp_path / f"{name}.gguf" for name in ("first", "second", "third"))
+    first.write_bytes(bytes(8_000_000))
+    for path in (second, third):
+        shutil.copy(PIRATE, path)
+    page.slow_down(400_000)
+    page.drop(first, second, third)
+    page.wait("parseInt(document.querySelector('#uploads .said').textContent) > 1")
+    assert page.texts("#uploads .said")[1:] == ["waits", "waits"]
+    assert 0 < page.run("document.querySelector('#uploads progress').value") < 1
+    page.click("#uploads li:nth-child(2) button")
+    assert page.texts("#uploads b") == ["first.gguf", "third.gguf"]
+    page.click("#uploads li:nth-child(1) button")
+    assert page.texts("#uploads .said")[0] == "cancelled"
+    page.slow_down(-1)
+    page.wait("document.querySelector('#uploads .good')")
+    assert page.texts("#uploads .said") == ["cancelled", "added"]
+    page.wait(f"{STRIPS} === 3")
+    assert sorted(path.name for path in folder.iterdir()) == ["pirate.gguf", "shout.gguf", "third.gguf"]
+    page.click("#uploads li:nth-child(1) button")
+    assert page.texts("#uploads b") == ["third.gguf"]
+    (folder / "third.gguf").unlink()
+    page.wait(f"{STRIPS} === 2")
+
+
+def test_an_upload_that_is_too_large_says_so(browser, folder, tmp_path):
+    (tmp_path / "large.gguf").write_bytes(bytes(30_000_000))
+    with served(example_model(), "--adapters", folder, "--max-upload", 1_000_000) as server:
+        page = browser()
+        page.open(server.url)
+        page.wait("!document.querySelector('#gate').hidden")
+        enter(page, ADMIN)
+        page.wait(f"{STRIPS} === 2")
+        page.drop(tmp_path / "large.gguf")
+        page.wait("document.querySelector('#uploads .bad')")
+        assert "the upload has more than 1065536 bytes, which is the limit here" in page.texts("#uploads .said")[0]
+        page.close()
+
+
+def test_a_server_that_is_gone_and_comes_back(browser, folder, tmp_path):
+    """Killed in the middle of two streams and an upload: each says so and keeps what it has, and the desk goes on later."""
+    (tmp_path / "fourth.gguf").write_bytes(bytes(40_000_000))  # takes 100 s
+    page = browser()
+    with served(example_model(), "--adapters", folder) as server:
+        page.open(server.url)
+        page.wait("!document.querySelector('#gate').hidden")
+        enter(page, ADMIN)
+        page.wait(f"{STRIPS} === 2")
+        page.run("document.querySelector('#prompt').value = 'Tell me a long story about the sea.'")
+        page.run("document.querySelector('#length').value = 3000")
+        page.slow_down(400_000)
+        page.drop(tmp_path / "fourth.gguf")
+        page.wait("document.querySelector('#uploads progress').value > 0")
+        page.click("#go")
+        page.wait("[...document.querySelectorAll('.text')].every(each => each.textContent.length > 20)")
+        server.process.kill()
+        server.process.wait()
+    page.wait("document.querySelector('#stop').disabled && !document.querySelector('#go').disabled")
+    page.wait("document.querySelector('#uploads .bad')")
+    told = page.texts(".answer.failed .bad")
+    assert len(told) == 2
+    assert all(text.startswith("The stream broke: ") for text in told)
+    assert all(len(text) > 20 + len("The stream broke: ") for text in page.texts(".text"))
+    assert page.text("#uploads .said") == "could not be sent: the connection broke, or the file cannot be read"
+    page.wait("!document.querySelector('#problem').hidden")
+    assert page.text("#problem") == "The server does not answer. The desk goes on when it is back."
+    page.slow_down(-1)
+    shutil.copy(PIRATE, tmp_path / "fourth.gguf")
+    try:
+        with served(example_model(), "--adapters", folder, "--port", httpx.URL(server.url).port) as again:
+            assert again.url == server.url, again.log
+            page.wait("document.querySelector('#problem').hidden")
+            page.drop(tmp_path / "fourth.gguf")
+            page.wait("document.querySelector('#uploads .good')")
+            page.run("document.querySelector('#length').value = 2")
+            assert len(ask(page)) == 2
+            assert page.texts(".failed") == []
+    finally:
+        (folder / "fourth.gguf").unlink(missing_ok=True)
+        page.close()
+    assert sorted(path.name for path in folder.iterdir()) == ["pirate.gguf", "shout.gguf"]
+
+
+def test_another_key_stops_what_runs(page, server):
+    page.run("document.querySelector('#length').value = 1000")
+    page.run("document.querySelector('#prompt').value = 'Tell me a long story about the sea.'")
+    page.click("#go")
+    page.wait("[...document.querySelectorAll('.text')].every(each => each.textContent.length > 20)")
+    page.click("#leave")
+    assert wait_for(lambda: metric(server, "running") == 0)
 
 
 def test_an_active_adapter_is_not_deleted(page, folder):

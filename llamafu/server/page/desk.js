@@ -138,7 +138,7 @@ function theme(next) {
 
 theme(false);
 $("theme").addEventListener("click", () => theme(true));
-$("leave").addEventListener("click", () => { key.set(""); close(""); });
+$("leave").addEventListener("click", () => { running?.abort(); key.set(""); close(""); });
 $("login").addEventListener("submit", event => { event.preventDefault(); key.set($("key").value.trim()); enter(); });
 $("ask").addEventListener("submit", event => { event.preventDefault(); answerAll(); });
 $("more").addEventListener("click", () => add(Object.fromEntries(desk.adapters.slice(0, 2).map(name => [name, .5]))).focus());

@@ -54,7 +54,7 @@ function rows(facts) {
     ["Parameters", `${facts.parameters.toLocaleString("en")} as ${facts.dtype}`],
     ["File", size(facts.bytes)],
     ["For everybody", facts.scaling === null ? "not loaded" : `at ${fixed(facts.scaling)}`],
-    ["Last used", used || "not since the server started"],
+    ...("last_used" in facts ? [["Last used", used || "not known"]] : []),
   ];
   const wide = [
     ["Targets", facts.targets.join(", ")],

@@ -1,0 +1,3 @@
+module llamafu.test/clients
+
+go 1.22
