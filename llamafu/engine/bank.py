@@ -17,7 +17,6 @@ if TYPE_CHECKING:
     from numpy.typing import NDArray
 
     from llamafu._native.rows import RowTable
-    from llamafu.adapters.file import AdapterFile
     from llamafu.engine.registry import Content
 
 
@@ -75,7 +74,7 @@ class Bank:
         try:
             for digest, units in placed.items():
                 began = time.perf_counter()
-                self._fill(by_digest[digest].read(), units)
+                self._fill(by_digest[digest], units)
                 self._contents[digest] = by_digest[digest]
                 self.page_ins += 1
                 self.page_in_seconds += time.perf_counter() - began
@@ -100,19 +99,17 @@ class Bank:
         units = [self.pager[digest].units for digest in scales]
         return np.concatenate(units), np.repeat(np.array(list(scales.values()), np.float32), [len(u) for u in units])
 
-    def _fill(self, file: AdapterFile, units: NDArray[np.int32]) -> None:
+    def _fill(self, content: Content, units: NDArray[np.int32]) -> None:
         """Write an adapter's factors; where it has none, or fewer ranks than units, their strength is 0."""
-        store, alpha = self.store, file.info.alpha
+        store, alpha = self.store, content.info.alpha
         store.strength[:, units] = 0
         narrow = store.a[0].dtype == np.float16
         all_units: slice | NDArray[np.int32] = units
         if len(units) == 1 + units[-1] - units[0] and (np.diff(units) == 1).all():
             all_units = slice(int(units[0]), int(units[-1]) + 1)  # twice as fast as an index
-        for name, pair in file.pairs.items():
+        for name, *factors in content.factors():
             place = self._targets[name]
-            a, b = (file.stored(entry) for entry in pair)
-            if not is_expert(name):
-                a, b = a[None], b[None]
+            a, b = factors if is_expert(name) else (factor[None] for factor in factors)
             rank = a.shape[1]
             own = all_units if rank == len(units) else units[:rank]
             if narrow and (a.dtype != np.float16 or b.dtype != np.float16):
@@ -120,7 +117,7 @@ class Bank:
                     a, b = a.astype(np.float16), b.astype(np.float16)
                 if not (_is_finite(a) and _is_finite(b)):  # nothing infinite is written: a strength of 0 does not silence it
                     message = (
-                        f"{file.path}: {name} has values beyond {np.finfo(np.float16).max:g}; "
+                        f"{content.path}: {name} has values beyond {np.finfo(np.float16).max:g}; "
                         "make the engine with bank_dtype='f32'"
                     )
                     raise LoraIncompatibleError(message, problems=(message,))

@@ -14,6 +14,7 @@ from llamafu.adapters.convert import convert_folder
 from llamafu.adapters.file import AdapterFile, read_adapter
 from llamafu.adapters.folder import read_folder
 from llamafu.adapters.peft import CONFIG
+from llamafu.adapters.values import as_stored
 from llamafu.engine.spool import Copy, Spool
 from llamafu.errors import LoraError, LoraLoadError, LoraNotFoundError
 from llamafu.lora import default_name
@@ -21,14 +22,19 @@ from llamafu.lora import default_name
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
     from pathlib import Path
+    from typing import BinaryIO
+
+    import numpy as np
+    from numpy.typing import NDArray
 
     from llamafu.adapters.base import BaseModel
     from llamafu.adapters.file import Pair
     from llamafu.adapters.info import AdapterInfo
+    from llamafu.adapters.tensor_entry import TensorEntry
 
 Signature = tuple[tuple[int, int, int], ...]
 
-_PIECE = 1 << 18
+_PIECE = 1 << 16
 
 
 @dataclass(frozen=True, slots=True)
@@ -49,6 +55,16 @@ class Content:
     def read(self) -> AdapterFile:
         """Read the weights."""
         return AdapterFile(self.path, self.copy.read(), self.info, self.pairs)
+
+    def factors(self) -> Iterator[tuple[str, NDArray[np.floating], NDArray[np.floating]]]:
+        """Read the weights a target at a time: its name, A and B, as in the file where that is F16 or F32.
+
+        So the memory that reading takes is a tensor's, not the file's: an allocator keeps what it once gave a thread.
+        """
+        with self.copy.open() as file:
+            for name, pair in self.pairs.items():
+                a, b = (_stored(file, entry) for entry in pair)
+                yield name, a, b
 
 
 @dataclass(frozen=True, slots=True)
@@ -162,6 +178,15 @@ def _signature(path: Path) -> Signature | None:
     except OSError:
         return None
     return tuple((stat.st_ino, stat.st_size, stat.st_mtime_ns) for stat in stats)
+
+
+def _stored(file: BinaryIO, entry: TensorEntry) -> NDArray[np.floating]:
+    file.seek(entry.offset)
+    data = file.read(entry.nbytes)
+    if len(data) != entry.nbytes:
+        message = f"{entry.name} ends after {len(data)} of {entry.nbytes} bytes"
+        raise OSError(message)
+    return as_stored(data, entry, 0)
 
 
 def _same_content(entry: _Entry) -> Iterator[bytes]:
