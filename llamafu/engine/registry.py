@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import hashlib
 import threading
+import time
 from dataclasses import dataclass
 from functools import partial
 from typing import TYPE_CHECKING
@@ -32,8 +33,8 @@ if TYPE_CHECKING:
     from llamafu.adapters.info import AdapterInfo
     from llamafu.adapters.tensor_entry import TensorEntry
 
-Signature = tuple[tuple[int, int, int], ...]
-
+_TICK = 2_000_000_000
+"""Nanoseconds: the coarsest clock of a file system (FAT's). Two changes within a tick may look like one."""
 _PIECE = 1 << 16
 
 
@@ -68,9 +69,18 @@ class Content:
 
 
 @dataclass(frozen=True, slots=True)
+class _Signature:
+    """What changes when a file, or a folder's files, are written anew."""
+
+    stats: tuple[tuple[int, ...], ...]
+    settled: bool
+    """Whether the last change is older than a tick: another one would show."""
+
+
+@dataclass(frozen=True, slots=True)
 class _Entry:
     source: Path
-    signature: Signature
+    signature: _Signature | None
     info: AdapterInfo
     pairs: dict[str, Pair]
     converted: Copy | None
@@ -120,8 +130,8 @@ class Registry:
         """
         with self._lock:
             entry = self._known(name)
-        signature = _signature(entry.source)
-        if signature in (None, entry.signature):
+        signature, known = _signature(entry.source), entry.signature
+        if signature is None or (known is not None and known.settled and signature.stats == known.stats):
             with contextlib.suppress(_OtherContentError):
                 copy = entry.converted or self._spool.hold(entry.info.digest, partial(_same_content, entry))
                 return Content(entry.info, entry.source, entry.pairs, copy)
@@ -153,7 +163,7 @@ class Registry:
         self._spool.close()
 
     def _read(self, path: Path) -> tuple[_Entry, bytes]:
-        signature = _signature(path) or ()
+        signature = _signature(path)
         is_peft = path.is_dir() and (path / CONFIG).exists()
         file = convert_folder(read_folder(path), self._base) if is_peft else read_adapter(path)
         demand_fit(file, self._base)
@@ -170,14 +180,17 @@ class Registry:
         return entry
 
 
-def _signature(path: Path) -> Signature | None:
-    """What changes when a file, or a folder's files, are written anew; None where nothing can be looked at."""
+def _signature(path: Path) -> _Signature | None:
+    """Look at a file, or a folder's files; None where nothing can be looked at."""
     try:
         files = sorted(path.iterdir()) if path.is_dir() else [path]
         stats = [file.stat() for file in files]
     except OSError:
         return None
-    return tuple((stat.st_ino, stat.st_size, stat.st_mtime_ns) for stat in stats)
+    newest = max((max(stat.st_mtime_ns, stat.st_ctime_ns) for stat in stats), default=0)
+    # Times of the future are no times of now: they would have the file read again for every request.
+    settled = abs(time.time_ns() - newest) > _TICK
+    return _Signature(tuple((s.st_dev, s.st_ino, s.st_size, s.st_mtime_ns, s.st_ctime_ns) for s in stats), settled)
 
 
 def _stored(file: BinaryIO, entry: TensorEntry) -> NDArray[np.floating]:

@@ -19,6 +19,9 @@ if TYPE_CHECKING:
     from typing import BinaryIO
 
 
+_PIECE = 1 << 18  # bytes read in one go
+
+
 class Copy:
     """One content in a file of its own, which goes when nobody refers to this object any more. Any thread."""
 
@@ -58,7 +61,7 @@ class Copy:
     def open(self) -> Iterator[BinaryIO]:
         """Open the content for reading; LoraLoadError when that, or a read in the block, fails."""
         try:
-            with self._path.open("rb", buffering=0) as file:
+            with self._path.open("rb", buffering=_PIECE) as file:
                 yield file
         except OSError as error:
             message = f"the private copy {self._path} of an adapter cannot be read: {error.strerror or error}; ask again"
