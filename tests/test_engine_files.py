@@ -135,6 +135,7 @@ def test_rewritten_in_place(tiny_model, tmp_path):
     with made(tiny_model) as engine, pytest.MonkeyPatch.context() as patch:
         patch.setattr(registry_module, "_TICK", 0)  # as if the file were old
         old = engine.add_adapter(path, name="x").digest
+        assert engine.complete("x", lora={"x": 1.0}, **SHORT).lora[0].digest == old  # there is a copy from now on
         time.sleep(0.02)  # a tick of this machine's clock
         overwrite(path, other)
         assert engine.complete("x", lora={"x": 1.0}, **SHORT).lora[0].digest == read_adapter(other).digest != old
