@@ -262,22 +262,16 @@ def test_paging(tiny_model, various, monkeypatch):
         assert stats.bank_units_used <= 24
 
 
-def test_f16_bank(tiny_model, tiny_dir, tmp_path, monkeypatch):
-    """An F16 bank holds an F16 adapter's values as they are: the same as an F32 adapter of these values."""
+@pytest.mark.parametrize("kernel", ["compiled", "python"])
+def test_f16_bank(tiny_model, tmp_path, kernel, monkeypatch):
+    """F16 adapters in an F16 bank: what they are multiplied by is rounded to F16, as libllama does. Fails without `as_half`."""
     paths = []
     for i in range(3):
-        half = tmp_path / "half" / f"h{i}.gguf"
-        half.parent.mkdir(exist_ok=True)
-        make_adapter(half, tiny_model, seed=i, rank=3 + i, alpha=4.0 * i, dtype="F16")
-        file = read_adapter(half)
-        pairs = {name: tuple(file.matrix(entry) for entry in pair) for name, pair in file.pairs.items()}
         paths.append(tmp_path / f"h{i}.gguf")
-        write_adapter(paths[-1], pairs, architecture="llama", alpha=file.info.alpha or 0.0, metadata={})
-    with opening(tiny_model, paths, bank_dtype="f16") as (engine, llm):
-        for path in paths:
-            engine.remove_adapter(path.stem)
-        add_all(engine, sorted((tmp_path / "half").iterdir()))
+        make_adapter(paths[-1], tiny_model, seed=i, rank=3 + i, alpha=4.0 * i, dtype="F16")
+    with opening(tiny_model, paths, bank_dtype="f16", kernel=kernel) as (engine, llm):
         cases = [Case(tokens(i, 20), tokens(40 + i, 6), {f"h{i % 3}": 1.0, f"h{(i + 1) % 3}": 0.5}) for i in range(4)]
+        cases += [Case(tokens(8 + i, 30), tokens(50 + i, 6), {f"h{i}": 0.7}) for i in range(3)]
         run_forced(engine, monkeypatch, cases)
         check(cases, [alone(llm, case) for case in cases])
 
