@@ -339,7 +339,7 @@ def test_q4_0_model(q4_0_model, context, monkeypatch):
 
     To see it fail: give a row its neighbour's units in `Bank.units`, or drop the strength in `Bank._fill`.
     """
-    options = {"n_batch": 512, "n_threads": 2, **{"flash_attn": "auto", "type_k": "f16", "type_v": "f16"}, **CONTEXTS[context]}
+    options = {"n_batch": 512, "n_threads": 2, "flash_attn": "auto", "type_k": "f16", "type_v": "f16", **CONTEXTS[context]}
     paths = sorted((ROOT / "examples" / "adapters").glob("*.gguf"))
     pirate, shout = (path.stem for path in paths)
     mixes = [{pirate: 1.0}, {shout: 1.0}, {pirate: 0.5, shout: 0.5}, {pirate: 0.7}]
