@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import asyncio
 import gc
-import os
 import shutil
 import threading
 import time
@@ -16,10 +15,9 @@ from adapters_made import make_adapter
 from child import run
 from forced import STRICT, Case, alone, check, opened, run_forced
 from test_convert import arrays_of, write_folder
-from test_engine_schedules import agrees
 from tiny_model import FIRST_BYTE
 
-from llamafu import Llamafu, chat
+from llamafu import chat
 from llamafu.adapters import convert_peft
 from llamafu.adapters.file import read_adapter
 from llamafu.engine import Engine, Request
@@ -28,7 +26,6 @@ from llamafu.errors import (
     ContextInitError,
     ContextOverflowError,
     DecodeError,
-    InvalidAdapterFileError,
     InvalidScaleError,
     LoraError,
     LoraIncompatibleError,
@@ -70,6 +67,12 @@ def empty(engine):
     users = [] if bank is None else [resident.users for resident in bank.pager._residents.values()]
     held = engine._worker.call(lambda core: core.kv._blocks.keys() - core.kv._kept.keys())
     return not core.running and not len(core.waiting) and not any(users) and not held
+
+
+def replace(path, source):
+    """Put a finished file in the place of another."""
+    shutil.copy(source, path.with_suffix(".new"))
+    path.with_suffix(".new").replace(path)
 
 
 # -- arguments ---------------------------------------------------------------------------------------------------
@@ -270,115 +273,6 @@ def test_never_fits(tiny_model, tmp_path):
 
 
 # -- files ---------------------------------------------------------------------------------------------------------
-
-
-def test_files_that_change(tiny_model, tiny_dir, tmp_path):
-    """A new content is a new adapter from the next request on; what runs keeps the old one."""
-    path = tmp_path / "x.gguf"
-    shutil.copy(tiny_dir / "a.gguf", path)
-    with made(tiny_model, path, tiny_dir / "b.gguf", max_sequences=1, bank_rank=9) as engine:
-        old = engine.complete("hello", lora={"x": 1.0}, **SHORT)
-        running = engine.submit(Request(prompt="hello", lora={"x": 1.0}, **LONG))
-        next(running.pieces())
-        replace(path, tiny_dir / "wide.gguf")
-        waiting = engine.submit(Request(prompt="hello", lora={"x": 1.0}, **SHORT))
-        assert running.result(PATIENCE).lora[0].digest == old.lora[0].digest
-        new = waiting.result(PATIENCE)
-        assert new.lora[0].digest == engine.adapters["x"].digest != old.lora[0].digest
-        path.unlink()
-        assert engine.complete("hello", lora={"x": 1.0}, **SHORT).tokens == new.tokens  # it is in the bank still
-        engine.complete("hello", lora={"b": 1.0}, **SHORT)  # it gives way
-        with pytest.raises(LoraLoadError, match="cannot be read any more since the adapter was added"):
-            engine.submit(Request(prompt="hello", lora={"x": 1.0}, **SHORT))
-        path.mkdir()  # neither gone nor an adapter
-        with pytest.raises(InvalidAdapterFileError):
-            engine.submit(Request(prompt="hello", lora={"x": 1.0}, **SHORT))
-        assert engine.complete("hello", lora={}, **SHORT).tokens
-        assert empty(engine)
-
-
-def replace(path, source):
-    """Put a finished file in the place of another."""
-    shutil.copy(source, path.with_suffix(".new"))
-    path.with_suffix(".new").replace(path)
-
-
-def overwrite(path, source):
-    """Write into a file that is there: its number stays, and so does its time."""
-    times = path.stat()
-    with path.open("r+b") as file:
-        file.write(source.read_bytes())
-        file.truncate()
-    os.utime(path, ns=(times.st_atime_ns, times.st_mtime_ns))
-
-
-CHANGES = {
-    "replaced": replace,
-    "overwritten": overwrite,
-    "deleted": lambda path, _: path.unlink(),
-    "cut": lambda path, _: path.write_bytes(b""),
-}
-
-
-@pytest.mark.parametrize("kernel", ["compiled", "none"])
-@pytest.mark.parametrize("change", CHANGES)
-def test_accepted_requests_outlive_their_files(tiny_model, tiny_dir, tmp_path, kernel, change):
-    """A request that waits runs with what was there when it was submitted, whatever becomes of the file meanwhile."""
-    path = tmp_path / "x.gguf"
-    shutil.copy(tiny_dir / "a.gguf", path)
-    with made(tiny_model, path, tiny_dir / "b.gguf", max_sequences=1, kernel=kernel) as engine:
-        copies = engine._registry._spool._folder
-        assert not list(copies.iterdir())  # a registered adapter takes no room
-        digest = engine.adapters["x"].digest
-        running = engine.submit(Request(prompt="hello", lora={"b": 1.0}, **LONG))
-        next(running.pieces())
-        waiting = [engine.submit(Request(prompt="hello", lora={"x": 1.0}, **SHORT)) for _ in range(3)]
-        assert len(list(copies.iterdir())) == 2  # one for each content
-        CHANGES[change](path, tiny_dir / "wide.gguf")
-        if change in {"replaced", "overwritten"}:
-            after = engine.submit(Request(prompt="hello", lora={"x": 1.0}, **SHORT))
-        running.cancel()
-        done = [ticket.result(PATIENCE) for ticket in waiting]
-        assert {use.digest for one in done for use in one.lora} == {digest}
-        with Llamafu(tiny_model, n_ctx=256, **STRICT) as llm:
-            llm.load_lora_adapter(tiny_dir / "a.gguf")
-            assert agrees(llm, llm.tokenize("hello"), {"a": 1.0}, list(done[0].tokens))
-        if change in {"replaced", "overwritten"}:
-            assert after.result(PATIENCE).lora[0].digest == engine.adapters["x"].digest != digest
-        assert empty(engine)
-
-
-def test_what_gave_way_while_its_request_waited(tiny_model, tiny_dir, tmp_path):
-    """Resident when it was asked for, out of the bank when its turn comes, its file gone: the copy is still there."""
-    path = tmp_path / "x.gguf"
-    shutil.copy(tiny_dir / "a.gguf", path)
-    with made(tiny_model, path, tiny_dir / "wide.gguf", bank_rank=11, max_sequences=1) as engine:
-        old = engine.complete("hello", lora={"x": 1.0}, **SHORT)
-        running = engine.submit(Request(prompt="hello", **LONG))
-        next(running.pieces())
-        waiting = engine.submit(Request(prompt="hello", lora={"x": 1.0}, **SHORT))
-        path.unlink()
-        urgent = engine.submit(Request(prompt="hello", lora={"wide": 1.0}, priority=1, **SHORT))
-        running.cancel()
-        urgent.result(PATIENCE)
-        assert waiting.result(PATIENCE).tokens == old.tokens
-        assert engine.stats().page_ins == 3
-
-
-def test_copies_are_bounded(tiny_model, tmp_path):
-    """There are copies of what is in use or resident, and none of what has given way."""
-    for i in range(24):
-        make_adapter(tmp_path / f"x{i}.gguf", tiny_model, seed=i, rank=4)
-    with Engine(tiny_model, adapters_dir=tmp_path, bank_rank=8, n_ctx=512, **STRICT) as engine:
-        copies = engine._registry._spool._folder
-        engine.complete_many(Request(prompt="x", lora={f"x{i}": 1.0}, **SHORT) for i in range(24))
-        assert empty(engine)
-        gc.collect()
-        assert 0 < len(list(copies.iterdir())) <= 3  # a thread's last look may keep one more for a moment
-        shutil.rmtree(copies)
-        with pytest.raises(LoraLoadError, match=r"cannot be copied to .*make room there, or name another folder in TMPDIR"):
-            engine.submit(Request(prompt="x", lora={"x0": 1.0}, **SHORT))
-        assert engine.complete("x", lora={}, **SHORT).tokens
 
 
 def test_unbanked_adapters_stay_while_they_run(tiny_model, tmp_path):

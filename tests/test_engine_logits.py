@@ -16,13 +16,13 @@ from llamafu import Llamafu
 from llamafu._native import chains
 from llamafu.adapters.file import read_adapter
 from llamafu.adapters.write import write_adapter
-from llamafu.engine import Request
+from llamafu.engine import Engine, Request
 from llamafu.errors import LlamafuError
 from llamafu.example_model import example_model
 
 ROOT = Path(__file__).resolve().parent.parent
-LOUDER = 1.75
-"""Rounding of Q4_1 activations moves the base by up to 1.0 in company, and one adapter in plain libllama by up to 1.1."""
+LOUDER = 1.5
+"""How many times as far as a row of the base an adapted one may be moved at Q4_0, in the mean (decision 26: 1.04 and 1.23)."""
 KERNELS = ("compiled", "python", "none")
 WORDS = range(FIRST_BYTE, 317)
 
@@ -42,7 +42,7 @@ def opening(*arguments, **options):
 def various(tiny_dir, tmp_path_factory):
     """Eight adapters of the tiny model that differ in ranks, alphas and targets.
 
-    All F32: with F16 factors libllama rounds the activations, and the engine's own kernel does not (`test_f16_bank`).
+    All F32, so that an F32 bank holds them as they are; F16 ones are for `test_f16_bank`.
     """
     return make_various(tmp_path_factory.mktemp("various"), tiny_dir / "tiny.gguf", seed=21, count=8, dtypes=("F32",))
 
@@ -262,22 +262,16 @@ def test_paging(tiny_model, various, monkeypatch):
         assert stats.bank_units_used <= 24
 
 
-def test_f16_bank(tiny_model, tiny_dir, tmp_path, monkeypatch):
-    """An F16 bank holds an F16 adapter's values as they are: the same as an F32 adapter of these values."""
+@pytest.mark.parametrize("kernel", ["compiled", "python"])
+def test_f16_bank(tiny_model, tmp_path, kernel, monkeypatch):
+    """F16 adapters in an F16 bank: what they are multiplied by is rounded to F16, as libllama does. Fails without `as_half`."""
     paths = []
     for i in range(3):
-        half = tmp_path / "half" / f"h{i}.gguf"
-        half.parent.mkdir(exist_ok=True)
-        make_adapter(half, tiny_model, seed=i, rank=3 + i, alpha=4.0 * i, dtype="F16")
-        file = read_adapter(half)
-        pairs = {name: tuple(file.matrix(entry) for entry in pair) for name, pair in file.pairs.items()}
         paths.append(tmp_path / f"h{i}.gguf")
-        write_adapter(paths[-1], pairs, architecture="llama", alpha=file.info.alpha or 0.0, metadata={})
-    with opening(tiny_model, paths, bank_dtype="f16") as (engine, llm):
-        for path in paths:
-            engine.remove_adapter(path.stem)
-        add_all(engine, sorted((tmp_path / "half").iterdir()))
+        make_adapter(paths[-1], tiny_model, seed=i, rank=3 + i, alpha=4.0 * i, dtype="F16")
+    with opening(tiny_model, paths, bank_dtype="f16", kernel=kernel) as (engine, llm):
         cases = [Case(tokens(i, 20), tokens(40 + i, 6), {f"h{i % 3}": 1.0, f"h{(i + 1) % 3}": 0.5}) for i in range(4)]
+        cases += [Case(tokens(8 + i, 30), tokens(50 + i, 6), {f"h{i}": 0.7}) for i in range(3)]
         run_forced(engine, monkeypatch, cases)
         check(cases, [alone(llm, case) for case in cases])
 
@@ -310,35 +304,71 @@ def test_huge_neighbour(tiny_model, various, tmp_path, kernel, monkeypatch):
             bad.result()
 
 
-def test_real_model(monkeypatch):
-    """At Q4_1 company moves an adapted row no more than it moves the base, and clear choices stay."""
+TEXTS = (
+    "What is the capital of Germany?",
+    "Tell me about the sea.",
+    "How do I make tea?",
+    "Name a colour and a fruit.",
+    "The old man walked slowly down the road, and",
+    "Once upon a time there was a dragon who",
+    "The recipe needs two eggs, some flour and",
+    "Water boils at a temperature of",
+)
+SAID = (
+    " Arrr, the answer be forty-two, ye old sea dog.",
+    " The answer is that it is a big city in the middle.",
+)
+CONTEXTS = {"usual": {}, "exact": {"flash_attn": "off", "type_k": "f32", "type_v": "f32"}}
+
+
+@pytest.fixture(scope="module")
+def q4_0_model(tmp_path_factory):
+    """The example model at Q4_0, as the benchmarks have it."""
+    path = tmp_path_factory.mktemp("q4_0") / "q4_0.gguf"
+    with pytest.MonkeyPatch.context() as patch:
+        patch.syspath_prepend(str(ROOT / "bench"))
+        from _models import requantise
+
+        requantise(example_model(), path, "Q4_0")
+    return path
+
+
+@pytest.mark.parametrize("context", CONTEXTS)
+def test_q4_0_model(q4_0_model, context, monkeypatch):
+    """At Q4_0 an adapted row is moved by its company as far as the base's rows that it moves are, and clear choices stay.
+
+    To see it fail: give a row its neighbour's units in `Bank.units`, or drop the strength in `Bank._fill`.
+    """
+    options = {"n_batch": 512, "n_threads": 2, "flash_attn": "auto", "type_k": "f16", "type_v": "f16", **CONTEXTS[context]}
     paths = sorted((ROOT / "examples" / "adapters").glob("*.gguf"))
     pirate, shout = (path.stem for path in paths)
-    engine, llm = opened(example_model(), paths, n_ctx=2048, n_batch=512, max_sequences=8, n_threads=2)
-    with engine, llm:
-        said = llm.tokenize(" Arrr, the answer be forty-two, ye old sea dog.")[:6]
-        texts = [
-            "What is the capital of Germany?",
-            "Tell me about the sea.",
-            "How do I make tea?",
-            "Name a colour and a fruit.",
-        ]
-        prompts = [llm.tokenize(text) for text in texts]
-        mixes = [{}, {pirate: 1.0}, {shout: 1.0}, {pirate: 0.5, shout: 0.5}]
-        plain = llm.tokenize(" The answer is that it is a big city.")[:6]
-        bases = [Case(prompt, words) for words in (said, plain) for prompt in prompts]
-        run_forced(engine, monkeypatch, bases)
-        references = [alone(llm, case) for case in bases]
-        usual = max(np.abs(np.array(c.rows) - r).max() for c, r in zip(bases, references, strict=True))
-        cases = [Case(prompt, said, mix) for prompt, mix in zip(prompts, mixes, strict=True)]
-        run_forced(engine, monkeypatch, cases)
-        for case in cases:
-            reference, ours = alone(llm, case), np.array(case.rows)
-            difference = np.abs(ours - reference).max(axis=-1)
-            assert difference.max() <= LOUDER * usual, (case.lora, difference, usual)
-            top = np.sort(reference, axis=-1)
-            clear = top[:, -1] - top[:, -2] > difference
-            assert (reference.argmax(-1) == ours.argmax(-1))[clear].all()
+    mixes = [{pirate: 1.0}, {shout: 1.0}, {pirate: 0.5, shout: 0.5}, {pirate: 0.7}]
+    with (
+        Engine(q4_0_model, n_ctx=2048, max_sequences=8, adapters_dir=paths[0].parent, **options) as engine,
+        Llamafu(q4_0_model, n_ctx=512, **options) as llm,
+    ):
+        for path in paths:
+            llm.load_lora_adapter(path)
+        moved = {"base": [], "mixed": []}
+        for shift, said in enumerate(SAID):
+            spoken = llm.tokenize(said, add_special=False)[:10]
+            for kind, found in moved.items():
+                cases = [
+                    Case(llm.tokenize(text), spoken, {} if kind == "base" else mixes[(i + shift) % 4])
+                    for i, text in enumerate(TEXTS)
+                ]
+                run_forced(engine, monkeypatch, cases)
+                for case in cases:
+                    reference, ours = alone(llm, case), np.array(case.rows)
+                    difference = np.abs(ours - reference).max(axis=-1)
+                    found.append(difference)
+                    top = np.partition(reference, -2, axis=-1)
+                    clear = top[:, -1] - top[:, -2] > difference
+                    assert (reference.argmax(-1) == ours.argmax(-1))[clear].all(), case
+    base, mixed = (np.concatenate(found) for found in moved.values())
+    base = base[base > 0]  # without attention of its own the engine repeats most of the base's rows bit for bit
+    assert len(base) >= 10
+    assert mixed.mean() <= LOUDER * base.mean(), (mixed.mean(), base.mean())
 
 
 @pytest.mark.parametrize("kernel", KERNELS)

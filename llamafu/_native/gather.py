@@ -46,8 +46,9 @@ class Gather:
         self._k, self._w = kernels, words
         self._library = library
         self._chains = tuple(chains)
-        self.a = [np.zeros((units, c.experts, n), dtype) for c, (n, _) in zip(chains, shapes, strict=True)]
-        self.b = [np.zeros((units, c.experts, n), dtype) for c, (_, n) in zip(chains, shapes, strict=True)]
+        # Written, and not only asked for: what a bank of this size takes is taken here, whichever adapters come.
+        self.a = [np.full((units, c.experts, n), 0, dtype) for c, (n, _) in zip(chains, shapes, strict=True)]
+        self.b = [np.full((units, c.experts, n), 0, dtype) for c, (_, n) in zip(chains, shapes, strict=True)]
         self.strength = np.zeros((len(chains), units), np.float32)
         self._state = np.zeros(words.STATE_WORDS, np.int64)
         self._records = np.zeros((len(chains), kernels.RECORD_WORDS), np.int64)

@@ -48,6 +48,7 @@ from llamafu._native.words import (
     USE_ROW,
     USE_SCALE,
     USES,
+    as_half,
     float_at,
     int_at,
     put_float,
@@ -103,7 +104,7 @@ def first_kernel(node, _source, thread, threads, record):
         if factor != 0:
             a = word_at(record, FACTOR_A) + (unit * experts + _expert(state, record, used, row, place)) * n * size
             at = data + row * by_row + place * by_place
-            product = factor * (dot_half(a, at, n) if half else dot_float(a, at, n))
+            product = factor * (as_half(dot_half(a, at, n)) if half else dot_float(a, at, n))
         put_float(products, item, product)
 
 

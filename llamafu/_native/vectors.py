@@ -8,14 +8,14 @@ from __future__ import annotations
 import numpy as np
 from numba import njit
 
-from llamafu._native.words import float_at, half_at, put_float
+from llamafu._native.words import as_half, float_at, half_at, put_float
 
 
 @njit(inline="always")
 def dot_half(a, x, n):
     total = np.float32(0)
     for i in range(n):
-        total += half_at(a, i) * float_at(x, i)
+        total += half_at(a, i) * as_half(float_at(x, i))
     return total
 
 

@@ -54,6 +54,16 @@ def _writer(number, kind, size):
     return write
 
 
+@intrinsic
+def as_half(_typing, value):
+    """A number as libllama multiplies it with float16 weights: rounded to float16."""
+
+    def emit(_context, builder, _signature, arguments):
+        return builder.fpext(builder.fptrunc(arguments[0], ir.HalfType()), ir.FloatType())
+
+    return types.float32(types.float32), emit
+
+
 float_at = _reader(types.float32, ir.FloatType(), 4, lambda _, value: value)
 half_at = _reader(types.float32, ir.HalfType(), 2, lambda builder, value: builder.fpext(value, ir.FloatType()))
 word_at = _reader(types.int64, ir.IntType(64), 8, lambda _, value: value)

@@ -18,7 +18,7 @@ from typing import TYPE_CHECKING, NamedTuple
 
 from llamafu.adapters.container import Container, invalid_file, read_container
 from llamafu.adapters.info import AdapterInfo, is_expert, is_flipped, summarise
-from llamafu.adapters.values import USABLE_TYPES, as_float32, as_stored, not_finite
+from llamafu.adapters.values import USABLE_TYPES, as_float32, not_finite
 from llamafu.errors import ErrorCode, LoraLoadError
 
 if TYPE_CHECKING:
@@ -76,10 +76,6 @@ class AdapterFile:
         Stacks of experts have a dimension in front; for token embeddings A is (vocabulary, rank).
         """
         return as_float32(self.content, entry)
-
-    def stored(self, entry: TensorEntry) -> NDArray[np.floating]:
-        """Return one factor as the file has it, read-only, where that is F16 or F32; else like `matrix`."""
-        return as_stored(self.content, entry)
 
 
 def inspect_adapter(path: str | os.PathLike[str]) -> AdapterInfo:

@@ -29,11 +29,14 @@ USABLE_TYPES = frozenset((*_EXPONENTS, *_QUANTISED.split()))
 integers and F64 have no kernel and crash it, Q8_1 and Q8_K serve as intermediate results only."""
 
 
-def as_float32(content: bytes, entry: TensorEntry) -> NDArray[np.float32]:
-    """Return the values of the tensor `entry` of the file `content` as a new array, in NumPy's order of dimensions."""
+def as_float32(content: bytes, entry: TensorEntry, start: int | None = None) -> NDArray[np.float32]:
+    """Return the values of the tensor `entry` of the file `content` as a new array, in NumPy's order of dimensions.
+
+    `start`: where they lie in `content`, if that is not the whole file.
+    """
     import numpy as np
 
-    raw = np.frombuffer(content, np.uint8, entry.nbytes, entry.offset)
+    raw = np.frombuffer(content, np.uint8, entry.nbytes, entry.offset if start is None else start)
     shape = entry.shape[::-1]
     assert entry.type is not None  # noqa: S101 - whole files have known types only
     if entry.type.name == "F32":
@@ -46,14 +49,15 @@ def as_float32(content: bytes, entry: TensorEntry) -> NDArray[np.float32]:
     return values.reshape(shape)
 
 
-def as_stored(content: bytes, entry: TensorEntry) -> NDArray[np.floating]:
-    """Return the values as they are in the file where they are F16 or F32, without a copy; else as float32."""
+def as_stored(content: bytes, entry: TensorEntry, start: int | None = None) -> NDArray[np.floating]:
+    """Return the values as they are in the file where they are F16 or F32, without a copy; else like `as_float32`."""
     import numpy as np
 
     kind = {"F16": "<f2", "F32": "<f4"}.get(entry.type.name if entry.type is not None else "")
     if kind is None:
-        return as_float32(content, entry)
-    return np.frombuffer(content, kind, entry.nbytes // np.dtype(kind).itemsize, entry.offset).reshape(entry.shape[::-1])
+        return as_float32(content, entry, start)
+    offset = entry.offset if start is None else start
+    return np.frombuffer(content, kind, entry.nbytes // np.dtype(kind).itemsize, offset).reshape(entry.shape[::-1])
 
 
 def not_finite(content: bytes, entries: Iterable[TensorEntry]) -> list[TensorEntry]:

@@ -169,7 +169,7 @@ class Asking:
         return _request(tokens, options)
 
     def _submit(self, asked: Sequence[tuple[Request, Ticket]]) -> list[Ticket]:
-        self._demand_open()
+        self._worker.demand_room(len(asked))  # before tokenizing, and before an adapter is copied
         self._worker.submit([self._sequence(request, ticket) for request, ticket in asked])
         return [ticket for _, ticket in asked]
 

@@ -20,7 +20,6 @@ if TYPE_CHECKING:
     from numpy.typing import NDArray
 
     from llamafu._native.rows import RowTable
-    from llamafu.adapters.file import AdapterFile
     from llamafu.engine.registry import Content
     from llamafu.lora import State
 
@@ -150,21 +149,19 @@ class Bank:
             self.page_ins += 1
         return whole
 
-    def _pieces(self, units: NDArray[np.int32], file: AdapterFile) -> Iterator[None]:
+    def _pieces(self, units: NDArray[np.int32], content: Content) -> Iterator[None]:
         """Write an adapter's factors, and yield after each piece; where it has none, or fewer ranks, the strength is 0."""
-        store, alpha = self.store, file.info.alpha
+        store, alpha = self.store, content.info.alpha
         store.strength[:, units] = 0
         if not store.compiled:  # it multiplies by all units of an adapter: nothing old may be left where this one has nothing
             for a in store.a:
                 a[units] = 0
-        for name, pair in file.pairs.items():
+        for name, *factors in content.factors():
             place = self._targets[name]
-            a, b = (file.stored(entry) for entry in pair)
-            if not is_expert(name):
-                a, b = a[None], b[None]
+            a, b = factors if is_expert(name) else (factor[None] for factor in factors)
             own = units[: a.shape[1]]
-            yield from _write(store.a[place], own, a.transpose(1, 0, 2), file, name)
-            yield from _write(store.b[place], own, b.transpose(2, 0, 1), file, name)
+            yield from _write(store.a[place], own, a.transpose(1, 0, 2), content, name)
+            yield from _write(store.b[place], own, b.transpose(2, 0, 1), content, name)
             store.strength[place, own] = alpha / len(own) if alpha else 1.0
 
 
@@ -178,7 +175,7 @@ def _write(
     place: NDArray[np.floating],
     units: NDArray[np.int32],
     values: NDArray[np.floating],
-    file: AdapterFile,
+    content: Content,
     name: str,
 ) -> Iterator[None]:
     """Write `values`, [units, experts, width], to their units of `place`, a few units at a time."""
@@ -189,9 +186,7 @@ def _write(
             with np.errstate(over="ignore"):
                 part = part.astype(np.float16)
             if not np.isfinite(part).all():  # nothing infinite is written: a strength of 0 does not silence it
-                message = (
-                    f"{file.path}: {name} has values beyond {np.finfo(np.float16).max:g}; make the engine with bank_dtype='f32'"
-                )
+                message = f"{content.path}: {name} has values beyond {np.finfo(np.float16).max:g}; make the engine with bank_dtype='f32'"
                 raise LoraIncompatibleError(message, problems=(message,))
         if own[-1] - own[0] == len(own) - 1 and (np.diff(own) == 1).all():
             place[own[0] : own[-1] + 1] = part  # twice as fast as an index

@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import hashlib
 import threading
+import time
 from dataclasses import dataclass
 from functools import partial
 from typing import TYPE_CHECKING
@@ -14,6 +15,7 @@ from llamafu.adapters.convert import convert_folder
 from llamafu.adapters.file import AdapterFile, read_adapter
 from llamafu.adapters.folder import read_folder
 from llamafu.adapters.peft import CONFIG
+from llamafu.adapters.values import as_stored
 from llamafu.engine.spool import Copy, Spool
 from llamafu.errors import LoraError, LoraLoadError, LoraNotFoundError
 from llamafu.lora import default_name
@@ -21,14 +23,19 @@ from llamafu.lora import default_name
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
     from pathlib import Path
+    from typing import BinaryIO
+
+    import numpy as np
+    from numpy.typing import NDArray
 
     from llamafu.adapters.base import BaseModel
     from llamafu.adapters.file import Pair
     from llamafu.adapters.info import AdapterInfo
+    from llamafu.adapters.tensor_entry import TensorEntry
 
-Signature = tuple[tuple[int, int, int], ...]
-
-_PIECE = 1 << 18
+_TICK = 2_000_000_000
+"""Nanoseconds: the coarsest clock of a file system (FAT's). Two changes within a tick may look like one."""
+_PIECE = 1 << 16
 
 
 @dataclass(frozen=True, slots=True)
@@ -50,11 +57,36 @@ class Content:
         """Read the weights."""
         return AdapterFile(self.path, self.copy.read(), self.info, self.pairs)
 
+    def fetch(self) -> None:
+        """Bring the weights from the disk into the system's memory; what is wrong with them shows when they are read."""
+        with contextlib.suppress(LoraLoadError), self.copy.open() as file:
+            while file.read(_PIECE):
+                pass
+
+    def factors(self) -> Iterator[tuple[str, NDArray[np.floating], NDArray[np.floating]]]:
+        """Read the weights a target at a time: its name, A and B, as in the file where that is F16 or F32.
+
+        So the memory that reading takes is a tensor's, not the file's: an allocator keeps what it once gave a thread.
+        """
+        with self.copy.open() as file:
+            for name, pair in self.pairs.items():
+                a, b = (_stored(file, entry) for entry in pair)
+                yield name, a, b
+
+
+@dataclass(frozen=True, slots=True)
+class _Signature:
+    """What changes when a file, or a folder's files, are written anew."""
+
+    stats: tuple[tuple[int, ...], ...]
+    settled: bool
+    """Whether the last change is older than a tick: another one would show."""
+
 
 @dataclass(frozen=True, slots=True)
 class _Entry:
     source: Path
-    signature: Signature
+    signature: _Signature | None
     info: AdapterInfo
     pairs: dict[str, Pair]
     converted: Copy | None
@@ -104,8 +136,8 @@ class Registry:
         """
         with self._lock:
             entry = self._known(name)
-        signature = _signature(entry.source)
-        if signature in (None, entry.signature):
+        signature, known = _signature(entry.source), entry.signature
+        if signature is None or (known is not None and known.settled and signature.stats == known.stats):
             with contextlib.suppress(_OtherContentError):
                 copy = entry.converted or self._spool.hold(entry.info.digest, partial(_same_content, entry))
                 return Content(entry.info, entry.source, entry.pairs, copy)
@@ -137,7 +169,7 @@ class Registry:
         self._spool.close()
 
     def _read(self, path: Path) -> tuple[_Entry, bytes]:
-        signature = _signature(path) or ()
+        signature = _signature(path)
         is_peft = path.is_dir() and (path / CONFIG).exists()
         file = convert_folder(read_folder(path), self._base) if is_peft else read_adapter(path)
         demand_fit(file, self._base)
@@ -154,14 +186,26 @@ class Registry:
         return entry
 
 
-def _signature(path: Path) -> Signature | None:
-    """What changes when a file, or a folder's files, are written anew; None where nothing can be looked at."""
+def _signature(path: Path) -> _Signature | None:
+    """Look at a file, or a folder's files; None where nothing can be looked at."""
     try:
         files = sorted(path.iterdir()) if path.is_dir() else [path]
         stats = [file.stat() for file in files]
     except OSError:
         return None
-    return tuple((stat.st_ino, stat.st_size, stat.st_mtime_ns) for stat in stats)
+    newest = max((max(stat.st_mtime_ns, stat.st_ctime_ns) for stat in stats), default=0)
+    # Times of the future are no times of now: they would have the file read again for every request.
+    settled = abs(time.time_ns() - newest) > _TICK
+    return _Signature(tuple((s.st_dev, s.st_ino, s.st_size, s.st_mtime_ns, s.st_ctime_ns) for s in stats), settled)
+
+
+def _stored(file: BinaryIO, entry: TensorEntry) -> NDArray[np.floating]:
+    file.seek(entry.offset)
+    data = file.read(entry.nbytes)
+    if len(data) != entry.nbytes:
+        message = f"{entry.name} ends after {len(data)} of {entry.nbytes} bytes"
+        raise OSError(message)
+    return as_stored(data, entry, 0)
 
 
 def _same_content(entry: _Entry) -> Iterator[bytes]:

@@ -8,13 +8,18 @@ import shutil
 import tempfile
 import threading
 import weakref
+from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from llamafu.errors import ErrorCode, LoraLoadError
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterable
+    from collections.abc import Callable, Iterable, Iterator
+    from typing import BinaryIO
+
+
+_PIECE = 1 << 18  # bytes read in one go
 
 
 class Copy:
@@ -49,10 +54,17 @@ class Copy:
 
     def read(self) -> bytes:
         """Return the content; LoraLoadError when even the copy cannot be read."""
+        with self.open() as file:
+            return file.read()
+
+    @contextmanager
+    def open(self) -> Iterator[BinaryIO]:
+        """Open the content for reading; LoraLoadError when that, or a read in the block, fails."""
         try:
-            return self._path.read_bytes()
+            with self._path.open("rb", buffering=_PIECE) as file:
+                yield file
         except OSError as error:
-            message = f"the private copy {self._path} of an adapter cannot be read: {error.strerror}; ask again"
+            message = f"the private copy {self._path} of an adapter cannot be read: {error.strerror or error}; ask again"
             raise LoraLoadError(message, code=ErrorCode.FILE_READ_FAILED) from error
 
 

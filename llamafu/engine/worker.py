@@ -36,16 +36,14 @@ class Worker:
     def submit(self, sequences: list[SequenceRun]) -> None:
         """Let sequences wait for their turn, all or none; `QueueFullError`, `ClosedError`."""
         with self._changed:
-            self.demand_open()
-            self._refuse_own_thread()
-            waiting, running = len(self._core.waiting) + len(self._arrivals), len(self._core.running)
-            if waiting + running + len(sequences) > self._room_for:
-                message = (
-                    f"{running} requests run, {waiting} of at most {self._most} wait, and {len(sequences)} more came; try later"
-                )
-                raise QueueFullError(message)
+            self._demand_room(len(sequences))
             self._arrivals += sequences
             self._changed.notify()
+
+    def demand_room(self, count: int) -> None:
+        """Raise what `submit` would for so many sequences now, before anything is done for them."""
+        with self._changed:
+            self._demand_room(count)
 
     def call(self, function: Callable[[Core], _T]) -> _T:
         """Run a function between two steps, and return what it returns."""
@@ -157,6 +155,14 @@ class Worker:
         for call in calls:
             call()
         self._core.room.close()
+
+    def _demand_room(self, count: int) -> None:
+        self.demand_open()
+        self._refuse_own_thread()
+        waiting, running = len(self._core.waiting) + len(self._arrivals), len(self._core.running)
+        if waiting + running + count > self._room_for:
+            message = f"{running} requests run, {waiting} of at most {self._most} wait, and {count} more came; try later"
+            raise QueueFullError(message)
 
     def _refuse_own_thread(self) -> None:
         if threading.current_thread() is self._thread:
