@@ -10,7 +10,6 @@ import logging
 import os
 import re
 import shutil
-from contextlib import ExitStack
 from pathlib import Path
 from typing import TYPE_CHECKING, Literal
 
@@ -26,7 +25,8 @@ from llamafu.adapters.ggml_type import BLOCKS, GGMLType
 from llamafu.adapters.reader import AdapterReader
 from llamafu.adapters.shard import read_shards
 from llamafu.adapters.write import refuse_source
-from llamafu.calibration import calibrated, read_text
+from llamafu.calibration import write_calibrated
+from llamafu.calibration_text import read_text
 from llamafu.errors import (
     ErrorCode,
     InvalidScaleError,
@@ -122,11 +122,14 @@ def bake(
     recipe = Recipe(uses, _kinds(shards, uses, dtype, codec), codec, n_threads or processor.usable_cpus())
     _check_space(outputs, shards, recipe.kinds)
     on_progress = on_progress or (lambda _: None)
-    with whole_files(outputs) as unfinished, ExitStack() as stack:
-        if calibration is not None:
-            recipe, on_progress = stack.enter_context(calibrated(recipe, shards, loaded, text, on_progress))
+    with whole_files(outputs) as unfinished:
         try:
-            kept = write_baked(shards, unfinished, recipe, _records(base, uses, calibration), on_progress)
+            kept = None
+            if calibration is not None:
+                records = _records(base, uses, calibration)
+                kept = write_calibrated(shards, unfinished, recipe, records, on_progress, library=loaded, text=text)
+            if kept is None:
+                kept = write_baked(shards, unfinished, recipe, _records(base, uses, None), on_progress)
         except OSError as error:
             if error.filename is None and error.errno is not None:  # a failed write does not know its file
                 raise OSError(error.errno, error.strerror, str(outputs[0])) from error
