@@ -3,7 +3,9 @@
 It takes about ten minutes, and needs no other program: it is here because it is slow.
 """
 
+import logging
 import pydoc_data.topics
+from functools import cache
 
 import numpy as np
 import pytest
@@ -95,15 +97,21 @@ def surprise(path, adapters, texts):
 
 @pytest.fixture(scope="module")
 def live(models, texts):
-    return {kind: surprise(model, {PIRATE: 1.0}, texts) for kind, model in models.items()}
+    return cache(lambda kind: surprise(models[kind], {PIRATE: 1.0}, texts))
 
 
-@pytest.mark.parametrize(("kind", "calibration"), [(Kind.Q4_0, "auto"), (Kind.Q8_0, None), (Kind.Q8_0, "auto")], ids=str)
+@pytest.mark.parametrize(
+    ("kind", "calibration"),
+    [(Kind.Q4_0, "auto"), (Kind.Q8_0, None), (Kind.Q8_0, "auto")],
+    ids=["q4_0-auto", "q8_0-nearest", "q8_0-auto"],
+)
 def test_perplexity_is_within_one_per_cent(models, texts, live, tmp_path, kind, calibration):
     """Rounding to the nearest (no calibration at Q4_0) misses it by 13 and 96 %."""
+    right = live(kind)
     baked = surprise(bake(models[kind], {PIRATE: 1.0}, tmp_path / "baked.gguf", calibration=calibration), {}, texts)
-    more = {name: baked[name] - right for name, right in live[kind].items()}
+    more = {name: baked[name] - right[name] for name in texts}
     assert min(map(len, more.values())) > FEWEST
     off = {name: (np.expm1(row.mean()), row.std() / len(row) ** 0.5) for name, row in more.items()}
     assert max(abs(share) for share, _ in off.values()) < 0.01, off
-    assert max(error for _, error in off.values()) < 0.01, off
+    assert max(error for _, error in off.values()) < 0.007, off
+    logging.getLogger(__name__).info("%s, %s: %s", kind.name, calibration, off)
