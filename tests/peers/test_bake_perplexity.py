@@ -100,18 +100,14 @@ def live(models, texts):
     return cache(lambda kind: surprise(models[kind], {PIRATE: 1.0}, texts))
 
 
-@pytest.mark.parametrize(
-    ("kind", "calibration"),
-    [(Kind.Q4_0, "auto"), (Kind.Q8_0, None), (Kind.Q8_0, "auto")],
-    ids=["q4_0-auto", "q8_0-nearest", "q8_0-auto"],
-)
-def test_perplexity_is_within_one_per_cent(models, texts, live, tmp_path, kind, calibration):
-    """Rounding to the nearest (no calibration at Q4_0) misses it by 13 and 96 %."""
+@pytest.mark.parametrize("kind", [Kind.Q4_0, Kind.Q8_0], ids=["q4_0", "q8_0"])
+def test_perplexity_is_within_one_per_cent(models, texts, live, tmp_path, kind):
+    """Rounding to the nearest misses it: by 13 % and 96 % at Q4_0, by 1.1 ± 0.2 % and 1.2 ± 0.3 % at Q8_0."""
     right = live(kind)
-    baked = surprise(bake(models[kind], {PIRATE: 1.0}, tmp_path / "baked.gguf", calibration=calibration), {}, texts)
+    baked = surprise(bake(models[kind], {PIRATE: 1.0}, tmp_path / "baked.gguf", calibration="auto"), {}, texts)
     more = {name: baked[name] - right[name] for name in texts}
     assert min(map(len, more.values())) > FEWEST
     off = {name: (np.expm1(row.mean()), row.std() / len(row) ** 0.5) for name, row in more.items()}
     assert max(abs(share) for share, _ in off.values()) < 0.01, off
     assert max(error for _, error in off.values()) < 0.007, off
-    logging.getLogger(__name__).info("%s, %s: %s", kind.name, calibration, off)
+    logging.getLogger(__name__).info("%s: %s", kind.name, off)
