@@ -10,7 +10,6 @@ import logging
 import os
 import re
 import shutil
-from contextlib import ExitStack
 from pathlib import Path
 from typing import TYPE_CHECKING, Literal
 
@@ -26,7 +25,8 @@ from llamafu.adapters.ggml_type import BLOCKS, GGMLType
 from llamafu.adapters.reader import AdapterReader
 from llamafu.adapters.shard import read_shards
 from llamafu.adapters.write import refuse_source
-from llamafu.calibration import calibrated, read_text
+from llamafu.calibration import write_calibrated
+from llamafu.calibration_text import read_text
 from llamafu.errors import (
     ErrorCode,
     InvalidScaleError,
@@ -84,8 +84,10 @@ def bake(
 
     `calibration` keeps them all the same: changed tensors of the types Q4_0, Q4_1 and Q8_0 are then rounded, and their scales
     chosen, by what goes into them while the model reads a text with the adapters on. It is the path of a UTF-8 text file
-    like what the model will read and write, or "auto": then the model writes the text itself, in chats and freely. It
-    needs libllama, opens the model a second time and takes minutes. The key `llamafu.bake.N.calibration` has the name.
+    like what the model will read and write, or "auto": then the model writes the text itself, in chats and freely. The
+    result is measured on a part of the text that was kept back, and baked up to three times, until it changes the model as
+    much as the adapters do. Where that makes more noise than there is change, the nearest is taken, and a warning logged.
+    It needs libllama, opens the model a second time and takes minutes. The key `llamafu.bake.N.calibration` has the name.
 
     Memory is that of the adapters and a few megabytes, whatever the model is; with `calibration` also that of the model and
     some gigabytes. `n_threads` defaults to every CPU; `on_progress` is called with the share that is done, in this thread.
@@ -121,23 +123,34 @@ def bake(
     codec: Codec = NumpyCodec() if loaded is None else GgmlCodec(loaded)
     recipe = Recipe(uses, _kinds(shards, uses, dtype, codec), codec, n_threads or processor.usable_cpus())
     _check_space(outputs, shards, recipe.kinds)
-    on_progress = on_progress or (lambda _: None)
-    with whole_files(outputs) as unfinished, ExitStack() as stack:
-        if calibration is not None:
-            recipe, on_progress = stack.enter_context(calibrated(recipe, shards, loaded, text, on_progress))
+    on_progress = _never_back(on_progress or (lambda _: None))
+    with whole_files(outputs) as unfinished:
         try:
-            kept = write_baked(shards, unfinished, recipe, _records(base, uses, calibration), on_progress)
+            kept = None
+            if calibration is not None:
+                records = _records(base, uses, calibration)
+                kept = write_calibrated(shards, unfinished, recipe, records, on_progress, library=loaded, text=text)
+            if kept is None:
+                kept = write_baked(shards, unfinished, recipe, _records(base, uses, None), on_progress)
         except OSError as error:
             if error.filename is None and error.errno is not None:  # a failed write does not know its file
                 raise OSError(error.errno, error.strerror, str(outputs[0])) from error
             raise
     if kept < MUCH_LOST:
-        logger.warning(
-            "%s: rounding kept only %.0f%% of the changes; calibration='auto', or the dtype 'q8_0' or 'f16', keeps more",
-            outputs[0],
-            kept * 100,
-        )
+        finer = "calibration='auto', or the dtype 'q8_0' or 'f16'," if calibration is None else "the dtype 'q8_0' or 'f16'"
+        logger.warning("%s: rounding kept only %.0f%% of the changes; %s keeps more", outputs[0], kept * 100, finer)
     return outputs[0]
+
+
+def _never_back(on_progress: Callable[[float], None]) -> Callable[[float], None]:
+    """Tell the largest share so far: what is baked to the nearest after a trial begins anew."""
+    told = [0.0]
+
+    def tell(share: float) -> None:
+        told.append(max(told.pop(), share))
+        on_progress(told[0])
+
+    return tell
 
 
 def _check_scales(adapters: Mapping[str | os.PathLike[str], float]) -> None:

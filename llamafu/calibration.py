@@ -1,114 +1,98 @@
-"""What goes into a model's matrices while it reads a text with its adapters on: what a calibrated `bake` rounds by."""
+"""Rounding by what goes into a model's matrices while it reads a text with its adapters on: what a calibrated `bake` does."""
 
 from __future__ import annotations
 
-from contextlib import contextmanager
-from pathlib import Path
-from typing import TYPE_CHECKING, Any
+import logging
+from typing import TYPE_CHECKING
 
-import numpy as np
-
-from llamafu import chat
 from llamafu._native.adapter import Adapter
 from llamafu._native.context import Context, ContextOptions
 from llamafu._native.inputs import Inputs
 from llamafu._native.model import Model
+from llamafu.adapters.baked import write_baked
 from llamafu.adapters.ggml_type import BLOCKS
 from llamafu.adapters.grid import RANGES
 from llamafu.adapters.info import is_expert
-from llamafu.errors import ErrorCode, LibraryNotFoundError, LlamafuError, LoraError
+from llamafu.calibration_text import WINDOW, read_windows, spread, written_windows
+from llamafu.errors import ErrorCode, LibraryNotFoundError, LoraError
+from llamafu.likeness import Likeness, likeness
 
 if TYPE_CHECKING:
-    import os
     from collections.abc import Callable, Iterator, Mapping, Sequence
+    from pathlib import Path
 
+    import numpy as np
     from numpy.typing import NDArray
 
     from llamafu._native.library import Library
     from llamafu.adapters.baked import Recipe
     from llamafu.adapters.file import AdapterFile
     from llamafu.adapters.ggml_type import GGMLType
-    from llamafu.adapters.shard import Shard
+    from llamafu.adapters.shard import Addition, Shard
 
-AUTO = "auto"
-"""In place of a file: text that the model writes itself, with the adapters on."""
+logger = logging.getLogger("llamafu.baking")
 
-FEWEST_TOKENS = 512
-_MOST_TOKENS = 1 << 16  # more of a text gains little
-_WINDOW = 256  # tokens that are read at once
 _ROOM = 1 << 30  # bytes of moments that are kept at once
 _DOUBLE = 8  # bytes
-_HALVES = 2  # of the text, window by window
-_LONGEST_ANSWER = 160
-_SEED = 0
-_QUESTIONS = (
-    "What is the capital of France?",
-    "How do plants grow?",
-    "Tell me a story about a king.",
-    "What is the best way to save money?",
-    "Explain gravity to a child.",
-    "Write a letter to a friend.",
-    "How do I bake a cake?",
-    "What happened in the year 1969?",
-    "Describe your favourite place.",
-    "Why is exercise good for you?",
-    "What does a doctor do?",
-    "Name three animals that live in Africa.",
-    "How can I sleep better?",
-    "What is a computer?",
-    "Give me a recipe for soup.",
-    "Who wrote Hamlet?",
-    "How far is the moon?",
-    "What should I read next?",
-    "Explain what a river is.",
-    "Tell me something funny.",
-    "How is paper made?",
-    "What is the weather like in winter?",
-    "Why do people travel?",
-    "How do I write a good essay?",
-)
-_FREE = 24  # texts that begin with nothing
+_HELD = 20  # windows that are kept back for measuring
+_TRIALS = 3  # bakes, of which all but the last are measured
+_CLOSE = 0.01  # of the size of the change
+_FARTHEST = 2.0  # times the change, or a part of it, that is aimed at
 
 
-def read_text(source: str | os.PathLike[str]) -> str | None:
-    """Read a calibration text, None for `AUTO`; raises ValueError if it is no UTF-8, OSError if it cannot be read."""
-    if source == AUTO:
-        return None
-    try:
-        return Path(source).read_text("utf-8")
-    except UnicodeDecodeError as error:
-        message = f"the calibration text {source} is no UTF-8 (byte {error.start}); give a text file, or {AUTO!r}"
-        raise ValueError(message) from error
+def write_calibrated(
+    shards: Sequence[Shard],
+    outputs: Sequence[Path],
+    recipe: Recipe,
+    additions: Callable[[str, float], Mapping[str, Addition]],
+    on_progress: Callable[[float], None],
+    *,
+    library: Library | None,
+    text: str | None,
+) -> float | None:
+    """Do as `write_baked` does, and round by calibration; `text` None lets the model write it.
 
+    A fit keeps less than it aims at on text that it has not seen, and adds noise. So the result is measured on a part of
+    the text that is kept back, and baked again with another aim, until it changes the model as much as the adapters do.
 
-@contextmanager
-def calibrated(
-    recipe: Recipe, shards: Sequence[Shard], library: Library | None, text: str | None, on_progress: Callable[[float], None]
-) -> Iterator[tuple[Recipe, Callable[[float], None]]]:
-    """Give a recipe that rounds by calibration, and the half of `on_progress` that is left for the writing.
-
-    `text` None lets the model write it. Raises LoraError for a tensor that cannot be calibrated, LibraryNotFoundError.
+    Return None where nothing can be calibrated, and where the noise outweighs the change: round to the nearest then.
+    Raises LoraError for a tensor that cannot be calibrated, LibraryNotFoundError.
     """
     if library is None:
         message = "calibration runs the model, and no libllama is in use; get one with `llamafu lib install`"
         raise LibraryNotFoundError(message)
     sizes = _sizes(shards, recipe.kinds)
     if not sizes:
-        yield recipe, on_progress
-        return
-    halves = [0.0, 0.0]
-
-    def told(half: int, share: float) -> None:
-        halves[half] = share
-        on_progress(sum(halves) / 2)
-
-    n_threads = recipe.n_threads
-    path, uses = shards[0].path, recipe.uses
-    found = Calibration(library, path, uses, sizes, text=text, n_threads=n_threads, on_progress=lambda share: told(0, share))
+        return None
+    found = Calibration(library, shards[0].path, recipe.uses, sizes, text=text, n_threads=recipe.n_threads)
     try:
-        yield recipe._replace(moments=found.moments), lambda share: told(1, share)
+        kept = 0.0
+        for trial in range(_TRIALS):
+            told = _part_of(on_progress, trial)
+            kept = write_baked(shards, outputs, recipe._replace(moment=found.moment), additions, told)
+            if trial == _TRIALS - 1:
+                break
+            seen = found.likeness(outputs[0])
+            logger.debug("aim %.3f: size %.3f, error %.3f of the change", recipe.aim, seen.size, seen.error)
+            if seen.error >= 1:
+                logger.warning(
+                    "%s: the changes are too small for calibration, which adds more noise than that; rounded to the nearest",
+                    shards[0].path,
+                )
+                return None
+            if abs(seen.size - 1) < _CLOSE:
+                break
+            aim = recipe.aim / seen.size**0.5
+            recipe = recipe._replace(aim=min(max(aim, 1 / _FARTHEST), _FARTHEST))
     finally:
         found.close()
+    on_progress(1.0)
+    return kept
+
+
+def _part_of(on_progress: Callable[[float], None], trial: int) -> Callable[[float], None]:
+    """Give a trial its part of the whole progress."""
+    return lambda share: on_progress((trial + share) / _TRIALS)
 
 
 def _sizes(shards: Sequence[Shard], kinds: Mapping[str, GGMLType]) -> dict[str, int]:
@@ -147,7 +131,7 @@ class Calibration:
     Opens the model a second time, by libllama on the CPU. Close it after use. One thread at a time.
 
     A pass over the text gathers the moments of as many matrices as fit into a gigabyte (at least one); the next pass
-    follows when a further one is asked for, and forgets them. `on_progress` is told the share of all passes that is done.
+    follows when another one is asked for, and forgets them.
     """
 
     def __init__(
@@ -159,21 +143,26 @@ class Calibration:
         *,
         text: str | None,
         n_threads: int,
-        on_progress: Callable[[float], None],
     ) -> None:
-        self._n_threads, self._on_progress = n_threads, on_progress
+        self._n_threads = n_threads
         self._groups = list(_groups(sizes))
-        self._passed = 0
+        self._group: list[str] = []
         self._inputs: Inputs | None = None
         self._model = Model(library, path)
         self._adapters: dict[Adapter, float] = {}
         try:
             for file, scale in uses:
                 self._adapters[Adapter(self._model, file.content, label=file.path.name)] = scale
-            self._windows = self._read(text) if text is not None else self._written()
+            if text is None:
+                windows = written_windows(self._model, self._adapters, n_threads)
+            else:
+                windows = read_windows(self._model, text)
         except BaseException:
             self.close()
             raise
+        stride = max(2, len(windows) // _HELD)
+        self._held = spread(windows[1::stride], min(_HELD, len(windows[1::stride])))
+        self._read = [window for number, window in enumerate(windows) if number % stride != 1]
 
     def close(self) -> None:
         """Free the model. Idempotent."""
@@ -181,27 +170,36 @@ class Calibration:
             adapter.close()
         self._model.close()
 
-    def moments(self, name: str) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
-        """Return the means of x x^T over the inputs x of the matrix in two halves of the text, [in, in].
-
-        Raises LoraError if it has none.
-        """
-        while self._inputs is None or name not in self._groups[self._passed - 1]:
+    def moment(self, name: str) -> NDArray[np.float64]:
+        """Return the mean of x x^T over the inputs x of the matrix: [in, in]; raises LoraError if it has none."""
+        if self._inputs is None or name not in self._group:
             self._inputs = None  # frees the memory first
-            self._inputs = self._gathered(self._groups[self._passed])
-            self._passed += 1
-        return self._inputs.moment(name, 0), self._inputs.moment(name, 1)
+            self._group = next(group for group in self._groups if name in group)
+            self._inputs = self._gathered(self._group)
+        return self._inputs.moment(name)
+
+    def likeness(self, baked: Path) -> Likeness:
+        """Compare a baked model with this one and its adapters, on the part of the text that no moment is of."""
+        model = Model(self._model.library, baked)
+        contexts: list[Context] = []
+        try:
+            for opened, adapters in ((self._model, {}), (self._model, self._adapters), (model, {})):
+                contexts.append(self._context(opened, adapters))
+            return likeness(contexts[0], contexts[1], contexts[2], self._held)
+        finally:
+            for context in contexts:
+                context.close()
+            model.close()
 
     def _gathered(self, names: Sequence[str]) -> Inputs:
         inputs = Inputs(self._model.library, names)
-        context = self._context(n_ctx=_WINDOW, hook=inputs)
+        context = self._context(self._model, self._adapters, inputs)
         try:
-            for number, window in enumerate(self._windows):
+            for window in self._read:
                 context.clear()
-                inputs.begin(number % _HALVES)
+                inputs.begin()
                 context.decode(window, 0, all_logits=True)  # else the last layer computes one row only
                 inputs.check()
-                self._on_progress((self._passed + (number + 1) / len(self._windows)) / len(self._groups))
         finally:
             context.close()
         if missing := inputs.missing:
@@ -209,39 +207,14 @@ class Calibration:
             raise LoraError(message, code=ErrorCode.INVALID_PARAM)
         return inputs
 
-    def _context(self, *, n_ctx: int, sequences: int = 1, hook: Inputs | None = None) -> Context:
-        options = ContextOptions(
-            n_ctx=n_ctx, n_batch=min(n_ctx, _WINDOW), n_threads=self._n_threads, n_seq_max=sequences, unified=True
-        )
-        context = Context(self._model, options, hook=hook)
-        context.set_adapters(self._adapters)
-        return context
-
-    def _read(self, text: str) -> list[list[int]]:
-        """Cut a text into windows; of a long one, as many as are read, evenly spread."""
-        tokens = self._model.tokenize(text.encode(), add_special=True, parse_special=True)
-        if len(tokens) < FEWEST_TOKENS:
-            message = (
-                f"the calibration text has {len(tokens)} tokens; give at least {FEWEST_TOKENS}, better 10,000, or {AUTO!r}"
-            )
-            raise ValueError(message)
-        windows = [tokens[first : first + _WINDOW] for first in range(0, len(tokens), _WINDOW)]
-        most = _MOST_TOKENS // _WINDOW
-        return windows if len(windows) <= most else [windows[i * len(windows) // most] for i in range(most)]
-
-    def _written(self) -> list[list[int]]:
-        """Let the model write, at temperature 1: answers to questions, and text that begins with nothing."""
-        start = self._model.bos if self._model.bos >= 0 else self._model.eos
-        texts = [[start]] * _FREE
+    def _context(self, model: Model, adapters: Mapping[Adapter, float], hook: Inputs | None = None) -> Context:
+        context = Context(model, ContextOptions(n_ctx=WINDOW, n_batch=WINDOW, n_threads=self._n_threads), hook=hook)
         try:
-            texts = [chat.tokenize(self._model, [{"role": "user", "content": question}]) for question in _QUESTIONS] + texts
-        except LlamafuError:  # no template, or one that cannot be used: then without chats
-            texts = [self._model.tokenize(q.encode(), add_special=True, parse_special=True) for q in _QUESTIONS] + texts
-        context = self._context(n_ctx=len(texts) * _WINDOW, sequences=len(texts))
-        try:
-            return _continued(context, [text[: _WINDOW - _LONGEST_ANSWER] for text in texts])
-        finally:
+            context.set_adapters(adapters)
+        except BaseException:
             context.close()
+            raise
+        return context
 
 
 def _groups(sizes: Mapping[str, int]) -> Iterator[list[str]]:
@@ -249,43 +222,10 @@ def _groups(sizes: Mapping[str, int]) -> Iterator[list[str]]:
     group: list[str] = []
     used = 0
     for name, size in sizes.items():
-        needed = _HALVES * _DOUBLE * size * size
+        needed = _DOUBLE * size * size
         if group and used + needed > _ROOM:
             yield group
             group, used = [], 0
         group.append(name)
         used += needed
     yield group
-
-
-def _continued(context: Context, texts: list[list[int]]) -> list[list[int]]:
-    """Sample on from every text, side by side, until each ends or is long enough."""
-    random = np.random.default_rng(_SEED)
-    model = context.model
-    texts = [list(text) for text in texts]
-    logits: dict[int, Any] = {}
-    for number, text in enumerate(texts):
-        outputs = [False] * (len(text) - 1) + [True]
-        _demand(context, context.compute(text, range(len(text)), [number] * len(text), outputs))
-        logits[number] = context.output_rows(1)[0].astype(np.float64)
-    for _ in range(_LONGEST_ANSWER):
-        chosen = {number: _sampled(row, random) for number, row in logits.items()}
-        going = [number for number, token in chosen.items() if not model.is_end(token)]
-        for number, token in chosen.items():
-            texts[number].append(token)
-        if not going:
-            break
-        tokens, places = [chosen[number] for number in going], [len(texts[number]) - 1 for number in going]
-        _demand(context, context.compute(tokens, places, going, [True] * len(going)))
-        logits = dict(zip(going, context.output_rows(len(going)).astype(np.float64), strict=True))
-    return texts
-
-
-def _demand(context: Context, code: int) -> None:
-    if code:
-        raise context.failure(code, "the calibration text could not be written")
-
-
-def _sampled(logits: NDArray[np.float64], random: np.random.Generator) -> int:
-    weights = np.cumsum(np.exp(logits - logits.max()))
-    return int(np.searchsorted(weights, random.random() * weights[-1], side="right"))

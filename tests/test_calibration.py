@@ -10,12 +10,14 @@ from test_combine import make
 from llamafu._native import finding
 from llamafu._native.library import open_library
 from llamafu.adapters import bake, read_base
-from llamafu.adapters.fitting import fit, view
+from llamafu.adapters.fitting import fit, lens
 from llamafu.adapters.ggml_type import GGMLType
 from llamafu.adapters.grid import RANGES, put_together, taken_apart
-from llamafu.calibration import FEWEST_TOKENS, Calibration, _groups
+from llamafu.calibration import Calibration, _groups
+from llamafu.calibration_text import FEWEST_TOKENS
 from llamafu.cli.main import main
 from llamafu.errors import LibraryNotFoundError, LoraError
+from llamafu.likeness import likeness
 
 
 @pytest.fixture
@@ -36,11 +38,13 @@ def test_grids_are_read_as_gguf_reads_them(kind):
 
 
 def test_a_fit_keeps_what_the_nearest_loses():
-    """On inputs that it has not seen. Rounding to the nearest in `_handed_on` and leaving the scales alone turns it red."""
+    """On inputs that it has not seen: so much as this, and less than all, which is what `write_calibrated` makes up for.
+
+    Rounding to the nearest in `_handed_on` and leaving the scales alone turns it red.
+    """
     random = np.random.default_rng(7)
     mixing = random.standard_normal((128, 128)) * np.exp(-np.arange(128) / 3)  # few directions carry most of the inputs
     seen, unseen = (random.standard_normal((2000, 128)) @ mixing.T for _ in range(2))
-    halves = [half.T @ half / 1000 for half in (seen[::2], seen[1::2])]
     raw = quants.quantize(random.standard_normal((64, 128)).astype(np.float32), Kind.Q4_0)
     base = taken_apart(raw.tobytes(), GGMLType.Q4_0, 64)
     a = random.standard_normal((4, 128)).astype(np.float32)
@@ -53,7 +57,7 @@ def test_a_fit_keeps_what_the_nearest_loses():
         return np.vdot(got, right) / np.vdot(right, right), np.linalg.norm(got - right) / np.linalg.norm(right)
 
     nearest = quants.dequantize(quants.quantize(base.steps * base.numbers + change, Kind.Q4_0), Kind.Q4_0)
-    grid = fit(base, change, view(*halves, a))
+    grid = fit(base, change, lens(seen.T @ seen / 2000, a))
     assert taken_apart(put_together(grid), GGMLType.Q4_0, 64).numbers.tolist() == grid.numbers.tolist()
     kept, error = kept_and_error(grid.steps * grid.numbers)
     assert kept_and_error(nearest)[0] < 0.1
@@ -65,10 +69,10 @@ def test_a_type_that_holds_the_change_is_not_stretched():
     random = np.random.default_rng(3)
     raw = quants.quantize(random.standard_normal((32, 64)).astype(np.float32), Kind.Q8_0)
     base = taken_apart(raw.tobytes(), GGMLType.Q8_0, 32)
-    x = random.standard_normal((2, 500, 64))
+    x = random.standard_normal((1000, 64))
     a = random.standard_normal((4, 64)).astype(np.float32)
     change = 0.1 * random.standard_normal((32, 4)).astype(np.float32) @ a
-    grid = fit(base, change, view(x[0].T @ x[0] / 500, x[1].T @ x[1] / 500, a))
+    grid = fit(base, change, lens(x.T @ x / 1000, a))
     got = grid.steps * grid.numbers - base.steps * base.numbers
     assert np.vdot(got, change) / np.vdot(change, change) == pytest.approx(1, abs=0.02)
 
@@ -78,25 +82,21 @@ def test_inputs_are_what_the_matrices_see(tiny_model, tiny_adapter_a, reference)
     proven = finding.find()
     library = open_library(proven.path, proven.family)
     names = [f"blk.0.attn_{part}.weight" for part in "qkv"]
-    with np.errstate(all="raise"):
-        found = Calibration(
-            library, tiny_model, [], dict.fromkeys(names, 64), text=TEXT, n_threads=1, on_progress=lambda share: None
-        )
+    found = Calibration(library, tiny_model, [], dict.fromkeys(names, 64), text=TEXT, n_threads=1)
     try:
-        windows = found._windows
-        assert sum(map(len, windows)) > FEWEST_TOKENS
-        for part in (0, 1):
-            tokens = [token for window in windows[part::2] for token in window]
-            x = reference._rms_norm(reference.weights["token_embd.weight"][tokens], "blk.0.attn_norm.weight")
-            for name in names:
-                np.testing.assert_allclose(found.moments(name)[part], x.T @ x / len(x), rtol=0, atol=1e-4)
-        assert len(found._inputs._sums) == 2
+        assert sum(map(len, found._read + found._held)) > FEWEST_TOKENS
+        assert not {tuple(window) for window in found._read} & {tuple(window) for window in found._held}
+        tokens = [token for window in found._read for token in window]
+        x = reference._rms_norm(reference.weights["token_embd.weight"][tokens], "blk.0.attn_norm.weight")
+        for name in names:
+            np.testing.assert_allclose(found.moment(name), x.T @ x / len(x), rtol=0, atol=1e-4)
+        assert len(found._inputs._sums) == 1
     finally:
         found.close()
 
 
 def test_a_pass_gathers_what_has_room(monkeypatch):
-    monkeypatch.setattr("llamafu.calibration._ROOM", 16 * (3 * 100 * 100))
+    monkeypatch.setattr("llamafu.calibration._ROOM", 8 * (3 * 100 * 100))
     assert list(_groups({"a": 100, "b": 100, "c": 100, "d": 200, "e": 10})) == [["a", "b", "c"], ["d"], ["e"]]
 
 
@@ -113,11 +113,58 @@ def test_the_result_is_nearer_to_the_live_adapter(tiny_dir, tiny_adapter_a, tmp_
     facts = {path: read_base(path).metadata for path in (nearest, fitted)}
     assert facts[fitted]["llamafu.bake.0.calibration"] == "text.txt"
     assert "llamafu.bake.0.calibration" not in facts[nearest]
-    assert facts[fitted]["llamafu.bake.0.kept"] > facts[nearest]["llamafu.bake.0.kept"]
     before, after = data(nearest), data(fitted)
     assert {name: facts[1:] for name, facts in before.items()} == {name: facts[1:] for name, facts in after.items()}
     again = bake(model, use, tmp_path / "again.gguf", calibration=text)
     assert again.read_bytes() == fitted.read_bytes()
+
+
+def test_the_aim_is_corrected_by_what_is_measured(tiny_dir, tiny_adapter_a, tmp_path, text, caplog):
+    """Another exponent than a half in `write_calibrated`, or leaving the aim alone, turns it red."""
+    caplog.set_level("DEBUG", "llamafu.baking")
+    bake(tiny_dir / "tiny-q4_0.gguf", {tiny_adapter_a: 1.0}, tmp_path / "out.gguf", calibration=text)
+    (_, first, _), (aim, second, _) = (record.args for record in caplog.records if "aim" in record.msg)
+    assert aim == pytest.approx(first**-0.5)
+    assert abs(second - 1) < 0.5 * abs(first - 1)
+
+
+def test_a_change_that_drowns_in_noise_is_rounded_to_the_nearest(tiny_dir, tiny_adapter_a, tmp_path, text, caplog):
+    model, use = tiny_dir / "tiny-q4_0.gguf", {tiny_adapter_a: 0.02}
+    out = bake(model, use, tmp_path / "out.gguf", calibration=text)
+    assert "too small for calibration" in caplog.text
+    assert out.read_bytes() == bake(model, use, tmp_path / "nearest.gguf").read_bytes()
+
+
+def test_likeness_is_a_share_of_the_divergence():
+    """Of small changes, in both directions; logits that all move alike change nothing."""
+    random = np.random.default_rng(0)
+    base = random.standard_normal((3, 40))
+    change, noise = 0.01 * random.standard_normal((2, 3, 40))
+
+    class Told:
+        def __init__(self, logits):
+            self.logits = logits.astype(np.float32)
+
+        def clear(self):
+            pass
+
+        def decode(self, _tokens, _position, *, all_logits):
+            assert all_logits
+
+        def output_rows(self, count):
+            return self.logits[:count]
+
+    found = likeness(Told(base), Told(base + change), Told(base + change + noise + 5), [[1, 2, 3]])
+    live, tried = softmax(base + change), softmax(base + change + noise)
+    whole = (live * np.log(live / softmax(base))).sum()
+    assert found.error == pytest.approx((live * np.log(live / tried)).sum() / whole, rel=0.03)
+    assert found.size == pytest.approx((softmax(base) * np.log(softmax(base) / tried)).sum() / whole, rel=0.03)
+    assert likeness(Told(base), Told(base), Told(base), [[1, 2]]) == (1, 0)
+
+
+def softmax(logits):
+    shares = np.exp(logits)
+    return shares / shares.sum(-1, keepdims=True)
 
 
 def test_a_model_without_coarse_types_is_baked_as_ever(tiny_model, tiny_adapter_a, tmp_path, text):
@@ -128,7 +175,8 @@ def test_a_model_without_coarse_types_is_baked_as_ever(tiny_model, tiny_adapter_
 
 def test_command(tiny_dir, tiny_adapter_b, tmp_path, capsys, monkeypatch):
     """`auto`: the model writes the text itself."""
-    monkeypatch.setattr("llamafu.calibration._FREE", 4)
+    for name in ("_QUESTIONS", "_OPENINGS"):
+        monkeypatch.setattr(f"llamafu.calibration_text.{name}", ("What is it?", "The"))
     out = tmp_path / "out.gguf"
     words = ["bake", "-m", str(tiny_dir / "tiny-q4_0.gguf"), "--lora", str(tiny_adapter_b), "-o", str(out)]
     assert main([*words, "--calibrate", "auto"]) == 0

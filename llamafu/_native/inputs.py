@@ -22,15 +22,14 @@ _FLOAT = 4  # bytes
 class Inputs:
     """Sums x x^T over every row x that is multiplied with the matrices `names`. One thread at a time.
 
-    Matrices with the same input share one sum. Parts of a text have sums of their own.
+    Matrices with the same input share one sum.
     """
 
     def __init__(self, library: Library, names: Iterable[str]) -> None:
         self._library = library
         self._names = frozenset(names)
-        self._part = 0
-        self._sums: dict[tuple[str, int], NDArray[np.float64]] = {}
-        self._rows: dict[tuple[str, int], int] = {}
+        self._sums: dict[str, NDArray[np.float64]] = {}
+        self._rows: dict[str, int] = {}
         self._owner: dict[str, str] = {}
         self._last: tuple[Any, str] = (None, "")
         self._called: dict[Any, str] = {}
@@ -41,9 +40,8 @@ class Inputs:
         """Enter the callback into `llama_context_params`."""
         self._watcher.install(params)
 
-    def begin(self, part: int) -> None:
-        """Prepare for a decode of this part of the text: its graph may lie elsewhere in memory."""
-        self._part = part
+    def begin(self) -> None:
+        """Prepare for a decode: its graph may lie elsewhere in memory."""
         self._called.clear()
         self._last = (None, "")
 
@@ -57,10 +55,10 @@ class Inputs:
         """The matrices that nothing was multiplied with."""
         return sorted(self._names - self._owner.keys())
 
-    def moment(self, name: str, part: int) -> NDArray[np.float64]:
-        """Return the mean of x x^T of a matrix that was met in that part of the text: [in, in]."""
-        key = self._owner[name], part
-        return self._sums[key] / self._rows[key]
+    def moment(self, name: str) -> NDArray[np.float64]:
+        """Return the mean of x x^T of a matrix that was met: [in, in]."""
+        owner = self._owner[name]
+        return self._sums[owner] / self._rows[owner]
 
     def _on_node(self, tensor: Any, ask: bool) -> bool:  # noqa: FBT001 - the C signature
         if tensor.op != self._library.operations["MUL_MAT"]:
@@ -90,6 +88,5 @@ class Inputs:
         if not np.isfinite(x).all():
             self._problem = f"the inputs of {name} are not finite; an adapter's weights may overflow"
             return
-        key = name, self._part
-        self._sums[key] = self._sums.get(key, 0) + (x.T @ x).astype(np.float64)
-        self._rows[key] = self._rows.get(key, 0) + count
+        self._sums[name] = self._sums.get(name, 0) + (x.T @ x).astype(np.float64)
+        self._rows[name] = self._rows.get(name, 0) + count

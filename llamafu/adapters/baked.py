@@ -12,7 +12,7 @@ import numpy as np
 
 from llamafu.adapters.change import Change
 from llamafu.adapters.codec import row_bytes
-from llamafu.adapters.fitting import View, fit, view
+from llamafu.adapters.fitting import Lens, fit, lens
 from llamafu.adapters.grid import RANGES, put_together, taken_apart
 from llamafu.adapters.tensor_entry import padded
 from llamafu.errors import LoraError, ModelLoadError
@@ -68,11 +68,10 @@ class Recipe(NamedTuple):
     """The type of each changed tensor in the result."""
     codec: Codec
     n_threads: int
-    moments: Callable[[str], tuple[NDArray[np.float64], NDArray[np.float64]]] | None = None
-    """The means of x x^T over a changed tensor's inputs x in two halves of a text, where rounding is calibrated.
-
-    Asked for in the files' order.
-    """
+    moment: Callable[[str], NDArray[np.float64]] | None = None
+    """The mean of x x^T over a changed tensor's inputs x, where rounding is calibrated. Asked for in the files' order."""
+    aim: float = 1.0
+    """How much of the change a calibrated fit aims at."""
 
 
 def lengths(shard: Shard, kinds: Mapping[str, GGMLType]) -> dict[str, int]:
@@ -161,10 +160,10 @@ def _pieces(
                 yield read(min(_BYTES, length - start))
             continue
         change, kind = Change(name, recipe.uses), recipe.kinds[name]
-        seen = view(*recipe.moments(name), change.directions) if recipe.moments and kind in RANGES else None
+        seen = lens(recipe.moment(name), change.directions) if recipe.moment and kind in RANGES else None
         for block in _blocks(entry, entry.type, kind, _FITTED_VALUES if seen else _VALUES):
             raw = read(block.rows * row_bytes(block.width, entry.type))
-            yield pool.submit(_with_change, raw, block, change, recipe.codec, seen)
+            yield pool.submit(_with_change, raw, block, change, recipe, seen)
         padding = read(length - entry.nbytes)
         written = math.prod(entry.shape[1:]) * row_bytes(entry.shape[0], kind)
         yield padding if kind is entry.type else bytes(sizes[name] - written)
@@ -179,7 +178,8 @@ def _blocks(entry: TensorEntry, source: GGMLType, target: GGMLType, values: int)
             yield _Block(entry.name, source, target, width, matrix, first, min(step, height - first))
 
 
-def _with_change(raw: bytes, block: _Block, change: Change, codec: Codec, seen: View | None) -> _Made:
+def _with_change(raw: bytes, block: _Block, change: Change, recipe: Recipe, seen: Lens | None) -> _Made:
+    codec = recipe.codec
     before, after = np.empty((2, block.rows, block.width), np.float32)
     codec.decode(raw, block.source, before)
     wanted = change.rows(block.matrix, block.first, block.rows)
@@ -192,12 +192,14 @@ def _with_change(raw: bytes, block: _Block, change: Change, codec: Codec, seen: 
             f"{limit:g}); use smaller scales, or the dtype 'f32'"
         )
         raise LoraError(message)
-    grid = fit(taken_apart(raw, block.source, block.rows), wanted, seen) if seen else None
-    content = codec.encode(after, block.target) if grid is None else put_together(grid)
+    if seen is None:
+        content: Bytes = codec.encode(after, block.target)
+    else:
+        content = put_together(fit(taken_apart(raw, block.source, block.rows), np.float32(recipe.aim) * wanted, seen))
     codec.decode(content, block.target, after)
     with np.errstate(all="ignore"):  # huge values square to infinity
         after -= before
-        felt = wanted if seen is None else wanted @ seen.both.seen
+        felt = wanted if seen is None else wanted @ seen.seen
         return _Made(content, float(np.vdot(after, felt)), float(np.vdot(wanted, felt)))
 
 

@@ -72,6 +72,7 @@ def _run(arguments: argparse.Namespace) -> int:
         arguments.refuse(str(error))
     metadata = read_base(path).metadata
     kept = metadata.get(f"llamafu.bake.{int(metadata.get('llamafu.bake.count', 0)) - 1}.kept", 1.0)
-    advice = "; use --calibrate auto, or --dtype q8_0 or f16, to keep more" if float(kept) < MUCH_LOST else ""
+    finer = "--dtype q8_0 or f16" if arguments.calibrate else "--calibrate auto, or --dtype q8_0 or f16,"
+    advice = f"; use {finer} to keep more" if float(kept) < MUCH_LOST else ""
     sys.stdout.write(f"{path}: {', '.join(map(str, adapters))} baked in, {float(kept):.0%} of the changes kept{advice}\n")
     return 0

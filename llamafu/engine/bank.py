@@ -186,7 +186,8 @@ def _write(
             with np.errstate(over="ignore"):
                 part = part.astype(np.float16)
             if not np.isfinite(part).all():  # nothing infinite is written: a strength of 0 does not silence it
-                message = f"{content.path}: {name} has values beyond {np.finfo(np.float16).max:g}; make the engine with bank_dtype='f32'"
+                most = np.finfo(np.float16).max
+                message = f"{content.path}: {name} has values beyond {most:g}; make the engine with bank_dtype='f32'"
                 raise LoraIncompatibleError(message, problems=(message,))
         if own[-1] - own[0] == len(own) - 1 and (np.diff(own) == 1).all():
             place[own[0] : own[-1] + 1] = part  # twice as fast as an index
