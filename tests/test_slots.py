@@ -8,12 +8,16 @@ from adapters_made import make_adapter, targets
 from forced import Case, alone, check, opened, run_forced
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from test_engine_schedules import agrees
 from tiny_model import FIRST_BYTE
 
 from llamafu._native import layout as layouts
 from llamafu._native.layout import Layout, lay_out, strength_levels, with_spare
 from llamafu._native.rows import RowTable
+from llamafu.adapters.container import read_container
+from llamafu.engine import Request
 from llamafu.engine.pager import Pager
+from llamafu.errors import DecodeError
 
 N_IN, N_OUT = 5, 7
 TOTAL = with_spare(48)
@@ -175,6 +179,43 @@ def test_what_an_adapter_lacks(tiny_model, tmp_path, monkeypatch):
             run_forced(engine, monkeypatch, [case])
             check([case], [alone(llm, case)])
         assert engine.stats().page_ins == 4
+
+
+@pytest.fixture
+def loud(tiny_model, tmp_path):
+    """The tiny model with inputs of up to millions to its first feed-forward, and the same answers."""
+    content = bytearray(tiny_model.read_bytes())
+    tensors = read_container(bytes(content), name="tiny").tensors
+    for name, factor in (("ffn_norm", 2.0**20), ("ffn_gate", 2.0**-20), ("ffn_up", 2.0**-20)):
+        entry = tensors[f"blk.0.{name}.weight"]
+        span = slice(entry.offset, entry.offset + entry.nbytes)
+        content[span] = (np.frombuffer(content[span], np.float32) * np.float32(factor)).tobytes()
+    path = tmp_path / "loud.gguf"
+    path.write_bytes(content)
+    return path
+
+
+@pytest.mark.parametrize("dtype", ["f16", "f32"])
+def test_inputs_beyond_f16(loud, tmp_path, monkeypatch, dtype):
+    """A row without adapters beside one that F16 factors turn to NaN; with F32 factors both are right."""
+    make_adapter(tmp_path / "q.gguf", loud, seed=1, rank=8, tensors=["blk.0.attn_q.weight"])
+    engine, llm = opened(loud, [tmp_path / "q.gguf"], kernel="python", bank_dtype=dtype)
+    with engine, llm:
+        base, adapted = (
+            Request(prompt=tokens(i, 9), max_tokens=5, temperature=0, ignore_eos=True, lora=lora)
+            for i, lora in enumerate(({}, {"q": 1.0}))
+        )
+        tickets = [engine.submit(base), engine.submit(adapted)]
+        if dtype == "f16":
+            with pytest.raises(DecodeError, match="not finite"):
+                tickets[1].result()
+        else:
+            case = Case(tokens(1, 9), tokens(41, 4), {"q": 1.0})
+            run_forced(engine, monkeypatch, [case, Case(tokens(0, 9), tokens(40, 4))])
+            check([case], [alone(llm, case)])
+        said = list(tickets[0].result().tokens)
+        assert len(said) == 5
+        assert agrees(llm, tokens(0, 9), {}, said)
 
 
 @pytest.mark.parametrize("broken", ["slot", "scale", "order"])

@@ -22,31 +22,40 @@ if TYPE_CHECKING:
 
 
 class Rewriting:
-    """A context's hook that applies, row by row, the rank units of a bank, all in float32. One thread at a time.
+    """A context's hook that applies, row by row, the rank units of a bank. One thread at a time.
 
     The adapter whose operations are `chains` must be the context's active one, at factor 1, in every decode between
     `set_rows` and `check`. Plain matrices are left to `Slots`; the adapter's own are not used. For stacks of experts it has
     the rank `with_spare(units)`, and is the bank: libllama computes A x for all units, and between that and B this hook writes
     0 where a row does not use a unit (written, not multiplied: 0 times infinity would spread) and multiplies by the scale
-    where it does. Same arrays as `Gather`; those of experts are views of libllama's own tensors.
+    where it does. Same arrays as `Gather`, but B of plain matrices is in F32, and those of experts are views of libllama's
+    own tensors.
     """
 
     compiled = False
 
-    def __init__(self, library: Library, chains: Sequence[Chain], shapes: Sequence[tuple[int, int]], *, units: int) -> None:
+    def __init__(
+        self,
+        library: Library,
+        chains: Sequence[Chain],
+        shapes: Sequence[tuple[int, int]],
+        *,
+        units: int,
+        dtype: type[np.float16 | np.float32],
+    ) -> None:
         self._library = library
         self._chains = tuple(chains)
         self._total = total = with_spare(units)
-        self.a: list[NDArray[np.float32]] = []
-        self.b: list[NDArray[np.float32]] = []
+        self.a: list[NDArray[np.floating]] = []
+        self.b: list[NDArray[np.floating]] = []
         for chain, (n_in, n_out) in zip(chains, shapes, strict=True):
             if chain.experts > 1:
                 # ggml keeps A as [experts, units, in] and B as [experts, out, units], last dimension first in memory.
-                self.a.append(_array(library, chain.a_data, (chain.experts, total, n_in)).transpose(1, 0, 2))
-                self.b.append(_array(library, chain.b_data, (chain.experts, n_out, total)).transpose(2, 0, 1))
+                self.a.append(_array(library, chain.a_data, (chain.experts, total, n_in), dtype).transpose(1, 0, 2))
+                self.b.append(_array(library, chain.b_data, (chain.experts, n_out, total), dtype).transpose(2, 0, 1))
             else:
-                self.a.append(np.zeros((total, 1, n_in), np.float32))
-                self.b.append(np.zeros((total, 1, n_out), np.float32))
+                self.a.append(np.full((total, 1, n_in), 0, dtype))
+                self.b.append(np.full((total, 1, n_out), 0, np.float32))
         self.strength = np.zeros((len(chains), total), np.float32)
         plain = [i for i, chain in enumerate(chains) if chain.experts == 1]
         self._experts = {chain.a: i for i, chain in enumerate(chains) if chain.experts > 1}
@@ -54,7 +63,7 @@ class Rewriting:
             library,
             [chains[i] for i in plain],
             a=[self.a[i][:, 0] for i in plain],
-            b=[self.b[i][:, 0] for i in plain],
+            b=[self.b[i][:, 0].view(np.float32) for i in plain],
             strength=self.strength,
             targets=plain,
         )
@@ -117,15 +126,15 @@ class Rewriting:
             message = f"an unexpected shape {sizes}"
             raise ValueError(message)
         address = int(self._library.ffi.cast("intptr_t", tensor.data))
-        products = _array(self._library, address, (rows, chain.used, self._total))
+        products = _array(self._library, address, (rows, chain.used, self._total), np.float32)
         scales = scales * self.strength[target]
         with np.errstate(all="ignore"):  # what overflows is a stranger's, and overwritten
             products[...] = np.where(scales[:, None, :] != 0, products * scales[:, None, :], 0)
         self._masked += 1
 
 
-def _array(library: Library, address: int, shape: tuple[int, ...]) -> NDArray[np.float32]:
+def _array(library: Library, address: int, shape: tuple[int, ...], dtype: type[np.float16 | np.float32]) -> NDArray[Any]:
     """View of memory that C owns, row-major."""
-    count = int(np.prod(shape)) * np.dtype(np.float32).itemsize
+    count = int(np.prod(shape)) * np.dtype(dtype).itemsize
     buffer = library.ffi.buffer(library.ffi.cast("char *", address), count)
-    return np.frombuffer(buffer, dtype=np.float32).reshape(shape)
+    return np.frombuffer(buffer, dtype=dtype).reshape(shape)

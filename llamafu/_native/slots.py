@@ -53,7 +53,7 @@ class _Found:
 class Slots:
     """Rewrites the operations of plain matrices in a graph. One thread at a time.
 
-    `a` [units, in] and `b` [units, out] are the bank's factors for each chain. `strength` [targets, units] is the factor of
+    `a` [units, in] and `b` [units, out] are the bank's factors for each chain, B in F32. `strength` [targets, units] is that of
     their products; `targets` says which of its rows are the chains'.
     """
 
@@ -62,7 +62,7 @@ class Slots:
         library: Library,
         chains: Sequence[Chain],
         *,
-        a: Sequence[NDArray[np.float32]],
+        a: Sequence[NDArray[np.floating]],
         b: Sequence[NDArray[np.float32]],
         strength: NDArray[np.float32],
         targets: Sequence[int],
@@ -80,6 +80,8 @@ class Slots:
         self._views = ffi.new("struct ggml_tensor[]", _VIEWS * len(chains))
         for i in range(_VIEWS * len(chains)):
             self._views[i].type = self._float
+        for i, factor in enumerate(a):
+            self._views[_VIEWS * i + _A].type = library.types["f16" if factor.dtype == np.float16 else "f32"]
         self._kinds = ffi.new("struct ggml_tensor[]", 4)
         for kind in range(2):
             self._kinds[2 * kind + _IDS].type = library.types["i32"]
@@ -212,7 +214,7 @@ class Slots:
         (wide, _, block, first, blocks), count = self._layout, self._counts[found.kind]
         views = self._views + _VIEWS * found.target
         a, b = self._factors[found.target]
-        self._shape(views[_A], (a.shape[1], wide, self._total // wide), a.ctypes.data)
+        self._shape(views[_A], (a.shape[1], wide, self._total // wide), a.ctypes.data, a.itemsize)
         self._shape(views[_B], (b.shape[1], block, blocks), b[first:].ctypes.data)
         self._shape(views[_X], (a.shape[1], 1, count), self._address(found.x.data))
         views[_X].nb[1] = views[_X].nb[2] = found.x.nb[1]
@@ -223,10 +225,10 @@ class Slots:
         self._shape(hidden, (rows, block, blocks), self._products[1].ctypes.data)
         hidden.nb[0], hidden.nb[1] = _FLOAT * block, _FLOAT
 
-    def _shape(self, tensor: Any, sizes: tuple[int, ...], data: int) -> None:
-        """Make a tensor a contiguous one of so many values of four bytes, at an address."""
+    def _shape(self, tensor: Any, sizes: tuple[int, ...], data: int, value: int = _FLOAT) -> None:
+        """Make a tensor a contiguous one of so many values of so many bytes, at an address."""
         tensor.ne = [*sizes, *[1] * (4 - len(sizes))]
-        stride = _FLOAT
+        stride = value
         for place in range(4):
             tensor.nb[place] = stride
             stride *= tensor.ne[place]

@@ -24,12 +24,14 @@ class Decoder:
     def decode(self, group: Group, parts: Sequence[Part]) -> int:
         """Compute these parts of a group; return libllama's code. Raises DecodeError when it was not done as said."""
         context, bank = self._room.instance.context, self._room.bank
-        if group.mixed:
-            assert bank is not None  # noqa: S101 - else nothing can be mixed
+        banked = group.mixed and bank is not None and (bank.store.compiled or _have_adapters(parts))
+        if banked and bank is not None:
             self._room.enter_bank(*group.tables(parts, bank))
-            self._count_mixed(parts)
         else:
             self._natives.enter(group.state)
+        if group.mixed:
+            self._count_mixed(parts)
+        else:
             self._count_alone(group)
         tokens: list[int] = []
         positions: list[int] = []
@@ -41,7 +43,7 @@ class Decoder:
             sequences += [part.sequence.number] * part.count
             outputs += [False] * (part.count - 1) + [True]
         code = context.compute(tokens, positions, sequences, outputs)  # type: ignore[arg-type] # running ones have a number
-        if code == 0 and group.mixed and bank is not None:
+        if code == 0 and banked and bank is not None:
             bank.store.check()
         return code
 
@@ -58,3 +60,7 @@ class Decoder:
             return
         self._recorder.fallback_steps += 1
         self._recorder.fallback_reasons[group.reason] += 1
+
+
+def _have_adapters(parts: Sequence[Part]) -> bool:
+    return any(state for part in parts for _, state in part.runs())

@@ -155,7 +155,9 @@ class Room:
         self.carrier = probe
         if self.plan.kernel == "python" and any(chain.experts > 1 for chain in chains):
             instance.free(probe)
-            self.carrier = instance.add(_zeros(self._base.architecture, shapes, with_spare(self._rank)), label="the bank")
+            self.carrier = instance.add(
+                _zeros(self._base.architecture, shapes, with_spare(self._rank), self._dtype), label="the bank"
+            )
             chains = find_chains(instance.model, self.carrier).chains
         # The base's shapes are in GGUF's order: in, out, experts.
         sizes = [(shapes[chain.target][0], shapes[chain.target][1]) for chain in chains]
@@ -164,7 +166,7 @@ class Room:
             store = Gather(instance.library, chains, sizes, units=self._rank, dtype=self._dtype)
             self.attention = store.attention.prove(instance.model, instance.context_options) or "compiled"
         else:
-            store = Rewriting(instance.library, chains, sizes, units=self._rank)
+            store = Rewriting(instance.library, chains, sizes, units=self._rank, dtype=self._dtype)
         self.bank = Bank(store, [chain.target for chain in chains], self._rank)
         return store
 
@@ -201,9 +203,10 @@ class Room:
         return Plan("compiled", "")
 
     def _demand_memory(self, shapes: dict[str, tuple[int, ...]]) -> None:
-        per_unit = sum((shape[0] + shape[1]) * math.prod(shape[2:]) for shape in shapes.values())
-        itemsize = np.dtype(self._dtype if self.plan.kernel == "compiled" else np.float32).itemsize
-        needed, there = per_unit * itemsize * self._rank, machine_bytes()
+        a = np.dtype(self._dtype).itemsize
+        b = a if self.plan.kernel == "compiled" else np.dtype(np.float32).itemsize
+        per_unit = sum((shape[0] * a + shape[1] * b) * math.prod(shape[2:]) for shape in shapes.values())
+        needed, there = per_unit * self._rank, machine_bytes()
         if needed > there / 2:
             fitting = int(there / 2 / (needed / self._rank))
             message = (
@@ -219,10 +222,14 @@ def _takes_adapters(name: str, shape: tuple[int, ...]) -> bool:
     return name.endswith(".weight") and len(shape) == dimensions and min(shape) > 1 and name != _EMBEDDINGS
 
 
-def _zeros(architecture: str, shapes: dict[str, tuple[int, ...]], rank: int) -> bytes:
+def _zeros(
+    architecture: str, shapes: dict[str, tuple[int, ...]], rank: int, dtype: type[np.float16 | np.float32] = np.float16
+) -> bytes:
     """Make an adapter of zeros for tensors of these shapes (GGUF's order); only that of experts has so much rank."""
     tensors = {}
     for name, shape in shapes.items():
         own = rank if is_expert(name) else 1
         tensors[name] = np.zeros((*shape[2:], own, shape[0]), np.float32), np.zeros((*shape[2:], shape[1], own), np.float32)
-    return factor_bytes(tensors, architecture=architecture, alpha=0.0, metadata={}, dtype="F32")
+    return factor_bytes(
+        tensors, architecture=architecture, alpha=0.0, metadata={}, dtype="F16" if dtype is np.float16 else "F32"
+    )
