@@ -201,6 +201,6 @@ def test_what_differs_is_not_used(tiny_model, monkeypatch):
             """Compute nothing: what should be written stays NaN."""
 
     monkeypatch.setattr(k, "attend", Wrong)
-    with Engine(tiny_model, n_ctx=256, n_threads=1) as engine:
+    with Engine(tiny_model, n_ctx=256, n_threads=1, flash_attn="on") as engine:
         assert "differs from libllama's by nan" in engine.stats().attention
         assert not engine._room.bank.store._state[w.ATTENTION]

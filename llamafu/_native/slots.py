@@ -16,6 +16,7 @@ that libllama uses again needs no rewriting.
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
@@ -45,6 +46,8 @@ class _Found:
 
     target: int
     kind: int
+    shape: tuple[int, ...]
+    """Of the rows, which some graphs divide by sequence."""
     x: Any
     nodes: list[Any]
     version: int
@@ -150,14 +153,15 @@ class Slots:
 
     def _begin(self, node: Any, target: int) -> None:
         """Rewrite the first operation of a chain."""
-        x = node.src[1]
-        if x.type != self._float or node.ne[2] * node.ne[3] != 1 or node.ne[1] not in self._counts:
+        x, shape = node.src[1], tuple(node.ne)[1:]
+        count = math.prod(shape)
+        if x.type != self._float or count not in self._counts or x.nb[2] != x.nb[1] * x.ne[1] or x.nb[3] != x.nb[2] * x.ne[2]:
             message = f"an unexpected shape {list(node.ne)}"
             raise ValueError(message)
         if not self.began:
             self._known.clear()  # a new graph
         self.watched = self._all
-        self._half = _Found(target, self._counts.index(node.ne[1]), x, [node], self._version)
+        self._half = _Found(target, self._counts.index(count), shape, x, [node], self._version)
         self._known[self._address(node)] = self._half
         self._rewrite(self._half, _FIRST)
         self.began += 1
@@ -204,7 +208,7 @@ class Slots:
             node.op = self._out_prod
             node.src[0], node.src[1] = views + _B, views + _HIDDEN
             data = self._address(node.data)
-            self._shape(views[_PRODUCT], (node.ne[0], count), data)
+            self._shape(views[_PRODUCT], (node.ne[0], *found.shape), data)
             self._shape(node, (node.ne[0], count // blocks, blocks), data)
         else:
             node.src[1] = views + _PRODUCT
