@@ -49,8 +49,8 @@ if TYPE_CHECKING:
 
 PARTS = ("servers", "mixed", "scales", "slow", "busy", "population", "check")
 USUAL_K = {"q4_0": (1, 2, 4, 8, 16, 32), "f16": (1, 2, 4, 8, 16, 32), "wide": (16, 32)}
-ASIDE_K = (8, 16)
-"""Where the parts that concern the engine alone are measured."""
+ASIDE_K = {"check": (8, 16), "scales": (8, 16), "slow": (8, 16, 32), "busy": (8, 16)}
+"""Where the parts beside the comparison of all sides are measured."""
 SMALL = ("q4_0", "f16")
 OVER_DISTINCT = {1: 0.97, 8: 2.3, 16: 3.3, 32: 3.0}
 OVER_SAME = {"small": {8: 0.80, 16: 0.72, 32: 0.55}, "wide": {16: 0.92, 32: 0.85}}
@@ -79,7 +79,7 @@ def main() -> int:
         for k in arguments.k or USUAL_K[name]:
             setting = Setting(name, path, _models.kept_adapters(path, k), k, arguments.threads, arguments.flash_attn, tools)
             for part in ("check", "scales", "slow", "busy"):
-                if part in arguments.part and k in ASIDE_K:
+                if part in arguments.part and k in ASIDE_K[part]:
                     {"check": check, "scales": scales, "slow": slow, "busy": busy}[part](setting, report, arguments.rounds)
             if {"servers", "mixed"} & set(arguments.part):
                 compare(setting, report, arguments.rounds, arguments.part)
