@@ -19,6 +19,7 @@ if TYPE_CHECKING:
     from llamafu._native.adapter import Adapter
     from llamafu._native.model import Model
 
+MOST_THREADS = 512  # that ggml has
 FLASH_ATTENTION = {"auto": -1, "off": 0, "on": 1}
 
 

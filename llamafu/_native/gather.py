@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from llamafu._native.attention import Attention
+from llamafu._native.context import MOST_THREADS
 from llamafu.errors import DecodeError
 
 if TYPE_CHECKING:
@@ -54,6 +55,7 @@ class Gather:
         self._records = np.zeros((len(chains), kernels.RECORD_WORDS), np.int64)
         self._lookup = _hashed([(c.a, 2 * i) for i, c in enumerate(chains)] + [(c.b, 2 * i + 1) for i, c in enumerate(chains)])
         self._products = np.zeros(0, np.float32)
+        self._rounded = np.empty((MOST_THREADS, max((n for n, _ in shapes), default=0)), np.float32)  # few of them are touched
         self._tables: list[RowTable] = []
         self._most_used = max((c.used for c in chains), default=1)
         # By `new`, which zeroes what is not named; a dictionary passed by value would leave it as it is.
@@ -74,6 +76,7 @@ class Gather:
         state[w.TABLE], state[w.TABLE_MASK] = self._lookup.ctypes.data, len(self._lookup) - 1
         state[w.RECORDS] = self._records.ctypes.data
         state[w.HALF] = half
+        state[w.ROUNDED], state[w.ROUNDED_SIZE] = self._rounded.ctypes.data, self._rounded.strides[0]
         for i, (chain, (n_in, n_out)) in enumerate(zip(self._chains, shapes, strict=True)):
             record = self._records[i]
             record[k.STATE] = state.ctypes.data

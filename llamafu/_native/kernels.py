@@ -16,7 +16,7 @@ import numpy as np
 from numba import cfunc, njit, types
 
 from llamafu._native.attention_kernel import is_attention, take_over
-from llamafu._native.vectors import add4_float, add4_half, add_float, add_half, dot_float, dot_half
+from llamafu._native.vectors import add4_float, add4_half, add_float, add_half, dot_float, dot_half, round_to_half
 from llamafu._native.words import (
     CUSTOM,
     DATA,
@@ -34,6 +34,8 @@ from llamafu._native.words import (
     PARAMS,
     PRODUCTS,
     RECORDS,
+    ROUNDED,
+    ROUNDED_SIZE,
     ROWS,
     SCALE,
     SECOND,
@@ -95,6 +97,7 @@ def first_kernel(node, _source, thread, threads, record):
     stacked = word_at(record, IDS) != 0
     by_row = word_at(strides, 2) if stacked else word_at(strides, 1)
     by_place = word_at(strides, 1) if stacked and word_at(sizes, 1) > 1 else 0
+    rounded, last = word_at(state, ROUNDED) + thread * word_at(state, ROUNDED_SIZE), np.int64(-1)
     total = word_at(table, USES) * used
     for item in range(total * thread // threads, total * (thread + 1) // threads):
         use, place = item // used, item % used
@@ -104,7 +107,13 @@ def first_kernel(node, _source, thread, threads, record):
         if factor != 0:
             a = word_at(record, FACTOR_A) + (unit * experts + _expert(state, record, used, row, place)) * n * size
             at = data + row * by_row + place * by_place
-            product = factor * (as_half(dot_half(a, at, n)) if half else dot_float(a, at, n))
+            if half:
+                if at != last:  # all units of a row have the same inputs
+                    round_to_half(rounded, at, n)
+                    last = at
+                product = factor * as_half(dot_half(a, rounded, n))
+            else:
+                product = factor * dot_float(a, at, n)
         put_float(products, item, product)
 
 

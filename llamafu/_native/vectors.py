@@ -1,6 +1,6 @@
 """The inner loops of the compiled operations, written so that LLVM makes vector code of them.
 
-Sums go to where they are, and not from one pointer to another: those might overlap, and code for that is no vector code.
+Sums go to where they are, and not from one pointer to another: where those are the same, that is no vector code.
 """
 
 from __future__ import annotations
@@ -12,10 +12,16 @@ from llamafu._native.words import as_half, float_at, half_at, put_float
 
 
 @njit(inline="always")
+def round_to_half(y, x, n):
+    for i in range(n):
+        put_float(y, i, as_half(float_at(x, i)))
+
+
+@njit(inline="always")
 def dot_half(a, x, n):
     total = np.float32(0)
     for i in range(n):
-        total += half_at(a, i) * as_half(float_at(x, i))
+        total += half_at(a, i) * float_at(x, i)
     return total
 
 

@@ -18,7 +18,8 @@ TABLE_WORDS = 6
 ATTENTION = TABLES + 2 * TABLE_WORDS  # number of ggml's attention operation; 0 where that is left alone
 ATTEND = ATTENTION + 1  # the three words of parameters of our own
 LISTS, EPOCH, KIND = range(ATTEND + 3, ATTEND + 6)  # see `attention_kernel`
-STATE_WORDS = ATTEND + 6
+ROUNDED, ROUNDED_SIZE = ATTEND + 6, ATTEND + 7  # a row of floats for each thread, and its size in bytes
+STATE_WORDS = ATTEND + 8
 
 MATH = {"reassoc", "contract", "nsz"}  # sums may be taken in any order, or they would not become vector code
 KERNEL = types.void(types.int64, types.int64, types.int32, types.int32, types.int64)

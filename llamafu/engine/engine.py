@@ -7,7 +7,7 @@ from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, Self
 
-from llamafu._native.context import FLASH_ATTENTION, ContextOptions
+from llamafu._native.context import FLASH_ATTENTION, MOST_THREADS, ContextOptions
 from llamafu._native.finding import find
 from llamafu._native.library import open_library
 from llamafu._native.processor import usable_cpus
@@ -36,7 +36,6 @@ if TYPE_CHECKING:
     from llamafu.engine.registry import Content
 
 _MOST = 2**31 - 1
-_MOST_THREADS = 512
 
 
 class Engine(Asking):
@@ -72,14 +71,14 @@ class Engine(Asking):
         scale_range: tuple[float, float] = (0.0, 1.0),
         library: str | os.PathLike[str] | None = None,
     ) -> None:
-        n_threads = min(usable_cpus(), _MOST_THREADS) if n_threads is None else n_threads
+        n_threads = min(usable_cpus(), MOST_THREADS) if n_threads is None else n_threads
         for name, value, low, high in (
             ("max_sequences", max_sequences, 1, _MOST),
             ("max_queue", max_queue, 1, _MOST),
             ("bank_rank", bank_rank, 0, _MOST),
             ("n_ctx", n_ctx, 2, _MOST),
             ("n_batch", n_batch, 64, _MOST),
-            ("n_threads", n_threads, 1, _MOST_THREADS),
+            ("n_threads", n_threads, 1, MOST_THREADS),
             ("n_gpu_layers", n_gpu_layers, -1, _MOST),
         ):
             check_whole(name, value, low=low, high=high)
