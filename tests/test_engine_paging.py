@@ -214,14 +214,14 @@ def engine(real, tiny_model, large):
 @pytest.fixture
 def slow_pieces(monkeypatch):
     """A bank whose numbers take their time: 4 ms a piece, half a second an adapter."""
-    write = bank_module._write
+    pieces = Bank._pieces
 
     def slowly(*arguments):
-        for _ in write(*arguments):
+        for _ in pieces(*arguments):
             time.sleep(0.004)
             yield
 
-    monkeypatch.setattr(bank_module, "_write", slowly)
+    monkeypatch.setattr(Bank, "_pieces", slowly)
     monkeypatch.setattr(bank_module, "_PIECE", 4000)
 
 

@@ -159,10 +159,16 @@ class Bank:
         for name, *factors in content.factors():
             place = self._targets[name]
             a, b = factors if is_expert(name) else (factor[None] for factor in factors)
-            own = units[: a.shape[1]]
-            yield from _write(store.a[place], own, a.transpose(1, 0, 2), content, name)
-            yield from _write(store.b[place], own, b.transpose(2, 0, 1), content, name)
-            store.strength[place, own] = alpha / len(own) if alpha else 1.0
+            rank = a.shape[1]
+            for target, values in ((store.a[place], a.transpose(1, 0, 2)), (store.b[place], b.transpose(2, 0, 1))):
+                step = max(1, _PIECE // values[0].size)
+                for start in range(0, rank, step):
+                    part = values[start : start + step]
+                    if target.dtype == np.float16 and part.dtype != np.float16:
+                        part = _narrowed(part, content, name)
+                    target[_chosen(units, start, start + len(part))] = part
+                    yield
+            store.strength[place, _chosen(units, 0, rank)] = alpha / rank if alpha else 1.0
 
 
 _PIECE = 1 << 20
@@ -171,26 +177,18 @@ _NO_UNITS = np.empty(0, np.int32)
 _NO_SCALES = np.empty(0, np.float32)
 
 
-def _write(
-    place: NDArray[np.floating],
-    units: NDArray[np.int32],
-    values: NDArray[np.floating],
-    content: Content,
-    name: str,
-) -> Iterator[None]:
-    """Write `values`, [units, experts, width], to their units of `place`, a few units at a time."""
-    step = max(1, _PIECE // values[0].size)
-    for start in range(0, len(units), step):
-        own, part = units[start : start + step], values[start : start + step]
-        if place.dtype == np.float16 and part.dtype != np.float16:
-            with np.errstate(over="ignore"):
-                part = part.astype(np.float16)
-            if not np.isfinite(part).all():  # nothing infinite is written: a strength of 0 does not silence it
-                most = np.finfo(np.float16).max
-                message = f"{content.path}: {name} has values beyond {most:g}; make the engine with bank_dtype='f32'"
-                raise LoraIncompatibleError(message, problems=(message,))
-        if own[-1] - own[0] == len(own) - 1 and (np.diff(own) == 1).all():
-            place[own[0] : own[-1] + 1] = part  # twice as fast as an index
-        else:
-            place[own] = part
-        yield
+def _chosen(units: NDArray[np.int32], start: int, end: int) -> slice | NDArray[np.int32]:
+    """Return some of an adapter's units, which ascend: as a slice where they lie together, which is twice as fast."""
+    first, last = int(units[start]), int(units[end - 1])
+    return slice(first, last + 1) if last - first == end - 1 - start else units[start:end]
+
+
+def _narrowed(values: NDArray[np.floating], content: Content, name: str) -> NDArray[np.float16]:
+    """Return values as F16; nothing infinite is written, which a strength of 0 would not silence."""
+    with np.errstate(over="ignore"):
+        narrow = values.astype(np.float16)
+    if not np.isfinite(narrow).all():
+        most = np.finfo(np.float16).max
+        message = f"{content.path}: {name} has values beyond {most:g}; make the engine with bank_dtype='f32'"
+        raise LoraIncompatibleError(message, problems=(message,))
+    return narrow
