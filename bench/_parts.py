@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import time
 from collections import Counter
+from contextlib import asynccontextmanager
 from itertools import pairwise
 from typing import TYPE_CHECKING, Any
 
@@ -12,7 +13,7 @@ from _conditions import verdict
 from _http import Connection, ask
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable, Sequence
+    from collections.abc import AsyncIterator, Iterable, Sequence
 
     from _serving import Server
 
@@ -31,6 +32,22 @@ def spread(values: Sequence[float]) -> str:
     return f"p50 {p50:.1f}, p95 {p95:.1f}, p99 {p99:.1f}, most {values[-1]:.1f} ms"
 
 
+@asynccontextmanager
+async def _streaming(
+    server: Server, bodies: Sequence[dict[str, Any]], gaps: list[float]
+) -> AsyncIterator[list[asyncio.Task[Any]]]:
+    """Give streams once every one of them speaks; at the end wait for theirs, and add the gaps since then, in milliseconds."""
+    streams = [await Connection.open(server.port) for _ in bodies]
+    asked = [asyncio.create_task(one.ask("POST", "/v1/completions", body)) for one, body in zip(streams, bodies, strict=True)]
+    await asyncio.gather(*(one.spoke.wait() for one in streams))
+    since = time.perf_counter()
+    yield asked
+    await asyncio.gather(*asked)
+    gaps += [gap * 1e3 for one in streams for gap in _gaps([at for at, _ in one.times], since)]
+    for one in streams:
+        one.close()
+
+
 async def load(server: Server, bodies: Sequence[dict[str, Any]], names: Sequence[str]) -> bool:
     """Load known adapters while streams run, and compare the streams' gaps with those of streams that were left alone.
 
@@ -40,25 +57,16 @@ async def load(server: Server, bodies: Sequence[dict[str, Any]], names: Sequence
     gaps: dict[str, list[float]] = {"left alone": [], "with loads": []}
     answers: list[float] = []
     for side in list(gaps) * 2:
-        streams = [await Connection.open(server.port) for _ in bodies]
-        asked = [
-            asyncio.create_task(one.ask("POST", "/v1/completions", body)) for one, body in zip(streams, bodies, strict=True)
-        ]
-        await asyncio.gather(*(one.spoke.wait() for one in streams))
-        since = time.perf_counter()
-        for turn in range(LOADS if side == "with loads" else 0):
-            loras = [{"name": name, "scaling": 0.5 + 0.1 * (turn % 2)} for name in names[: 1 + turn % len(names)]]
-            began = time.perf_counter()
-            done = await ask(server.port, "POST", "/v1/lora/load", {"loras": loras, "skip_queue": turn % 2 == 1})
-            answers.append((time.perf_counter() - began) * 1e3)
-            if done.status != _OK or all(each.done() for each in asked):
-                message = "a load failed, or the streams were over before it: take more --tokens"
-                raise RuntimeError(message)
-            await asyncio.sleep(0.05)
-        await asyncio.gather(*asked)
-        gaps[side] += [gap * 1e3 for one in streams for gap in _gaps([at for at, _ in one.times], since)]
-        for one in streams:
-            one.close()
+        async with _streaming(server, bodies, gaps[side]) as asked:
+            for turn in range(LOADS if side == "with loads" else 0):
+                loras = [{"name": name, "scaling": 0.5 + 0.1 * (turn % 2)} for name in names[: 1 + turn % len(names)]]
+                began = time.perf_counter()
+                done = await ask(server.port, "POST", "/v1/lora/load", {"loras": loras, "skip_queue": turn % 2 == 1})
+                answers.append((time.perf_counter() - began) * 1e3)
+                if done.status != _OK or all(each.done() for each in asked):
+                    message = "a load failed, or the streams were over before it: take more --tokens"
+                    raise RuntimeError(message)
+                await asyncio.sleep(0.05)
     for side, values in gaps.items():
         print(f"   gaps between pieces, {side}: {spread(sorted(values))}")
     print(f"   a load of known adapters: {spread(sorted(answers))}")
@@ -72,23 +80,14 @@ async def cold(server: Server, bodies: Sequence[dict[str, Any]], names: Sequence
     gaps: dict[str, list[float]] = {"left alone": [], "with cold adapters": []}
     firsts: list[float] = []
     for side in list(gaps) * 2:
-        streams = [await Connection.open(server.port) for _ in bodies]
-        asked = [
-            asyncio.create_task(one.ask("POST", "/v1/completions", body)) for one, body in zip(streams, bodies, strict=True)
-        ]
-        await asyncio.gather(*(one.spoke.wait() for one in streams))
-        since = time.perf_counter()
-        for name in names if side == "with cold adapters" else ():
-            began = time.perf_counter()
-            done = await ask(server.port, "POST", "/v1/completions", {**bodies[0], "lora": {name: 1.0}, "max_tokens": 2})
-            firsts.append((done.times[0][0] - began) * 1e3)
-            if not done.ended_well or any(each.done() for each in asked):
-                message = "an answer failed, or the streams were over before it: take more --tokens"
-                raise RuntimeError(message)
-        await asyncio.gather(*asked)
-        gaps[side] += [gap * 1e3 for one in streams for gap in _gaps([at for at, _ in one.times], since)]
-        for one in streams:
-            one.close()
+        async with _streaming(server, bodies, gaps[side]) as asked:
+            for name in names if side == "with cold adapters" else ():
+                began = time.perf_counter()
+                done = await ask(server.port, "POST", "/v1/completions", {**bodies[0], "lora": {name: 1.0}, "max_tokens": 2})
+                firsts.append((done.times[0][0] - began) * 1e3)
+                if not done.ended_well or any(each.done() for each in asked):
+                    message = "an answer failed, or the streams were over before it: take more --tokens"
+                    raise RuntimeError(message)
     for side, values in gaps.items():
         print(f"   gaps between pieces of {len(bodies)} streams, {side}: {spread(sorted(values))}")
     print(f"   first token with a cold adapter: {spread(sorted(firsts))}")

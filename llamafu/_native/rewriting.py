@@ -46,27 +46,22 @@ class Rewriting:
         self._library = library
         self._chains = tuple(chains)
         self._total = total = with_spare(units)
+        self._experts: dict[int, int] = {}
         self.a: list[NDArray[np.floating]] = []
         self.b: list[NDArray[np.floating]] = []
-        for chain, (n_in, n_out) in zip(chains, shapes, strict=True):
+        plain: dict[int, tuple[NDArray[np.floating], NDArray[np.float32]]] = {}
+        for i, (chain, (n_in, n_out)) in enumerate(zip(chains, shapes, strict=True)):
             if chain.experts > 1:
+                self._experts[chain.a] = i
                 # ggml keeps A as [experts, units, in] and B as [experts, out, units], last dimension first in memory.
                 self.a.append(_array(library, chain.a_data, (chain.experts, total, n_in), dtype).transpose(1, 0, 2))
                 self.b.append(_array(library, chain.b_data, (chain.experts, n_out, total), dtype).transpose(2, 0, 1))
             else:
-                self.a.append(np.full((total, 1, n_in), 0, dtype))
-                self.b.append(np.full((total, 1, n_out), 0, np.float32))
+                plain[i] = np.full((total, n_in), 0, dtype), np.full((total, n_out), 0, np.float32)
+                self.a.append(plain[i][0][:, None])
+                self.b.append(plain[i][1][:, None])
         self.strength = np.zeros((len(chains), total), np.float32)
-        plain = [i for i, chain in enumerate(chains) if chain.experts == 1]
-        self._experts = {chain.a: i for i, chain in enumerate(chains) if chain.experts > 1}
-        self._slots = Slots(
-            library,
-            [chains[i] for i in plain],
-            a=[self.a[i][:, 0] for i in plain],
-            b=[self.b[i][:, 0].view(np.float32) for i in plain],
-            strength=self.strength,
-            targets=plain,
-        )
+        self._slots = Slots(library, {i: chains[i] for i in plain}, factors=list(plain.values()), strength=self.strength)
         self._scales: list[NDArray[np.float32]] = []
         self._fault = ""
         self._masked = 0

@@ -25,7 +25,7 @@ import numpy as np
 from llamafu._native.layout import Layout, lay_out, strength_levels
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import Mapping, Sequence
 
     from numpy.typing import NDArray
 
@@ -56,35 +56,33 @@ class _Found:
 class Slots:
     """Rewrites the operations of plain matrices in a graph. One thread at a time.
 
-    `a` [units, in] and `b` [units, out] are the bank's factors for each chain, B in F32. `strength` [targets, units] is that of
-    their products; `targets` says which of its rows are the chains'.
+    `chains` are by target. `factors` are the bank's for each of them, A [units, in] and B [units, out], B in F32. `strength`
+    [targets, units] is that of their products, for all targets.
     """
 
     def __init__(
         self,
         library: Library,
-        chains: Sequence[Chain],
+        chains: Mapping[int, Chain],
         *,
-        a: Sequence[NDArray[np.floating]],
-        b: Sequence[NDArray[np.float32]],
+        factors: Sequence[tuple[NDArray[np.floating], NDArray[np.float32]]],
         strength: NDArray[np.float32],
-        targets: Sequence[int],
     ) -> None:
         ffi, numbers = library.ffi, library.operations
         self._ffi = ffi
         self._strength, self._total = strength, strength.shape[1]
-        self._targets = list(targets)
+        self._targets = list(chains)
         self._mul_mat, self._mul_mat_id, self._mul = numbers["MUL_MAT"], numbers["MUL_MAT_ID"], numbers["MUL"]
         self._out_prod, self._scale, self._add = numbers["OUT_PROD"], numbers["SCALE"], numbers["ADD"]
         self._float = library.types["f32"]
-        self._a = {chain.a: i for i, chain in enumerate(chains)}
-        self._b = {chain.b: i for i, chain in enumerate(chains)}
-        self._factors = tuple(zip(a, b, strict=True))
+        self._a = {chain.a: i for i, chain in enumerate(chains.values())}
+        self._b = {chain.b: i for i, chain in enumerate(chains.values())}
+        self._factors = factors
         self._views = ffi.new("struct ggml_tensor[]", _VIEWS * len(chains))
         for i in range(_VIEWS * len(chains)):
             self._views[i].type = self._float
-        for i, factor in enumerate(a):
-            self._views[_VIEWS * i + _A].type = library.types["f16" if factor.dtype == np.float16 else "f32"]
+        for i, (a, _) in enumerate(factors):
+            self._views[_VIEWS * i + _A].type = library.types["f16" if a.dtype == np.float16 else "f32"]
         self._kinds = ffi.new("struct ggml_tensor[]", 4)
         for kind in range(2):
             self._kinds[2 * kind + _IDS].type = library.types["i32"]

@@ -67,7 +67,7 @@ class Core:
         if bank is not None:
             bank.forget_failures()
         parts = self._fitting(pack(self.running, self.room.instance.context.n_batch))
-        if (bank := self.room.bank) is not None and not bank.store.compiled:  # it has less to do where rows follow the bank
+        if bank is not None and not bank.store.compiled:  # it has less to do where rows follow the bank
             parts.sort(key=lambda part: bank.place(part.sequence.states[part.start]))
         tokens = 0
         for group in groups_of(parts, self._why_not, together=not self.room.instance.model.is_recurrent):

@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
+    from llamafu.engine.bank import Bank
     from llamafu.engine.batch import Group, Part
     from llamafu.engine.natives import Natives
     from llamafu.engine.room import Room
@@ -23,9 +24,8 @@ class Decoder:
 
     def decode(self, group: Group, parts: Sequence[Part]) -> int:
         """Compute these parts of a group; return libllama's code. Raises DecodeError when it was not done as said."""
-        context, bank = self._room.instance.context, self._room.bank
-        banked = group.mixed and bank is not None and (bank.store.compiled or _have_adapters(parts))
-        if banked and bank is not None:
+        context, bank = self._room.instance.context, self._bank(group, parts)
+        if bank is not None:
             self._room.enter_bank(*group.tables(parts, bank))
         else:
             self._natives.enter(group.state)
@@ -43,9 +43,16 @@ class Decoder:
             sequences += [part.sequence.number] * part.count
             outputs += [False] * (part.count - 1) + [True]
         code = context.compute(tokens, positions, sequences, outputs)  # type: ignore[arg-type] # running ones have a number
-        if code == 0 and banked and bank is not None:
+        if code == 0 and bank is not None:
             bank.store.check()
         return code
+
+    def _bank(self, group: Group, parts: Sequence[Part]) -> Bank | None:
+        """What applies the rows' adapters; None where the graph is libllama's own."""
+        bank = self._room.bank
+        if bank is None or not group.mixed:
+            return None
+        return bank if bank.store.compiled or any(state for part in parts for _, state in part.runs()) else None
 
     def _count_mixed(self, parts: Sequence[Part]) -> None:
         states = {part.sequence.states[i] for part in parts for i in {part.start, part.end - 1}}
@@ -60,7 +67,3 @@ class Decoder:
             return
         self._recorder.fallback_steps += 1
         self._recorder.fallback_reasons[group.reason] += 1
-
-
-def _have_adapters(parts: Sequence[Part]) -> bool:
-    return any(state for part in parts for _, state in part.runs())
