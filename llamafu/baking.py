@@ -11,13 +11,13 @@ import os
 import re
 import shutil
 from pathlib import Path
-from typing import TYPE_CHECKING, Literal
+from typing import TYPE_CHECKING, Literal, NamedTuple
 
 from llamafu._native import finding, processor
 from llamafu._native import library as native
 from llamafu._native.quants import GgmlCodec
 from llamafu._whole_file import whole_files
-from llamafu.adapters.baked import Recipe, lengths, write_baked
+from llamafu.adapters.baked import Recipe, lengths, rewrite_records, write_baked
 from llamafu.adapters.base import read_base
 from llamafu.adapters.codec import NumpyCodec
 from llamafu.adapters.compatibility import check_compatibility
@@ -25,7 +25,8 @@ from llamafu.adapters.ggml_type import BLOCKS, GGMLType
 from llamafu.adapters.reader import AdapterReader
 from llamafu.adapters.shard import read_shards
 from llamafu.adapters.write import refuse_source
-from llamafu.calibration import write_calibrated
+from llamafu.bake_records import Records
+from llamafu.calibration import Calibration, places
 from llamafu.calibration_text import read_text
 from llamafu.errors import (
     ErrorCode,
@@ -35,7 +36,6 @@ from llamafu.errors import (
     LoraIncompatibleError,
     ModelLoadError,
 )
-from llamafu.lora import default_name
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Mapping, Sequence
@@ -44,7 +44,7 @@ if TYPE_CHECKING:
     from llamafu.adapters.base import BaseModel
     from llamafu.adapters.codec import Codec
     from llamafu.adapters.file import AdapterFile
-    from llamafu.adapters.shard import Addition, Shard
+    from llamafu.adapters.shard import Shard
 
 DTYPES = ("keep", "f32", "f16", "bf16", "q8_0")
 """What the changed tensors may become: what they were, or a type that loses little of the sum."""
@@ -54,9 +54,8 @@ logger = logging.getLogger("llamafu.baking")
 MUCH_LOST = 0.9
 """Below this share of the changes a baked model is not what its adapters made it."""
 
-_COUNT = "llamafu.bake.count"
+_FITTING = 0.9  # of the work, where it is calibrated
 _SCALE_MAX = 1e30  # as in `merge_adapters`: float64 arithmetic on it cannot overflow
-_MOST_BAKED = 1 << 16
 _SHARD_NAME = re.compile(r"-[0-9]{5}-of-[0-9]{5}$")
 
 
@@ -126,12 +125,10 @@ def bake(
     on_progress = _never_back(on_progress or (lambda _: None))
     with whole_files(outputs) as unfinished:
         try:
-            kept = None
-            if calibration is not None:
-                records = _records(base, uses, calibration)
-                kept = write_calibrated(shards, unfinished, recipe, records, on_progress, library=loaded, text=text)
+            job = _Job(shards, unfinished, recipe, Records(base, uses), on_progress)
+            kept = None if calibration is None else job.calibrated(loaded, calibration, text)
             if kept is None:
-                kept = write_baked(shards, unfinished, recipe, _records(base, uses, None), on_progress)
+                kept = job.nearest()
         except OSError as error:
             if error.filename is None and error.errno is not None:  # a failed write does not know its file
                 raise OSError(error.errno, error.strerror, str(outputs[0])) from error
@@ -140,6 +137,48 @@ def bake(
         finer = "calibration='auto', or the dtype 'q8_0' or 'f16'," if calibration is None else "the dtype 'q8_0' or 'f16'"
         logger.warning("%s: rounding kept only %.0f%% of the changes; %s keeps more", outputs[0], kept * 100, finer)
     return outputs[0]
+
+
+class _Job(NamedTuple):
+    """One result to write."""
+
+    shards: Sequence[Shard]
+    outputs: Sequence[Path]
+    recipe: Recipe
+    records: Records
+    on_progress: Callable[[float], None]
+
+    def nearest(self) -> float:
+        """Write it, every value rounded to the nearest, and return the share of the changes that is kept."""
+        written = write_baked(self.shards, self.outputs, self.recipe, self.records.made(None), self.on_progress)
+        records = self.records.made(None, digest=written.digest, kept=written.kept)
+        rewrite_records(self.shards[0], self.outputs[0], self.recipe, records)
+        return written.kept
+
+    def calibrated(self, library: Library | None, calibration: str | os.PathLike[str], text: str | None) -> float | None:
+        """Write it, rounded for a text; None where nothing can be calibrated, and where that makes more noise than change."""
+        matrices = places(self.shards, self.recipe)
+        if not matrices:
+            return None
+        with Calibration(library, self.shards[0].path, self.recipe, text=text) as found:
+            fitted = found.fitted(matrices, lambda share: self.on_progress(_FITTING * share))
+            recipe = self.recipe._replace(fitted=fitted)
+            written = write_baked(
+                self.shards,
+                self.outputs,
+                recipe,
+                self.records.made(calibration),
+                lambda share: self.on_progress(_FITTING + (1 - _FITTING) * share),
+            )
+            seen = found.likeness(self.outputs[0])
+        logger.debug("size %.3f, error %.3f of the change", seen.size, seen.error)
+        if seen.error >= 1:
+            message = "%s: the changes are too small for calibration, which adds more noise than that; rounded to the nearest"
+            logger.warning(message, self.shards[0].path)
+            return None
+        records = self.records.made(calibration, digest=written.digest, kept=seen.kept)
+        rewrite_records(self.shards[0], self.outputs[0], recipe, records)
+        return seen.kept
 
 
 def _never_back(on_progress: Callable[[float], None]) -> Callable[[float], None]:
@@ -274,37 +313,3 @@ def _check_space(outputs: Sequence[Path], shards: Sequence[Shard], kinds: Mappin
     if wanted > free:
         message = f"the result takes {wanted} bytes, and {free} are free in {folder}; free some, or choose another place for"
         raise OSError(errno.ENOSPC, message, str(outputs[0]))
-
-
-def _records(
-    base: BaseModel, uses: Sequence[tuple[AdapterFile, float]], calibration: str | os.PathLike[str] | None
-) -> Callable[[str, float], dict[str, Addition]]:
-    """Return what makes the metadata that say what was baked, from the source's digest and the share that rounding kept.
-
-    What was baked before stays.
-    """
-    before = base.metadata.get(_COUNT, 0)
-    if type(before) is not int or not 0 <= before < _MOST_BAKED:
-        message = f"{base.path}: metadata key {_COUNT!r} is {before!r}; it must be how many adapters were baked in"
-        raise ModelLoadError(message)
-
-    def made(digest: str, kept: float) -> dict[str, Addition]:
-        found: dict[str, Addition] = {_COUNT: before + len(uses)} if uses else {}
-        for number, (file, scale) in enumerate(uses, before):
-            found |= {
-                f"llamafu.bake.{number}.name": _text(default_name(file.path)),
-                f"llamafu.bake.{number}.digest": file.digest,
-                f"llamafu.bake.{number}.scale": scale,
-                f"llamafu.bake.{number}.kept": kept,
-                f"llamafu.bake.{number}.source_name": _text(base.path.name),
-                f"llamafu.bake.{number}.source_digest": digest,
-            }
-            if calibration is not None:
-                found[f"llamafu.bake.{number}.calibration"] = _text(Path(calibration).name)
-        return found
-
-    return made
-
-
-def _text(name: str) -> str:
-    return name.encode("utf-8", "replace").decode()  # a file's name may be any bytes

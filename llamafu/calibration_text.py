@@ -137,6 +137,15 @@ def written_windows(model: Model, adapters: Mapping[Adapter, float], n_threads: 
     return _continued(model, adapters, asked, n_threads) + _continued(model, {}, _tokenized(model, _OPENINGS), n_threads)
 
 
+def packed(windows: Sequence[list[int]], most: int, n_tokens: int) -> list[list[int]]:
+    """Join windows, and cut them into at most `most` texts of one length and `n_tokens` in all; of more, evenly spread ones."""
+    wanted = max(1, n_tokens // WINDOW)
+    tokens = [token for window in (spread(windows, wanted) if len(windows) > wanted else windows) for token in window]
+    length = WINDOW * -(-len(tokens) // (WINDOW * most))
+    texts = [tokens[first : first + length] for first in range(0, len(tokens) - length + 1, length)]
+    return texts or [tokens]
+
+
 def spread(windows: Sequence[list[int]], count: int) -> list[list[int]]:
     """Choose `count` of the windows, evenly."""
     return [windows[i * len(windows) // count] for i in range(count)]

@@ -26,6 +26,11 @@ class Likeness(NamedTuple):
     error: float
     """The size of what is wrong with it, 1 where nothing changed at all."""
 
+    @property
+    def kept(self) -> float:
+        """The share of the wanted change that is in the change: its projection, 1 where all is."""
+        return (self.size + 1 - self.error) / 2
+
 
 def likeness(base: Context, right: Context, tried: Context, texts: Iterable[Sequence[int]]) -> Likeness:
     """Compare `tried` with `right`, each text by itself: the geometric means, so that each counts the same.

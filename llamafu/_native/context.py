@@ -38,6 +38,8 @@ class ContextOptions:
     offload: bool = False
     unified: bool = False
     """Whether all sequences share `n_ctx` and one memory, so that rows keep the order of the batch."""
+    n_outputs: int = 0
+    """The most logits that a decode is asked for, where they need room; 0: of every token."""
 
 
 class Hook(Protocol):
@@ -122,8 +124,10 @@ class Context:
             params.flash_attn_type = flash
         else:  # before the three-way switch, "auto" did not exist and off was the default
             params.flash_attn = flash > 0
-        if "kv_unified" in fields:  # before there was a choice, memory was unified
+        if library.parts_memory:
             params.kv_unified = options.unified
+        if "n_outputs_max" in fields:
+            params.n_outputs_max = options.n_outputs
         if hook is not None:
             hook.install(params)
         return params

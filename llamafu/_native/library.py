@@ -45,6 +45,11 @@ class Library:
         """True where one call replaces the whole adapter set, False where adapters are added one by one."""
         return self.has("llama_set_adapters_lora")
 
+    @property
+    def parts_memory(self) -> bool:
+        """True where sequences may have memory of their own; before there was a choice, they shared it."""
+        return any(name == "kv_unified" for name, _ in self.ffi.typeof("struct llama_context_params").fields)
+
 
 _lock = threading.Lock()
 _loaded: Library | None = None

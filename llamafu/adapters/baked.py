@@ -6,14 +6,13 @@ import hashlib
 import math
 from collections import deque
 from concurrent.futures import Future, ThreadPoolExecutor
+from types import MappingProxyType
 from typing import TYPE_CHECKING, NamedTuple
 
 import numpy as np
 
 from llamafu.adapters.change import Change
 from llamafu.adapters.codec import row_bytes
-from llamafu.adapters.fitting import Lens, fit, lens
-from llamafu.adapters.grid import RANGES, put_together, taken_apart
 from llamafu.adapters.tensor_entry import padded
 from llamafu.errors import LoraError, ModelLoadError
 
@@ -31,7 +30,6 @@ if TYPE_CHECKING:
     from llamafu.adapters.tensor_entry import TensorEntry
 
 _VALUES = 1 << 18  # in one piece of work: a megabyte of float32, which stays in a core's cache
-_FITTED_VALUES = 1 << 20  # likewise, where they are calibrated: few enough for their equations, many for few loops
 _BYTES = 1 << 22  # copied in one go
 _AHEAD = 4  # pieces of work a thread, waiting to be written
 _LARGEST = {"F32": float(np.finfo(np.float32).max), "BF16": float(np.finfo(np.float32).max)}
@@ -68,10 +66,17 @@ class Recipe(NamedTuple):
     """The type of each changed tensor in the result."""
     codec: Codec
     n_threads: int
-    moment: Callable[[str], NDArray[np.float64]] | None = None
-    """The mean of x x^T over a changed tensor's inputs x, where rounding is calibrated. Asked for in the files' order."""
-    aim: float = 1.0
-    """How much of the change a calibrated fit aims at."""
+    fitted: Mapping[str, Bytes] = MappingProxyType({})
+    """Changed tensors that are rounded already, by what calibration found: they are only copied."""
+
+
+class Written(NamedTuple):
+    """What there is to say of a baked model."""
+
+    digest: str
+    """The SHA-256 of all source files, one after another."""
+    kept: float
+    """Which share of the changes rounding kept: see `write_baked`."""
 
 
 def lengths(shard: Shard, kinds: Mapping[str, GGMLType]) -> dict[str, int]:
@@ -90,17 +95,13 @@ def write_baked(
     shards: Sequence[Shard],
     outputs: Sequence[Path],
     recipe: Recipe,
-    additions: Callable[[str, float], Mapping[str, Addition]],
+    records: Mapping[str, Addition],
     on_progress: Callable[[float], None],
-) -> float:
-    """Write each shard with its changes to its place in `outputs`, and return which share of the changes is in there.
+) -> Written:
+    """Write each shard with its changes to its place in `outputs`; `records` become metadata of the first.
 
-    Rounding loses what is small beside the steps of a type. The share is the projection of what really changed on what
-    should have: 1 where rounding did no harm, 0 where it undid everything. Where rounding is calibrated, it is that of the
-    outputs on the calibration text.
-
-    `additions` makes the metadata of the first shard from the SHA-256 of all source files, one after another, and that
-    share, which are known only at the end; what it returns must have the same length whatever they are.
+    Rounding loses what is small beside the steps of a type. The share that is kept is the projection of what really changed
+    on what should have: 1 where rounding did no harm, 0 where it undid everything. Fitted tensors do not count.
     """
     kept = whole = 0.0
     digest = hashlib.sha256()
@@ -108,10 +109,9 @@ def write_baked(
     with ThreadPoolExecutor(recipe.n_threads, "llamafu-bake") as pool:
         try:
             for number, (shard, output) in enumerate(zip(shards, outputs, strict=True)):
-                extra = {} if number else additions(digest.hexdigest(), 1.0)
                 with shard.path.open("rb") as source, output.open("wb") as target:
                     digest.update(source.read(len(shard.head)))
-                    target.write(shard.header(extra, recipe.kinds, lengths(shard, recipe.kinds)))
+                    target.write(_header(shard, recipe, {} if number else records))
                     for piece in _in_order(_pieces(shard, source, digest.update, recipe, pool), _AHEAD * recipe.n_threads):
                         target.write(piece.content)
                         kept, whole = kept + piece.kept, whole + piece.whole
@@ -120,10 +120,17 @@ def write_baked(
         except BaseException:
             pool.shutdown(wait=True, cancel_futures=True)
             raise
-    share = kept / whole if whole else 1.0
-    with outputs[0].open("r+b") as target:
-        target.write(shards[0].header(additions(digest.hexdigest(), share), recipe.kinds, lengths(shards[0], recipe.kinds)))
-    return share
+    return Written(digest.hexdigest(), kept / whole if whole else 1.0)
+
+
+def rewrite_records(shard: Shard, output: Path, recipe: Recipe, records: Mapping[str, Addition]) -> None:
+    """Put other values in place of the `records` that `write_baked` wrote, which take the same room."""
+    with output.open("r+b") as target:
+        target.write(_header(shard, recipe, records))
+
+
+def _header(shard: Shard, recipe: Recipe, records: Mapping[str, Addition]) -> bytes:
+    return shard.header(records, recipe.kinds, lengths(shard, recipe.kinds))
 
 
 def _in_order(pieces: Iterator[Bytes | Future[_Made]], ahead: int) -> Iterator[_Made]:
@@ -159,48 +166,53 @@ def _pieces(
             for start in range(0, length, _BYTES):
                 yield read(min(_BYTES, length - start))
             continue
-        change, kind = Change(name, recipe.uses), recipe.kinds[name]
-        seen = lens(recipe.moment(name), change.directions) if recipe.moment and kind in RANGES else None
-        for block in _blocks(entry, entry.type, kind, _FITTED_VALUES if seen else _VALUES):
-            raw = read(block.rows * row_bytes(block.width, entry.type))
-            yield pool.submit(_with_change, raw, block, change, recipe, seen)
+        kind = recipe.kinds[name]
+        if name in recipe.fitted:
+            read(entry.nbytes)
+            yield recipe.fitted[name]
+        else:
+            change = Change(name, recipe.uses)
+            for block in _blocks(entry, entry.type, kind):
+                raw = read(block.rows * row_bytes(block.width, entry.type))
+                yield pool.submit(_with_change, raw, block, change, recipe.codec)
         padding = read(length - entry.nbytes)
         written = math.prod(entry.shape[1:]) * row_bytes(entry.shape[0], kind)
         yield padding if kind is entry.type else bytes(sizes[name] - written)
 
 
-def _blocks(entry: TensorEntry, source: GGMLType, target: GGMLType, values: int) -> Iterator[_Block]:
+def _blocks(entry: TensorEntry, source: GGMLType, target: GGMLType) -> Iterator[_Block]:
     """Divide a tensor into few enough rows at a time, never of two experts at once."""
     width, height, *stack = entry.shape
-    step = max(1, values // width)
+    step = max(1, _VALUES // width)
     for matrix in range(math.prod(stack)):
         for first in range(0, height, step):
             yield _Block(entry.name, source, target, width, matrix, first, min(step, height - first))
 
 
-def _with_change(raw: bytes, block: _Block, change: Change, recipe: Recipe, seen: Lens | None) -> _Made:
-    codec = recipe.codec
-    before, after = np.empty((2, block.rows, block.width), np.float32)
+def _with_change(raw: bytes, block: _Block, change: Change, codec: Codec) -> _Made:
+    before = np.empty((block.rows, block.width), np.float32)
     codec.decode(raw, block.source, before)
     wanted = change.rows(block.matrix, block.first, block.rows)
-    with np.errstate(all="ignore"):  # the next lines look for what overflowed
-        np.add(before, wanted, out=after)
-    limit = _LARGEST.get(block.target.name, _LARGEST_SCALE)
-    if not (after.max() <= limit and after.min() >= -limit):  # also where one is NaN
-        message = (
-            f"{block.name}: with these scales it holds values that {block.target.name} cannot (NaN, infinite or beyond "
-            f"{limit:g}); use smaller scales, or the dtype 'f32'"
-        )
-        raise LoraError(message)
-    if seen is None:
-        content: Bytes = codec.encode(after, block.target)
-    else:
-        content = put_together(fit(taken_apart(raw, block.source, block.rows), np.float32(recipe.aim) * wanted, seen))
+    after = summed(block.name, before, wanted, block.target)
+    content = codec.encode(after, block.target)
     codec.decode(content, block.target, after)
     with np.errstate(all="ignore"):  # huge values square to infinity
         after -= before
-        felt = wanted if seen is None else wanted @ seen.seen
-        return _Made(content, float(np.vdot(after, felt)), float(np.vdot(wanted, felt)))
+        return _Made(content, float(np.vdot(after, wanted)), float(np.vdot(wanted, wanted)))
+
+
+def summed(name: str, before: NDArray[np.float32], change: NDArray[np.float32], kind: GGMLType) -> NDArray[np.float32]:
+    """Return before + `change`; raises LoraError if the type `kind` cannot hold it."""
+    with np.errstate(all="ignore"):  # the next lines look for what overflowed
+        after: NDArray[np.float32] = before + change
+    limit = _LARGEST.get(kind.name, _LARGEST_SCALE)
+    if not (after.max() <= limit and after.min() >= -limit):  # also where one is NaN
+        message = (
+            f"{name}: with these scales it holds values that {kind.name} cannot (NaN, infinite or beyond {limit:g}); use "
+            "smaller scales, or the dtype 'f32'"
+        )
+        raise LoraError(message)
+    return after
 
 
 def _changed(path: Path) -> ModelLoadError:

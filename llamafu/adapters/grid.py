@@ -44,6 +44,10 @@ class Grid(NamedTuple):
         """The offset of every value: [rows, width]."""
         return np.repeat(self.offset, WIDTH, axis=1)
 
+    def part(self, rows: NDArray[np.intp]) -> Grid:
+        """Return some of the rows."""
+        return self._replace(scale=self.scale[rows], offset=self.offset[rows], numbers=self.numbers[rows])
+
 
 def taken_apart(raw: Bytes, kind: GGMLType, rows: int) -> Grid:
     """Read rows of a type in `RANGES`."""

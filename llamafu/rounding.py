@@ -1,0 +1,118 @@
+"""Matrices rounded one after another while a model reads a text, each for what the ones before it did to its inputs."""
+
+from __future__ import annotations
+
+from concurrent.futures import ThreadPoolExecutor
+from typing import TYPE_CHECKING, NamedTuple
+
+import numpy as np
+
+from llamafu.adapters.baked import summed
+from llamafu.adapters.change import Change
+from llamafu.adapters.fitting import fit, lens
+from llamafu.adapters.grid import put_together, taken_apart
+from llamafu.errors import DecodeError
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Mapping
+    from pathlib import Path
+
+    from numpy.typing import NDArray
+
+    from llamafu.adapters.baked import Recipe
+    from llamafu.adapters.fitting import Lens
+    from llamafu.adapters.tensor_entry import TensorEntry
+
+    Array = NDArray[np.float32]
+
+_ROWS = 1024  # of inputs whose moments are summed up in float32
+_DAMPING = 0.03  # of the mean of H's diagonal: what is not seen of an input foretells nothing
+_ALIKE = 1e-2  # of the largest input: by so much two rows of one decode may differ though they are equal
+
+
+class Place(NamedTuple):
+    """Where a matrix of the base model is."""
+
+    path: Path
+    entry: TensorEntry
+
+
+class _Seen(NamedTuple):
+    """What was learnt of an input, which several matrices may share."""
+
+    source: object
+    moment: NDArray[np.float64]
+    """H: the mean of x x^T, x being the inputs in the rounded model: [in, in]."""
+    foretold: Array
+    """P: x + P x is what an input x of the rounded model would be in the model with adapters, as nearly as can be said."""
+
+
+class Rounding:
+    """Takes the products of a decode (see `Products`) whose rows are the same texts twice, the second half rounded.
+
+    The first half goes on as with the adapters, W + dW. The second half goes on with each matrix as it was rounded, so what
+    comes later is rounded for inputs as the rounded model will have them, and makes good what can be foretold of their
+    errors. One thread at a time.
+    """
+
+    def __init__(self, places: Mapping[str, Place], recipe: Recipe, on_progress: Callable[[float], None]) -> None:
+        self._places = places
+        self._recipe = recipe
+        self._on_progress = on_progress
+        self._seen: _Seen | None = None
+        self.fitted: dict[str, bytes] = {}
+        """The rounded matrices, by name, as the bytes of their type."""
+
+    def take(self, name: str, source: object, x: Array, y: Array) -> None:
+        """Round the matrix, unless it was, and give both halves what they go on with."""
+        live, rounded = np.split(x, 2)
+        base = self._values(name, self._raw(name))
+        change = Change(name, self._recipe.uses)
+        right = summed(name, base, change.rows(0, 0, len(base)), self._recipe.kinds[name])
+        if name not in self.fitted:
+            seen = self._learnt(name, source, live, rounded)
+            wanted = right - base + right @ seen.foretold
+            self.fitted[name] = self._rounded(name, wanted, lens(seen.moment, change.directions))
+            self._on_progress(len(self.fitted) / len(self._places))
+        half = len(live)
+        np.matmul(live, right.T, out=y[:half])
+        np.matmul(rounded, self._values(name, self.fitted[name]).T, out=y[half:])
+
+    def _learnt(self, name: str, source: object, live: Array, rounded: Array) -> _Seen:
+        if self._seen is not None and self._seen.source == source:
+            return self._seen
+        if not np.isfinite(live).all():
+            message = f"the inputs of {name} are not finite; an adapter's weights may overflow"
+            raise DecodeError(message)
+        if not self.fitted and np.abs(live - rounded).max() > _ALIKE * np.abs(live).max():
+            message = "this libllama does not compute the rows of a batch in their order; bake without calibration"
+            raise DecodeError(message)
+        moment, missing = np.zeros((2, live.shape[1], live.shape[1]))
+        for first in range(0, len(live), _ROWS):
+            was, now = live[first : first + _ROWS], rounded[first : first + _ROWS]
+            moment += now.T @ now
+            missing += now.T @ (was - now)
+        damped = moment.copy()
+        damped[np.diag_indices_from(damped)] += _DAMPING * np.diag(moment).mean() + np.finfo(np.float32).tiny
+        foretold = np.linalg.solve(damped, missing).T.astype(np.float32)
+        self._seen = _Seen(source, moment / len(live), foretold)
+        return self._seen
+
+    def _rounded(self, name: str, wanted: Array, seen: Lens) -> bytes:
+        grid = taken_apart(self._raw(name), self._recipe.kinds[name], len(wanted))
+        parts = np.array_split(np.arange(len(wanted)), min(self._recipe.n_threads, len(wanted)))
+        with ThreadPoolExecutor(len(parts), "llamafu-bake") as pool:
+            done = pool.map(lambda rows: put_together(fit(grid.part(rows), wanted[rows], seen)), parts)
+            return b"".join(done)
+
+    def _raw(self, name: str) -> bytes:
+        place = self._places[name]
+        with place.path.open("rb") as file:
+            file.seek(place.entry.offset)
+            return file.read(place.entry.nbytes)
+
+    def _values(self, name: str, raw: bytes) -> Array:
+        width, height = self._places[name].entry.shape
+        values = np.empty((height, width), np.float32)
+        self._recipe.codec.decode(raw, self._recipe.kinds[name], values)
+        return values
