@@ -11,13 +11,13 @@ import os
 import re
 import shutil
 from pathlib import Path
-from typing import TYPE_CHECKING, Literal, NamedTuple
+from typing import TYPE_CHECKING, Literal
 
 from llamafu._native import finding, processor
 from llamafu._native import library as native
 from llamafu._native.quants import GgmlCodec
 from llamafu._whole_file import whole_files
-from llamafu.adapters.baked import Recipe, lengths, rewrite_records, write_baked
+from llamafu.adapters.baked import Recipe, lengths
 from llamafu.adapters.base import read_base
 from llamafu.adapters.codec import NumpyCodec
 from llamafu.adapters.compatibility import check_compatibility
@@ -25,8 +25,8 @@ from llamafu.adapters.ggml_type import BLOCKS, GGMLType
 from llamafu.adapters.reader import AdapterReader
 from llamafu.adapters.shard import read_shards
 from llamafu.adapters.write import refuse_source
+from llamafu.bake_job import BakeJob
 from llamafu.bake_records import Records
-from llamafu.calibration import Calibration, places
 from llamafu.calibration_text import read_text
 from llamafu.errors import (
     ErrorCode,
@@ -54,7 +54,6 @@ logger = logging.getLogger("llamafu.baking")
 MUCH_LOST = 0.9
 """Below this share of the changes a baked model is not what its adapters made it."""
 
-_FITTING = 0.9  # of the work, where it is calibrated
 _SCALE_MAX = 1e30  # as in `merge_adapters`: float64 arithmetic on it cannot overflow
 _SHARD_NAME = re.compile(r"-[0-9]{5}-of-[0-9]{5}$")
 
@@ -81,15 +80,16 @@ def bake(
     Rounding to a coarse type may lose most of an adapter, whose changes are small beside the steps of the type: the key
     `llamafu.bake.N.kept` has the share that is still there, and below 0.9 a warning is logged.
 
-    `calibration` keeps them all the same: changed tensors of the types Q4_0, Q4_1 and Q8_0 are then rounded, and their scales
-    chosen, by what goes into them while the model reads a text with the adapters on. It is the path of a UTF-8 text file
-    like what the model will read and write, or "auto": then the model writes the text itself, in chats and freely. The
-    result is measured on a part of the text that was kept back, and baked up to three times, until it changes the model as
-    much as the adapters do. Where that makes more noise than there is change, the nearest is taken, and a warning logged.
-    It needs libllama, opens the model a second time and takes minutes. The key `llamafu.bake.N.calibration` has the name.
+    `calibration` keeps them all the same: changed tensors of the types Q4_0, Q4_1 and Q8_0 are then rounded one after another,
+    and their scales chosen, by what goes into them while the model reads a text with what is baked so far, and by what should
+    come out with the adapters on. It is the path of a UTF-8 text file like what the model will read and write, or "auto": a
+    sample of English and code, and what the model writes itself, in chats and freely. `kept` is then measured on a part of the
+    text that was kept back. Where calibration makes more noise than there is change, the nearest is taken, and a warning
+    logged. It needs libllama and takes minutes. The key `llamafu.bake.N.calibration` has the text's name.
 
-    Memory is that of the adapters and a few megabytes, whatever the model is; with `calibration` also that of the model and
-    some gigabytes. `n_threads` defaults to every CPU; `on_progress` is called with the share that is done, in this thread.
+    Memory is that of the adapters and a few megabytes, whatever the model is; with `calibration` also that of the model, of the
+    changed tensors, and up to a quarter of the machine's. `n_threads` defaults to every CPU; `on_progress` is called with the
+    share that is done, in this thread.
 
     Raises:
         ValueError: no adapter, an unknown dtype, an `output` that is one of the sources, a `calibration` that is too short or
@@ -125,7 +125,7 @@ def bake(
     on_progress = _never_back(on_progress or (lambda _: None))
     with whole_files(outputs) as unfinished:
         try:
-            job = _Job(shards, unfinished, recipe, Records(base, uses), on_progress)
+            job = BakeJob(shards, unfinished, recipe, Records(base, uses), on_progress)
             kept = None if calibration is None else job.calibrated(loaded, calibration, text)
             if kept is None:
                 kept = job.nearest()
@@ -137,48 +137,6 @@ def bake(
         finer = "calibration='auto', or the dtype 'q8_0' or 'f16'," if calibration is None else "the dtype 'q8_0' or 'f16'"
         logger.warning("%s: rounding kept only %.0f%% of the changes; %s keeps more", outputs[0], kept * 100, finer)
     return outputs[0]
-
-
-class _Job(NamedTuple):
-    """One result to write."""
-
-    shards: Sequence[Shard]
-    outputs: Sequence[Path]
-    recipe: Recipe
-    records: Records
-    on_progress: Callable[[float], None]
-
-    def nearest(self) -> float:
-        """Write it, every value rounded to the nearest, and return the share of the changes that is kept."""
-        written = write_baked(self.shards, self.outputs, self.recipe, self.records.made(None), self.on_progress)
-        records = self.records.made(None, digest=written.digest, kept=written.kept)
-        rewrite_records(self.shards[0], self.outputs[0], self.recipe, records)
-        return written.kept
-
-    def calibrated(self, library: Library | None, calibration: str | os.PathLike[str], text: str | None) -> float | None:
-        """Write it, rounded for a text; None where nothing can be calibrated, and where that makes more noise than change."""
-        matrices = places(self.shards, self.recipe)
-        if not matrices:
-            return None
-        with Calibration(library, self.shards[0].path, self.recipe, text=text) as found:
-            fitted = found.fitted(matrices, lambda share: self.on_progress(_FITTING * share))
-            recipe = self.recipe._replace(fitted=fitted)
-            written = write_baked(
-                self.shards,
-                self.outputs,
-                recipe,
-                self.records.made(calibration),
-                lambda share: self.on_progress(_FITTING + (1 - _FITTING) * share),
-            )
-            seen = found.likeness(self.outputs[0])
-        logger.debug("size %.3f, error %.3f of the change", seen.size, seen.error)
-        if seen.error >= 1:
-            message = "%s: the changes are too small for calibration, which adds more noise than that; rounded to the nearest"
-            logger.warning(message, self.shards[0].path)
-            return None
-        records = self.records.made(calibration, digest=written.digest, kept=seen.kept)
-        rewrite_records(self.shards[0], self.outputs[0], recipe, records)
-        return seen.kept
 
 
 def _never_back(on_progress: Callable[[float], None]) -> Callable[[float], None]:

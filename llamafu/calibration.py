@@ -13,7 +13,7 @@ from llamafu._native.products import Products
 from llamafu.adapters.ggml_type import BLOCKS
 from llamafu.adapters.grid import RANGES
 from llamafu.adapters.info import is_expert
-from llamafu.calibration_text import WINDOW, packed, read_windows, spread, written_windows
+from llamafu.calibration_text import WINDOW, own_windows, packed, read_windows, spread
 from llamafu.errors import ErrorCode, LibraryNotFoundError, LoraError
 from llamafu.likeness import Likeness, likeness
 from llamafu.rounding import Place, Rounding
@@ -28,7 +28,7 @@ if TYPE_CHECKING:
     from llamafu.adapters.shard import Shard
 
 _HELD = 20  # windows that are kept back for measuring
-_MOST_ROWS = 1 << 16  # of one decode; half of them are tokens of the text
+_MOST_ROWS = 3 << 15  # of one decode; half of them are tokens of the text
 _ROW_VALUES = 24  # that a row takes in a decode, as a multiple of the width of the model
 _LOGITS = 1 << 29  # bytes of them: nobody reads them, but rows without any leave the last layer early
 _PART = 1 / 4  # of the machine's memory that a decode may take
@@ -68,7 +68,7 @@ def _listed(names: Sequence[str]) -> str:
 
 
 class Calibration:
-    """A model at `path` and the adapters of `recipe`, by libllama on the CPU, and a text; None lets the model write it.
+    """A model at `path` and the adapters of `recipe`, by libllama on the CPU, and a text; None for the sample and the model's own.
 
     Close it after use. One thread at a time. Raises LibraryNotFoundError where there is no `library`.
     """
@@ -87,7 +87,7 @@ class Calibration:
                 adapter = Adapter(self._model, file.content, label=file.path.name)
                 self._adapters[self._open.enter_context(closing(adapter))] = scale
             if text is None:
-                windows = written_windows(self._model, self._adapters, recipe.n_threads)
+                windows = own_windows(self._model, self._adapters, recipe.n_threads)
             else:
                 windows = read_windows(self._model, text)
             failed.pop_all()
@@ -131,12 +131,15 @@ class Calibration:
         return rounding.fitted
 
     def _most_rows(self) -> int:
-        """Say how many rows one decode may have: all of their values are in memory at once, and perhaps all of their logits.
+        """Say how many rows one decode may have: all of their values are in memory at once.
 
-        Where sequences share one memory, it also has a mask for every pair of rows.
+        Older builds set room aside for all of their logits, though few are asked for, and where sequences share one memory,
+        there is a mask for every pair of rows.
         """
         memory, model = _PART * machine_bytes(), self._model
-        most = min(memory / (4 * _ROW_VALUES * model.n_embd), 2 * memory / (4 * model.n_vocab), _MOST_ROWS)
+        most = min(memory / (4 * _ROW_VALUES * model.n_embd), _MOST_ROWS)
+        if "n_outputs_max" not in model.library.context_fields:
+            most = min(most, 2 * memory / (4 * model.n_vocab))
         return int(most if model.library.parts_memory else min(most, (memory / 6) ** 0.5))
 
     def likeness(self, baked: Path) -> Likeness:

@@ -1,7 +1,8 @@
-"""The text that a calibrated `bake` reads: a file's, or what the model writes itself."""
+"""The text that a calibrated `bake` reads: a file's, or a sample that comes with Llamafu and what the model writes itself."""
 
 from __future__ import annotations
 
+from itertools import islice
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -21,13 +22,15 @@ if TYPE_CHECKING:
     from llamafu._native.model import Model
 
 AUTO = "auto"
-"""In place of a file: text that the model writes itself."""
+"""In place of a file: `_SAMPLE`, and text that the model writes itself."""
+
+_SAMPLE = Path(__file__).with_name("calibration_sample.txt")  # English of many kinds, and some code, written for this
 
 FEWEST_TOKENS = 512
 WINDOW = 256  # tokens that are read at once
 _MOST_TOKENS = 1 << 16  # more of a text gains little
 _LONGEST = 180  # tokens that are written on
-_SEED = 0
+_ROUNDS = 2  # of answers to every question
 _QUESTIONS = (
     "What is the capital of France?",
     "How do plants grow?",
@@ -128,22 +131,35 @@ def read_windows(model: Model, text: str) -> list[list[int]]:
     return windows if len(windows) <= most else spread(windows, most)
 
 
-def written_windows(model: Model, adapters: Mapping[Adapter, float], n_threads: int) -> list[list[int]]:
-    """Let the model write at temperature 1: answers with the adapters on, and plain text, as it is without them."""
+def own_windows(model: Model, adapters: Mapping[Adapter, float], n_threads: int) -> list[list[int]]:
+    """Let the model write at temperature 1, and add the sample.
+
+    It answers with the adapters on, and writes plain text as it is without them: nobody knows what language it is for.
+    """
     try:
         asked = [chat.tokenize(model, [{"role": "user", "content": question}]) for question in _QUESTIONS]
     except LlamafuError:  # no template, or one that cannot be used: then without chats
         asked = _tokenized(model, _QUESTIONS)
-    return _continued(model, adapters, asked, n_threads) + _continued(model, {}, _tokenized(model, _OPENINGS), n_threads)
+    written: list[list[int]] = []
+    for seed in range(_ROUNDS):
+        written += _continued(model, adapters, asked, seed, n_threads)
+    written += _continued(model, {}, _tokenized(model, _OPENINGS), _ROUNDS, n_threads)
+    return written + read_windows(model, _SAMPLE.read_text("utf-8"))
 
 
 def packed(windows: Sequence[list[int]], most: int, n_tokens: int) -> list[list[int]]:
-    """Join windows, and cut them into at most `most` texts of one length and `n_tokens` in all; of more, evenly spread ones."""
+    """Join windows to at most `most` texts of one length and `n_tokens` in all; of more, evenly spread ones.
+
+    Each begins where a window does, the first ones where the first windows do: chats are then read from their beginning.
+    """
     wanted = max(1, n_tokens // WINDOW)
-    tokens = [token for window in (spread(windows, wanted) if len(windows) > wanted else windows) for token in window]
-    length = WINDOW * -(-len(tokens) // (WINDOW * most))
-    texts = [tokens[first : first + length] for first in range(0, len(tokens) - length + 1, length)]
-    return texts or [tokens]
+    windows = spread(windows, wanted) if len(windows) > wanted else windows
+    size = sum(map(len, windows))
+    length = WINDOW * -(-size // (WINDOW * most))
+    count = max(1, size // length)
+    rest = iter([token for window in windows[count:] for token in window])
+    texts = [[*window, *islice(rest, length - len(window))] for window in windows[:count]]
+    return [text for text in texts if len(text) == len(texts[0])]
 
 
 def spread(windows: Sequence[list[int]], count: int) -> list[list[int]]:
@@ -155,21 +171,23 @@ def _tokenized(model: Model, texts: Iterable[str]) -> list[list[int]]:
     return [model.tokenize(text.encode(), add_special=True, parse_special=True) for text in texts]
 
 
-def _continued(model: Model, adapters: Mapping[Adapter, float], starts: Sequence[list[int]], n_threads: int) -> list[list[int]]:
+def _continued(
+    model: Model, adapters: Mapping[Adapter, float], starts: Sequence[list[int]], seed: int, n_threads: int
+) -> list[list[int]]:
     """Sample on from every text, side by side, until each ends or is long enough."""
     texts = [start[: WINDOW - _LONGEST] for start in starts]
     options = ContextOptions(n_ctx=len(texts) * WINDOW, n_batch=WINDOW, n_threads=n_threads, n_seq_max=len(texts), unified=True)
     context = Context(model, options)
     try:
         context.set_adapters(adapters)
-        _continue(context, texts)
+        _continue(context, texts, seed)
     finally:
         context.close()
     return texts
 
 
-def _continue(context: Context, texts: list[list[int]]) -> None:
-    random = np.random.default_rng(_SEED)
+def _continue(context: Context, texts: list[list[int]], seed: int) -> None:
+    random = np.random.default_rng(seed)
     logits: dict[int, Any] = {}
     for number, text in enumerate(texts):
         outputs = [False] * (len(text) - 1) + [True]

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, NamedTuple
 
 import numpy as np
 
-from llamafu.adapters.baked import summed
+from llamafu.adapters.baked import changed, summed
 from llamafu.adapters.change import Change
 from llamafu.adapters.fitting import fit, lens
 from llamafu.adapters.grid import put_together, taken_apart
@@ -70,7 +70,10 @@ class Rounding:
         change = Change(name, self._recipe.uses)
         right = summed(name, base, change.rows(0, 0, len(base)), self._recipe.kinds[name])
         if name not in self.fitted:
-            seen = self._learnt(name, source, live, rounded)
+            if not np.isfinite(x).all():
+                message = f"the inputs of {name} are not finite; an adapter's weights may overflow"
+                raise DecodeError(message)
+            seen = self._learnt(source, live, rounded)
             wanted = right - base + right @ seen.foretold
             self.fitted[name] = self._rounded(name, wanted, lens(seen.moment, change.directions))
             self._on_progress(len(self.fitted) / len(self._places))
@@ -78,12 +81,9 @@ class Rounding:
         np.matmul(live, right.T, out=y[:half])
         np.matmul(rounded, self._values(name, self.fitted[name]).T, out=y[half:])
 
-    def _learnt(self, name: str, source: object, live: Array, rounded: Array) -> _Seen:
+    def _learnt(self, source: object, live: Array, rounded: Array) -> _Seen:
         if self._seen is not None and self._seen.source == source:
             return self._seen
-        if not np.isfinite(live).all():
-            message = f"the inputs of {name} are not finite; an adapter's weights may overflow"
-            raise DecodeError(message)
         if not self.fitted and np.abs(live - rounded).max() > _ALIKE * np.abs(live).max():
             message = "this libllama does not compute the rows of a batch in their order; bake without calibration"
             raise DecodeError(message)
@@ -109,7 +109,10 @@ class Rounding:
         place = self._places[name]
         with place.path.open("rb") as file:
             file.seek(place.entry.offset)
-            return file.read(place.entry.nbytes)
+            raw = file.read(place.entry.nbytes)
+        if len(raw) != place.entry.nbytes:
+            raise changed(place.path)
+        return raw
 
     def _values(self, name: str, raw: bytes) -> Array:
         width, height = self._places[name].entry.shape

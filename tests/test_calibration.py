@@ -21,9 +21,9 @@ from llamafu.adapters.grid import RANGES, put_together, taken_apart
 from llamafu.adapters.reader import AdapterReader
 from llamafu.adapters.shard import read_shards
 from llamafu.calibration import places
-from llamafu.calibration_text import FEWEST_TOKENS, WINDOW, packed
+from llamafu.calibration_text import _SAMPLE, FEWEST_TOKENS, WINDOW, own_windows, packed, read_windows
 from llamafu.cli.main import main
-from llamafu.errors import DecodeError, LibraryNotFoundError, LoraError
+from llamafu.errors import DecodeError, LibraryNotFoundError, LoraError, ModelLoadError
 from llamafu.likeness import likeness
 from llamafu.rounding import Rounding
 
@@ -290,3 +290,25 @@ def test_what_cannot_be_calibrated(tiny_dir, tiny_adapter_a, tmp_path, text):
 def test_a_library_is_needed(no_library, tiny_dir, tiny_adapter_a, tmp_path, text):  # noqa: F811
     with pytest.raises(LibraryNotFoundError, match="calibration runs the model"):
         bake(tiny_dir / "tiny-q4_0.gguf", {tiny_adapter_a: 1}, tmp_path / "out.gguf", calibration=text)
+
+
+def test_auto_reads_the_sample_and_what_the_model_writes(model, monkeypatch):
+    """Answers to every question twice, by other seeds; then plain text, then the sample."""
+    for name in ("_QUESTIONS", "_OPENINGS"):
+        monkeypatch.setattr(f"llamafu.calibration_text.{name}", ("What is it?", "The"))
+    windows = own_windows(model, {}, 1)
+    sample = read_windows(model, _SAMPLE.read_text("utf-8"))
+    assert windows[6:] == sample
+    assert len(sample) > 100
+    assert all("What is it?" in model.detokenize(window, special=True) for window in windows[0:5:2])
+    assert windows[0] != windows[2]
+
+
+def test_a_source_that_shrinks_meanwhile(model, recipe, words, tiny_dir, tmp_path):
+    """Its rows are never read beyond what there is."""
+    path = tmp_path / "short.gguf"
+    path.write_bytes((tiny_dir / "tiny-q4_0.gguf").read_bytes())
+    found = places(read_shards(path), recipe)
+    path.write_bytes(path.read_bytes()[: found["blk.0.attn_q.weight"].entry.offset + 100])
+    with pytest.raises(ModelLoadError, match=r"short.gguf changed while it was read"):
+        read_twice(model, words, recipe.kinds, Rounding(found, recipe, lambda _: None).take)

@@ -141,7 +141,7 @@ def test_wheel_has_the_package_and_nothing_else(wheel):
     metadata = {name for name in names if name.startswith(f"llamafu-{__version__}.dist-info/")}
     modules = {path.relative_to(ROOT).as_posix() for path in ROOT.glob("llamafu/**/*.py") if "abi" not in path.parts}
     modules |= {f"llamafu/_native/abi/{family}.py" for family in ("__init__", *FAMILIES)}
-    data = {"llamafu/py.typed", "llamafu/examples/pirate.gguf", "llamafu/examples/shout.gguf"}
+    data = {"llamafu/py.typed", "llamafu/calibration_sample.txt", "llamafu/examples/pirate.gguf", "llamafu/examples/shout.gguf"}
     data |= {path.relative_to(ROOT).as_posix() for path in ROOT.glob("llamafu/_native/proof/*")}
     data |= {path.relative_to(ROOT).as_posix() for path in ROOT.glob("llamafu/server/page/*")}
     assert len(FAMILIES) > 10

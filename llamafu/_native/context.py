@@ -107,8 +107,7 @@ class Context:
 
     def _params(self, hook: Hook | None) -> Any:
         options, library = self.options, self.model.library
-        ffi, lib = library.ffi, library.lib
-        params = lib.llama_context_default_params()
+        params = library.lib.llama_context_default_params()
         params.n_ctx = options.n_ctx
         params.n_batch = params.n_ubatch = min(options.n_batch, options.n_ctx)
         params.n_seq_max = options.n_seq_max
@@ -119,7 +118,7 @@ class Context:
         params.offload_kqv = params.op_offload = options.offload
         params.no_perf = True
         flash = FLASH_ATTENTION[options.flash_attn]
-        fields = {name for name, _ in ffi.typeof("struct llama_context_params").fields}
+        fields = library.context_fields
         if "flash_attn_type" in fields:
             params.flash_attn_type = flash
         else:  # before the three-way switch, "auto" did not exist and off was the default

@@ -48,7 +48,12 @@ class Library:
     @property
     def parts_memory(self) -> bool:
         """True where sequences may have memory of their own; before there was a choice, they shared it."""
-        return any(name == "kv_unified" for name, _ in self.ffi.typeof("struct llama_context_params").fields)
+        return "kv_unified" in self.context_fields
+
+    @property
+    def context_fields(self) -> frozenset[str]:
+        """The fields of this build's `llama_context_params`."""
+        return frozenset(name for name, _ in self.ffi.typeof("struct llama_context_params").fields)
 
 
 _lock = threading.Lock()

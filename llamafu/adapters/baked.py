@@ -156,7 +156,7 @@ def _pieces(
     def read(count: int) -> bytes:
         content = source.read(count)
         if len(content) != count:
-            raise _changed(shard.path)
+            raise changed(shard.path)
         hashed(content)
         return content
 
@@ -215,5 +215,6 @@ def summed(name: str, before: NDArray[np.float32], change: NDArray[np.float32], 
     return after
 
 
-def _changed(path: Path) -> ModelLoadError:
+def changed(path: Path) -> ModelLoadError:
+    """Make the error for a source that is not what it was."""
     return ModelLoadError(f"{path} changed while it was read; bake again when nothing writes to it")

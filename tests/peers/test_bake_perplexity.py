@@ -1,6 +1,6 @@
 """The perplexity of a baked model against that of its base with the live adapter, on texts that no calibration has read.
 
-It takes about ten minutes, and needs no other program: it is here because it is slow.
+It takes about fifteen minutes, and needs no other program: it is here because it is slow.
 """
 
 import logging
@@ -19,7 +19,7 @@ from llamafu.chat import render
 from llamafu.engine import Request
 
 WINDOW = 512
-FEWEST = 3500  # tokens of each text: the paired difference then has a standard error of 0.3 to 0.5 %
+FEWEST = 3000  # tokens of each text: the paired difference then has a standard error of 0.3 to 0.5 %
 QUESTIONS = (
     "How do bees make honey?",
     "Tell me about the Roman Empire.",
@@ -75,8 +75,18 @@ def texts(models):
     }
 
 
+def counted(windows):
+    """Tell of every token but the first of each window whether it counts.
+
+    All chats begin with one and the same system prompt, which counts once: 24 times over, its twenty tokens (which the live
+    adapter finds most unlikely, up to 22 nats each) would outweigh half of the answers.
+    """
+    same = next(place for place, tokens in enumerate(zip(*windows, strict=False)) if len(set(tokens)) > 1)
+    return np.concatenate([np.arange(1, len(window)) >= (same if number else 0) for number, window in enumerate(windows)])
+
+
 def surprise(path, adapters, texts):
-    """Return the negative log likelihood of every token but the first of each window, {text: [tokens]}."""
+    """Return the negative log likelihood of every token that counts, {text: [tokens]}."""
     found = {}
     with Llamafu(path, n_ctx=WINDOW, n_batch=WINDOW, type_k="f32", type_v="f32", flash_attn="off", n_threads=2) as llm:
         native = {llm._registry.native(llm.load_lora_adapter(path)): scale for path, scale in adapters.items()}
@@ -90,7 +100,7 @@ def surprise(path, adapters, texts):
                 logits = context.output_rows(len(window))[:-1].astype(np.float32)
                 logits -= logits.max(-1, keepdims=True)
                 rows.append(np.log(np.exp(logits).sum(-1)) - logits[np.arange(len(window) - 1), window[1:]])
-            found[name] = np.concatenate(rows)
+            found[name] = np.concatenate(rows)[counted(windows)]
         context.set_adapters({})
     return found
 
@@ -100,12 +110,12 @@ def live(models, texts):
     return cache(lambda kind: surprise(models[kind], {PIRATE: 1.0}, texts))
 
 
-MISSED = pytest.mark.xfail(strict=True, raises=AssertionError, reason="chats are 2.9 ± 0.4 % off: see decision 0023")
-
-
-@pytest.mark.parametrize("kind", [pytest.param(Kind.Q4_0, marks=MISSED), Kind.Q8_0], ids=["q4_0", "q8_0"])
+@pytest.mark.parametrize("kind", [Kind.Q4_0, Kind.Q8_0], ids=["q4_0", "q8_0"])
 def test_perplexity_is_within_one_per_cent(models, texts, live, tmp_path, kind):
-    """Rounding to the nearest misses it: by 13 % and 96 % at Q4_0, by 1.1 ± 0.2 % and 1.2 ± 0.3 % at Q8_0."""
+    """Rounding to the nearest misses it: by 13 % and 96 % at Q4_0, by 1.1 ± 0.2 % and 1.2 ± 0.3 % at Q8_0.
+
+    Matrices that do not make good what went before (`foretold` zero) miss it by 4 to 7 % at Q4_0, as decision 0023 says.
+    """
     right = live(kind)
     baked = surprise(bake(models[kind], {PIRATE: 1.0}, tmp_path / "baked.gguf", calibration="auto"), {}, texts)
     more = {name: baked[name] - right[name] for name in texts}
