@@ -68,7 +68,7 @@ def _listed(names: Sequence[str]) -> str:
 
 
 class Calibration:
-    """A model at `path` and the adapters of `recipe`, by libllama on the CPU, and a text; None for the sample and the model's own.
+    """A model at `path` and the adapters of `recipe`, by libllama on the CPU, and a text; None for the sample and its own.
 
     Close it after use. One thread at a time. Raises LibraryNotFoundError where there is no `library`.
     """
