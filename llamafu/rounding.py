@@ -66,7 +66,8 @@ class Rounding:
     def take(self, name: str, source: object, x: Array, y: Array) -> None:
         """Round the matrix, unless it was, and give both halves what they go on with."""
         live, rounded = np.split(x, 2)
-        base = self._values(name, self._raw(name))
+        raw = self._raw(name)
+        base = self._values(name, raw)
         change = Change(name, self._recipe.uses)
         right = summed(name, base, change.rows(0, 0, len(base)), self._recipe.kinds[name])
         if name not in self.fitted:
@@ -75,7 +76,7 @@ class Rounding:
                 raise DecodeError(message)
             seen = self._learnt(source, live, rounded)
             wanted = right - base + right @ seen.foretold
-            self.fitted[name] = self._rounded(name, wanted, lens(seen.moment, change.directions))
+            self.fitted[name] = self._rounded(name, raw, wanted, lens(seen.moment, change.directions))
             self._on_progress(len(self.fitted) / len(self._places))
         half = len(live)
         np.matmul(live, right.T, out=y[:half])
@@ -98,8 +99,8 @@ class Rounding:
         self._seen = _Seen(source, moment / len(live), foretold)
         return self._seen
 
-    def _rounded(self, name: str, wanted: Array, seen: Lens) -> bytes:
-        grid = taken_apart(self._raw(name), self._recipe.kinds[name], len(wanted))
+    def _rounded(self, name: str, raw: bytes, wanted: Array, seen: Lens) -> bytes:
+        grid = taken_apart(raw, self._recipe.kinds[name], len(wanted))
         parts = np.array_split(np.arange(len(wanted)), min(self._recipe.n_threads, len(wanted)))
         with ThreadPoolExecutor(len(parts), "llamafu-bake") as pool:
             done = pool.map(lambda rows: put_together(fit(grid.part(rows), wanted[rows], seen)), parts)

@@ -20,7 +20,7 @@ from llamafu.adapters.ggml_type import GGMLType
 from llamafu.adapters.grid import RANGES, put_together, taken_apart
 from llamafu.adapters.reader import AdapterReader
 from llamafu.adapters.shard import read_shards
-from llamafu.calibration import places
+from llamafu.calibration import Calibration, places
 from llamafu.calibration_text import _SAMPLE, FEWEST_TOKENS, WINDOW, own_windows, packed, read_windows
 from llamafu.cli.main import main
 from llamafu.errors import DecodeError, LibraryNotFoundError, LoraError, ModelLoadError
@@ -139,6 +139,30 @@ def test_half_of_the_rows_are_live_and_half_rounded(model, recipe, words, tiny_d
     # libllama rounds the inputs of products to eight bits, and Rounding does not
     assert divergence(logits(path, {tiny_adapter_a: 1.0}), live) < 0.005 * change
     assert divergence(logits(tmp_path / "rounded.gguf", {}), rounded) < 0.005 * change
+
+
+def test_inputs_are_what_the_matrices_see(tiny_model, reference):
+    """The first layer's by hand: the embeddings, normalised. q, k and v share one input, the output has another."""
+    proven = finding.find()
+    opened = Model(open_library(proven.path, proven.family), tiny_model)
+    met = {}
+    try:
+        tokens = opened.tokenize(TEXT.encode(), add_special=True, parse_special=True)[:100]
+        names = [f"blk.0.attn_{part}.weight" for part in ("q", "k", "v", "output")]
+        read_twice(opened, tokens, names, lambda name, source, x, _: met.update({name: (source, x.copy())}))
+    finally:
+        opened.close()
+    right = reference._rms_norm(reference.weights["token_embd.weight"][tokens * 2], "blk.0.attn_norm.weight")
+    for name in names[:3]:
+        np.testing.assert_allclose(met[name][1], right, rtol=0, atol=1e-4)
+    assert met[names[0]][0] == met[names[1]][0] == met[names[2]][0] != met[names[3]][0]
+
+
+def test_what_is_measured_was_not_read(model, recipe, tiny_dir):
+    with Calibration(model.library, tiny_dir / "tiny-q4_0.gguf", recipe, text=TEXT) as found:
+        assert sum(map(len, found._read + found._held)) > FEWEST_TOKENS
+        assert found._held
+        assert not {tuple(window) for window in found._read} & {tuple(window) for window in found._held}
 
 
 def test_what_comes_later_makes_good_what_went_before(model, recipe, tiny_dir, monkeypatch):

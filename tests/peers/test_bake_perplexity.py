@@ -19,7 +19,7 @@ from llamafu.chat import render
 from llamafu.engine import Request
 
 WINDOW = 512
-FEWEST = 3000  # tokens of each text: the paired difference then has a standard error of 0.3 to 0.5 %
+FEWEST = 3500  # tokens of each text: the paired difference then has a standard error of 0.3 to 0.5 %
 QUESTIONS = (
     "How do bees make honey?",
     "Tell me about the Roman Empire.",
@@ -69,10 +69,12 @@ def texts(models):
         engine.add_adapter(PIRATE, name="pirate")
         requests = [Request(prompt=prompt, lora={"pirate": 1.0}, seed=i, **freely) for i, prompt in enumerate(prompts)]
         answers = engine.complete_many(requests)
-    return {
+    found = {
         "plain": [help_tokens[first : first + WINDOW] for first in range(0, 8 * WINDOW, WINDOW)],
         "chats": [[*tokens, *answer.tokens] for tokens, answer in zip(asked, answers, strict=True)],
     }
+    assert min(sum(map(len, windows)) - len(windows) for windows in found.values()) > FEWEST
+    return found
 
 
 def counted(windows):
@@ -115,7 +117,6 @@ def off(models, texts, tmp_path_factory):
         out = bake(models[kind], {PIRATE: 1.0}, tmp_path_factory.mktemp("baked") / "baked.gguf", calibration="auto")
         baked = surprise(out, {}, texts)
         more = {name: baked[name] - right[name] for name in texts}
-        assert min(map(len, more.values())) > FEWEST
         result = {name: (np.expm1(row.mean()), row.std() / len(row) ** 0.5) for name, row in more.items()}
         logging.getLogger(__name__).info("%s: %s", kind.name, result)
         return result
