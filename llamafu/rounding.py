@@ -14,18 +14,19 @@ from llamafu.adapters.grid import put_together, taken_apart
 from llamafu.errors import DecodeError
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Mapping
+    from collections.abc import Callable, Iterator, Mapping
     from pathlib import Path
 
     from numpy.typing import NDArray
 
+    from llamafu._native.products import Product
     from llamafu.adapters.baked import Recipe
     from llamafu.adapters.fitting import Lens
     from llamafu.adapters.tensor_entry import TensorEntry
 
     Array = NDArray[np.float32]
 
-_ROWS = 1024  # of inputs whose moments are summed up in float32
+_ROWS = 1024
 _DAMPING = 0.03  # of the mean of H's diagonal: what is not seen of an input foretells nothing
 _ALIKE = 1e-2  # of the largest input: by so much two rows of one decode may differ though they are equal
 
@@ -43,6 +44,8 @@ class _Seen(NamedTuple):
     source: object
     moment: NDArray[np.float64]
     """H: the mean of x x^T, x being the inputs in the rounded model: [in, in]."""
+    damped: NDArray[np.float64]
+    """The sum of x x^T, damped."""
     foretold: Array
     """P: x + P x is what an input x of the rounded model would be in the model with adapters, as nearly as can be said."""
 
@@ -63,24 +66,27 @@ class Rounding:
         self.fitted: dict[str, bytes] = {}
         """The rounded matrices, by name, as the bytes of their type."""
 
-    def take(self, name: str, source: object, x: Array, y: Array) -> None:
+    def take(self, product: Product) -> None:
         """Round the matrix, unless it was, and give both halves what they go on with."""
-        live, rounded = np.split(x, 2)
+        name = product.name
+        live, rounded = np.split(product.x, 2)
         raw = self._raw(name)
         base = self._values(name, raw)
         change = Change(name, self._recipe.uses)
         right = summed(name, base, change.rows(0, 0, len(base)), self._recipe.kinds[name])
         if name not in self.fitted:
-            if not np.isfinite(x).all():
+            if not np.isfinite(product.x).all():
                 message = f"the inputs of {name} are not finite; an adapter's weights may overflow"
                 raise DecodeError(message)
-            seen = self._learnt(source, live, rounded)
+            seen = self._learnt(product.source, live, rounded)
             wanted = right - base + right @ seen.foretold
+            if product.beside is not None:
+                wanted += _foretold(seen.damped, rounded, *np.split(product.beside, 2))
             self.fitted[name] = self._rounded(name, raw, wanted, lens(seen.moment, change.directions))
             self._on_progress(len(self.fitted) / len(self._places))
         half = len(live)
-        np.matmul(live, right.T, out=y[:half])
-        np.matmul(rounded, self._values(name, self.fitted[name]).T, out=y[half:])
+        np.matmul(live, right.T, out=product.y[:half])
+        np.matmul(rounded, self._values(name, self.fitted[name]).T, out=product.y[half:])
 
     def _learnt(self, source: object, live: Array, rounded: Array) -> _Seen:
         if self._seen is not None and self._seen.source == source:
@@ -88,15 +94,12 @@ class Rounding:
         if not self.fitted and np.abs(live - rounded).max() > _ALIKE * np.abs(live).max():
             message = "this libllama does not compute the rows of a batch in their order; bake without calibration"
             raise DecodeError(message)
-        moment, missing = np.zeros((2, live.shape[1], live.shape[1]))
-        for first in range(0, len(live), _ROWS):
-            was, now = live[first : first + _ROWS], rounded[first : first + _ROWS]
-            moment += now.T @ now
-            missing += now.T @ (was - now)
+        moment = np.zeros((live.shape[1], live.shape[1]))
+        for part in _parts(len(live)):
+            moment += rounded[part].T @ rounded[part]
         damped = moment.copy()
         damped[np.diag_indices_from(damped)] += _DAMPING * np.diag(moment).mean() + np.finfo(np.float32).tiny
-        foretold = np.linalg.solve(damped, missing).T.astype(np.float32)
-        self._seen = _Seen(source, moment / len(live), foretold)
+        self._seen = _Seen(source, moment / len(live), damped, _foretold(damped, rounded, live, rounded))
         return self._seen
 
     def _rounded(self, name: str, raw: bytes, wanted: Array, seen: Lens) -> bytes:
@@ -120,3 +123,16 @@ class Rounding:
         values = np.empty((height, width), np.float32)
         self._recipe.codec.decode(raw, self._recipe.kinds[name], values)
         return values
+
+
+def _foretold(damped: NDArray[np.float64], x: Array, wanted: Array, got: Array) -> Array:
+    """Return P [values, in]: P x is what `wanted` has more than `got` [rows, values], as nearly as can be said."""
+    missing = np.zeros((x.shape[1], wanted.shape[1]))
+    for part in _parts(len(x)):
+        missing += x[part].T @ (wanted[part] - got[part])
+    return np.linalg.solve(damped, missing).T.astype(np.float32)
+
+
+def _parts(count: int) -> Iterator[slice]:
+    """Cut rows into parts whose moments may be summed up in float32."""
+    return (slice(first, first + _ROWS) for first in range(0, count, _ROWS))

@@ -142,20 +142,38 @@ def test_half_of_the_rows_are_live_and_half_rounded(model, recipe, words, tiny_d
 
 
 def test_inputs_are_what_the_matrices_see(tiny_model, reference):
-    """The first layer's by hand: the embeddings, normalised. q, k and v share one input, the output has another."""
+    """The first layer's by hand: the embeddings, normalised. q, k and v share one input, the output has another.
+
+    What writes to the residual stream is added to it: in the first layer to the embeddings.
+    """
     proven = finding.find()
     opened = Model(open_library(proven.path, proven.family), tiny_model)
     met = {}
     try:
         tokens = opened.tokenize(TEXT.encode(), add_special=True, parse_special=True)[:100]
         names = [f"blk.0.attn_{part}.weight" for part in ("q", "k", "v", "output")]
-        read_twice(opened, tokens, names, lambda name, source, x, _: met.update({name: (source, x.copy())}))
+        last = [f"blk.{opened.n_layer - 1}.{part}.weight" for part in ("attn_output", "ffn_down")]
+
+        def see(product):
+            met[product.name] = product._replace(x=product.x.copy(), beside=copied(product.beside))
+
+        read_twice(opened, tokens, [*names, *last], see)
     finally:
         opened.close()
-    right = reference._rms_norm(reference.weights["token_embd.weight"][tokens * 2], "blk.0.attn_norm.weight")
+    stream = reference.weights["token_embd.weight"][tokens * 2]
+    right = reference._rms_norm(stream, "blk.0.attn_norm.weight")
     for name in names[:3]:
-        np.testing.assert_allclose(met[name][1], right, rtol=0, atol=1e-4)
-    assert met[names[0]][0] == met[names[1]][0] == met[names[2]][0] != met[names[3]][0]
+        np.testing.assert_allclose(met[name].x, right, rtol=0, atol=1e-4)
+        assert met[name].beside is None
+    sources = [met[name].source for name in names]
+    assert sources[0] == sources[1] == sources[2] != sources[3]
+    np.testing.assert_allclose(met[names[3]].beside, stream, rtol=0, atol=1e-6)
+    assert all(met[name].beside is not None for name in last)
+    assert not np.allclose(met[last[0]].beside, met[last[1]].beside, rtol=0, atol=1e-3)
+
+
+def copied(values):
+    return None if values is None else values.copy()
 
 
 def test_what_is_measured_was_not_read(model, recipe, tiny_dir):
@@ -165,36 +183,47 @@ def test_what_is_measured_was_not_read(model, recipe, tiny_dir):
         assert not {tuple(window) for window in found._read} & {tuple(window) for window in found._held}
 
 
-def test_what_comes_later_makes_good_what_went_before(model, recipe, tiny_dir, monkeypatch):
-    """Less than half of the divergence is left of what there is without it."""
+@pytest.fixture
+def off(model, recipe, tiny_dir):
+    """Round by random tokens, and return how far the rounded half is from the live one."""
     path = tiny_dir / "tiny-q4_0.gguf"
     tokens = np.random.default_rng(0).integers(5, model.n_vocab, 250).tolist()
 
-    def off():
+    def found(change=lambda product: product):
         rounding = Rounding(places(read_shards(path), recipe), recipe, lambda _: None)
-        return divergence(*np.split(read_twice(model, tokens, recipe.kinds, rounding.take), 2))
+        halves = read_twice(model, tokens, recipe.kinds, lambda product: rounding.take(change(product)))
+        return divergence(*np.split(halves, 2))
 
+    return found
+
+
+def test_what_comes_later_makes_good_what_went_before(off, monkeypatch):
+    """Less than half of the divergence is left of what there is without it."""
     mended = off()
     learnt = Rounding._learnt
     monkeypatch.setattr(Rounding, "_learnt", lambda *args: (s := learnt(*args))._replace(foretold=0 * s.foretold))
     assert mended < 0.5 * off()
 
 
+def test_what_writes_to_the_residual_stream_makes_good_its_errors(off):
+    assert off() < 0.95 * off(lambda product: product._replace(beside=None))
+
+
 def test_what_a_decode_cannot_be_rounded_by(model, recipe, words, tiny_dir):
     """Rows in another order, and inputs that are not finite; the decode ends at once."""
     met = []
 
-    def infinite(name, source, x, y):
-        met.append(name)
-        rounding.take(name, source, np.full_like(x, np.inf), y)
+    def infinite(product):
+        met.append(product.name)
+        rounding.take(product._replace(x=np.full_like(product.x, np.inf)))
 
     rounding = Rounding(places(read_shards(tiny_dir / "tiny-q4_0.gguf"), recipe), recipe, lambda _: None)
     with pytest.raises(DecodeError, match=r"inputs of blk.0.attn_q.weight are not finite"):
         read_twice(model, words, recipe.kinds, infinite)
     assert met == ["blk.0.attn_q.weight"]
 
-    def by_turns(name, source, x, y):
-        rounding.take(name, source, np.stack(np.split(x, 2), 1).reshape(x.shape), y)
+    def by_turns(product):
+        rounding.take(product._replace(x=np.stack(np.split(product.x, 2), 1).reshape(product.x.shape)))
 
     with pytest.raises(DecodeError, match="the rows of a batch in their order"):
         read_twice(model, words, recipe.kinds, by_turns)
