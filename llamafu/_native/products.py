@@ -58,7 +58,7 @@ class Products:
         self._watcher.install(params)
 
     def check(self) -> None:
-        """Raise what ended the decode, if anything did: DecodeError for a product that does not lie in memory as numbers."""
+        """Hand over the last product, or raise what ended the decode: DecodeError for products that are no plain numbers."""
         if self._error is not None:
             raise self._error
         self._hand_over(None)
