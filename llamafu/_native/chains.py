@@ -63,9 +63,9 @@ def find_chains(model: Model, adapter: Adapter) -> Found:
         context.set_adapters({adapter: 1.0})
         with model.library.logs.quiet(), contextlib.suppress(DecodeError):
             context.decode([max(model.bos, 0)], 0)
+        return survey.result()  # before the graph is freed, whose tensors it reads
     finally:
         context.close()
-    return survey.result()
 
 
 class _Survey:
