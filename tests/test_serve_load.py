@@ -115,14 +115,14 @@ def test_a_full_queue_harms_nobody_that_runs(server):
             return error.retry_after
 
     async def both():
-        streams = asyncio.create_task(streamed(server.url, 4, 200))
-        await asyncio.sleep(0.2)
+        streams = asyncio.create_task(streamed(server.url, 4, 400))
+        assert await asyncio.to_thread(wait_for, lambda: running(server.url) == 4, 60)
         async with AsyncTabbyClient(server.url, api_key=API, retries=0, timeout=60) as client:
             return await asyncio.gather(*(one_more(client) for _ in range(40))), await streams
 
     more, streams = asyncio.run(both())
     assert {reason for _, reason in streams} == {"length"}
-    assert streams == asyncio.run(streamed(server.url, 4, 200))
+    assert streams == asyncio.run(streamed(server.url, 4, 400))
     texts, waits = [each for each in more if isinstance(each, str)], [each for each in more if not isinstance(each, str)]
     assert len(texts) >= 24
     assert len(set(texts)) == 1
