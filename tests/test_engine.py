@@ -242,9 +242,7 @@ def test_large_mix_is_not_passed_for_ever(tiny_model, tmp_path, monkeypatch):
 
     with Engine(tiny_model, adapters_dir=tmp_path, bank_rank=32, n_ctx=2048, max_queue=512, **STRICT) as engine:
         small = [
-            engine.submit(
-                Request(prompt="x", lora={f"s{i % 4}": 1.0}, temperature=0, ignore_eos=True, max_tokens=3 + i % 5), noted("small")
-            )
+            engine.submit(Request(prompt="x", lora={f"s{i % 4}": 1.0}, **{**SHORT, "max_tokens": 3 + i % 5}), noted("small"))
             for i in range(150)
         ]
         engine.submit(Request(prompt="x", lora={"large": 1.0}, **SHORT), noted("large")).result(PATIENCE)
