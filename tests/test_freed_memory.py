@@ -8,7 +8,8 @@ ANSWERS = """
 from llamafu import Engine
 from llamafu.engine import Request
 with Engine(TINY / "tiny-moe.gguf", adapters_dir={folder!r}, n_ctx=512, n_threads=1, bank_rank=16) as engine:
-    asked = [Request(prompt="Hello", lora=lora, temperature=0, ignore_eos=True, max_tokens=12) for lora in ({{}}, {{"made": 1.0}})]
+    options = {{"prompt": "Hello", "temperature": 0, "ignore_eos": True, "max_tokens": 12}}
+    asked = [Request(lora=lora, **options) for lora in ({{}}, {{"made": 1.0}})]
     print([answer.tokens for answer in engine.complete_many(asked)])
     print(engine.stats().mixed_steps > 0)
 """
