@@ -9,6 +9,7 @@ from concurrent.futures import ThreadPoolExecutor
 from contextlib import asynccontextmanager
 from typing import TYPE_CHECKING, Any, ParamSpec, Self, TypedDict, TypeVar, Unpack
 
+from llamafu.chat_options import ChatArguments, takes_chat_options
 from llamafu.errors import ClosedError
 from llamafu.model import Llamafu
 from llamafu.options import OptionArguments, takes_options
@@ -185,13 +186,13 @@ class AsyncLlamafu:
         """Like `complete`: awaited, it returns an asynchronous iterator of text pieces."""
         return AsyncStream(self, await self._call((await self._model()).stream, prompt, **options))
 
-    @takes_options
-    async def chat(self, messages: Sequence[Mapping[str, Any]], **options: Unpack[OptionArguments]) -> Completion:
+    @takes_chat_options
+    async def chat(self, messages: Sequence[Mapping[str, Any]], **options: Unpack[ChatArguments]) -> Completion:
         """Answer `messages`, see `Llamafu.chat`."""
         return await self._finish(await self._call((await self._model()).stream_chat, messages, **options))
 
-    @takes_options
-    async def stream_chat(self, messages: Sequence[Mapping[str, Any]], **options: Unpack[OptionArguments]) -> AsyncStream:
+    @takes_chat_options
+    async def stream_chat(self, messages: Sequence[Mapping[str, Any]], **options: Unpack[ChatArguments]) -> AsyncStream:
         """Like `chat`: awaited, it returns an asynchronous iterator of text pieces."""
         return AsyncStream(self, await self._call((await self._model()).stream_chat, messages, **options))
 
@@ -212,10 +213,11 @@ class AsyncLlamafu:
         llm = await self._model()
         return await self._call(llm.tokenize, text, add_special=add_special, parse_special=parse_special)
 
-    async def tokenize_chat(self, messages: Sequence[Mapping[str, Any]]) -> list[int]:
-        """Return the token ids of `messages` as `chat` formats them."""
+    @takes_chat_options
+    async def tokenize_chat(self, messages: Sequence[Mapping[str, Any]], **options: Unpack[ChatArguments]) -> list[int]:
+        """Return the token ids of `messages` as `chat` with the same options formats them."""
         llm = await self._model()
-        return await self._call(llm.tokenize_chat, messages)
+        return await self._call(llm.tokenize_chat, messages, **options)
 
     async def detokenize(self, tokens: Sequence[int], *, special: bool = False) -> str:
         """Return the text of token ids."""

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, field
-from typing import Literal
+from typing import Literal, Self
 
 FinishReason = Literal["stop", "length", "cancelled"]
 
@@ -49,13 +49,36 @@ class AppliedLora:
 class TokenLogprob:
     """Natural-log probability of one generated token under the model's own distribution (before any sampler).
 
-    `top` holds the most probable tokens at this place as (token id, text, logprob), best first.
+    `top` holds the most probable tokens at this place as (token id, text, logprob), best first. A token may be a part of
+    a character: `text` has U+FFFD for it then, `token_bytes` what it is, and `top_bytes` the same for each of `top`. Where
+    they are not given they are those of the texts.
     """
 
     token: int
     text: str
     logprob: float
     top: tuple[tuple[int, str, float], ...]
+    token_bytes: bytes = b""
+    top_bytes: tuple[bytes, ...] = ()
+
+    def __post_init__(self) -> None:
+        if self.text and not self.token_bytes:
+            object.__setattr__(self, "token_bytes", self.text.encode())
+        if len(self.top_bytes) != len(self.top):
+            object.__setattr__(self, "top_bytes", tuple(text.encode() for _, text, _ in self.top))
+
+
+class Piece(str):
+    """A piece of a streamed text, with the probabilities of the tokens that have come since the last one."""
+
+    __slots__ = ("logprobs",)
+    logprobs: tuple[TokenLogprob, ...]
+
+    def __new__(cls, text: str, logprobs: tuple[TokenLogprob, ...]) -> Self:
+        """Make one of both."""
+        piece = super().__new__(cls, text)
+        piece.logprobs = logprobs
+        return piece
 
 
 @dataclass(frozen=True, slots=True)

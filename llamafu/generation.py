@@ -44,7 +44,8 @@ class Generation:
         self._lora = lora
         self._prompt = tuple(prompt)
         model, context = desk.instance.model, desk.instance.context
-        if not 0 < len(prompt) < context.n_ctx:
+        demand_tokens(prompt)
+        if len(prompt) >= context.n_ctx:
             message = (
                 f"the prompt has {len(prompt)} tokens, but the context holds {context.n_ctx}, one of them for the answer; "
                 "shorten it or open the model with a larger n_ctx"
@@ -172,6 +173,16 @@ class Generation:
     def _release(self) -> None:
         self._picker.close()
         self._desk.turns.leave(self)
+
+
+def demand_tokens(prompt: Sequence[int]) -> None:
+    """Raise ValueError for a prompt that has no token: there is nothing to continue."""
+    if not prompt:
+        message = (
+            "the prompt is empty: it has no token, and this model's vocabulary puts none before it (no BOS); "
+            "give a text or at least one token id"
+        )
+        raise ValueError(message)
 
 
 def activation(prompt: Sequence[int], invocation: tuple[int, ...]) -> int:

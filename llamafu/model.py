@@ -17,6 +17,7 @@ from llamafu._native.library import open_library
 from llamafu._native.processor import usable_cpus
 from llamafu.adapters.base import read_base
 from llamafu.adapters.file import read_adapter
+from llamafu.chat_options import ChatArguments, split_options, takes_chat_options
 from llamafu.embedding import embed_tokens
 from llamafu.errors import MultimodalError
 from llamafu.forcing import forced_logits
@@ -131,15 +132,19 @@ class Llamafu(LoraHost):
         """Like `complete`, as an iterator of text pieces."""
         return Stream(self._start(prompt, Options.of(options)), self)
 
-    @takes_options
-    def chat(self, messages: Sequence[Mapping[str, Any]], **options: Unpack[OptionArguments]) -> Completion:
-        """Answer `messages` ({"role", "content"} each), formatted by the model's own chat template."""
-        return self._run(self._start_chat(messages, Options.of(options)))
+    @takes_chat_options
+    def chat(self, messages: Sequence[Mapping[str, Any]], **options: Unpack[ChatArguments]) -> Completion:
+        """Answer `messages`, OpenAI's ({"role", "content"} each), formatted by the model's own chat template.
 
-    @takes_options
-    def stream_chat(self, messages: Sequence[Mapping[str, Any]], **options: Unpack[OptionArguments]) -> Stream:
+        An assistant's message at the end is continued. The options are those of `ChatOptions` and of `Options`. Raises what
+        `complete` raises, and `LlamafuError` where the template does not take the messages or has no place for tools.
+        """
+        return self._run(self._start_chat(messages, options))
+
+    @takes_chat_options
+    def stream_chat(self, messages: Sequence[Mapping[str, Any]], **options: Unpack[ChatArguments]) -> Stream:
         """Like `chat`, as an iterator of text pieces."""
-        return Stream(self._start_chat(messages, Options.of(options)), self)
+        return Stream(self._start_chat(messages, options), self)
 
     def embed(self, text: str) -> np.ndarray[Any, np.dtype[np.float32]]:
         """Return the mean of the last layer's token vectors under the active set, at length 1, shape [n_embd].
@@ -176,10 +181,12 @@ class Llamafu(LoraHost):
         with self._sharing() as model:
             return model.tokenize(text.encode(), add_special=add_special, parse_special=parse_special)
 
-    def tokenize_chat(self, messages: Sequence[Mapping[str, Any]]) -> list[int]:
-        """Return the token ids of `messages` as `chat` formats them, up to where the answer begins."""
+    @takes_chat_options
+    def tokenize_chat(self, messages: Sequence[Mapping[str, Any]], **options: Unpack[ChatArguments]) -> list[int]:
+        """Return the token ids of `messages` as `chat` with the same options formats them, up to where the answer begins."""
+        chat, _ = split_options(options)
         with self._sharing() as model:
-            return chat_module.tokenize(model, messages)
+            return chat_module.tokenize(model, messages, chat)
 
     def detokenize(self, tokens: Sequence[int], *, special: bool = False) -> str:
         """Return the text of token ids; control tokens are spelled out when `special`."""
@@ -219,8 +226,9 @@ class Llamafu(LoraHost):
 
     # -- helpers -------------------------------------------------------------------------------------------------
 
-    def _start_chat(self, messages: Sequence[Mapping[str, Any]], options: Options) -> Generation:
-        return self._generation(self.tokenize_chat(messages), options)
+    def _start_chat(self, messages: Sequence[Mapping[str, Any]], options: ChatArguments) -> Generation:
+        checked = Options.of(split_options(options)[1])
+        return self._generation(self.tokenize_chat(messages, **options), checked)
 
     def _start(self, prompt: str, options: Options) -> Generation:
         if not isinstance(prompt, str):

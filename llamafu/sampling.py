@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import math
 import secrets
 from typing import TYPE_CHECKING, Any
@@ -21,6 +22,8 @@ if TYPE_CHECKING:
 
 PENALTY_WINDOW = 64
 """Penalties look at so many tokens back, prompt included: libllama's own default."""
+_SEEDS = 2**32 - 1
+"""So many seeds libllama has; the next number it takes for "draw one"."""
 
 
 class Picker:
@@ -34,7 +37,7 @@ class Picker:
         self._model = model
         self._options = options
         self._banned = list(model.end_tokens) if options.ignore_eos else []
-        self.seed = secrets.randbelow(2**32 - 1) if options.seed is None else options.seed
+        self.seed = _seed(options.seed)
         grammar = _grammar(options)
         self._chain: Sampler | None = None
         if options.temperature == 0 and not options.penalises and grammar is None:
@@ -100,8 +103,9 @@ def report(model: Model, logits: np.ndarray[Any, np.dtype[np.float32]], token: i
     count = min(count, len(logprobs))
     best = np.argpartition(-logits, count - 1)[:count] if count else np.empty(0, dtype=int)
     ordered = sorted(best.tolist(), key=lambda i: -logits[i])
-    top = tuple((i, _text(model, i), float(logprobs[i])) for i in ordered)
-    return TokenLogprob(token, _text(model, token), float(logprobs[token]), top)
+    said, *spelled = (model.piece(i, special=True) for i in (token, *ordered))
+    top = tuple((i, _text(piece), float(logprobs[i])) for i, piece in zip(ordered, spelled, strict=True))
+    return TokenLogprob(token, _text(said), float(logprobs[token]), top, said, tuple(spelled))
 
 
 def log_softmax(logits: np.ndarray[Any, np.dtype[np.float32]]) -> np.ndarray[Any, np.dtype[np.float64]]:
@@ -114,8 +118,18 @@ def log_softmax(logits: np.ndarray[Any, np.dtype[np.float32]]) -> np.ndarray[Any
     return row
 
 
-def _text(model: Model, token: int) -> str:
-    return model.piece(token, special=True).decode("utf-8", "replace")
+def _text(piece: bytes) -> str:
+    return piece.decode("utf-8", "replace")
+
+
+def _seed(seed: int | None) -> int:
+    """Return libllama's seed, of 32 bits: the same number where it fits, a digest of it where it does not."""
+    if seed is None or seed == -1:
+        return secrets.randbelow(_SEEDS)
+    if 0 <= seed < _SEEDS:
+        return seed
+    digest = hashlib.blake2b((seed % 2**64).to_bytes(8, "little"), digest_size=8).digest()
+    return int.from_bytes(digest, "little") % _SEEDS
 
 
 def _grammar(options: Options) -> str | None:

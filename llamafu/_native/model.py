@@ -92,16 +92,19 @@ class Model:
         text = self.library.lib.llama_model_chat_template(self.pointer, ffi.NULL)
         return None if text == ffi.NULL else bytes(ffi.string(text)).decode("utf-8", "replace")
 
-    def apply_known_template(self, template: str, messages: Sequence[tuple[str, str]]) -> str | None:
+    def apply_known_template(
+        self, template: str, messages: Sequence[tuple[str, str]], *, add_generation_prompt: bool = True
+    ) -> str | None:
         """Format (role, content) pairs with the library's built-in rendition of `template`; None if it has none."""
         ffi, lib = self.library.ffi, self.library.lib
         keep = [(ffi.new("char[]", role.encode()), ffi.new("char[]", content.encode())) for role, content in messages]
         chat = ffi.new("struct llama_chat_message[]", [{"role": role, "content": content} for role, content in keep])
-        size = lib.llama_chat_apply_template(template.encode(), chat, len(keep), True, ffi.NULL, 0)  # noqa: FBT003
+        begin = add_generation_prompt
+        size = lib.llama_chat_apply_template(template.encode(), chat, len(keep), begin, ffi.NULL, 0)
         if size < 0:
             return None
         room = ffi.new("char[]", size + 1)
-        lib.llama_chat_apply_template(template.encode(), chat, len(keep), True, room, size + 1)  # noqa: FBT003
+        lib.llama_chat_apply_template(template.encode(), chat, len(keep), begin, room, size + 1)
         return bytes(ffi.buffer(room, size)).decode("utf-8", "replace")
 
     def tokenize(self, text: bytes, *, add_special: bool, parse_special: bool) -> list[int]:

@@ -18,8 +18,7 @@ _LONGEST = 500
 
 _OPENAI_TYPES = {
     "invalid_request_error": "invalid_request",
-    "exceed_context_size_error": "invalid_request",
-    "context_length_exceeded": "invalid_request",
+    "exceed_context_size_error": "context_length_exceeded",
     "not_found_error": "not_found",
     "rate_limit_error": "rate_limit_exceeded",
     "invalid_api_key": "authentication_error",
@@ -33,17 +32,16 @@ def refusal(status: int, content: bytes, retry_after: str | None, where: str, re
     except ValueError:
         body = content.decode("utf-8", "replace")
     told = message_of(body) or "no reason was given"
-    return _kind_of_status(status)(
-        _line(f"{where}: {told} (status {status})", redact), status=status, retry_after=seconds(retry_after)
-    )
+    kind = _kind_of_status(status)
+    said = (KINDS.get(_OPENAI_TYPES.get(word, word)) for word in _words(body) if isinstance(word, str))
+    kind = next((each for each in said if each is not None and issubclass(each, kind)), kind)  # a word may be more exact
+    return kind(_line(f"{where}: {told} (status {status})", redact), status=status, retry_after=seconds(retry_after))
 
 
 def in_stream(body: dict[str, Any], where: str, redact: Callable[[str], str]) -> APIError:
     """Return the exception for an error that came as an event."""
-    error = body.get("error")
-    words = [error.get(name) for name in ("code", "type")] if isinstance(error, dict) else []
     told = _line(f"{where}: {message_of(body) or 'the stream broke off without a reason'}", redact)
-    for word in words:
+    for word in _words(body):
         if isinstance(word, int) and not isinstance(word, bool) and word >= 400:  # noqa: PLR2004 - statuses of errors
             return _kind_of_status(word)(told, status=word)
         if isinstance(word, str) and (kind := KINDS.get(_OPENAI_TYPES.get(word, word))):
@@ -91,6 +89,12 @@ def _kind_of_status(status: int) -> type[APIError]:
         if kind.default_status == status:
             return kind
     return InvalidRequestError if 400 <= status < 500 else ServerError  # noqa: PLR2004 - the caller's fault
+
+
+def _words(body: object) -> list[object]:
+    """Return what an error body calls its error."""
+    error = body.get("error") if isinstance(body, dict) else None
+    return [error.get(name) for name in ("code", "type")] if isinstance(error, dict) else []
 
 
 def _problem(item: object) -> str:

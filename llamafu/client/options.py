@@ -42,11 +42,14 @@ class GenerationArguments(TypedDict, total=False):
 
 
 class ChatArguments(GenerationArguments, total=False):
-    """Options of chats: those of completions, and tools as OpenAI describes them."""
+    """Options of chats: those of completions, tools as OpenAI describes them, and what the chat template is given."""
 
     top_logprobs: int | None
     tools: Sequence[Mapping[str, Any]] | None
     tool_choice: str | Mapping[str, Any] | None
+    chat_template_kwargs: Mapping[str, Any] | None
+    add_generation_prompt: bool | None
+    continue_final_message: bool | None
 
 
 def body_of(kind: type, arguments: Mapping[str, Any], **fixed: Any) -> dict[str, Any]:

@@ -7,6 +7,7 @@ import contextlib
 from typing import TYPE_CHECKING, Any, Unpack, cast
 
 from llamafu import chat as chat_module
+from llamafu.chat_options import split_options, takes_chat_options
 from llamafu.completion import Completion
 from llamafu.engine.mix import Mix, Use
 from llamafu.engine.request import Request
@@ -14,6 +15,7 @@ from llamafu.engine.sequence import SequenceRun
 from llamafu.engine.stream import AsyncStream
 from llamafu.engine.ticket import Ticket
 from llamafu.errors import ContextOverflowError, LoraError, MultimodalError
+from llamafu.generation import demand_tokens
 from llamafu.options import Options, takes_options
 from llamafu.sampling import Picker
 
@@ -21,6 +23,7 @@ if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Callable, Iterable, Iterator, Mapping, Sequence
 
     from llamafu._native.model import Model
+    from llamafu.chat_options import ChatArguments
     from llamafu.engine.registry import Registry
     from llamafu.engine.room import Room
     from llamafu.engine.ticket import Event
@@ -47,9 +50,13 @@ class Asking:
         """
         return self.submit(_request(prompt, options)).result()
 
-    @takes_options
-    def chat(self, messages: Sequence[Mapping[str, Any]], **options: Unpack[OptionArguments]) -> Completion:
-        """Answer `messages` ({"role", "content"} each), formatted by the model's own chat template. Blocks."""
+    @takes_chat_options
+    def chat(self, messages: Sequence[Mapping[str, Any]], **options: Unpack[ChatArguments]) -> Completion:
+        """Answer `messages`, OpenAI's, formatted by the model's own chat template; an assistant's at the end is continued.
+
+        The options are those of `ChatOptions` and of `Options`. Blocks. Raises what `complete` raises, and `LlamafuError`
+        where the template does not take the messages or has no place for tools.
+        """
         return self.submit(self._chat_request(messages, options)).result()
 
     def complete_many(self, requests: Iterable[Request]) -> list[Completion]:
@@ -67,8 +74,8 @@ class Asking:
         """Like `complete`, as pieces of text; leaving the iterator early cancels the request."""
         return self._pieces(self.submit(_request(prompt, options)))
 
-    @takes_options
-    def stream_chat(self, messages: Sequence[Mapping[str, Any]], **options: Unpack[OptionArguments]) -> Iterator[str]:
+    @takes_chat_options
+    def stream_chat(self, messages: Sequence[Mapping[str, Any]], **options: Unpack[ChatArguments]) -> Iterator[str]:
         """Like `chat`, as pieces of text."""
         return self._pieces(self.submit(self._chat_request(messages, options)))
 
@@ -77,8 +84,8 @@ class Asking:
         """Like `complete`, awaited; cancelling the task cancels the request."""
         return await self._await(lambda: _request(prompt, options))
 
-    @takes_options
-    async def achat(self, messages: Sequence[Mapping[str, Any]], **options: Unpack[OptionArguments]) -> Completion:
+    @takes_chat_options
+    async def achat(self, messages: Sequence[Mapping[str, Any]], **options: Unpack[ChatArguments]) -> Completion:
         """Like `chat`, awaited."""
         return await self._await(lambda: self._chat_request(messages, options))
 
@@ -89,10 +96,8 @@ class Asking:
             if isinstance(event, str):
                 yield event
 
-    @takes_options
-    async def astream_chat(
-        self, messages: Sequence[Mapping[str, Any]], **options: Unpack[OptionArguments]
-    ) -> AsyncIterator[str]:
+    @takes_chat_options
+    async def astream_chat(self, messages: Sequence[Mapping[str, Any]], **options: Unpack[ChatArguments]) -> AsyncIterator[str]:
         """Like `stream_chat`, in an event loop."""
         async for event in self._events(lambda: self._chat_request(messages, options)):
             if isinstance(event, str):
@@ -119,15 +124,9 @@ class Asking:
         async for event in self._events(lambda: request):
             yield event
 
-    def request_of_chat(
-        self,
-        messages: Sequence[Mapping[str, Any]],
-        options: Mapping[str, Any],
-        *,
-        tools: Sequence[Mapping[str, Any]] = (),
-    ) -> Request:
-        """Make a request of chat messages and options by name; `tools` goes to the chat template as it is."""
-        return self._chat_request(messages, cast("OptionArguments", dict(options)), tools)
+    def request_of_chat(self, messages: Sequence[Mapping[str, Any]], options: Mapping[str, Any]) -> Request:
+        """Make a request of chat messages and the options of `chat` by name."""
+        return self._chat_request(messages, cast("ChatArguments", dict(options)))
 
     # -- helpers -------------------------------------------------------------------------------------------------
 
@@ -157,16 +156,12 @@ class Asking:
                 yield piece
             yield stream.completion
 
-    def _chat_request(
-        self,
-        messages: Sequence[Mapping[str, Any]],
-        options: OptionArguments,
-        tools: Sequence[Mapping[str, Any]] = (),
-    ) -> Request:
+    def _chat_request(self, messages: Sequence[Mapping[str, Any]], options: ChatArguments) -> Request:
+        chat, others = split_options(options)
         self._demand_open()
         with self._room.sharing() as model:
-            tokens = chat_module.tokenize(model, messages, tools=tools)
-        return _request(tokens, options)
+            tokens = chat_module.tokenize(model, messages, chat)
+        return _request(tokens, others)
 
     def _submit(self, asked: Sequence[tuple[Request, Ticket]]) -> list[Ticket]:
         self._worker.demand_room(len(asked))  # before tokenizing, and before an adapter is copied
@@ -183,7 +178,8 @@ class Asking:
         else:
             prompt = [self._checked_token(token) for token in request.prompt]
         n_ctx = self._room.instance.context.n_ctx
-        if not 0 < len(prompt) < n_ctx:
+        demand_tokens(prompt)
+        if len(prompt) >= n_ctx:
             message = (
                 f"the prompt has {len(prompt)} tokens, but the engine's memory holds {n_ctx}, one of them for the answer; "
                 "shorten it or make the engine with a larger n_ctx"

@@ -6,7 +6,7 @@ import time
 from functools import partial
 from typing import TYPE_CHECKING
 
-from llamafu.completion import Completion, FinishReason, Timings, TokenLogprob, Usage
+from llamafu.completion import Completion, FinishReason, Piece, Timings, TokenLogprob, Usage
 from llamafu.generation import activation, prompt_states
 from llamafu.text import TextAssembler
 
@@ -49,6 +49,8 @@ class SequenceRun:
         self.last_token = self.arrived
         self.text = TextAssembler(request.stops)
         self.logprobs: list[TokenLogprob] = []
+        self._told = 0
+        """How many of them have gone out with a piece."""
         self.set_mix(mix)
 
     def set_mix(self, mix: Mix) -> None:
@@ -92,7 +94,7 @@ class SequenceRun:
             self.first_token = now
         self.last_token = now
         if shown := self.text.push(piece):
-            self.ticket.tell(shown)
+            self._tell(shown)
         if self.text.stopped:
             return "stop"
         if self.new_tokens >= self.most:
@@ -100,10 +102,16 @@ class SequenceRun:
         self.states.append(self.mix.state(self.mix.at(self.new_tokens), self._acting))
         return None
 
+    def _tell(self, text: str) -> None:
+        """Hand out a piece of text, with what was reported since the last one if that was asked for."""
+        if self.request.logprobs is not None:
+            text, self._told = Piece(text, tuple(self.logprobs[self._told :])), len(self.logprobs)
+        self.ticket.tell(text)
+
     def finish(self, reason: FinishReason, now: float) -> Completion:
         """Say the rest and return the completion."""
         if not self.text.stopped and (rest := self.text.finish()):
-            self.ticket.tell(rest)
+            self._tell(rest)
         first = self.first_token or now
         return Completion(
             text=self.text.text,

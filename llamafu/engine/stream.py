@@ -7,8 +7,9 @@ import threading
 import weakref
 from collections import deque
 from collections.abc import AsyncIterator
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, cast
 
+from llamafu.completion import Piece
 from llamafu.engine.ticket import completed
 from llamafu.errors import LlamafuError
 
@@ -26,7 +27,7 @@ if TYPE_CHECKING:
 class AsyncStream(AsyncIterator[str]):
     """Pieces of text as they come, then `completion`. For one event loop; only `cancel` may be called from any thread.
 
-    A reader that is late gets what has come meanwhile as one piece.
+    A reader that is late gets what has come meanwhile as one piece. With `logprobs`, each is a `llamafu.completion.Piece`.
     """
 
     def __init__(self, submit: Submit, request: Request, loop: asyncio.AbstractEventLoop) -> None:
@@ -45,11 +46,14 @@ class AsyncStream(AsyncIterator[str]):
         while not self._inbox:
             self._waiter = self._loop.create_future()
             await self._waiter
-        pieces = []
+        pieces: list[str] = []
         while self._inbox and isinstance(self._inbox[0], str):
-            pieces.append(self._inbox.popleft())
+            pieces.append(cast("str", self._inbox.popleft()))
+        if len(pieces) == 1:
+            return pieces[0]
         if pieces:
-            return "".join(map(str, pieces))
+            told = [entry for piece in pieces if isinstance(piece, Piece) for entry in piece.logprobs]
+            return Piece("".join(pieces), tuple(told)) if told else "".join(pieces)
         self._over = True
         outcome = self._inbox.popleft()
         assert not isinstance(outcome, str)  # noqa: S101 - all of these were taken

@@ -9,8 +9,9 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal, TypeVar
 import pydantic_core
 from pydantic import AliasChoices, BaseModel, ConfigDict, Field, ValidationError, WithJsonSchema
 
-from llamafu.options import MOST_TOP_K
-from llamafu.server.texts import Content, Prompts, Texts  # noqa: TC001 - pydantic looks annotations up
+from llamafu.nulls import without_nulls
+from llamafu.options import LEAST_SEED, MOST_SEED, MOST_TOP_K
+from llamafu.server.texts import PROBLEMS, Messages, Prompts, Texts
 from llamafu.service.errors import InvalidRequestError
 from llamafu.service.fields import kind_of, shown
 
@@ -80,20 +81,6 @@ class _Strict(BaseModel):
     model_config = ConfigDict(strict=True, extra="forbid", frozen=True, allow_inf_nan=False)
 
 
-class Message(_Strict):
-    """One turn of a chat."""
-
-    role: str = Field(min_length=1)
-    content: Content = ""
-    name: str | None = None
-    tool_calls: list[dict[str, Any]] | None = None
-    tool_call_id: str | None = None
-
-    def as_template(self) -> dict[str, Any]:
-        """Return the message as a chat template takes it: what was not given is not there, the content always is."""
-        return {"content": self.content, **self.model_dump(exclude_none=True)}
-
-
 class StreamOptions(_Strict):
     """What a stream brings beside text."""
 
@@ -140,7 +127,7 @@ class GenerationBody(Body):
     )
     frequency_penalty: float | None = None
     presence_penalty: float | None = None
-    seed: int | None = Field(None, ge=0, le=2**32 - 1)
+    seed: int | None = Field(None, ge=LEAST_SEED, le=MOST_SEED)
     stop: Texts | None = Field(None, max_length=MOST_STOPS)
     n: int = Field(1, ge=1, le=MOST_CHOICES)
     best_of: int | None = None
@@ -220,7 +207,7 @@ class CompletionBody(GenerationBody):
 class MessagesBody(Body):
     """The turns of a chat."""
 
-    messages: list[Message] = Field(min_length=1)
+    messages: Messages
 
 
 class ChatBody(GenerationBody, MessagesBody):
@@ -231,6 +218,20 @@ class ChatBody(GenerationBody, MessagesBody):
     top_logprobs: int | None = Field(None, ge=0, le=MOST_LOGPROBS)
     tools: list[dict[str, Any]] | None = None
     tool_choice: Literal["none", "auto"] | None = None
+    chat_template_kwargs: dict[str, Any] | None = Field(
+        None, validation_alias=AliasChoices("chat_template_kwargs", "template_vars")
+    )
+    add_generation_prompt: bool | None = None
+    continue_final_message: bool | None = None
+
+    def chat_options(self) -> dict[str, Any]:
+        """Return how the messages become a prompt, as options of the engine's `chat`."""
+        return {
+            "tools": self.tools if self.tool_choice != "none" else None,
+            "chat_template_kwargs": self.chat_template_kwargs,
+            "add_generation_prompt": self.add_generation_prompt,
+            "continue_final_message": self.continue_final_message,
+        }
 
     def alternatives(self) -> int | None:
         """Return `top_logprobs` where `logprobs` is true."""
@@ -258,17 +259,18 @@ def read_body(kind: type[_Body], data: object) -> _Body:
     if not isinstance(data, dict):
         message = f"the body is {kind_of(data)}; give an object"
         raise InvalidRequestError(message)
+    given = without_nulls(data)
     problems = [
         f"{name} is {shown(value)}; this server cannot do that, leave it out"
-        for name, value in data.items()
-        if name in NEUTRAL and value is not None and value != NEUTRAL[name]
+        for name, value in given.items()
+        if name in NEUTRAL and value != NEUTRAL[name]
     ]
-    kept = {name: value for name, value in data.items() if value is not None and name not in {*NEUTRAL, *WITHOUT_EFFECT}}
+    kept = {name: value for name, value in given.items() if name not in {*NEUTRAL, *WITHOUT_EFFECT}}
     body = None
     try:
         body = kind.model_validate(kept)
     except ValidationError as error:
-        problems += [_problem(kind, each) for each in error.errors(include_url=False)]
+        problems += chain.from_iterable(_problems(kind, each) for each in error.errors(include_url=False))
     if body is not None:
         problems += body.contradictions()
     if body is None or problems:
@@ -283,6 +285,10 @@ def names_of(kind: type[BaseModel]) -> list[list[str]]:
         [str(choice) for choice in alias.choices] if isinstance(alias, AliasChoices) else [name]
         for name, alias in aliases.items()
     ]
+
+
+def _problems(kind: type[BaseModel], error: Mapping[str, Any]) -> list[str]:
+    return error["ctx"]["problems"] if error["type"] == PROBLEMS else [_problem(kind, error)]
 
 
 def _problem(kind: type[BaseModel], error: Mapping[str, Any]) -> str:

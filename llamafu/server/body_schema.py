@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any
 
 from llamafu.server.bodies import LORA_SCHEMA, NEUTRAL, WITHOUT_EFFECT, ChatBody, CompletionBody, names_of
+from llamafu.server.texts import MESSAGES_SCHEMA
 
 if TYPE_CHECKING:
     from llamafu.server.bodies import GenerationBody
@@ -32,7 +33,6 @@ def service_schemas(scale_range: tuple[float, float]) -> dict[str, Schema]:
     low, high = scale_range
     scale = {"type": ["number", "null"], "minimum": low, "maximum": high}
     texts = {"anyOf": [_NAME, {"type": "array", "items": _NAME, "minItems": 1}]}
-    messages = {"type": "array", "items": {"$ref": REF.format(model="Message")}, "minItems": 1}
     info = closed({"name": _NAME, "scaling": scale}, ["name"])
     entry = closed(
         {
@@ -52,7 +52,7 @@ def service_schemas(scale_range: tuple[float, float]) -> dict[str, Schema]:
         "VllmUnloadRequest": closed({"lora_name": _NAME, "lora_int_id": _ANY}, ["lora_name"]),
         "EncodeRequest": closed(
             {
-                "text": {"anyOf": [{"type": "string"}, messages]},
+                "text": {"anyOf": [{"type": "string"}, MESSAGES_SCHEMA]},
                 "add_bos_token": _FLAG,
                 "encode_special_tokens": _FLAG,
                 "decode_special_tokens": _ANY,

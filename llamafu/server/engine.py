@@ -34,10 +34,11 @@ class Pieces(AsyncIterator[str], Protocol):
 class ServedEngine(AdapterEngine, Protocol):
     """An engine as the server uses it, from one event loop; all of it may be called from any thread."""
 
-    def request_of_chat(
-        self, messages: Sequence[Mapping[str, Any]], options: Mapping[str, Any], *, tools: Sequence[Mapping[str, Any]] = ()
-    ) -> Request:
-        """Make a request of messages, by the model's chat template; what that refuses is a `LlamafuError` or TypeError."""
+    def request_of_chat(self, messages: Sequence[Mapping[str, Any]], options: Mapping[str, Any]) -> Request:
+        """Make a request of messages and the options of `chat`, by the model's chat template.
+
+        What that refuses is a `LlamafuError`, ValueError or TypeError.
+        """
 
     def open_stream(self, request: Request, loop: asyncio.AbstractEventLoop | None = None) -> Pieces:
         """Check and queue a request.

@@ -21,7 +21,7 @@ from llamafu.server.choice import chosen
 from llamafu.server.events import dialect_of
 from llamafu.server.streaming import EventStream, events_of, gathered
 from llamafu.server.writing import Writer
-from llamafu.service.errors import InvalidRequestError
+from llamafu.service.errors import ContextLengthExceededError, InvalidRequestError
 from llamafu.service.fields import Fields, kind_of
 
 if TYPE_CHECKING:
@@ -38,7 +38,7 @@ if TYPE_CHECKING:
     from llamafu.server.metrics import Metrics
     from llamafu.server.settings import Settings
 
-_SEEDS = 2**32
+_SEEDS = 2**64
 
 
 class Generating:
@@ -77,9 +77,7 @@ class Generating:
     async def chats(self, exchange: Exchange) -> ASGIApp:
         """`POST /v1/chat/completions`."""
         body = read_body(ChatBody, await exchange.json())
-        messages = [message.as_template() for message in body.messages]
-        tools = body.tools if body.tools and body.tool_choice != "none" else ()
-        make = lambda options: self._engine.request_of_chat(messages, options, tools=tools)  # noqa: E731 - as above
+        make = lambda options: self._engine.request_of_chat(body.messages, {**options, **body.chat_options()})  # noqa: E731 - as above
         return await self._answer(exchange, body, [make], chat=True)
 
     async def embeddings(self, exchange: Exchange) -> ASGIApp:
@@ -137,7 +135,7 @@ class Generating:
             for make in makers:
                 request = self._limited(make(options))
                 for index in range(n):
-                    seed = None if request.seed is None else (request.seed + index) % _SEEDS
+                    seed = request.seed if request.seed in {None, -1} else (request.seed + index) % _SEEDS
                     streams.append(self._engine.open_stream(replace(request, seed=seed), loop))
 
         try:
@@ -159,7 +157,7 @@ class Generating:
             prompt = self._engine.tokenize(request.prompt) if isinstance(request.prompt, str) else request.prompt
             if len(prompt) > self._longest:
                 message = f"the prompt has {len(prompt)} tokens, and this server takes {self._longest}; shorten it"
-                raise InvalidRequestError(message)
+                raise ContextLengthExceededError(message)
             request = replace(request, prompt=prompt)
         return replace(request, timeout=self._limit)
 

@@ -9,6 +9,7 @@ from llamafu.service.errors import APIError, AuthenticationError, RateLimitError
 
 OPENAI_TYPES = {
     "invalid_request": "invalid_request_error",
+    "context_length_exceeded": "invalid_request_error",
     "not_found": "not_found_error",
 }
 """What OpenAI's servers call a code, where that is another word."""

@@ -73,7 +73,7 @@ class SmallRoutes:
         fields.refuse_others(["decode_special_tokens", "model"])
         fields.finish()
         if chat:
-            messages = [message.as_template() for message in read_body(MessagesBody, {"messages": given}).messages]
+            messages = read_body(MessagesBody, {"messages": given}).messages
             tokens = await _asked(lambda: self._tokens_of(messages))
         else:
             tokens = await _asked(lambda: self._engine.tokenize(text, **special))

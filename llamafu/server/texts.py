@@ -2,26 +2,24 @@
 
 from __future__ import annotations
 
-from typing import Annotated
+from typing import Annotated, Any
 
 from pydantic import BeforeValidator, WithJsonSchema
+from pydantic_core import PydanticCustomError
 
-from llamafu.service.fields import kind_of, shown
+from llamafu.messages import read_messages
+
+PROBLEMS = "problems"
+"""Type of an error that carries its problems, each with its path."""
 
 
-def _text_of(content: object) -> object:
-    """Join the text parts of a message; nothing is not an empty text."""
-    if not isinstance(content, list):
-        if content is None or isinstance(content, str):
-            return content or ""
-        raise ValueError("give a string, or a list of text parts")  # noqa: TRY003, EM101 - pydantic's way to say so
-    texts: list[str] = []
-    for part in content:
-        if not isinstance(part, dict) or part.get("type") != "text" or not isinstance(part.get("text"), str):
-            kind = part.get("type") if isinstance(part, dict) else kind_of(part)
-            raise ValueError(f"part {len(texts)} is {shown(kind)}; this model takes text parts only")  # noqa: TRY003, EM102
-        texts.append(part["text"])
-    return "".join(texts)
+def _messages(given: object) -> object:
+    """Read messages as the library does, and tell pydantic every problem."""
+    problems: list[str] = []
+    messages = read_messages(given, problems)
+    if problems:
+        raise PydanticCustomError(PROBLEMS, "{told}", {"told": "; ".join(problems), "problems": problems})
+    return messages
 
 
 def _list_of_texts(value: object) -> object:
@@ -34,6 +32,8 @@ def _list_of_texts(value: object) -> object:
 
 def _list_of_prompts(value: object) -> object:
     """Make one prompt, a string or its token ids, a list of it."""
+    if value in ([], [[]]):
+        raise ValueError("give at least one token id, or a string")  # noqa: TRY003, EM101 - as above
     prompts = [value] if isinstance(value, str) or _are_tokens(value) else value
     if (
         isinstance(prompts, list)
@@ -49,23 +49,41 @@ def _are_tokens(value: object) -> bool:
 
 
 _TEXTS_SCHEMA = {"anyOf": [{"type": "string"}, {"type": "array", "items": {"type": "string"}, "minItems": 1}]}
-_CONTENT_SCHEMA = {
-    "anyOf": [
-        {"type": ["string", "null"]},
-        {
-            "type": "array",
-            "items": {
-                "type": "object",
-                "properties": {"type": {"const": "text"}, "text": {"type": "string"}},
-                "required": ["type", "text"],
-            },
-        },
-    ]
+_PART_SCHEMA = {
+    "type": "object",
+    "properties": {"type": {"enum": ["text", "refusal"]}, "text": {"type": "string"}, "refusal": {"type": "string"}},
 }
+_CALL_SCHEMA = {
+    "type": "object",
+    "properties": {
+        "id": {"type": ["string", "null"]},
+        "type": {"type": ["string", "null"]},
+        "function": {
+            "type": "object",
+            "properties": {"name": {"type": "string", "minLength": 1}, "arguments": {"type": ["string", "object", "null"]}},
+            "required": ["name"],
+        },
+    },
+    "required": ["function"],
+}
+_NULLABLE_TEXT = {"type": ["string", "null"]}
+_MESSAGE_SCHEMA = {
+    "type": "object",
+    "properties": {
+        "role": {"type": "string", "minLength": 1},
+        "content": {"anyOf": [_NULLABLE_TEXT, {"type": "array", "items": _PART_SCHEMA}]},
+        "name": _NULLABLE_TEXT,
+        "tool_calls": {"anyOf": [{"type": "array", "items": _CALL_SCHEMA}, {"type": "null"}]},
+        "tool_call_id": _NULLABLE_TEXT,
+        "reasoning_content": _NULLABLE_TEXT,
+    },
+    "required": ["role"],
+}
+MESSAGES_SCHEMA = {"type": "array", "items": _MESSAGE_SCHEMA, "minItems": 1}
 _TOKENS_SCHEMA = {"type": "array", "items": {"type": "integer", "minimum": 0}, "minItems": 1}
 _PROMPTS_SCHEMA = {
     "anyOf": [*_TEXTS_SCHEMA["anyOf"], _TOKENS_SCHEMA, {"type": "array", "items": _TOKENS_SCHEMA, "minItems": 1}]
 }
 Texts = Annotated[list[str], BeforeValidator(_list_of_texts), WithJsonSchema(_TEXTS_SCHEMA)]
 Prompts = Annotated[list[str] | list[list[int]], BeforeValidator(_list_of_prompts), WithJsonSchema(_PROMPTS_SCHEMA)]
-Content = Annotated[str, BeforeValidator(_text_of), WithJsonSchema(_CONTENT_SCHEMA)]
+Messages = Annotated[list[dict[str, Any]], BeforeValidator(_messages), WithJsonSchema(MESSAGES_SCHEMA)]

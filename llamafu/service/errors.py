@@ -44,6 +44,12 @@ class InvalidRequestError(APIError, ValueError):
         self.problems = problems or (message,)
 
 
+class ContextLengthExceededError(InvalidRequestError):
+    """A prompt, or a text to be embedded, has more tokens than the context holds or the server takes; shorten it."""
+
+    code = "context_length_exceeded"
+
+
 class AuthenticationError(APIError):
     """No key was given, or one that is not known."""
 
@@ -87,8 +93,8 @@ class ServerTimeoutError(ServerError, TimeoutError):
 KINDS: dict[str, type[APIError]] = {
     kind.code: kind
     for kind in (
-        *(InvalidRequestError, AuthenticationError, PermissionDeniedError, NotFoundError),
-        *(RateLimitError, ServerError),
+        *(InvalidRequestError, ContextLengthExceededError, AuthenticationError, PermissionDeniedError),
+        *(NotFoundError, RateLimitError, ServerError),
     )
 }
 """The exception for each code."""
@@ -99,7 +105,7 @@ _OF_THE_LIBRARY: tuple[tuple[type[Exception], type[APIError]], ...] = (
     (errors.LoraIncompatibleError, InvalidRequestError),
     (errors.InvalidAdapterFileError, InvalidRequestError),
     (errors.InvalidScaleError, InvalidRequestError),
-    (errors.ContextOverflowError, InvalidRequestError),
+    (errors.ContextOverflowError, ContextLengthExceededError),
     (errors.GrammarError, InvalidRequestError),
     (errors.TokenizeError, InvalidRequestError),
     (errors.MultimodalError, InvalidRequestError),
