@@ -13,6 +13,7 @@ import numpy as np
 import uvicorn
 
 from llamafu import _last_use
+from llamafu.chat_options import split_options
 from llamafu.completion import AppliedLora, Completion, Timings, TokenLogprob, Usage
 from llamafu.engine import Request
 from llamafu.errors import ContextOverflowError, InvalidAdapterFileError, LoraNotFoundError, QueueFullError
@@ -128,8 +129,8 @@ class FakeEngine:
         pirate = options.get("lora", self.active_lora_adapters).get("pirate")
         return FakePieces(self, f"Arrr {request.prompt}" if pirate else request.prompt, options)
 
-    def request_of_chat(self, messages, options, *, tools=()):
-        return Request(prompt=messages[-1]["content"], **options)
+    def request_of_chat(self, messages, options):
+        return Request(prompt=messages[-1]["content"], **split_options(options)[1])
 
     def tokenize(self, text, *, add_special=True, parse_special=True):
         return ([1] if add_special else []) + list(text.encode())

@@ -12,6 +12,7 @@ from loopback import CHUNKED_HEAD, STREAM_HEAD, ScriptedServer, answer, dripping
 
 from llamafu.client import (
     AsyncTabbyClient,
+    ContextLengthExceededError,
     InvalidRequestError,
     NotFoundError,
     RateLimitError,
@@ -148,7 +149,12 @@ def test_a_stream_is_sent_when_it_is_read(talk):
         ({"message": "why", "code": 400}, InvalidRequestError, 400),
         ({"message": "why", "code": 503}, ServerError, 503),
         ({"message": "why", "type": "invalid_request_error", "code": None}, InvalidRequestError, 400),
-        ({"message": "why", "type": "invalid_request_error", "code": "context_length_exceeded"}, InvalidRequestError, 400),
+        (
+            {"message": "why", "type": "invalid_request_error", "code": "context_length_exceeded"},
+            ContextLengthExceededError,
+            400,
+        ),
+        ({"message": "why", "type": "exceed_context_size_error", "code": 400}, ContextLengthExceededError, 400),
         ({"message": "why", "code": "not_found"}, NotFoundError, 404),
         ({"message": "why", "type": "rate_limit_exceeded"}, RateLimitError, 429),
         ("why", ServerError, 500),

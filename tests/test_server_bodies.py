@@ -6,6 +6,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from llamafu.nulls import without_nulls
 from llamafu.options import Options
 from llamafu.server.bodies import ChatBody, CompletionBody, read_body, read_json
 from llamafu.server.choice import chosen
@@ -96,11 +97,49 @@ def test_messages():
         {"role": "assistant", "content": None, "tool_calls": [call]},
         {"role": "tool", "content": "", "tool_call_id": "1"},
     ]
-    assert [each.as_template() for each in chat(messages=messages).messages] == [
-        {"role": "user", "content": "ab"},
+    assert chat(messages=messages).messages == [
+        {"role": "user", "content": "a\nb"},
         {"role": "assistant", "content": "", "tool_calls": [call]},
         {"role": "tool", "content": "", "tool_call_id": "1"},
     ]
+
+
+def test_null_is_absent_at_every_depth():
+    """What is data keeps its null: values of a schema, arguments of a call, scales."""
+    schema = {"type": "object", "title": None, "properties": {"const": {"type": "null", "const": None, "pattern": None}}}
+    body = chat(
+        stream=True,
+        stream_options={"include_usage": None, "include_obfuscation": None},
+        response_format={"type": "json_schema", "json_schema": {"name": "x", "strict": None, "schema": schema}},
+        tools=[{"type": "function", "strict": None, "function": {"name": "f", "parameters": None}}],
+        chat_template_kwargs={"enable_thinking": None},
+        lora={"a": None},
+        top_logprobs=None,
+    )
+    assert body.stream_options.include_usage is False
+    wanted = {"type": "object", "properties": {"const": {"type": "null", "const": None}}}
+    assert body.options()["json_schema"] == wanted
+    assert body.chat_options()["tools"] == [{"type": "function", "function": {"name": "f"}}]
+    assert body.chat_options()["chat_template_kwargs"] == {}
+    assert body.lora == {"a": None}  # refused where it is read; without the name it would be the base model
+    assert without_nulls({"enum": [None, 1], "default": None, "a": [None, {"b": None}]}) == {
+        "enum": [None, 1],
+        "default": None,
+        "a": [None, {}],
+    }
+
+
+def test_seeds_of_64_bits():
+    for seed in (-1, -(2**63), 2**64 - 1):
+        assert Options.of(completion(seed=seed).options()).seed == seed
+
+
+def test_what_the_template_is_given_goes_by_two_names():
+    for name in ("chat_template_kwargs", "template_vars"):
+        assert chat(**{name: {"a": 1}}).chat_options()["chat_template_kwargs"] == {"a": 1}
+    given = {"add_generation_prompt": False, "continue_final_message": True}
+    assert chat(**given).chat_options().items() >= given.items()
+    assert chat(tools=[{}], tool_choice="none").chat_options()["tools"] is None
 
 
 def test_what_clients_send_without_effect():
@@ -116,13 +155,14 @@ def test_what_clients_send_without_effect():
     [
         ({}, "prompt is missing"),
         ({"prompt": 3}, f"prompt is 3; {PROMPTS}"),
-        ({"prompt": []}, f"prompt is a list; {PROMPTS}"),
+        ({"prompt": []}, "prompt is a list; give at least one token id, or a string"),
+        ({"prompt": [[]]}, "prompt is a list; give at least one token id, or a string"),
         ({"prompt": "a", "temperature": -1}, "temperature is -1; it should be greater than or equal to 0"),
         ({"prompt": "a", "temperature": "1"}, "temperature is '1'; it should be a valid number"),
         ({"prompt": "a", "max_tokens": 0}, "max_tokens is 0; it should be greater than or equal to 1"),
         ({"prompt": "a", "max_tokens": 1.5}, "max_tokens is 1.5; it should be a valid integer"),
         ({"prompt": "a", "max_tokens": True}, "max_tokens is True; it should be a valid integer"),
-        ({"prompt": "a", "seed": 2**32}, "seed is 4294967296; it should be less than or equal to 4294967295"),
+        ({"prompt": "a", "seed": 2**64}, f"seed is {2**64}; it should be less than or equal to {2**64 - 1}"),
         ({"prompt": "a", "temprature": 1}, "'temprature' is not a field; did you mean 'temperature'?"),
         ({"prompt": "a", "messages": []}, "'messages' is not a field"),
         ({"prompt": "a", "stop": [3]}, "stop is a list; give a string, or a list of strings"),
@@ -143,12 +183,12 @@ def test_bad_completions(data, problem):
 @pytest.mark.parametrize(
     ("fields", "problem"),
     [
-        ({"messages": []}, "messages is a list; it should be"),
+        ({"messages": []}, "messages is empty; give at least one, such as "),
         ({"messages": [{"content": "a"}]}, "messages[0].role is missing"),
         ({"messages": [{"role": "user", "content": 3}]}, "messages[0].content is 3; give a string, or a list of text parts"),
         (
             {"messages": [{"role": "user", "content": [{"type": "image_url", "image_url": {}}]}]},
-            "messages[0].content is a list; part 0 is 'image_url'; this model takes text parts only",
+            "messages[0].content[0].type is 'image_url'; this model takes text parts only",
         ),
         ({"top_logprobs": 3}, "top_logprobs was given without logprobs: true"),
         ({"response_format": {"type": "xml"}}, "response_format.type is 'xml'; it should be"),

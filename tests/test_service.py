@@ -173,6 +173,7 @@ def test_answers_may_grow():
 def test_codes_and_statuses():
     assert {code: kind.default_status for code, kind in KINDS.items()} == {
         "invalid_request": 400,
+        "context_length_exceeded": 400,
         "authentication_error": 401,
         "permission_error": 403,
         "not_found": 404,

@@ -12,6 +12,7 @@ from llamafu.client.blocking import ChunkStream, TabbyClient
 from llamafu.service import (
     APIError,
     AuthenticationError,
+    ContextLengthExceededError,
     InvalidRequestError,
     LoraCard,
     LoraList,
@@ -34,6 +35,7 @@ __all__ = [
     "AuthenticationError",
     "Choice",
     "ChunkStream",
+    "ContextLengthExceededError",
     "Health",
     "InvalidRequestError",
     "LoraCard",

@@ -32,9 +32,7 @@ def refusal(status: int, content: bytes, retry_after: str | None, where: str, re
     except ValueError:
         body = content.decode("utf-8", "replace")
     told = message_of(body) or "no reason was given"
-    kind = _kind_of_status(status)
-    said = (KINDS.get(_OPENAI_TYPES.get(word, word)) for word in _words(body) if isinstance(word, str))
-    kind = next((each for each in said if each is not None and issubclass(each, kind)), kind)  # a word may be more exact
+    kind = _more_exact(_kind_of_status(status), body)
     return kind(_line(f"{where}: {told} (status {status})", redact), status=status, retry_after=seconds(retry_after))
 
 
@@ -43,7 +41,7 @@ def in_stream(body: dict[str, Any], where: str, redact: Callable[[str], str]) ->
     told = _line(f"{where}: {message_of(body) or 'the stream broke off without a reason'}", redact)
     for word in _words(body):
         if isinstance(word, int) and not isinstance(word, bool) and word >= 400:  # noqa: PLR2004 - statuses of errors
-            return _kind_of_status(word)(told, status=word)
+            return _more_exact(_kind_of_status(word), body)(told, status=word)
         if isinstance(word, str) and (kind := KINDS.get(_OPENAI_TYPES.get(word, word))):
             return kind(told)
     return ServerError(told)
@@ -89,6 +87,12 @@ def _kind_of_status(status: int) -> type[APIError]:
         if kind.default_status == status:
             return kind
     return InvalidRequestError if 400 <= status < 500 else ServerError  # noqa: PLR2004 - the caller's fault
+
+
+def _more_exact(kind: type[APIError], body: object) -> type[APIError]:
+    """Return the kind that a body names, where that is one of the kind that goes with its status."""
+    named = (KINDS.get(_OPENAI_TYPES.get(word, word)) for word in _words(body) if isinstance(word, str))
+    return next((each for each in named if each is not None and issubclass(each, kind)), kind)
 
 
 def _words(body: object) -> list[object]:

@@ -21,7 +21,7 @@ from llamafu.server.choice import chosen
 from llamafu.server.events import dialect_of
 from llamafu.server.streaming import EventStream, events_of, gathered
 from llamafu.server.writing import Writer
-from llamafu.service.errors import ContextLengthExceededError, InvalidRequestError
+from llamafu.service.errors import APIError, ContextLengthExceededError, InvalidRequestError
 from llamafu.service.fields import Fields, kind_of
 
 if TYPE_CHECKING:
@@ -143,7 +143,7 @@ class Generating:
         except BaseException as error:
             for stream in streams:
                 stream.cancel()
-            if isinstance(error, ValueError | TypeError) and not isinstance(error, LlamafuError):
+            if isinstance(error, ValueError | TypeError) and not isinstance(error, LlamafuError | APIError):
                 raise InvalidRequestError(str(error)) from error  # an option that the engine does not take
             raise
         self._live.update(streams)

@@ -4,6 +4,7 @@ from llamafu.service.cards import LoraCard, LoraList
 from llamafu.service.errors import (
     APIError,
     AuthenticationError,
+    ContextLengthExceededError,
     InvalidRequestError,
     NotFoundError,
     PermissionDeniedError,
@@ -21,6 +22,7 @@ __all__ = [
     "AdapterEngine",
     "AsyncLoraService",
     "AuthenticationError",
+    "ContextLengthExceededError",
     "InvalidRequestError",
     "LocalLoraService",
     "LoraCard",
