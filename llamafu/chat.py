@@ -19,6 +19,9 @@ if TYPE_CHECKING:
 
 _MEND = "install jinja2 (`pip install 'llamafu[chat]'`) to run the model's own template"
 
+_FOR_TOOLS = "tokenizer.chat_template.tool_use"
+"""A template that some models have beside their own, for chats with tools."""
+
 
 class ChatTemplateWarning(UserWarning):
     """The prompt was made by libllama's rendition of a known template, which may leave out details of the model's own."""
@@ -37,7 +40,11 @@ def render(model: Model, messages: Sequence[Mapping[str, Any]], options: ChatOpt
     tools = read_tools(options.tools or (), problems)
     if problems:
         raise (ValueError if isinstance(messages, list | tuple) and not messages else TypeError)("; ".join(problems))
-    template = model.chat_template() if options.chat_template is None else options.chat_template
+    template = options.chat_template
+    if template is None and tools:
+        template = model.metadata(_FOR_TOOLS)
+    if template is None:
+        template = model.chat_template()
     if template is None:
         message = "this model has no chat template; use complete() with a prompt in the form that it was trained on"
         raise LlamafuError(message, code=ErrorCode.INVALID_PARAM)

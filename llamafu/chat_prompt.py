@@ -59,7 +59,7 @@ class ChatPrompt:
         continues = self._continues(messages)
         if self._parts:
             messages = [{**message, "content": _part(message["content"])} for message in messages]
-        messages = self._with_arguments(messages)
+        messages = self._with_arguments(messages, tools)
         prompt = self._ended(messages, tools, continues=continues)
         if tools and self._leaves_out(tools, prompt, lambda: self._ended(messages, (), continues=continues)):
             message = (
@@ -85,10 +85,10 @@ class ChatPrompt:
     def _shown(self, messages: Messages, tools: Sequence[Mapping[str, Any]] = (), *, begin: bool = False) -> str:
         return self._run(messages=messages, tools=list(tools) or None, add_generation_prompt=begin, **self._variables)
 
-    def _tried(self, messages: Messages) -> str | None:
+    def _tried(self, messages: Messages, tools: Sequence[Mapping[str, Any]]) -> str | None:
         """Return what a template shows; None when it refuses."""
         try:
-            return self._shown(messages)
+            return self._shown(messages, tools)
         except TemplateLimitError:
             raise
         except LlamafuError:
@@ -126,13 +126,16 @@ class ChatPrompt:
         asked = [name for name in names if isinstance(name, str) and name.isascii()]
         return prompt == plain or any(prompt.count(name) <= plain.count(name) for name in asked)
 
-    def _with_arguments(self, messages: Messages) -> Messages:
-        """Give the arguments of tool calls the form that the template takes; refuse one that has no place for calls."""
+    def _with_arguments(self, messages: Messages, tools: Sequence[Mapping[str, Any]]) -> Messages:
+        """Give the arguments of tool calls the form that the template takes; refuse one that has no place for calls.
+
+        Where it takes both they are objects, which templates are written and tried with.
+        """
         calls = [call for message in messages for call in message.get("tool_calls", ())]
         if not calls and all(message["role"] not in {"tool", "function"} for message in messages):
             return messages
-        as_text = {text: self._rank(_trial(messages, as_text=text)) for text in (True, False)}
-        best = max(as_text.values())
+        as_text, as_object = (self._rank(_trial(messages, as_text=text), tools) for text in (True, False))
+        best = max(as_text, as_object)
         if best == 0:
             where = next(i for i, one in enumerate(messages) if one.get("tool_calls") or one["role"] in {"tool", "function"})
             what = "tool_calls" if messages[where].get("tool_calls") else "content"
@@ -141,13 +144,14 @@ class ChatPrompt:
                 "leave them out, or say it as text"
             )
             raise LlamafuError(message, code=ErrorCode.INVALID_PARAM)
-        if as_text[True] == as_text[False]:
-            return messages  # both are taken, or the template's own complaint is to come
-        return _with_form(messages, as_text=as_text[True] == best)
+        if best < 0:
+            return messages  # the template's own complaint is to come
+        readable = all(arguments_of(call) is not None for call in calls)
+        return _with_form(messages, as_text=as_object < best or (as_text == best and not readable))
 
-    def _rank(self, messages: Messages) -> int:
+    def _rank(self, messages: Messages, tools: Sequence[Mapping[str, Any]]) -> int:
         """Say how well a template shows a trial: -1 refused, 0 not all of it, 1 in a form that no model knows, 2 well."""
-        shown = self._tried(messages)
+        shown = self._tried(messages, tools)
         if shown is None:
             return -1
         count = sum(len(one.get("tool_calls", ())) + (one["role"] in {"tool", "function"}) for one in messages)

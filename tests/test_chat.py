@@ -160,6 +160,10 @@ FORMS = {
     "{% for k, v in c.function.arguments | items %}<{{ k }}={{ v }}>{% endfor %}": "<a=1><é=x>",
     "{% for k in c.function.arguments %}<{{ k }}={{ c.function.arguments[k] }}>{% endfor %}": "<a=1><é=x>",
     "{% set a = c.function.arguments %}{% if a is string %}{{ a }}{% else %}{{ a | tojson }}{% endif %}": '{"a": 1, "é": "x"}',
+    # both are taken: objects are what it was written and tried with
+    "{% set a = c.function.arguments %}{% if a is string %}{{ a }}{% else %}{{ a | list }}{% endif %}{{ a['é'] }}{{ a.a }}": (
+        "['a', 'é']x1"
+    ),
 }
 
 
@@ -193,6 +197,21 @@ def test_arguments_that_a_template_cannot_take_are_named(llm, template):
     flat = {"role": "assistant", "tool_calls": [{"name": "f", "arguments": {"k": 1}}]}
     for call in (older, flat):
         assert prompt_of(llm, [USER, call, USER]) == "<user>hi<assistant>[k1]<user>hi"
+
+
+def test_a_template_for_tools_alone(llm, template, monkeypatch):
+    """One that refuses chats without tools is tried with them; some models have it beside their own."""
+    template("no tools here")
+    text = "{% for t in tools %}[{{ t.function.name }}]{% endfor %}" + EACH.replace(
+        "FORM", "{{ c.function.arguments | tojson }}"
+    )
+    monkeypatch.setattr(Model, "metadata", lambda self, key: text if key == "tokenizer.chat_template.tool_use" else None)
+    call = called(name="now", arguments='{"a": 1}')
+    assert (
+        prompt_of(llm, [USER, call, {"role": "tool", "content": "12"}], tools=[TOOL])
+        == '[now]<user>hi<assistant>[{"a": 1}]<tool>12'
+    )
+    assert prompt_of(llm, [USER]) == "no tools here"
 
 
 @pytest.mark.parametrize("stream", [False, True])
