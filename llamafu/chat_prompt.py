@@ -7,9 +7,8 @@ import json
 import re
 from typing import TYPE_CHECKING, Any
 
-from llamafu.errors import ErrorCode, LlamafuError
+from llamafu.errors import ErrorCode, LlamafuError, TemplateLimitError
 from llamafu.messages import arguments_of
-from llamafu.template import TemplateLimitError
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping, Sequence

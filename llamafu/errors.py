@@ -170,6 +170,18 @@ class ContextOverflowError(LlamafuError, ValueError):
     code = ErrorCode.CONTEXT_OVERFLOW
 
 
+class EmptyPromptError(LlamafuError, ValueError):
+    """A prompt without any token: there is nothing to continue."""
+
+    code = ErrorCode.INVALID_PARAM
+
+
+class TemplateLimitError(LlamafuError):
+    """A chat template that runs too long or makes too much; it would do so again."""
+
+    code = ErrorCode.INVALID_PARAM
+
+
 class QueueFullError(LlamafuError):
     """The engine's queue is full; try again later."""
 

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from llamafu.completion import AppliedLora, Completion, FinishReason, Timings, TokenLogprob, Usage
-from llamafu.errors import ContextOverflowError, LlamafuError
+from llamafu.errors import ContextOverflowError, EmptyPromptError, LlamafuError
 from llamafu.prefix import Segment, plan
 from llamafu.sampling import Picker
 from llamafu.text import TextAssembler
@@ -176,13 +176,13 @@ class Generation:
 
 
 def demand_tokens(prompt: Sequence[int]) -> None:
-    """Raise ValueError for a prompt that has no token: there is nothing to continue."""
+    """Raise EmptyPromptError for a prompt that has no token: there is nothing to continue."""
     if not prompt:
         message = (
             "the prompt is empty: it has no token, and this model's vocabulary puts none before it (no BOS); "
             "give a text or at least one token id"
         )
-        raise ValueError(message)
+        raise EmptyPromptError(message)
 
 
 def activation(prompt: Sequence[int], invocation: tuple[int, ...]) -> int:

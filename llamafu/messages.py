@@ -149,4 +149,5 @@ def _call(call: object, where: str, name: str, problems: list[str]) -> dict[str,
     if not isinstance(arguments, str | Mapping):
         problems.append(f"{at}.arguments is {reprlib.repr(arguments)}; give an object, or its JSON as a string")
     others = {key: value for key, value in call.items() if not flat or key not in function}
-    return {"type": "function", **others, "function": {**function, "arguments": arguments}}
+    kind = {} if "type" in others else {"type": "function"}
+    return {**kind, **others, "function": {**function, "arguments": arguments}}

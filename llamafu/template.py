@@ -10,7 +10,7 @@ import threading
 import time
 from typing import TYPE_CHECKING, Any, cast
 
-from llamafu.errors import ErrorCode, LlamafuError
+from llamafu.errors import ErrorCode, LlamafuError, TemplateLimitError
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -30,12 +30,6 @@ _BITS = 10_000
 """Size of the largest whole number that a template may compute."""
 _FILLING = ("center", "indent", "slice", "batch", "wordwrap", "truncate")
 _WIDE_FORMAT = re.compile(r"%[^a-zA-Z%]*(\*|\d{7})")
-
-
-class TemplateLimitError(LlamafuError):
-    """A chat template that runs too long or makes too much; it would do so again, so nothing else is tried with it."""
-
-    code = ErrorCode.INVALID_PARAM
 
 
 @functools.lru_cache(maxsize=8)

@@ -161,8 +161,8 @@ FORMS = {
     "{% for k in c.function.arguments %}<{{ k }}={{ c.function.arguments[k] }}>{% endfor %}": "<a=1><é=x>",
     "{% set a = c.function.arguments %}{% if a is string %}{{ a }}{% else %}{{ a | tojson }}{% endif %}": '{"a": 1, "é": "x"}',
     # both are taken: objects are what it was written and tried with
-    "{% set a = c.function.arguments %}{% if a is string %}{{ a }}{% else %}{{ a | list }}{% endif %}{{ a['é'] }}{{ a.a }}": (
-        "['a', 'é']x1"
+    "{% set a = c.function.arguments %}{% if a is string %}{{ a }}{% else %}object {{ a | tojson }}{% endif %}": (
+        'object {"a": 1, "é": "x"}'
     ),
 }
 

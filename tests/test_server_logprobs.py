@@ -8,6 +8,7 @@ from serving import API, serving
 
 from llamafu import Engine, Llamafu
 from llamafu.completion import Piece, TokenLogprob
+from llamafu.errors import EmptyPromptError
 from llamafu.server.logprobs import TokenReports
 
 TEXT = "a😀漢é"
@@ -156,8 +157,8 @@ def test_empty_prompts_are_said(real, tiny_model, tmp_path, monkeypatch):
         for prompt in ("", [], [[]], [""]):
             status, told = post(url, "completions", prompt=prompt)
             assert (status, told.json()["error"]["code"]) == (400, "invalid_request"), prompt
-            assert "the prompt is empty: it has no token" in told.json()["message"] or "at least one token id" in told.text
-        with pytest.raises(ValueError, match="the prompt is empty"):
+            assert "the prompt is empty: it has no token" in told.json()["message"] or "at least one" in told.text
+        with pytest.raises(EmptyPromptError, match="the prompt is empty"):
             engine.complete("")
-    with Llamafu(tiny_model, n_ctx=128, library=real.path) as llm, pytest.raises(ValueError, match="the prompt is empty"):
+    with Llamafu(tiny_model, n_ctx=128, library=real.path) as llm, pytest.raises(EmptyPromptError, match="the prompt is empty"):
         llm.complete("")

@@ -4,8 +4,8 @@ import time
 
 import pytest
 
-from llamafu.errors import ErrorCode, LlamafuError
-from llamafu.template import TemplateLimitError, compiled
+from llamafu.errors import ErrorCode, LlamafuError, TemplateLimitError
+from llamafu.template import compiled
 
 LIMITED = {
     "{% for a in range(90000) %}{% for b in range(90000) %}{% endfor %}{% endfor %}": "ran for more than",

@@ -4,10 +4,11 @@ from __future__ import annotations
 
 from typing import Annotated, Any
 
-from pydantic import BeforeValidator, WithJsonSchema
+from pydantic import BeforeValidator, ValidationInfo, WithJsonSchema
 from pydantic_core import PydanticCustomError
 
 from llamafu.messages import read_messages
+from llamafu.service.fields import shown
 
 PROBLEMS = "problems"
 """Type of an error that carries its problems, each with its path."""
@@ -17,35 +18,55 @@ def _messages(given: object) -> object:
     """Read messages as the library does, and tell pydantic every problem."""
     problems: list[str] = []
     messages = read_messages(given, problems)
-    if problems:
-        raise PydanticCustomError(PROBLEMS, "{told}", {"told": "; ".join(problems), "problems": problems})
+    _refuse(problems)
     return messages
 
 
-def _list_of_texts(value: object) -> object:
+def _list_of_texts(value: object, info: ValidationInfo) -> object:
     """Make one string a list of it."""
     texts = [value] if isinstance(value, str) else value
-    if not isinstance(texts, list) or not texts or not all(isinstance(text, str) for text in texts):
-        raise ValueError("give a string, or a list of strings")  # noqa: TRY003, EM101
+    if not isinstance(texts, list) or not texts:
+        raise ValueError("give a string, or a list of strings")  # noqa: TRY003, EM101 - pydantic's way to say so
+    _refuse([f"{info.field_name}[{i}] is {shown(text)}; give a string" for i, text in enumerate(texts) if not _is_text(text)])
     return texts
 
 
-def _list_of_prompts(value: object) -> object:
-    """Make one prompt, a string or its token ids, a list of it."""
-    if value in ([], [[]]):
+def _list_of_prompts(value: object, info: ValidationInfo) -> object:
+    """Make one prompt, a string or its token ids, a list of it; the first element says what the others have to be."""
+    if value == []:
         raise ValueError("give at least one token id, or a string")  # noqa: TRY003, EM101 - as above
-    prompts = [value] if isinstance(value, str) or _are_tokens(value) else value
-    if (
-        isinstance(prompts, list)
-        and prompts
-        and (all(map(_are_tokens, prompts)) or all(isinstance(one, str) for one in prompts))
-    ):
-        return prompts
-    raise ValueError("give a string, or token ids, or a list of strings, or a list of lists of token ids")  # noqa: TRY003, EM101
+    if not isinstance(value, str | list):
+        raise ValueError("give a string, or token ids, or a list of strings, or a list of lists of token ids")  # noqa: TRY003, TRY004, EM101 - as above
+    prompts = [value] if isinstance(value, str) or type(value[0]) is int else value
+    name = str(info.field_name)
+    if _is_text(prompts[0]):
+        problems = [f"{name}[{i}] is {shown(one)}; give a string" for i, one in enumerate(prompts) if not _is_text(one)]
+    else:
+        named = [(name if prompts is not value else f"{name}[{i}]", one) for i, one in enumerate(prompts)]
+        problems = [problem for where, one in named for problem in _stray_tokens(where, one)]
+    _refuse(problems)
+    return prompts
 
 
-def _are_tokens(value: object) -> bool:
-    return isinstance(value, list) and bool(value) and all(type(token) is int and token >= 0 for token in value)
+def _stray_tokens(where: str, tokens: object) -> list[str]:
+    """Return what is wrong with a list of token ids."""
+    if not isinstance(tokens, list) or not tokens:
+        return [f"{where} is {shown(tokens) if tokens else 'empty'}; give a list of token ids, at least one"]
+    return [
+        f"{where}[{i}] is {shown(token)}; give a token id"
+        for i, token in enumerate(tokens)
+        if type(token) is not int or token < 0
+    ]
+
+
+def _is_text(value: object) -> bool:
+    return isinstance(value, str)
+
+
+def _refuse(problems: list[str]) -> None:
+    """Tell pydantic every problem, if there is one."""
+    if problems:
+        raise PydanticCustomError(PROBLEMS, "{told}", {"told": "; ".join(problems), "problems": problems})
 
 
 _TEXTS_SCHEMA = {"anyOf": [{"type": "string"}, {"type": "array", "items": {"type": "string"}, "minItems": 1}]}

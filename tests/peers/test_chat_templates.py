@@ -5,6 +5,7 @@ from tokenizers import Tokenizer, models
 from transformers import PreTrainedTokenizerFast
 
 from llamafu import chat
+from llamafu.chat_options import ChatOptions
 
 MESSAGES = [
     {"role": "system", "content": "Answer <b>briefly</b> & 'well'."},
@@ -26,21 +27,41 @@ TOOLS = [
         },
     }
 ]
-TEMPLATES = {
-    "plain": "{{ bos_token }}{% for m in messages %}{{ m.role }}: {{ m.content }}{{ eos_token }}\n{% endfor %}",
-    "json": "{{ tools | tojson }}{{ messages | tojson(indent=2) }}{{ tools | tojson(ensure_ascii=true, sort_keys=true) }}",
-    "separated": "{{ tools[0] | tojson(separators=(',', ':')) }}",
-    "calls": """{%- for m in messages %}
+PLAIN = [message for message in MESSAGES if message["role"] not in {"assistant", "tool"}]
+TEMPLATES = {  # with what each has a place for: the rest is refused here, and left out by transformers
+    "plain": ("{{ bos_token }}{% for m in messages %}{{ m.role }}: {{ m.content }}{{ eos_token }}\n{% endfor %}", PLAIN, None),
+    "json": (
+        "{{ tools | tojson }}{{ messages | tojson(indent=2) }}{{ tools | tojson(ensure_ascii=true, sort_keys=true) }}",
+        MESSAGES,
+        TOOLS,
+    ),
+    "separated": ("{{ tools[0] | tojson(separators=(',', ':')) }}", PLAIN, TOOLS),
+    "calls": (
+        """{%- for m in messages %}
     {%- for call in m.tool_calls or [] %}
 {{ '<tool_call>' }}{{ call.function.name }}({{ call.function.arguments | tojson }}){{ '</tool_call>' }}
     {%- endfor %}
 {{ m.role | title }}: {{ m.content | trim }}
 {%- endfor %}
 {%- if add_generation_prompt %}Assistant:{% endif %}""",
-    "loops": "{% for m in messages %}{% if loop.index > 2 %}{% break %}{% endif %}{{ m.content }}{% endfor %}",
-    "generation": "{% for m in messages %}{% generation %}{{ m.role }}{% endgeneration %}\n  {% endfor %}",
-    "namespace": "{% set ns = namespace(n=0) %}{% for m in messages %}{% set ns.n = ns.n + 1 %}{% endfor %}{{ ns.n }}",
+        MESSAGES,
+        None,
+    ),
+    "loops": (
+        "{% for m in messages %}{% if loop.index > 1 %}{% break %}{% endif %}{{ m.content }}{% endfor %}",
+        PLAIN,
+        None,
+    ),
+    "generation": ("{% for m in messages %}{% generation %}{{ m.role }}{% endgeneration %}\n  {% endfor %}", PLAIN, None),
+    "namespace": (
+        "{% set ns = namespace(n=0) %}{% for m in messages %}{% set ns.n = ns.n + 1 %}{% endfor %}{{ ns.n }}",
+        PLAIN,
+        None,
+    ),
 }
+
+
+ENDS = {"bos_token": "<s>", "eos_token": "</s>"}
 
 
 class Told:
@@ -54,6 +75,9 @@ class Told:
     def chat_template(self):
         return self.template
 
+    def metadata(self, key):
+        assert key == "tokenizer.chat_template.tool_use"
+
     def piece(self, token, *, special):
         assert special
         return [b"<s>", b"</s>"][token]
@@ -61,10 +85,18 @@ class Told:
 
 @pytest.mark.parametrize("name", TEMPLATES)
 def test_prompts_are_those_of_transformers(name):
-    ends = {"bos_token": "<s>", "eos_token": "</s>"}
-    tokenizer = PreTrainedTokenizerFast(tokenizer_object=Tokenizer(models.BPE()), **ends)
-    template = TEMPLATES[name]
+    tokenizer = PreTrainedTokenizerFast(tokenizer_object=Tokenizer(models.BPE()), **ENDS)
+    template, messages, tools = TEMPLATES[name]
     theirs = tokenizer.apply_chat_template(
-        MESSAGES, tools=TOOLS, chat_template=template, tokenize=False, add_generation_prompt=True
+        messages, tools=tools, chat_template=template, tokenize=False, add_generation_prompt=True
     )
-    assert chat.render(Told(template), MESSAGES, tools=TOOLS) == theirs
+    assert chat.render(Told(template), messages, ChatOptions(tools=tools)) == theirs
+
+
+def test_an_answer_is_continued_where_transformers_continues_it():
+    tokenizer = PreTrainedTokenizerFast(tokenizer_object=Tokenizer(models.BPE()), **ENDS)
+    for name in ("plain", "calls"):
+        template = TEMPLATES[name][0]
+        last = [*PLAIN, {"role": "assistant", "content": "I say"}]
+        theirs = tokenizer.apply_chat_template(last, chat_template=template, tokenize=False, continue_final_message=True)
+        assert chat.render(Told(template), last) == theirs
