@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any
 
 from llamafu.errors import ContextOverflowError, DecodeError
-from llamafu.generation import activation, states_of
+from llamafu.generation import activation, demand_continuing, states_of
 from llamafu.prefix import plan
 
 if TYPE_CHECKING:
@@ -27,6 +27,7 @@ def forced_logits(
     import numpy as np
 
     context, cache = desk.instance.context, desk.cache
+    demand_continuing(context)
     length = len(prompt) + len(said)
     if not prompt or length > context.n_ctx:
         message = (

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from llamafu.completion import AppliedLora, Completion, FinishReason, Timings, TokenLogprob, Usage
-from llamafu.errors import ContextOverflowError, LlamafuError
+from llamafu.errors import ContextOverflowError, LlamafuError, UnsupportedError
 from llamafu.prefix import Segment, plan
 from llamafu.sampling import Picker
 from llamafu.text import TextAssembler
@@ -16,6 +16,7 @@ from llamafu.text import TextAssembler
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Mapping, Sequence
 
+    from llamafu._native.context import Context
     from llamafu._native.instance import Instance
     from llamafu.lora import LoraAdapter, LoraSet, State
     from llamafu.options import Options
@@ -44,6 +45,7 @@ class Generation:
         self._lora = lora
         self._prompt = tuple(prompt)
         model, context = desk.instance.model, desk.instance.context
+        demand_continuing(context)
         if not 0 < len(prompt) < context.n_ctx:
             message = (
                 f"the prompt has {len(prompt)} tokens, but the context holds {context.n_ctx}, one of them for the answer; "
@@ -172,6 +174,16 @@ class Generation:
     def _release(self) -> None:
         self._picker.close()
         self._desk.turns.leave(self)
+
+
+def demand_continuing(context: Context) -> None:
+    """Raise `UnsupportedError` for a model that cannot go on with a text."""
+    if not context.continues:
+        message = (
+            "this model cannot answer: it reads a text as a whole and makes vectors of it (an encoder); use embed, or open a "
+            "model that completes texts"
+        )
+        raise UnsupportedError(message)
 
 
 def activation(prompt: Sequence[int], invocation: tuple[int, ...]) -> int:

@@ -26,7 +26,7 @@ WORDS = (
     *SPECIAL,
     *(f"▁{sign}" for sign in (*_SIGNS, *string.punctuation)),
     *_SIGNS,
-    *("▁the", "▁a", "▁ship", "▁sea", "▁on", "▁tax", "▁law", "▁boat", "▁water", "ing", "er", "ed", "s"),
+    *("▁the", "▁ship", "▁sea", "▁on", "▁tax", "▁law", "▁boat", "▁water", "ing", "er", "ed"),
 )
 
 
@@ -71,7 +71,10 @@ def write_nomic(path: Path, *, seed: int, pooling: PoolingType = PoolingType.MEA
 def write_t5(path: Path, *, seed: int, decodes: bool) -> None:
     """Write a T5 model's encoder; `decodes` adds a decoder (as T5 has one, and the encoder of Sentence-T5 none)."""
     arch = "t5" if decodes else "t5encoder"
-    writer, weights = _writer(path, arch, f"tiny-{arch}", None if decodes else PoolingType.MEAN, norm_epsilon=None), Weights(seed)
+    writer, weights = (
+        _writer(path, arch, f"tiny-{arch}", None if decodes else PoolingType.MEAN, norm_epsilon=None),
+        Weights(seed),
+    )
     writer.add_layer_norm_rms_eps(1e-6)
     writer.add_relative_attn_buckets_count(BUCKETS)
     writer.add_key_length(TINY.head_dim)

@@ -106,7 +106,7 @@ void llama_set_abort_callback(struct llama_context * ctx, ggml_abort_callback ab
 void llama_synchronize(struct llama_context * ctx);
 float * llama_get_logits(struct llama_context * ctx);
 float * llama_get_logits_ith(struct llama_context * ctx, int32_t i);
-float * llama_get_embeddings_ith(struct llama_context * ctx, int32_t i);
+float * llama_get_embeddings(struct llama_context * ctx);
 float * llama_get_embeddings_seq(struct llama_context * ctx, llama_seq_id seq_id);
 bool llama_vocab_is_eog(const struct llama_vocab * vocab, llama_token token);
 bool llama_vocab_is_control(const struct llama_vocab * vocab, llama_token token);

@@ -14,6 +14,7 @@ from llamafu.engine.sequence import SequenceRun
 from llamafu.engine.stream import AsyncStream
 from llamafu.engine.ticket import Ticket
 from llamafu.errors import ContextOverflowError, LoraError, MultimodalError
+from llamafu.generation import demand_continuing
 from llamafu.options import Options, takes_options
 from llamafu.sampling import Picker
 
@@ -164,11 +165,14 @@ class Asking:
         tools: Sequence[Mapping[str, Any]] = (),
     ) -> Request:
         self._demand_open()
+        demand_continuing(self._room.instance.context)
         with self._room.sharing() as model:
             tokens = chat_module.tokenize(model, messages, tools=tools)
         return _request(tokens, options)
 
     def _submit(self, asked: Sequence[tuple[Request, Ticket]]) -> list[Ticket]:
+        self._worker.demand_open()
+        demand_continuing(self._room.instance.context)
         self._worker.demand_room(len(asked))  # before tokenizing, and before an adapter is copied
         self._worker.submit([self._sequence(request, ticket) for request, ticket in asked])
         return [ticket for _, ticket in asked]
