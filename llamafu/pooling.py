@@ -83,6 +83,6 @@ def pool(
         pooled = rows[0 if pooling == "cls" else -1].astype(np.float64)
     lengths = np.linalg.norm(pooled, axis=-1, keepdims=True)
     if not lengths.all():
-        message = "the vector is zero: this model's graph computes no embeddings"
+        message = "the vector is zero: this model's graph makes no embeddings, or computes numbers that are too large"
         raise DecodeError(message)
     return np.asarray(pooled / lengths if normalize else pooled, np.float32)

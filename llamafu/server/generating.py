@@ -100,7 +100,7 @@ class Generating:
             for start in range(0, len(texts), _EMBEDDED_AT_ONCE):
                 count, some = await loop.run_in_executor(self._embedder, embed, texts[start : start + _EMBEDDED_AT_ONCE])
                 tokens += count
-                vectors += some
+                vectors.extend(some)
         finally:
             self._embedding -= len(texts)
         if width not in {None, len(vectors[0])}:
@@ -236,7 +236,7 @@ def read_embedding(data: object) -> EmbeddingBody:
         fields.complain("encoding_format", f"is {form!r}; give 'float' or 'base64'")
     model = fields.text("model") if fields.has("model") else None
     lora = fields.take("lora")
-    width = fields.whole("dimensions", low=1) if fields.has("dimensions") else None
+    width = fields.whole("dimensions", 0, low=1) or None
     fields.refuse_others(["model", "user"])
     fields.finish()
     return EmbeddingBody(texts, form == "base64", model, lora, width)
