@@ -185,9 +185,11 @@ def test_a_decoder_reads_a_text_in_pieces_that_change_nothing(tiny_model, refere
         assert cosine(llm.embed(text), wanted) >= 0.9999
         with pytest.raises(ContextOverflowError, match=r"has 300 tokens, but the context holds 256"):
             llm.embed(text * 3)
-    with Engine(tiny_model, n_ctx=256, n_batch=64, n_threads=1, kernel="none") as engine:
-        with pytest.raises(ContextOverflowError, match=r"has 100 tokens, but one batch of this engine takes 64"):
-            engine.embed(text)
+    with (
+        Engine(tiny_model, n_ctx=256, n_batch=64, n_threads=1, kernel="none") as engine,
+        pytest.raises(ContextOverflowError, match=r"has 100 tokens, but one batch of this engine takes 64"),
+    ):
+        engine.embed(text)
 
 
 # -- what is refused -----------------------------------------------------------------------------------------------
@@ -301,12 +303,13 @@ def test_what_was_not_computed_is_no_vector(tiny_dir, name, monkeypatch):
 def test_numbers_that_are_not_finite_are_an_error_of_their_text_alone(tiny_dir, tmp_path, name):
     path = tiny_dir / f"{name}.gguf"
     make_adapter(tmp_path / "huge.gguf", path, seed=1, tensors=["blk.0.attn_q.weight", "blk.0.attn_k.weight"], strength=1e20)
-    with both(path, tmp_path / "huge.gguf", kernel="none") as opened:
+    # Without flash attention what a row may not see is multiplied by 0, which leaves NaN of what is not finite.
+    with both(path, tmp_path / "huge.gguf", kernel="none", flash_attn="off") as opened:
         for embedder in opened:
-            base = embedder.embed(drawn(3))
+            base = embedder.embed([5, 6, 7])
             with pytest.raises(DecodeError, match="the vector is not finite"):
-                embedder.embed(drawn(3), lora={"huge": 1.0})
-            assert np.array_equal(base, embedder.embed(drawn(3)))
+                embedder.embed(drawn(3), lora={"huge": 1.0})  # more of the memory than the next one writes
+            assert np.array_equal(base, embedder.embed([5, 6, 7]))
 
 
 def test_alora_acts_from_its_invocation_on(tiny_dir):
