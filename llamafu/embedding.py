@@ -61,17 +61,12 @@ def batches_of(texts: Sequence[list[int]], *, tokens: int, sequences: int) -> It
         yield batch
 
 
-def longest_text(context: Context, positions: int | None) -> tuple[int, str]:
-    """Return how many tokens one text may have, and what says so; `positions` are those that the model has learned."""
-    if context.continues:  # a memory takes a text in pieces, and every token sees what it would see in one: those before it
-        longest = context.n_ctx
-        why = f"the context holds {longest} (n_ctx)"
-    else:
-        longest = context.n_batch
-        why = f"this model reads a text as a whole, and a batch takes {longest} (n_batch)"
-    if positions is not None and positions < longest:
-        return positions, f"this model has {positions} positions"
-    return longest, why
+def longest_text(context: Context) -> tuple[int, str]:
+    """Return how many tokens one text may have, and what says so."""
+    # A memory takes a text in pieces, and every token sees what it would see in one: those before it.
+    if context.continues or context.longest < context.n_batch:
+        return context.longest, f"the context holds {context.capacity}"
+    return context.n_batch, f"this model reads a text as a whole, and a batch takes {context.n_batch} (n_batch)"
 
 
 def embed_batch(desk: Desk, texts: Sequence[Sequence[int]], lora: LoraSet) -> list[np.ndarray[Any, np.dtype[np.float32]]]:

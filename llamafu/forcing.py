@@ -29,10 +29,10 @@ def forced_logits(
     context, cache = desk.instance.context, desk.cache
     demand_continuing(context)
     length = len(prompt) + len(said)
-    if not prompt or length > context.n_ctx:
+    if not prompt or length > context.longest:
         message = (
             f"the prompt has {len(prompt)} tokens and its continuation {len(said)}, but the prompt needs one at least, and "
-            f"the context holds {context.n_ctx}; shorten them or open the model with a larger n_ctx"
+            f"the context holds {context.capacity}; shorten them or open the model with a larger n_ctx"
         )
         raise ContextOverflowError(message)
     starts = {a: activation(prompt, a.info.invocation_tokens) for a in lora.first}

@@ -46,13 +46,13 @@ class Generation:
         self._prompt = tuple(prompt)
         model, context = desk.instance.model, desk.instance.context
         demand_continuing(context)
-        if not 0 < len(prompt) < context.n_ctx:
+        if not 0 < len(prompt) < context.longest:
             message = (
-                f"the prompt has {len(prompt)} tokens, but the context holds {context.n_ctx}, one of them for the answer; "
+                f"the prompt has {len(prompt)} tokens, but the context holds {context.capacity}, one of them for the answer; "
                 "shorten it or open the model with a larger n_ctx"
             )
             raise ContextOverflowError(message)
-        self._room = context.n_ctx - len(prompt)
+        self._room = context.longest - len(prompt)
         self._scales = lora.first
         self._starts = {a: activation(self._prompt, a.info.invocation_tokens) for a in self._scales}
         self._dormant = {a for a, start in self._starts.items() if start > len(self._prompt)}

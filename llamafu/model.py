@@ -98,6 +98,7 @@ class Llamafu(LoraHost):
             n_batch=n_batch,
             n_threads=n_threads,
             n_seq_max=SEQUENCES if embeddings else 1,
+            positions=base.positions,
             flash_attn=flash_attn,
             type_k=type_k,
             type_v=type_v,
@@ -166,7 +167,7 @@ class Llamafu(LoraHost):
             texts, is_one = read_texts(text, self.tokenize, model.n_vocab)
         demand_one(chosen, is_one=is_one)
         context = self._instance.context
-        demand_room(texts, *longest_text(context, self._base.positions))
+        demand_room(texts, *longest_text(context))
         acting = self._lora_set(lora)
         sequences = context.n_seq_max if together(acting) else 1
         vectors = []

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING
 
 from gguf import PoolingType
 from tiny_encoders import write_bert, write_nomic, write_t5
-from tiny_kinds import write_hybrid, write_moe, write_recurrent
+from tiny_kinds import write_hybrid, write_moe, write_positions, write_recurrent
 from tiny_model import FIRST_BYTE, MODULES, TINY, sha256, write_adapter, write_model
 
 if TYPE_CHECKING:
@@ -28,6 +28,7 @@ FIXTURES: dict[str, Callable[[Path], None]] = {
     "tiny-moe.gguf": partial(write_moe, seed=2),
     "tiny-hybrid.gguf": partial(write_hybrid, seed=3),
     "tiny-recurrent.gguf": partial(write_recurrent, seed=4),
+    "tiny-positions.gguf": partial(write_positions, seed=8),
     "tiny-bert.gguf": partial(write_bert, seed=5),
     "tiny-bert-cls.gguf": partial(write_bert, seed=5, pooling=PoolingType.CLS),
     "tiny-rank.gguf": partial(write_bert, seed=5, pooling=PoolingType.RANK),

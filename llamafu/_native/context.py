@@ -41,6 +41,8 @@ class ContextOptions:
     offload: bool = False
     unified: bool = False
     """Whether all sequences share `n_ctx` and one memory, so that rows keep the order of the batch."""
+    positions: int | None = None
+    """Rows of the model's table of positions, past which libllama aborts; None where positions are computed."""
     n_outputs: int = 0
     """The most logits that a decode is asked for, where they need room; 0: of every token."""
 
@@ -75,6 +77,7 @@ class Context:
             self._pointer = not_null(library, made[0], ContextInitError, message)
             library.logs.raise_interrupt()
             self.n_ctx = int(library.lib.llama_n_ctx(self._pointer))
+            self.longest = min(self.n_ctx, options.positions or self.n_ctx)
             self.n_batch = int(library.lib.llama_n_batch(self._pointer))
             self.n_seq_max = int(library.lib.llama_n_seq_max(self._pointer))
             self._memory = library.lib.llama_get_memory(self._pointer)
@@ -160,6 +163,11 @@ class Context:
         """A copy of the adapters that the next decode runs with, and their scales."""
         return dict(self._adapters)
 
+    @property
+    def capacity(self) -> str:
+        """How many tokens one sequence may have (`longest`), in words for a message."""
+        return str(self.n_ctx) if self.longest == self.n_ctx else f"{self.longest}, all that this model has positions for"
+
     def set_adapters(self, scales: Mapping[Adapter, float]) -> None:
         """Make exactly these adapters active; zeros are dropped, and an unchanged set costs nothing."""
         wanted = {adapter: scale for adapter, scale in scales.items() if scale != 0.0}
@@ -188,8 +196,8 @@ class Context:
         At most `n_batch` tokens: libllama aborts the process on more.
         """
         count = len(tokens)
-        if not 0 < count <= self.n_batch or position + count > self.n_ctx:
-            message = f"{count} tokens at position {position} do not fit: n_batch is {self.n_batch}, n_ctx is {self.n_ctx}"
+        if not 0 < count <= self.n_batch or position + count > self.longest:
+            message = f"{count} tokens at position {position} do not fit: n_batch is {self.n_batch}, n_ctx is {self.capacity}"
             raise DecodeError(message, code=ErrorCode.INVALID_PARAM)
         outputs = [all_logits] * count
         outputs[-1] = True

@@ -186,17 +186,17 @@ class Asking:
                 prompt: Sequence[int] = model.tokenize(request.prompt.encode(), add_special=True, parse_special=True)
         else:
             prompt = [self._checked_token(token) for token in request.prompt]
-        n_ctx = self._room.instance.context.n_ctx
-        if not 0 < len(prompt) < n_ctx:
+        context = self._room.instance.context
+        if not 0 < len(prompt) < context.longest:
             message = (
-                f"the prompt has {len(prompt)} tokens, but the engine's memory holds {n_ctx}, one of them for the answer; "
-                "shorten it or make the engine with a larger n_ctx"
+                f"the prompt has {len(prompt)} tokens, but the engine's memory holds {context.capacity}, one of them "
+                "for the answer; shorten it or make the engine with a larger n_ctx"
             )
             raise ContextOverflowError(message)
         if request.grammar is not None or request.json_schema is not None:
             with self._room.sharing() as model:
                 Picker(model, request, ()).close()  # a grammar that is none is refused here, and not when its turn comes
-        return SequenceRun(request, prompt, self._mix(request.lora), ticket, limit=n_ctx)
+        return SequenceRun(request, prompt, self._mix(request.lora), ticket, limit=context.longest)
 
     def _checked_token(self, token: object) -> int:
         if isinstance(token, bool) or not isinstance(token, int) or not 0 <= token < self._model.n_vocab:

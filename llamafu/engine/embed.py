@@ -26,7 +26,7 @@ if TYPE_CHECKING:
 def longest_text(room: Room) -> tuple[int, str]:
     """Return how many tokens one text may have, and what says so: it is one batch, so that what runs goes on after it."""
     context = room.instance.context
-    longest, why = embedding.longest_text(context, room.base.positions)
+    longest, why = embedding.longest_text(context)
     if context.n_batch < longest:
         return context.n_batch, f"one batch of this engine takes {context.n_batch} (n_batch)"
     return longest, why

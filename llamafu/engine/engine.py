@@ -114,6 +114,7 @@ class Engine(Asking):
             type_v=type_v,
             offload=n_gpu_layers != 0,
             unified=True,
+            positions=base.positions,
         )
         room = Room(
             loaded,
