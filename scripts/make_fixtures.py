@@ -37,6 +37,7 @@ FIXTURES: dict[str, Callable[[Path], None]] = {
     "tiny-t5encoder.gguf": partial(write_t5, seed=7, decodes=False),
     "tiny-last.gguf": partial(_MODEL, pooling=PoolingType.LAST),
     "tiny-mean.gguf": partial(_MODEL, pooling=PoolingType.MEAN),
+    "tiny-whole.gguf": partial(_MODEL, pooling=PoolingType.MEAN, causal=False),
     "a.gguf": partial(_ADAPTER, seed=11, rank=4, alpha=8.0, strength=0.1),
     "b.gguf": partial(_ADAPTER, seed=12, rank=2, alpha=1.0, modules=("attn_q", "attn_v"), strength=0.2),
     "wide.gguf": partial(_ADAPTER, seed=13, rank=8, alpha=16.0, strength=0.1),

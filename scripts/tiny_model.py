@@ -141,11 +141,13 @@ def write_model(
     tied: bool = False,
     q4_0: bool = False,
     pooling: PoolingType | None = None,
+    causal: bool = True,
 ) -> None:
     """Write a model of `shape`; the same seed gives the same weights whatever `q4_0` says.
 
     `arch` is "llama" or "qwen2" (the same tensors plus biases on q, k and v). With `tied` there is no
-    `output.weight`. With `q4_0` every matrix is quantised. `pooling` is for a model that embeds.
+    `output.weight`. With `q4_0` every matrix is quantised. `pooling` is for a model that embeds;
+    without `causal` its tokens see those behind them too.
     """
     writer = GGUFWriter(path, arch)
     writer.add_type("model")
@@ -160,6 +162,8 @@ def write_model(
     writer.add_rope_freq_base(10000.0)
     writer.add_layer_norm_rms_eps(1e-5)
     writer.add_vocab_size(shape.n_vocab)
+    if not causal:
+        writer.add_causal_attention(value=False)
     if pooling is not None:
         writer.add_pooling_type(pooling)
     writer.add_file_type(LlamaFileType.MOSTLY_Q4_0 if q4_0 else LlamaFileType.ALL_F32)

@@ -42,6 +42,7 @@ class Reference:
         self.head_dim = value("llama.rope.dimension_count")
         self.rope_base = value("llama.rope.freq_base")
         self.eps = value("llama.attention.layer_norm_rms_epsilon")
+        self.causal = "llama.attention.causal" not in reader.fields or bool(value("llama.attention.causal"))
         self.weights = _tensors(reader)
 
     def logits(self, tokens: Sequence[int], adapters: Adapters = ()) -> np.ndarray:
@@ -114,7 +115,8 @@ class Reference:
         k = self._rope(k.reshape(n_tokens, self.n_head_kv, self.head_dim)).repeat(group, axis=1)
         v = v.reshape(n_tokens, self.n_head_kv, self.head_dim).repeat(group, axis=1)
         scores = np.einsum("ihd,jhd->hij", q, k) / np.sqrt(self.head_dim)
-        scores = np.where(np.tri(n_tokens, dtype=bool), scores, -np.inf)
+        if self.causal:
+            scores = np.where(np.tri(n_tokens, dtype=bool), scores, -np.inf)
         scores = np.exp(scores - scores.max(axis=-1, keepdims=True))
         scores /= scores.sum(axis=-1, keepdims=True)
         return np.einsum("hij,jhd->ihd", scores, v).reshape(n_tokens, -1)

@@ -37,6 +37,7 @@ KINDS = {  # what the GGUF says of pooling, how the reference computes it, what 
     "tiny-nomic": ("mean", EncoderReference, NOMIC),
     "tiny-last": ("last", Reference, None),
     "tiny-mean": ("mean", Reference, None),
+    "tiny-whole": ("mean", Reference, None),  # a decoder whose tokens see those behind them, as LLM2Vec makes them
 }
 OPEN = {"n_ctx": 1024, "n_threads": 1}
 
@@ -162,20 +163,21 @@ def test_text_tokens_and_lists(tiny_dir):
 # -- how much a model reads ----------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("name", ["tiny-bert", "tiny-nomic"])
+@pytest.mark.parametrize("name", ["tiny-bert", "tiny-nomic", "tiny-whole"])
 def test_an_encoder_reads_a_text_at_once(tiny_dir, name):
     """Whatever n_batch says; what is too long for its positions, which once ended the process, is refused."""
     path = tiny_dir / f"{name}.gguf"
     text = drawn(2)[0]
-    wanted = EncoderReference(path).rows(text).mean(axis=0)
+    wanted = (Reference if name == "tiny-whole" else EncoderReference)(path).rows(text).mean(axis=0)
+    longest = 512 if name == "tiny-whole" else LONGEST
     with Llamafu(path, n_ctx=512, n_batch=16, n_threads=1, embeddings=True) as llm:
         assert cosine(llm.embed(text), wanted) >= 0.9999
-        with pytest.raises(ContextOverflowError, match=r"text 2 of 2 has 97 tokens, but .*\b96\b"):
-            llm.embed([text, [*text, 7]])
+        with pytest.raises(ContextOverflowError, match=rf"text 2 of 2 has {longest + 1} tokens, but .*\b{longest}\b"):
+            llm.embed([text, [7] * (longest + 1)])
     with Engine(path, n_ctx=512, n_batch=64, n_threads=1, kernel="none") as engine:
         assert cosine(engine.embed(text), wanted) >= 0.9999
-        with pytest.raises(ContextOverflowError, match=r"the text has 97 tokens, but .*\b96\b"):
-            engine.embed([*text, 7])
+        with pytest.raises(ContextOverflowError, match=rf"the text has {longest + 1} tokens, but .*\b{longest}\b"):
+            engine.embed([7] * (longest + 1))
 
 
 def test_a_decoder_reads_a_text_in_pieces_that_change_nothing(tiny_model, reference):
@@ -225,6 +227,11 @@ def test_what_is_no_text(encoder, given, options, kind, told):
 def encoder(tiny_dir):
     with both(tiny_dir / "tiny-bert.gguf", kernel="none") as opened:
         yield opened
+
+
+def test_a_decoder_that_reads_texts_as_a_whole_does_not_answer(tiny_dir):
+    with Llamafu(tiny_dir / "tiny-whole.gguf", **OPEN) as llm, pytest.raises(UnsupportedError, match="cannot answer"):
+        llm.complete("the")
 
 
 def test_an_encoder_does_not_answer(encoder):
@@ -384,6 +391,7 @@ def test_the_route_gives_what_the_library_gives(tiny_dir):
         for given in (texts[0], tokens[0]):
             coded = ask(given, encoding_format="base64", dimensions=64).json()["data"][0]["embedding"]
             assert cosine(np.frombuffer(base64.b64decode(coded), "<f4"), wanted[0]) > 0.999999
+        assert len(ask(texts * 100).json()["data"]) == 300  # more than may wait: clients send a thousand at once
         refused = {
             "input is an empty string": ask(""),
             "input is an empty list": ask([]),

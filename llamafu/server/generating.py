@@ -89,10 +89,10 @@ class Generating:
         """`POST /v1/embeddings`."""
         body = read_embedding(await exchange.json())
         texts, width, scales = body.texts, body.width, self._chosen(body.lora, body.model)
-        if self._embedding + len(texts) > self._most_embedding:
-            message = f"{self._embedding} texts wait to be embedded, of at most {self._most_embedding}; try again later"
+        if self._embedding >= self._most_embedding:
+            message = f"{self._embedding} requests wait to be embedded, of at most {self._most_embedding}; try again later"
             raise QueueFullError(message)
-        self._embedding += len(texts)
+        self._embedding += 1
         try:
             loop, embed = asyncio.get_running_loop(), partial(self._vectors, scales=scales)
             tokens = 0
@@ -102,7 +102,7 @@ class Generating:
                 tokens += count
                 vectors.extend(some)
         finally:
-            self._embedding -= len(texts)
+            self._embedding -= 1
         if width not in {None, len(vectors[0])}:
             message = f"dimensions is {width}, but this model's vectors have {len(vectors[0])} numbers each; leave it out"
             raise InvalidRequestError(message)
