@@ -54,7 +54,8 @@ class Llamafu(LoraHost):
     Sizes are in tokens: `n_ctx` is the context, `n_batch` the largest batch of one computation. `n_threads` None
     takes every CPU of this process. `flash_attn` is "auto", "on" or "off"; `type_k` and `type_v` are the KV types
     by ggml name. Scales outside `scale_range` are an `InvalidScaleError`. `library` names a libllama to use
-    (a file or a folder); one library serves a whole process. `embeddings` makes `embed` available.
+    (a file or a folder); one library serves a whole process. `embeddings` makes `embed` available; a model that reads texts as
+    a whole (an encoder) takes batches of `n_ctx` tokens, or of what it was made for, whatever a smaller `n_batch` says.
 
     Every method may be called from any thread; generations take turns. Raises `ModelLoadError`,
     `LibraryNotFoundError`, `AbiMismatchError` or `ContextInitError`.

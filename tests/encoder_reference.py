@@ -98,3 +98,42 @@ class EncoderReference:
         scores = np.einsum("ihd,jhd->hij", q, k) / math.sqrt(q.shape[-1])
         scores = np.exp(scores - scores.max(axis=-1, keepdims=True))
         return np.einsum("hij,jhd->ihd", scores / scores.sum(axis=-1, keepdims=True), v).reshape(count, -1)
+
+
+class T5Reference:
+    """The encoder of a T5 model: biases by distance instead of positions, scores that are not scaled, ReLU."""
+
+    def __init__(self, path: str | PathLike[str]) -> None:
+        """Read the whole model at `path`, of architecture t5encoder."""
+        facts, self.weights = read(path)
+        self.layers = int(facts["t5encoder.block_count"])
+        self.heads = int(facts["t5encoder.attention.head_count"])
+        self.buckets = int(facts["t5encoder.attention.relative_buckets_count"])
+        self.eps = float(facts["t5encoder.attention.layer_norm_rms_epsilon"])
+
+    def rows(self, tokens: Sequence[int]) -> np.ndarray:
+        """Return the last layer's vectors of all tokens of one text, float64 [n_tokens, n_embd]."""
+        w = self.weights
+        x, count = w["token_embd.weight"][list(tokens)], len(tokens)
+        places = np.arange(count)
+        bias = w["enc.blk.0.attn_rel_b.weight"][self._bucket(places[None] - places[:, None])]
+        for layer in range(self.layers):
+            prefix = f"enc.blk.{layer}."
+            h = self._norm(x, f"{prefix}attn_norm.weight")
+            q, k, v = ((h @ w[f"{prefix}attn_{part}.weight"].T).reshape(count, self.heads, -1) for part in "qkv")
+            scores = np.exp(np.einsum("ihd,jhd->hij", q, k) + bias.transpose(2, 0, 1))
+            seen = np.einsum("hij,jhd->ihd", scores / scores.sum(axis=-1, keepdims=True), v).reshape(count, -1)
+            x = x + seen @ w[f"{prefix}attn_o.weight"].T
+            h = self._norm(x, f"{prefix}ffn_norm.weight")
+            x = x + np.maximum(h @ w[f"{prefix}ffn_up.weight"].T, 0) @ w[f"{prefix}ffn_down.weight"].T
+        return self._norm(x, "enc.output_norm.weight")
+
+    def _bucket(self, distance: np.ndarray) -> np.ndarray:
+        """Buckets of what is ahead follow those of what is behind; far ones are wider, up to a distance of 128."""
+        half = self.buckets // 2
+        near, far = half // 2, np.maximum(np.abs(distance), 1)
+        wide = near + (np.log(far / near) / math.log(128 / near) * (half - near)).astype(int)
+        return (distance > 0) * half + np.where(np.abs(distance) < near, np.abs(distance), np.minimum(wide, half - 1))
+
+    def _norm(self, x: np.ndarray, name: str) -> np.ndarray:
+        return x / np.sqrt(np.mean(x * x, axis=-1, keepdims=True) + self.eps) * self.weights[name]
