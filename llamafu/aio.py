@@ -23,8 +23,10 @@ if TYPE_CHECKING:
 
     from llamafu.adapters.compatibility import CompatibilityReport
     from llamafu.completion import Completion
+    from llamafu.embedding import Texts
     from llamafu.lora import LoraAdapter
     from llamafu.options import LoraScales
+    from llamafu.pooling import Pooling
     from llamafu.stream import Stream
 
 _P = ParamSpec("_P")
@@ -196,10 +198,12 @@ class AsyncLlamafu:
         """Like `chat`: awaited, it returns an asynchronous iterator of text pieces."""
         return AsyncStream(self, await self._call((await self._model()).stream_chat, messages, **options))
 
-    async def embed(self, text: str) -> np.ndarray[Any, np.dtype[np.float32]]:
-        """Return a vector for `text`, see `Llamafu.embed`."""
+    async def embed(
+        self, text: Texts, *, pooling: Pooling | None = None, normalize: bool = True, lora: LoraScales | None = None
+    ) -> np.ndarray[Any, np.dtype[np.float32]]:
+        """Return the vector of a text, or of each in a list, see `Llamafu.embed`."""
         llm = await self._model()
-        return await self._call(llm.embed, text)
+        return await self._call(llm.embed, text, pooling=pooling, normalize=normalize, lora=lora)
 
     async def next_logits(
         self, prompt: Sequence[int], said: Sequence[int] = (), *, lora: LoraScales | None = None

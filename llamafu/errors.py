@@ -95,6 +95,12 @@ class DecodeError(LlamafuError):
     code = ErrorCode.DECODE_FAILED
 
 
+class UnsupportedError(LlamafuError, ValueError):
+    """Something that this model cannot do, such as answering with an encoder."""
+
+    code = ErrorCode.INVALID_PARAM
+
+
 class TokenizeError(LlamafuError):
     """Text that the model's vocabulary cannot represent."""
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any
 
 from llamafu.errors import ContextOverflowError, DecodeError
-from llamafu.generation import activation, states_of
+from llamafu.generation import activation, demand_continuing, states_of
 from llamafu.prefix import plan
 
 if TYPE_CHECKING:
@@ -27,11 +27,12 @@ def forced_logits(
     import numpy as np
 
     context, cache = desk.instance.context, desk.cache
+    demand_continuing(context)
     length = len(prompt) + len(said)
-    if not prompt or length > context.n_ctx:
+    if not prompt or length > context.longest:
         message = (
             f"the prompt has {len(prompt)} tokens and its continuation {len(said)}, but the prompt needs one at least, and "
-            f"the context holds {context.n_ctx}; shorten them or open the model with a larger n_ctx"
+            f"the context holds {context.capacity}; shorten them or open the model with a larger n_ctx"
         )
         raise ContextOverflowError(message)
     starts = {a: activation(prompt, a.info.invocation_tokens) for a in lora.first}

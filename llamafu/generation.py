@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from llamafu.completion import AppliedLora, Completion, FinishReason, Timings, TokenLogprob, Usage
-from llamafu.errors import ContextOverflowError, EmptyPromptError, LlamafuError
+from llamafu.errors import ContextOverflowError, EmptyPromptError, LlamafuError, UnsupportedError
 from llamafu.prefix import Segment, plan
 from llamafu.sampling import Picker
 from llamafu.text import TextAssembler
@@ -16,6 +16,7 @@ from llamafu.text import TextAssembler
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Mapping, Sequence
 
+    from llamafu._native.context import Context
     from llamafu._native.instance import Instance
     from llamafu.lora import LoraAdapter, LoraSet, State
     from llamafu.options import Options
@@ -44,14 +45,15 @@ class Generation:
         self._lora = lora
         self._prompt = tuple(prompt)
         model, context = desk.instance.model, desk.instance.context
+        demand_continuing(context)
         demand_tokens(prompt)
-        if len(prompt) >= context.n_ctx:
+        if len(prompt) >= context.longest:
             message = (
-                f"the prompt has {len(prompt)} tokens, but the context holds {context.n_ctx}, one of them for the answer; "
+                f"the prompt has {len(prompt)} tokens, but the context holds {context.capacity}, one of them for the answer; "
                 "shorten it or open the model with a larger n_ctx"
             )
             raise ContextOverflowError(message)
-        self._room = context.n_ctx - len(prompt)
+        self._room = context.longest - len(prompt)
         self._scales = lora.first
         self._starts = {a: activation(self._prompt, a.info.invocation_tokens) for a in self._scales}
         self._dormant = {a for a, start in self._starts.items() if start > len(self._prompt)}
@@ -183,6 +185,16 @@ def demand_tokens(prompt: Sequence[int]) -> None:
             "give a text or at least one token id"
         )
         raise EmptyPromptError(message)
+
+
+def demand_continuing(context: Context) -> None:
+    """Raise `UnsupportedError` for a model that cannot go on with a text."""
+    if not context.continues:
+        message = (
+            "this model cannot answer: it reads a text as a whole and makes vectors of it (an encoder); use embed, or open a "
+            "model that completes texts"
+        )
+        raise UnsupportedError(message)
 
 
 def activation(prompt: Sequence[int], invocation: tuple[int, ...]) -> int:

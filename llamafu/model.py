@@ -18,13 +18,14 @@ from llamafu._native.processor import usable_cpus
 from llamafu.adapters.base import read_base
 from llamafu.adapters.file import read_adapter
 from llamafu.chat_options import ChatArguments, split_options, takes_chat_options
-from llamafu.embedding import embed_tokens
+from llamafu.embedding import SEQUENCES, batches_of, demand_room, embed_batch, longest_text, read_texts, together
 from llamafu.errors import MultimodalError
 from llamafu.forcing import forced_logits
-from llamafu.generation import Desk, Generation
+from llamafu.generation import Desk, Generation, demand_continuing
 from llamafu.lora import check_scale_range
 from llamafu.lora_host import LoraHost
 from llamafu.options import OptionArguments, Options, check_whole, takes_options
+from llamafu.pooling import choose_pooling, demand_one, pool, shaped
 from llamafu.prefix import PrefixCache
 from llamafu.probing import Prober
 from llamafu.stream import Stream
@@ -37,7 +38,9 @@ if TYPE_CHECKING:
     import numpy as np
 
     from llamafu.completion import Completion
+    from llamafu.embedding import Texts
     from llamafu.options import LoraScales
+    from llamafu.pooling import Pooling
 
 _INT32_MAX = 2**31 - 1
 _MOST_THREADS = 512
@@ -52,7 +55,8 @@ class Llamafu(LoraHost):
     Sizes are in tokens: `n_ctx` is the context, `n_batch` the largest batch of one computation. `n_threads` None
     takes every CPU of this process. `flash_attn` is "auto", "on" or "off"; `type_k` and `type_v` are the KV types
     by ggml name. Scales outside `scale_range` are an `InvalidScaleError`. `library` names a libllama to use
-    (a file or a folder); one library serves a whole process. `embeddings` makes `embed` available.
+    (a file or a folder); one library serves a whole process. `embeddings` makes `embed` available; a model that reads texts as
+    a whole (an encoder) takes batches of `n_ctx` tokens, or of what it was made for, whatever a smaller `n_batch` says.
 
     Every method may be called from any thread; generations take turns. Raises `ModelLoadError`,
     `LibraryNotFoundError`, `AbiMismatchError` or `ContextInitError`.
@@ -95,10 +99,13 @@ class Llamafu(LoraHost):
             n_ctx=n_ctx,
             n_batch=n_batch,
             n_threads=n_threads,
+            n_seq_max=SEQUENCES if embeddings else 1,
+            positions=base.positions,
             flash_attn=flash_attn,
             type_k=type_k,
             type_v=type_v,
             offload=n_gpu_layers != 0,
+            unified=embeddings,
         )
         instance = Instance(
             loaded,
@@ -146,18 +153,34 @@ class Llamafu(LoraHost):
         """Like `chat`, as an iterator of text pieces."""
         return Stream(self._start_chat(messages, options), self)
 
-    def embed(self, text: str) -> np.ndarray[Any, np.dtype[np.float32]]:
-        """Return the mean of the last layer's token vectors under the active set, at length 1, shape [n_embd].
+    def embed(
+        self, text: Texts, *, pooling: Pooling | None = None, normalize: bool = True, lora: LoraScales | None = None
+    ) -> np.ndarray[Any, np.dtype[np.float32]]:
+        """Return the vector of a text, or of its token ids, shape [n_embd]; of a list of either, shape [n, n_embd].
 
-        The model must have been opened with `embeddings=True`.
+        `pooling` makes one vector of those of the tokens: None as the model says (the mean where it does not), "mean",
+        "cls" (the first token's), "last"; with "none" one text's tokens keep their own, shape [n_tokens, n_embd].
+        `normalize` makes vectors 1 long. `lora` as for `complete`. The model must have been opened with
+        `embeddings=True`. Holds the context for a batch of texts at a time. Raises `ContextOverflowError` for a text that
+        is too long, `UnsupportedError` for a model that ranks, `DecodeError`, `LoraNotFoundError`, `InvalidScaleError`,
+        ValueError and TypeError for what is no text, or empty.
         """
         if not self._embeds:
             message = "embeddings are off; open the model with Llamafu(..., embeddings=True)"
             raise ValueError(message)
-        tokens = self.tokenize(text)
-        lora = self._lora_set(None)
-        with self._between_steps(disturbs=True):
-            return embed_tokens(self._desk, tokens, lora)
+        chosen = choose_pooling(pooling, self._base.architecture, self._base.metadata)
+        with self._sharing() as model:
+            texts, is_one = read_texts(text, self.tokenize, model.n_vocab)
+        demand_one(chosen, is_one=is_one)
+        context = self._instance.context
+        demand_room(texts, *longest_text(context))
+        acting = self._lora_set(lora)
+        sequences = context.n_seq_max if together(acting) else 1
+        vectors = []
+        for batch in batches_of(texts, tokens=context.n_batch, sequences=sequences):
+            with self._between_steps(disturbs=True):
+                vectors += [pool(rows, chosen, normalize=normalize) for rows in embed_batch(self._desk, batch, acting)]
+        return shaped(vectors, is_one=is_one)
 
     def next_logits(
         self, prompt: Sequence[int], said: Sequence[int] = (), *, lora: LoraScales | None = None
@@ -227,6 +250,7 @@ class Llamafu(LoraHost):
     # -- helpers -------------------------------------------------------------------------------------------------
 
     def _start_chat(self, messages: Sequence[Mapping[str, Any]], options: ChatArguments) -> Generation:
+        demand_continuing(self._instance.context)
         checked = Options.of(split_options(options)[1])
         return self._generation(self.tokenize_chat(messages, **options), checked)
 

@@ -8,7 +8,9 @@ from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from tiny_kinds import write_hybrid, write_moe, write_recurrent
+from gguf import PoolingType
+from tiny_encoders import write_bert, write_nomic, write_t5
+from tiny_kinds import write_hybrid, write_moe, write_positions, write_recurrent
 from tiny_model import FIRST_BYTE, MODULES, TINY, sha256, write_adapter, write_model
 
 if TYPE_CHECKING:
@@ -26,6 +28,16 @@ FIXTURES: dict[str, Callable[[Path], None]] = {
     "tiny-moe.gguf": partial(write_moe, seed=2),
     "tiny-hybrid.gguf": partial(write_hybrid, seed=3),
     "tiny-recurrent.gguf": partial(write_recurrent, seed=4),
+    "tiny-positions.gguf": partial(write_positions, seed=8),
+    "tiny-bert.gguf": partial(write_bert, seed=5),
+    "tiny-bert-cls.gguf": partial(write_bert, seed=5, pooling=PoolingType.CLS),
+    "tiny-rank.gguf": partial(write_bert, seed=5, pooling=PoolingType.RANK),
+    "tiny-nomic.gguf": partial(write_nomic, seed=6),
+    "tiny-t5.gguf": partial(write_t5, seed=7, decodes=True),
+    "tiny-t5encoder.gguf": partial(write_t5, seed=7, decodes=False),
+    "tiny-last.gguf": partial(_MODEL, pooling=PoolingType.LAST),
+    "tiny-mean.gguf": partial(_MODEL, pooling=PoolingType.MEAN),
+    "tiny-whole.gguf": partial(_MODEL, pooling=PoolingType.MEAN, causal=False),
     "a.gguf": partial(_ADAPTER, seed=11, rank=4, alpha=8.0, strength=0.1),
     "b.gguf": partial(_ADAPTER, seed=12, rank=2, alpha=1.0, modules=("attn_q", "attn_v"), strength=0.2),
     "wide.gguf": partial(_ADAPTER, seed=13, rank=8, alpha=16.0, strength=0.1),

@@ -16,6 +16,7 @@ if TYPE_CHECKING:
 
 EXPERTS, EXPERTS_USED = 4, 2
 KERNEL = 3  # of the short convolution
+POSITIONS = 40
 STATE, STEP_RANK, SSM_KERNEL = 8, 4, 4
 
 
@@ -87,17 +88,45 @@ def write_recurrent(path: Path, *, seed: int) -> None:
     _write(writer, tensors)
 
 
+def write_positions(path: Path, *, seed: int) -> None:
+    """Write a GPT-2 model of two layers: positions are learned, and there are `POSITIONS` of them."""
+    writer, weights = GGUFWriter(path, "gpt2"), Weights(seed)
+    _add_facts(writer, "tiny-positions", POSITIONS)
+    writer.add_layer_norm_eps(1e-5)
+    writer.add_feed_forward_length(TINY.n_ff)
+    writer.add_head_count(TINY.n_head)
+    wide = TINY.n_embd
+    tensors = _ends(weights, norm="output_norm.weight") | {"position_embd.weight": weights.linear((POSITIONS, wide))}
+    tensors["output_norm.bias"] = weights.uniform((wide,), 0.1)
+    for layer in range(TINY.n_layer):
+        prefix = f"blk.{layer}."
+        for norm in ("attn_norm", "ffn_norm"):
+            tensors[f"{prefix}{norm}.weight"] = weights.norm(wide)
+            tensors[f"{prefix}{norm}.bias"] = weights.uniform((wide,), 0.1)
+        shapes = {"attn_qkv": (3 * wide, wide), "attn_output": (wide, wide)}
+        for module in ("ffn_up", "ffn_down"):
+            shapes[module] = TINY.linear(module)
+        for module, shape in shapes.items():
+            tensors[f"{prefix}{module}.weight"] = weights.linear(shape)
+            tensors[f"{prefix}{module}.bias"] = weights.uniform(shape[:1], 0.1)
+    _write(writer, tensors)
+
+
 def _writer(path: Path, arch: str, name: str) -> GGUFWriter:
     writer = GGUFWriter(path, arch)
+    _add_facts(writer, name, 512)
+    writer.add_layer_norm_rms_eps(1e-5)
+    return writer
+
+
+def _add_facts(writer: GGUFWriter, name: str, context_length: int) -> None:
     writer.add_type("model")
     writer.add_name(name)
-    writer.add_context_length(512)
+    writer.add_context_length(context_length)
     writer.add_embedding_length(TINY.n_embd)
-    writer.add_layer_norm_rms_eps(1e-5)
     writer.add_vocab_size(TINY.n_vocab)
     writer.add_file_type(LlamaFileType.ALL_F32)
     add_vocabulary(writer, TINY.merges)
-    return writer
 
 
 def _add_attention(writer: GGUFWriter, heads_kv: int | list[int]) -> None:

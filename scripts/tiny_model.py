@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 import numpy as np
-from gguf import GGMLQuantizationType, GGUFValueType, GGUFWriter, LlamaFileType, TokenType, quants
+from gguf import GGMLQuantizationType, GGUFValueType, GGUFWriter, LlamaFileType, PoolingType, TokenType, quants
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -132,12 +132,22 @@ def _model_tensors(shape: Shape, weights: Weights, *, tied: bool, biases: bool) 
 
 
 def write_model(
-    path: Path, shape: Shape, *, seed: int, name: str, arch: str = "llama", tied: bool = False, q4_0: bool = False
+    path: Path,
+    shape: Shape,
+    *,
+    seed: int,
+    name: str,
+    arch: str = "llama",
+    tied: bool = False,
+    q4_0: bool = False,
+    pooling: PoolingType | None = None,
+    causal: bool = True,
 ) -> None:
     """Write a model of `shape`; the same seed gives the same weights whatever `q4_0` says.
 
     `arch` is "llama" or "qwen2" (the same tensors plus biases on q, k and v). With `tied` there is no
-    `output.weight`. With `q4_0` every matrix is quantised.
+    `output.weight`. With `q4_0` every matrix is quantised. `pooling` is for a model that embeds;
+    without `causal` its tokens see those behind them too.
     """
     writer = GGUFWriter(path, arch)
     writer.add_type("model")
@@ -152,6 +162,10 @@ def write_model(
     writer.add_rope_freq_base(10000.0)
     writer.add_layer_norm_rms_eps(1e-5)
     writer.add_vocab_size(shape.n_vocab)
+    if not causal:
+        writer.add_causal_attention(value=False)
+    if pooling is not None:
+        writer.add_pooling_type(pooling)
     writer.add_file_type(LlamaFileType.MOSTLY_Q4_0 if q4_0 else LlamaFileType.ALL_F32)
     add_vocabulary(writer, shape.merges)
     for tensor_name, values in _model_tensors(shape, Weights(seed), tied=tied, biases=arch == "qwen2").items():

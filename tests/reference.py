@@ -12,7 +12,7 @@ import numpy as np
 from gguf import GGUFReader, quants
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import Callable, Sequence
     from os import PathLike
 
     Scale = float | Sequence[float] | np.ndarray
@@ -42,6 +42,7 @@ class Reference:
         self.head_dim = value("llama.rope.dimension_count")
         self.rope_base = value("llama.rope.freq_base")
         self.eps = value("llama.attention.layer_norm_rms_epsilon")
+        self.causal = "llama.attention.causal" not in reader.fields or bool(value("llama.attention.causal"))
         self.weights = _tensors(reader)
 
     def logits(self, tokens: Sequence[int], adapters: Adapters = ()) -> np.ndarray:
@@ -50,14 +51,24 @@ class Reference:
         `adapters` are pairs of a GGUF adapter and its scale: one number, or one per token (what a token's keys and
         values were computed with stays, as in a cache).
         """
-        deltas = self._deltas(adapters, len(tokens))
+        linear = self._linear(self._deltas(adapters, len(tokens)))
+        x = self._rows(tokens, linear)
+        return linear(x, "output.weight", self.weights.get("output.weight", self.weights["token_embd.weight"]))
 
+    def rows(self, tokens: Sequence[int], adapters: Adapters = ()) -> np.ndarray:
+        """Return the last layer's vectors of all tokens of one text, normed, float64 [n_tokens, n_embd]."""
+        return self._rows(tokens, self._linear(self._deltas(adapters, len(tokens))))
+
+    def _linear(self, deltas: dict[str, list[tuple[np.ndarray, np.ndarray, np.ndarray]]]) -> Callable[..., np.ndarray]:
         def linear(x: np.ndarray, name: str, weight: np.ndarray | None = None) -> np.ndarray:
             y = x @ (self.weights[name] if weight is None else weight).T
             for a, b, factor in deltas.get(name, ()):
                 y = y + factor * (x @ a.T @ b.T)
             return y
 
+        return linear
+
+    def _rows(self, tokens: Sequence[int], linear: Callable[..., np.ndarray]) -> np.ndarray:
         x = self.weights["token_embd.weight"][list(tokens)]
         for layer in range(self.n_layer):
             prefix = f"blk.{layer}."
@@ -68,8 +79,7 @@ class Reference:
             gate = linear(h, prefix + "ffn_gate.weight")
             hidden = gate / (1 + np.exp(-gate)) * linear(h, prefix + "ffn_up.weight")
             x = x + linear(hidden, prefix + "ffn_down.weight")
-        x = self._rms_norm(x, "output_norm.weight")
-        return linear(x, "output.weight", self.weights.get("output.weight", self.weights["token_embd.weight"]))
+        return self._rms_norm(x, "output_norm.weight")
 
     def _deltas(self, adapters: Adapters, n_tokens: int) -> dict[str, list[tuple[np.ndarray, np.ndarray, np.ndarray]]]:
         """Per target: A [rank, in], B [out, rank] and the factor of each token [n_tokens, 1]."""
@@ -105,7 +115,8 @@ class Reference:
         k = self._rope(k.reshape(n_tokens, self.n_head_kv, self.head_dim)).repeat(group, axis=1)
         v = v.reshape(n_tokens, self.n_head_kv, self.head_dim).repeat(group, axis=1)
         scores = np.einsum("ihd,jhd->hij", q, k) / np.sqrt(self.head_dim)
-        scores = np.where(np.tri(n_tokens, dtype=bool), scores, -np.inf)
+        if self.causal:
+            scores = np.where(np.tri(n_tokens, dtype=bool), scores, -np.inf)
         scores = np.exp(scores - scores.max(axis=-1, keepdims=True))
         scores /= scores.sum(axis=-1, keepdims=True)
         return np.einsum("hij,jhd->ihd", scores, v).reshape(n_tokens, -1)

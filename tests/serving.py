@@ -140,7 +140,7 @@ class FakeEngine:
 
     def embed(self, text, *, lora=None):
         scales = self.active_lora_adapters if lora is None else lora
-        return np.asarray([len(text), 0.5 + sum(scales.values())], dtype=np.float32)
+        return np.asarray([[len(tokens) - 1, 0.5 + sum(scales.values())] for tokens in text], dtype=np.float32)
 
     def stats(self):
         return FakeStats(len(self.running), {2: 5}, FakePercentiles(0.5))

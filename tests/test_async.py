@@ -206,7 +206,7 @@ def test_no_native_work_in_the_loops_thread(opened, tiny_dir, tmp_path, monkeypa
     watched(AdapterReader, "read")
     for name in ("tokenize", "detokenize", "close"):
         watched(Model, name)
-    for name in ("decode", "dump", "restore", "embedding"):
+    for name in ("decode", "dump", "restore", "take_embeddings"):
         watched(Context, name)
 
     async def main():
@@ -231,7 +231,7 @@ def test_no_native_work_in_the_loops_thread(opened, tiny_dir, tmp_path, monkeypa
 
     loop_thread = go(main())
     assert set(threads) == {
-        "__init__", "close", "read", "tokenize", "detokenize", "decode", "dump", "restore", "embedding"
+        "__init__", "close", "read", "tokenize", "detokenize", "decode", "dump", "restore", "take_embeddings"
     }  # fmt: skip
     assert [name for name, where in threads.items() if loop_thread in where] == []
 

@@ -81,6 +81,7 @@ uint64_t llama_model_size(const struct llama_model * model);
 const char * llama_model_chat_template(const struct llama_model * model, const char * name);
 uint64_t llama_model_n_params(const struct llama_model * model);
 bool llama_model_has_encoder(const struct llama_model * model);
+bool llama_model_has_decoder(const struct llama_model * model);
 bool llama_model_is_recurrent(const struct llama_model * model);
 bool llama_model_is_hybrid(const struct llama_model * model);
 struct llama_adapter_lora * llama_adapter_lora_init( struct llama_model * model, const char * path_lora);
@@ -98,6 +99,7 @@ size_t llama_state_seq_get_data( struct llama_context * ctx, uint8_t * dst, size
 size_t llama_state_seq_set_data( struct llama_context * ctx, const uint8_t * src, size_t size, llama_seq_id dest_seq_id);
 struct llama_batch llama_batch_init( int32_t n_tokens, int32_t embd, int32_t n_seq_max);
 void llama_batch_free(struct llama_batch batch);
+int32_t llama_encode(struct llama_context * ctx, struct llama_batch batch);
 int32_t llama_decode( struct llama_context * ctx, struct llama_batch batch);
 void llama_set_n_threads(struct llama_context * ctx, int32_t n_threads, int32_t n_threads_batch);
 int32_t llama_n_threads(struct llama_context * ctx);
@@ -107,7 +109,7 @@ void llama_set_abort_callback(struct llama_context * ctx, ggml_abort_callback ab
 void llama_synchronize(struct llama_context * ctx);
 float * llama_get_logits(struct llama_context * ctx);
 float * llama_get_logits_ith(struct llama_context * ctx, int32_t i);
-float * llama_get_embeddings_ith(struct llama_context * ctx, int32_t i);
+float * llama_get_embeddings(struct llama_context * ctx);
 float * llama_get_embeddings_seq(struct llama_context * ctx, llama_seq_id seq_id);
 bool llama_vocab_is_eog(const struct llama_vocab * vocab, llama_token token);
 bool llama_vocab_is_control(const struct llama_vocab * vocab, llama_token token);

@@ -21,6 +21,9 @@ if TYPE_CHECKING:
 
 MOST_THREADS = 512  # that ggml has
 FLASH_ATTENTION = {"auto": -1, "off": 0, "on": 1}
+_NO_POOLING = 0
+"""Vectors of texts are made of those of their tokens elsewhere. Left to the GGUF, a context whose embeddings are switched on
+later aborts: it was laid out for as few outputs as an answer needs, and pooling takes every token."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -38,6 +41,8 @@ class ContextOptions:
     offload: bool = False
     unified: bool = False
     """Whether all sequences share `n_ctx` and one memory, so that rows keep the order of the batch."""
+    positions: int | None = None
+    """Rows of the model's table of positions, past which libllama aborts; None where positions are computed."""
     n_outputs: int = 0
     """The most logits that a decode is asked for, where they need room; 0: of every token."""
 
@@ -52,7 +57,8 @@ class Hook(Protocol):
 class Context:
     """Owns a `llama_context`. Not thread-safe: one call at a time, the caller's lock.
 
-    `hook`, if given, is kept and must have been made for the same library.
+    `hook`, if given, is kept and must have been made for the same library. `continues` tells whether it can go on with
+    what it has read: encoders have no memory, and what reads a text as a whole cannot add to it.
     """
 
     def __init__(self, model: Model, options: ContextOptions, *, hook: Hook | None = None) -> None:
@@ -71,9 +77,12 @@ class Context:
             self._pointer = not_null(library, made[0], ContextInitError, message)
             library.logs.raise_interrupt()
             self.n_ctx = int(library.lib.llama_n_ctx(self._pointer))
+            self.longest = min(self.n_ctx, options.positions or self.n_ctx)
             self.n_batch = int(library.lib.llama_n_batch(self._pointer))
             self.n_seq_max = int(library.lib.llama_n_seq_max(self._pointer))
             self._memory = library.lib.llama_get_memory(self._pointer)
+            self._run = library.lib.llama_encode if model.is_encoder else library.lib.llama_decode
+            self.continues = bool(self._memory != library.ffi.NULL) and not model.reads_whole
             self._batch = Batch(library, self.n_batch)
         except BaseException:
             self._pointer = made[0] if made and made[0] != library.ffi.NULL else None
@@ -115,6 +124,7 @@ class Context:
         params.type_k = library.types[options.type_k]
         params.type_v = library.types[options.type_v]
         params.embeddings = options.embeddings
+        params.pooling_type = _NO_POOLING
         params.offload_kqv = params.op_offload = options.offload
         params.no_perf = True
         flash = FLASH_ATTENTION[options.flash_attn]
@@ -153,6 +163,11 @@ class Context:
         """A copy of the adapters that the next decode runs with, and their scales."""
         return dict(self._adapters)
 
+    @property
+    def capacity(self) -> str:
+        """How many tokens one sequence may have (`longest`), in words for a message."""
+        return str(self.n_ctx) if self.longest == self.n_ctx else f"{self.longest}, all that this model has positions for"
+
     def set_adapters(self, scales: Mapping[Adapter, float]) -> None:
         """Make exactly these adapters active; zeros are dropped, and an unchanged set costs nothing."""
         wanted = {adapter: scale for adapter, scale in scales.items() if scale != 0.0}
@@ -181,8 +196,8 @@ class Context:
         At most `n_batch` tokens: libllama aborts the process on more.
         """
         count = len(tokens)
-        if not 0 < count <= self.n_batch or position + count > self.n_ctx:
-            message = f"{count} tokens at position {position} do not fit: n_batch is {self.n_batch}, n_ctx is {self.n_ctx}"
+        if not 0 < count <= self.n_batch or position + count > self.longest:
+            message = f"{count} tokens at position {position} do not fit: n_batch is {self.n_batch}, n_ctx is {self.capacity}"
             raise DecodeError(message, code=ErrorCode.INVALID_PARAM)
         outputs = [all_logits] * count
         outputs[-1] = True
@@ -203,7 +218,7 @@ class Context:
             message = f"{len(tokens)} tokens do not fit into one batch of {self.n_batch}"
             raise DecodeError(message, code=ErrorCode.INVALID_PARAM)
         self._batch.fill(tokens, positions, sequences, outputs)
-        return int(self.model.library.lib.llama_decode(pointer, self._batch.pointer))
+        return int(self._run(pointer, self._batch.pointer))
 
     def failure(self, code: int, message: str) -> DecodeError:
         """Make the error for a code that `compute` returned."""
@@ -235,14 +250,20 @@ class Context:
         not_null(library, row, DecodeError, f"no logits for row {index}")
         return np.frombuffer(library.ffi.buffer(row, self.model.n_vocab * 4), dtype=np.float32)
 
-    def embedding(self, index: int = -1) -> np.ndarray[Any, np.dtype[np.float32]]:
-        """Return a copy of the embedding of one output row (unpooled), shape [n_embd]."""
+    def take_embeddings(self, count: int) -> np.ndarray[Any, np.dtype[np.float32]]:
+        """Take the vectors of all `count` tokens of the last decode, in the order of the batch, shape [count, n_embd_out].
+
+        They can be had once: NaN is left where they were, so that none can be an earlier batch's. Embeddings must be on.
+        """
         import numpy as np
 
-        library = self.model.library
-        row = library.lib.llama_get_embeddings_ith(self.pointer, index)
-        not_null(library, row, DecodeError, f"no embedding for row {index}; open the model with embeddings=True")
-        return np.frombuffer(library.ffi.buffer(row, self.model.n_embd * 4), dtype=np.float32).copy()
+        library, width = self.model.library, self.model.n_embd_out
+        first = library.lib.llama_get_embeddings(self.pointer)
+        not_null(library, first, DecodeError, "no embeddings came out; this model's graph makes none")
+        values = np.frombuffer(library.ffi.buffer(first, count * width * 4), dtype=np.float32).reshape(count, width)
+        taken = values.copy()
+        values[:] = np.nan
+        return taken
 
     def set_embeddings(self, *, on: bool) -> None:
         """Switch the output of embeddings on or off."""
@@ -258,11 +279,14 @@ class Context:
     def clear(self) -> None:
         """Forget every token."""
         self.pointer  # noqa: B018 - a closed context raises here
-        self.model.library.lib.llama_memory_clear(self._memory, True)  # noqa: FBT003
+        if self._memory != self.model.library.ffi.NULL:
+            self.model.library.lib.llama_memory_clear(self._memory, True)  # noqa: FBT003
 
     def cut(self, position: int, sequence: int = 0) -> bool:
         """Forget the tokens from `position` on; False where this memory cannot (recurrent, sliding window)."""
         self.pointer  # noqa: B018 - a closed context raises here
+        if self._memory == self.model.library.ffi.NULL:
+            return True
         return bool(self.model.library.lib.llama_memory_seq_rm(self._memory, sequence, position, -1))
 
     def share(self, source: int, target: int, length: int) -> None:

@@ -10,6 +10,7 @@ from __future__ import annotations
 import hashlib
 import math
 import os
+from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
 from llamafu._native.adapter import Adapter
@@ -55,9 +56,9 @@ class Instance:
         self._adapters: dict[Adapter, str] = {}
         self._model: Model | None = Model(library, path, n_gpu_layers=n_gpu_layers)
         self._context: Context | None = None
-        self.context_options = options
+        self.context_options = _widened(options, self._model)
         try:
-            self._context = Context(self._model, options, hook=None if prepare is None else prepare(self))
+            self._context = Context(self._model, self.context_options, hook=None if prepare is None else prepare(self))
         except BaseException:
             self.close()
             raise
@@ -142,6 +143,13 @@ class Instance:
         if self._model is None:
             message = "this object is closed; open a new Llamafu"
             raise ClosedError(message)
+
+
+def _widened(options: ContextOptions, model: Model) -> ContextOptions:
+    """Let a model that reads texts as a whole take one of `n_ctx` tokens in one batch, as far as it was made for such."""
+    if not model.reads_whole:
+        return options
+    return replace(options, n_batch=max(options.n_batch, min(options.n_ctx, model.n_ctx_train)))
 
 
 def llamafu_lora_adapter_init(instance: Instance, lora_path: str, out_adapter: list[Adapter]) -> ErrorCode:

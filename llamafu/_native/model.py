@@ -19,7 +19,11 @@ _ROOM = 256
 
 
 class Model:
-    """Owns a `llama_model`; immutable once loaded, so every method may run on any thread."""
+    """Owns a `llama_model`; immutable once loaded, so every method may run on any thread.
+
+    `reads_whole`: every token sees those behind it too, so that a text is one computation. `is_encoder`: libllama computes
+    it by `llama_encode` alone (T5's encoder). `n_embd_out` is the width of the vectors that come out.
+    """
 
     def __init__(self, library: Library, path: Path, *, n_gpu_layers: int = 0) -> None:
         self.library = library
@@ -42,6 +46,8 @@ class Model:
         self._vocab = not_null(library, vocab, ModelLoadError, f"the model {path} has no vocabulary")
         self.n_vocab = int(lib.llama_vocab_n_tokens(self._vocab))
         self.n_embd = int(lib.llama_model_n_embd(self._pointer))
+        wider = library.has("llama_model_n_embd_out")  # before there was a choice, vectors came out as wide as they went in
+        self.n_embd_out = int(lib.llama_model_n_embd_out(self._pointer)) if wider else self.n_embd
         self.n_layer = int(lib.llama_model_n_layer(self._pointer))
         self.n_ctx_train = int(lib.llama_model_n_ctx_train(self._pointer))
         self.size = int(lib.llama_model_size(self._pointer))
@@ -49,9 +55,15 @@ class Model:
         self.is_recurrent = bool(lib.llama_model_is_recurrent(self._pointer)) or (
             library.has("llama_model_is_hybrid") and bool(lib.llama_model_is_hybrid(self._pointer))
         )
-        if lib.llama_model_has_encoder(self._pointer):
-            message = f"{path} is an encoder-decoder model; give a decoder-only one, its encoder would be left out"
+        encodes = bool(lib.llama_model_has_encoder(self._pointer))
+        if encodes and (not library.has("llama_model_has_decoder") or lib.llama_model_has_decoder(self._pointer)):
+            message = (
+                f"{path} is an encoder-decoder model ({self.metadata('general.architecture')}), which neither completes nor "
+                "embeds here: one of its halves would be left out; give a decoder-only model, or for vectors an encoder"
+            )
             raise ModelLoadError(message)
+        self.is_encoder = encodes
+        self.reads_whole = encodes or self.metadata(f"{self.metadata('general.architecture')}.attention.causal") == "false"
         self.bos = int(lib.llama_vocab_bos(self._vocab))
         self.eos = int(lib.llama_vocab_eos(self._vocab))
         self.adds_bos = bool(lib.llama_vocab_get_add_bos(self._vocab))

@@ -16,7 +16,7 @@ REQUIRED = frozenset(
     llama_vocab_get_add_eos llama_tokenize llama_detokenize llama_token_to_piece llama_chat_apply_template
     llama_adapter_lora_init llama_adapter_lora_free
     llama_memory_clear llama_memory_seq_rm llama_memory_seq_cp llama_memory_seq_pos_min llama_memory_seq_pos_max
-    llama_batch_init llama_batch_free llama_decode llama_get_logits llama_get_logits_ith llama_get_embeddings_ith
+    llama_batch_init llama_batch_free llama_decode llama_get_logits llama_get_logits_ith llama_get_embeddings
     llama_get_embeddings_seq
     llama_sampler_chain_default_params llama_sampler_chain_init llama_sampler_chain_add llama_sampler_free
     llama_sampler_sample llama_sampler_accept llama_sampler_apply llama_sampler_reset
@@ -31,7 +31,8 @@ SET_GENERATIONS = ("llama_set_adapters_lora", "llama_set_adapter_lora")
 
 OPTIONAL = frozenset(
     """
-    llama_version llama_n_ctx_seq llama_model_is_hybrid llama_model_n_swa
+    llama_version llama_n_ctx_seq llama_model_is_hybrid llama_model_n_swa llama_model_n_embd_out
+    llama_encode llama_model_has_decoder
     llama_set_adapters_lora llama_set_adapter_lora llama_rm_adapter_lora llama_clear_adapter_lora
     llama_adapter_lora_init_from_file_ptr
     """.split()

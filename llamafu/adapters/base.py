@@ -46,6 +46,12 @@ class BaseModel:
         return "output.weight" not in self.tensors
 
     @property
+    def positions(self) -> int | None:
+        """How many positions were learned, each a row of a table; None where they are computed, however many."""
+        shape = self.tensors.get("position_embd.weight")
+        return shape[-1] if shape else None
+
+    @property
     def vocabulary_size(self) -> int | None:
         """How many tokens there are; None for a model without token embeddings."""
         shape = self.tensors.get("token_embd.weight")

@@ -15,7 +15,7 @@ from llamafu.engine.sequence import SequenceRun
 from llamafu.engine.stream import AsyncStream
 from llamafu.engine.ticket import Ticket
 from llamafu.errors import ContextOverflowError, LoraError, MultimodalError
-from llamafu.generation import demand_tokens
+from llamafu.generation import demand_continuing, demand_tokens
 from llamafu.options import Options, takes_options
 from llamafu.sampling import Picker
 
@@ -159,11 +159,14 @@ class Asking:
     def _chat_request(self, messages: Sequence[Mapping[str, Any]], options: ChatArguments) -> Request:
         chat, others = split_options(options)
         self._demand_open()
+        demand_continuing(self._room.instance.context)
         with self._room.sharing() as model:
             tokens = chat_module.tokenize(model, messages, chat)
         return _request(tokens, others)
 
     def _submit(self, asked: Sequence[tuple[Request, Ticket]]) -> list[Ticket]:
+        self._worker.demand_open()
+        demand_continuing(self._room.instance.context)
         self._worker.demand_room(len(asked))  # before tokenizing, and before an adapter is copied
         self._worker.submit([self._sequence(request, ticket) for request, ticket in asked])
         return [ticket for _, ticket in asked]
@@ -177,18 +180,18 @@ class Asking:
                 prompt: Sequence[int] = model.tokenize(request.prompt.encode(), add_special=True, parse_special=True)
         else:
             prompt = [self._checked_token(token) for token in request.prompt]
-        n_ctx = self._room.instance.context.n_ctx
+        context = self._room.instance.context
         demand_tokens(prompt)
-        if len(prompt) >= n_ctx:
+        if len(prompt) >= context.longest:
             message = (
-                f"the prompt has {len(prompt)} tokens, but the engine's memory holds {n_ctx}, one of them for the answer; "
-                "shorten it or make the engine with a larger n_ctx"
+                f"the prompt has {len(prompt)} tokens, but the engine's memory holds {context.capacity}, one of them "
+                "for the answer; shorten it or make the engine with a larger n_ctx"
             )
             raise ContextOverflowError(message)
         if request.grammar is not None or request.json_schema is not None:
             with self._room.sharing() as model:
                 Picker(model, request, ()).close()  # a grammar that is none is refused here, and not when its turn comes
-        return SequenceRun(request, prompt, self._mix(request.lora), ticket, limit=n_ctx)
+        return SequenceRun(request, prompt, self._mix(request.lora), ticket, limit=context.longest)
 
     def _checked_token(self, token: object) -> int:
         if isinstance(token, bool) or not isinstance(token, int) or not 0 <= token < self._model.n_vocab:

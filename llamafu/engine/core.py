@@ -110,6 +110,12 @@ class Core:
             return False
         return bank.is_filling(contents)
 
+    def start_over(self) -> None:
+        """Let everything that runs be computed anew: a call has left numbers in the memory that are not finite."""
+        for sequence in list(self.running):
+            self._preempt(sequence)
+        self._wipe()
+
     def digests_in_use(self) -> set[str]:
         """Contents of the adapters of all that runs, or was preempted."""
         return {c.digest for s in [*self.running, *self.waiting] if s.holds_adapters for c in s.mix.contents}

@@ -13,9 +13,10 @@ from llamafu._native.library import open_library
 from llamafu._native.processor import usable_cpus
 from llamafu.adapters.base import read_base
 from llamafu.adapters.peft import CONFIG
+from llamafu.embedding import demand_room, read_texts
 from llamafu.engine.asking import Asking
 from llamafu.engine.core import Core
-from llamafu.engine.embed import embed
+from llamafu.engine.embed import embed, longest_text
 from llamafu.engine.registry import Registry
 from llamafu.engine.room import DTYPES, Room
 from llamafu.engine.stats import EngineStats, Percentiles
@@ -23,6 +24,7 @@ from llamafu.engine.worker import Worker
 from llamafu.errors import LoraError, LoraIncompatibleError
 from llamafu.lora import check_scale, check_scale_range
 from llamafu.options import check_whole
+from llamafu.pooling import choose_pooling, demand_one, pool, shaped
 
 if TYPE_CHECKING:
     import os
@@ -33,7 +35,10 @@ if TYPE_CHECKING:
 
     from llamafu.adapters.file import AdapterFile
     from llamafu.adapters.info import AdapterInfo
+    from llamafu.embedding import Texts
     from llamafu.engine.registry import Content
+    from llamafu.options import LoraScales
+    from llamafu.pooling import Pooling
 
 _MOST = 2**31 - 1
 
@@ -109,6 +114,7 @@ class Engine(Asking):
             type_v=type_v,
             offload=n_gpu_layers != 0,
             unified=True,
+            positions=base.positions,
         )
         room = Room(
             loaded,
@@ -215,11 +221,35 @@ class Engine(Asking):
         with self._room.sharing() as model:
             return model.detokenize(tokens, special=special)
 
-    def embed(self, text: str, *, lora: Mapping[str, float] | None = None) -> np.ndarray[Any, np.dtype[np.float32]]:
-        """Return the mean of the last layer's token vectors under `lora`, at length 1, shape [n_embd]; None: the active set."""
-        tokens, mix = self.tokenize(text), self._mix(lora)
+    def embed(
+        self,
+        text: Texts,
+        *,
+        pooling: Pooling | None = None,
+        normalize: bool = True,
+        lora: LoraScales | Mapping[str, float] | None = None,
+    ) -> np.ndarray[Any, np.dtype[np.float32]]:
+        """Return the vector of a text or of its token ids, shape [n_embd]; of a list of either, shape [n, n_embd].
+
+        `pooling` and `normalize` as for `Llamafu.embed`; `lora` None is the active set. Texts are computed together, as
+        many as one batch takes, between two steps of what runs. Blocks. Raises `ContextOverflowError` for a text that one
+        batch does not take, `QueueFullError` while running requests leave no memory, and what `Llamafu.embed` raises.
+        """
+        self._demand_open()
+        room = self._room
+        chosen = choose_pooling(pooling, room.base.architecture, room.base.metadata)
+        with room.sharing() as model:
+            texts, is_one = read_texts(text, self.tokenize, model.n_vocab)
+        demand_one(chosen, is_one=is_one)
+        demand_room(texts, *longest_text(room))
+        mix = self._mix(lora)
         self._read_ahead(mix.contents)
-        return self._worker.call(lambda core: embed(core, tokens, mix))
+        vectors: list[np.ndarray[Any, np.dtype[np.float32]]] = []
+        while len(vectors) < len(texts):
+            waiting = texts[len(vectors) :]
+            rows = self._worker.call(lambda core: embed(core, waiting, mix))  # noqa: B023 - it is called at once
+            vectors += [pool(of_text, chosen, normalize=normalize) for of_text in rows]
+        return shaped(vectors, is_one=is_one)
 
     # -- state and end -------------------------------------------------------------------------------------------
 

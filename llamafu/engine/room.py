@@ -63,7 +63,7 @@ class Room:
         bank_dtype: Literal["f16", "f32"],
         kernel: Literal["auto", "compiled", "python", "none"],
     ) -> None:
-        self._base = base
+        self.base = base
         self._guests = 0
         self._left = threading.Condition()
         self._rank = bank_rank
@@ -139,8 +139,8 @@ class Room:
 
     def _prepare(self, instance: Instance) -> Hook | None:
         """Load the carrier, find its operations, and make the store that replaces them."""
-        shapes = {name: shape for name, shape in self._base.tensors.items() if _takes_adapters(name, shape)}
-        probe = instance.add(_zeros(self._base.architecture, shapes, 1), label="the engine's bank")
+        shapes = {name: shape for name, shape in self.base.tensors.items() if _takes_adapters(name, shape)}
+        probe = instance.add(_zeros(self.base.architecture, shapes, 1), label="the engine's bank")
         found = find_chains(instance.model, probe)
         self.used = found.used | self._used_embeddings(instance)
         self.plan = self._choose(instance)
@@ -156,7 +156,7 @@ class Room:
         if self.plan.kernel == "python" and any(chain.experts > 1 for chain in chains):
             instance.free(probe)
             self.carrier = instance.add(
-                _zeros(self._base.architecture, shapes, with_spare(self._rank), self._dtype), label="the bank"
+                _zeros(self.base.architecture, shapes, with_spare(self._rank), self._dtype), label="the bank"
             )
             chains = find_chains(instance.model, self.carrier).chains
         # The base's shapes are in GGUF's order: in, out, experts.
@@ -172,13 +172,11 @@ class Room:
 
     def _used_embeddings(self, instance: Instance) -> frozenset[str]:
         """Whether the graph looks tokens up in adapters: such adapters are computed in groups of their own."""
-        shape = self._base.tensors.get(_EMBEDDINGS)
-        if shape is None or self._base.tied:  # libllama aborts on adapters of tied ones
+        shape = self.base.tensors.get(_EMBEDDINGS)
+        if shape is None or self.base.tied:  # libllama aborts on adapters of tied ones
             return frozenset()
         factors = np.zeros((1, shape[1]), np.float32), np.zeros((shape[0], 1), np.float32)
-        content = factor_bytes(
-            {_EMBEDDINGS: factors}, architecture=self._base.architecture, alpha=0.0, metadata={}, dtype="F16"
-        )
+        content = factor_bytes({_EMBEDDINGS: factors}, architecture=self.base.architecture, alpha=0.0, metadata={}, dtype="F16")
         probe = instance.add(content, label="the engine's look at the embeddings")
         used = find_chains(instance.model, probe).used
         instance.free(probe)

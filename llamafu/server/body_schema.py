@@ -32,7 +32,8 @@ def service_schemas(scale_range: tuple[float, float]) -> dict[str, Schema]:
     """Return the schemas of the other bodies, by name; scales are legal within `scale_range`."""
     low, high = scale_range
     scale = {"type": ["number", "null"], "minimum": low, "maximum": high}
-    texts = {"anyOf": [_NAME, {"type": "array", "items": _NAME, "minItems": 1}]}
+    ids: Schema = {"type": "array", "items": {"type": "integer", "minimum": 0}, "minItems": 1}
+    texts: Schema = {"anyOf": [_NAME, ids, {"type": "array", "items": {"anyOf": [_NAME, ids]}, "minItems": 1}]}
     info = closed({"name": _NAME, "scaling": scale}, ["name"])
     entry = closed(
         {
@@ -73,6 +74,7 @@ def service_schemas(scale_range: tuple[float, float]) -> dict[str, Schema]:
         "EmbeddingRequest": closed(
             {
                 "input": texts,
+                "dimensions": {"type": ["integer", "null"], "minimum": 1},
                 "encoding_format": {"enum": ["float", "base64", None]},
                 "model": {"type": ["string", "null"], "minLength": 1},
                 "lora": or_null(LORA_SCHEMA),

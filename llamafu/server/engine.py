@@ -53,8 +53,10 @@ class ServedEngine(AdapterEngine, Protocol):
     def detokenize(self, tokens: Sequence[int], *, special: bool = False) -> str:
         """Return the text of token ids."""
 
-    def embed(self, text: str, *, lora: Mapping[str, float] | None = None) -> np.ndarray[Any, np.dtype[np.float32]]:
-        """Return a vector for `text`, under `lora`; None is the active set."""
+    def embed(
+        self, text: Sequence[Sequence[int]], *, lora: Mapping[str, float] | None = None
+    ) -> np.ndarray[Any, np.dtype[np.float32]]:
+        """Return the vectors of texts that are given as token ids, a row each, under `lora`; None is the active set."""
 
     def add_adapter(self, path: str | os.PathLike[str], *, name: str | None = None) -> Any:
         """Register an adapter; added again, a file that has changed is read anew."""

@@ -7,9 +7,9 @@ import base64
 import weakref
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from functools import partial
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, TypeGuard
 
 from starlette.requests import ClientDisconnect
 from starlette.responses import JSONResponse
@@ -25,8 +25,9 @@ from llamafu.service.errors import APIError, ContextLengthExceededError, Invalid
 from llamafu.service.fields import Fields, kind_of
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Sequence
+    from collections.abc import Callable, Mapping, Sequence
 
+    import numpy as np
     from starlette.requests import Request as HttpRequest
     from starlette.types import ASGIApp
 
@@ -39,6 +40,8 @@ if TYPE_CHECKING:
     from llamafu.server.settings import Settings
 
 _SEEDS = 2**64
+_EMBEDDED_AT_ONCE = 16
+"""Texts of one request after which those of others get their turn."""
 
 
 class Generating:
@@ -82,28 +85,48 @@ class Generating:
 
     async def embeddings(self, exchange: Exchange) -> ASGIApp:
         """`POST /v1/embeddings`."""
-        texts, as_text, model, lora = read_embedding(await exchange.json())
-        scales = self._chosen(lora, model)
-        if self._embedding + len(texts) > self._most_embedding:
-            message = f"{self._embedding} texts wait to be embedded, of at most {self._most_embedding}; try again later"
+        body = read_embedding(await exchange.json())
+        texts, width, scales = body.texts, body.width, self._chosen(body.lora, body.model)
+        if self._embedding >= self._most_embedding:
+            message = f"{self._embedding} requests wait to be embedded, of at most {self._most_embedding}; try again later"
             raise QueueFullError(message)
-        self._embedding += len(texts)
+        self._embedding += 1
         try:
-            loop, embed = asyncio.get_running_loop(), partial(self._engine.embed, lora=scales)
-            vectors = [await loop.run_in_executor(self._embedder, embed, text) for text in texts]
+            loop, embed = asyncio.get_running_loop(), partial(self._vectors, scales=scales)
+            tokens = 0
+            vectors: list[np.ndarray[Any, np.dtype[np.float32]]] = []
+            for start in range(0, len(texts), _EMBEDDED_AT_ONCE):
+                count, some = await loop.run_in_executor(self._embedder, embed, texts[start : start + _EMBEDDED_AT_ONCE])
+                tokens += count
+                vectors.extend(some)
         finally:
-            self._embedding -= len(texts)
-        tokens = sum([len(await asyncio.to_thread(self._engine.tokenize, text)) for text in texts])
+            self._embedding -= 1
+        if width not in {None, len(vectors[0])}:
+            message = f"dimensions is {width}, but this model's vectors have {len(vectors[0])} numbers each; leave it out"
+            raise InvalidRequestError(message)
         data = [
             {
                 "object": "embedding",
                 "index": index,
-                "embedding": base64.b64encode(vector.astype("<f4").tobytes()).decode() if as_text else vector.tolist(),
+                "embedding": base64.b64encode(vector.astype("<f4").tobytes()).decode() if body.as_text else vector.tolist(),
             }
             for index, vector in enumerate(vectors)
         ]
         usage = {"prompt_tokens": tokens, "total_tokens": tokens}
-        return JSONResponse({"object": "list", "model": model or self._base, "data": data, "usage": usage})
+        return JSONResponse({"object": "list", "model": body.model or self._base, "data": data, "usage": usage})
+
+    def _vectors(
+        self, texts: Sequence[str | list[int]], *, scales: Mapping[str, float] | None
+    ) -> tuple[int, Sequence[np.ndarray[Any, np.dtype[np.float32]]]]:
+        """Return how many tokens some texts have, and the vector of each."""
+        tokens = [self._engine.tokenize(text) if isinstance(text, str) else text for text in texts]
+        try:
+            return sum(map(len, tokens)), self._engine.embed(tokens, lora=scales)  # type: ignore[return-value] # a matrix's rows
+        except (ValueError, TypeError) as error:
+            if isinstance(error, LlamafuError):
+                raise
+            message = f"input: {error}"
+            raise InvalidRequestError(message) from error
 
     async def _answer(
         self, exchange: Exchange, body: GenerationBody, makers: Sequence[Callable[[dict[str, Any]], Request]], *, chat: bool
@@ -191,18 +214,52 @@ async def while_there(request: HttpRequest, streams: Sequence[Pieces]) -> list[C
         return working.result()
 
 
-def read_embedding(data: object) -> tuple[list[str], bool, str | None, object]:
-    """Return the texts of an embedding request, whether the vectors are wanted in base64, `model`, and `lora` unread."""
+@dataclass(frozen=True, slots=True)
+class EmbeddingBody:
+    """What an embedding request asks for; `lora` unread, `width` None where no `dimensions` were asked for."""
+
+    texts: list[str | list[int]]
+    as_text: bool
+    model: str | None
+    lora: object
+    width: int | None
+
+
+def read_embedding(data: object) -> EmbeddingBody:
+    """Read the body of an embedding request; `InvalidRequestError`."""
     fields = Fields(data)
-    given = fields.take("input")
-    texts = [given] if isinstance(given, str) else given
-    if not isinstance(texts, list) or not texts or not all(isinstance(text, str) and text for text in texts):
-        fields.complain("input", f"is {kind_of(given)}; give a string that is not empty, or a list of them")
+    texts = _texts(fields)
     form = fields.text("encoding_format", "float")
     if form not in {"float", "base64"}:
         fields.complain("encoding_format", f"is {form!r}; give 'float' or 'base64'")
     model = fields.text("model") if fields.has("model") else None
     lora = fields.take("lora")
+    width = fields.whole("dimensions", 0, low=1) or None
     fields.refuse_others(["model", "user"])
     fields.finish()
-    return list(texts) if isinstance(texts, list) else [], form == "base64", model, lora
+    return EmbeddingBody(texts, form == "base64", model, lora, width)
+
+
+def _texts(fields: Fields) -> list[str | list[int]]:
+    given = fields.take("input")
+    items = given if isinstance(given, list) and not _are_tokens(given) else [given]
+    texts: list[str | list[int]] = []
+    for place, item in enumerate(items):
+        if (isinstance(item, str) and item) or _are_tokens(item):
+            texts.append(item)
+        else:
+            where = "input" if items == [given] else f"input[{place}]"
+            fields.complain(where, f"is {_or_empty(item)}; give a string that is not empty, token ids, or a list of either")
+            break
+    if not items:
+        fields.complain("input", "is an empty list; give a string that is not empty, token ids, or a list of either")
+    return texts
+
+
+def _are_tokens(item: object) -> TypeGuard[list[int]]:
+    return isinstance(item, list) and bool(item) and all(isinstance(n, int) and not isinstance(n, bool) for n in item)
+
+
+def _or_empty(item: object) -> str:
+    kind = kind_of(item)
+    return kind.replace("a ", "an empty ", 1) if item in ("", []) else kind
