@@ -100,11 +100,11 @@ def byte_text(data: bytes) -> str:
     return "".join(alphabet[byte] for byte in data)
 
 
-def add_vocabulary(writer: GGUFWriter, merges: tuple[str, ...]) -> None:
-    """Write a byte-level BPE tokenizer: the controls, all 256 bytes, the merges."""
+def add_vocabulary(writer: GGUFWriter, merges: tuple[str, ...], pre: str = "gpt-2") -> None:
+    """Write a byte-level BPE tokenizer: the controls, all 256 bytes, the merges; `pre` names its pre-tokenizer."""
     texts = [byte_text(bytes([byte])) for byte in range(256)] + [merge.replace(" ", "") for merge in merges]
     writer.add_tokenizer_model("gpt2")
-    writer.add_tokenizer_pre("gpt-2")
+    writer.add_tokenizer_pre(pre)
     writer.add_token_list([*CONTROL_TOKENS, *texts])
     writer.add_token_types([TokenType.CONTROL] * len(CONTROL_TOKENS) + [TokenType.NORMAL] * len(texts))
     writer.add_token_merges(merges)
@@ -132,7 +132,15 @@ def _model_tensors(shape: Shape, weights: Weights, *, tied: bool, biases: bool) 
 
 
 def write_model(
-    path: Path, shape: Shape, *, seed: int, name: str, arch: str = "llama", tied: bool = False, q4_0: bool = False
+    path: Path,
+    shape: Shape,
+    *,
+    seed: int,
+    name: str,
+    arch: str = "llama",
+    tied: bool = False,
+    q4_0: bool = False,
+    pre: str = "gpt-2",
 ) -> None:
     """Write a model of `shape`; the same seed gives the same weights whatever `q4_0` says.
 
@@ -153,7 +161,7 @@ def write_model(
     writer.add_layer_norm_rms_eps(1e-5)
     writer.add_vocab_size(shape.n_vocab)
     writer.add_file_type(LlamaFileType.MOSTLY_Q4_0 if q4_0 else LlamaFileType.ALL_F32)
-    add_vocabulary(writer, shape.merges)
+    add_vocabulary(writer, shape.merges, pre)
     for tensor_name, values in _model_tensors(shape, Weights(seed), tied=tied, biases=arch == "qwen2").items():
         if q4_0 and values.ndim > 1:
             writer.add_tensor(

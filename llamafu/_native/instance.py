@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, Any
 from llamafu._native.adapter import Adapter
 from llamafu._native.context import Context, ContextOptions
 from llamafu._native.model import Model
+from llamafu._native.model_check import check_model
 from llamafu.errors import ClosedError, ErrorCode, LlamafuError
 
 if TYPE_CHECKING:
@@ -31,6 +32,7 @@ class Instance:
     Not thread-safe: the model layer holds a lock around every use. In a forked child every use is a
     `ClosedError` and `close` leaves the parent's memory alone: the library's threads do not survive a fork.
 
+    `parts` are the files of a model that was split; the first use of a file opens it in a child process first.
     `reader` returns the checked bytes of an adapter file, or raises a `LlamafuError`: no file reaches libllama unread.
     `frees_adapters` is False for a library whose adapter free does nothing: adapters are then kept by content and
     used again, so that loading and freeing in turn takes no memory. `prepare` is called between model and context: it may
@@ -44,6 +46,7 @@ class Instance:
         options: ContextOptions,
         *,
         reader: Callable[[str], bytes],
+        parts: tuple[Path, ...] = (),
         n_gpu_layers: int = 0,
         frees_adapters: bool = True,
         prepare: Callable[[Instance], Hook | None] | None = None,
@@ -53,7 +56,8 @@ class Instance:
         self._pool: dict[str, Any] | None = None if frees_adapters else {}
         self._pid = os.getpid()
         self._adapters: dict[Adapter, str] = {}
-        self._model: Model | None = Model(library, path, n_gpu_layers=n_gpu_layers)
+        checked = check_model(library, path, parts)
+        self._model: Model | None = Model(library, path, n_gpu_layers=n_gpu_layers, checked=checked)
         self._context: Context | None = None
         self.context_options = options
         try:

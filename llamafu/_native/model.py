@@ -7,6 +7,7 @@ import os
 from typing import TYPE_CHECKING, Any
 
 from llamafu._native.checks import create, explain, not_null
+from llamafu._native.long_texts import LongTexts
 from llamafu.errors import ClosedError, ModelLoadError, TokenizeError
 
 if TYPE_CHECKING:
@@ -14,15 +15,20 @@ if TYPE_CHECKING:
     from pathlib import Path
 
     from llamafu._native.library import Library
+    from llamafu._native.model_check import CheckedModel
 
 _ROOM = 256
 
 
 class Model:
-    """Owns a `llama_model`; immutable once loaded, so every method may run on any thread."""
+    """Owns a `llama_model`; immutable once loaded, so every method may run on any thread.
 
-    def __init__(self, library: Library, path: Path, *, n_gpu_layers: int = 0) -> None:
+    `checked` says which texts must not be tokenised in this process; without it, all are.
+    """
+
+    def __init__(self, library: Library, path: Path, *, n_gpu_layers: int = 0, checked: CheckedModel | None = None) -> None:
         self.library = library
+        self._long_texts = None if checked is None else LongTexts(library, checked)
         params = library.lib.llama_model_default_params()
         params.n_gpu_layers = n_gpu_layers
         made: list[Any] = []
@@ -67,6 +73,8 @@ class Model:
     def close(self) -> None:
         """Free the model; every context and adapter of it must be freed before. Idempotent."""
         pointer, self._pointer = self._pointer, None
+        if self._long_texts is not None:
+            self._long_texts.close()
         if pointer is not None:
             self.library.lib.llama_model_free(pointer)
 
@@ -105,9 +113,15 @@ class Model:
         return bytes(ffi.buffer(room, size)).decode("utf-8", "replace")
 
     def tokenize(self, text: bytes, *, add_special: bool, parse_special: bool) -> list[int]:
-        """Return the token ids of UTF-8 `text`; `add_special` lets the vocabulary add its BOS and EOS."""
+        """Return the token ids of UTF-8 `text`; `add_special` lets the vocabulary add its BOS and EOS.
+
+        A text that could end the process, or hold it up, is tokenised in another one, for some seconds at most:
+        `TokenizeError` where that does not succeed.
+        """
         ffi, lib = self.library.ffi, self.library.lib
         vocab = self._open_vocab()
+        if self._long_texts is not None and self._long_texts.concern(text):
+            return self._long_texts.tokenize(text, add_special=add_special, parse_special=parse_special)
         room = len(text) + 8
         while True:
             tokens = ffi.new("llama_token[]", room)
