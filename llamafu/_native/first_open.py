@@ -20,6 +20,9 @@ SMALL_STACK, SHORT = 128 * 1024, 2000
 _PER_BYTE, _LEAST_STACK, _LARGEST_STACK = 1024, 1 << 20, 1 << 30
 """Stack for a text: twice what was measured at the worst; it is memory only where it is used."""
 _MEMORY = 8 << 30
+_SMALL_MODEL = 32 << 20
+"""Bytes of a model that is read and computed with whole: some milliseconds."""
+_FEW = 5  # tokens
 _ERROR, _CONTINUED = 4, 5
 
 
@@ -70,32 +73,30 @@ def _bound_memory(model: str) -> None:
     resource.setrlimit(resource.RLIMIT_AS, (_MEMORY + 2 * size, resource.RLIM_INFINITY))
 
 
-def _load(ffi: Any, lib: Any, model: str, *, vocab_only: bool) -> Any:
+def _load(ffi: Any, lib: Any, model: str, *, weights: str) -> Any:
+    """Load a model whose `weights` are all there, are "claimed" (every shape is checked, none read), or left out."""
     params = lib.llama_model_default_params()
-    fields = {name for name, _ in ffi.typeof("struct llama_model_params").fields}
-    # Without memory for the weights every shape is checked all the same. Older builds can do the vocabulary only.
-    if vocab_only or "load_mode" not in fields:
-        params.vocab_only = True
-    else:
+    if weights == "claimed":
         params.no_alloc, params.load_mode = True, 0
+    elif weights == "left out":
+        params.vocab_only = True
     return lib.llama_model_load_from_file(os.fsencode(model), params)
 
 
 def _try(ffi: Any, lib: Any, model: str) -> None:
     """Print "opened", "computes", "tokenizes", "spells", "words" and "flat", each once it is certain."""
-    loaded = _load(ffi, lib, model, vocab_only=False)
+    fields = {name for name, _ in ffi.typeof("struct llama_model_params").fields}
+    # A small model is computed with too. Older builds cannot do without the weights, but for the vocabulary.
+    whole = os.stat(model).st_size <= _SMALL_MODEL  # noqa: PTH116 - as below
+    weights = "all" if whole else "claimed" if "load_mode" in fields else "left out"
+    loaded = _load(ffi, lib, model, weights=weights)
     if loaded == ffi.NULL:
         _say("refused")  # without dying: the parent will hear the same, and says so
         return
     _say("opened")
-    params = lib.llama_context_default_params()
-    params.n_ctx, params.n_batch, params.n_ubatch, params.n_threads, params.n_threads_batch = 64, 64, 64, 1, 1
-    fields = {name for name, _ in ffi.typeof("struct llama_model_params").fields}
     vocab = lib.llama_model_get_vocab(loaded)
-    if "load_mode" in fields and lib.llama_model_n_embd(loaded) > 0:
-        context = lib.llama_init_from_model(loaded, params)
-        if context != ffi.NULL:
-            lib.llama_free(context)
+    if weights != "left out":
+        _compute(ffi, lib, loaded, decode=whole and lib.llama_vocab_n_tokens(vocab) > 0)
     _say("computes")
     _tokenize(ffi, lib, vocab, b"a", flags=3)
     _tokenize(ffi, lib, vocab, b"", flags=3)
@@ -108,14 +109,33 @@ def _try(ffi: Any, lib: Any, model: str) -> None:
         _say(stage)
 
 
+def _compute(ffi: Any, lib: Any, model: Any, *, decode: bool) -> None:
+    """Make a context, and decode some tokens and one more where the weights are there: types and sizes are met then."""
+    params = lib.llama_context_default_params()
+    params.n_ctx, params.n_batch, params.n_ubatch, params.n_threads, params.n_threads_batch = 64, 64, 64, 1, 1
+    context = lib.llama_init_from_model(model, params)
+    if context == ffi.NULL:
+        return
+    batch = lib.llama_batch_init(_FEW, 0, 1)
+    for start, count in ((0, _FEW), (_FEW, 1)) if decode else ():
+        batch.n_tokens = count
+        for i in range(count):
+            batch.token[i], batch.pos[i], batch.n_seq_id[i], batch.seq_id[i][0] = 0, start + i, 1, 0
+            batch.logits[i] = i == count - 1
+        if lib.llama_decode(context, batch):
+            break
+        lib.llama_synchronize(context)
+    lib.llama_batch_free(batch)
+    lib.llama_free(context)
+
+
 def _say(word: str) -> None:
     os.write(1, f"{word}\n".encode())
 
 
 def _every_byte() -> bytes:
     """Return characters that hold every byte of UTF-8, most of which no vocabulary has whole."""
-    low, middle = [*range(1, 0x800)], range(0x800, 0x10000, 61)
-    codes = [*low, *(code for code in middle if not 0xD800 <= code < 0xE000), *range(0x10000, 0x110000, 4099)]
+    codes = [*range(1, 0x800), *range(0x800, 0xD800, 61), *range(0xE000, 0x10000, 61), *range(0x10000, 0x110000, 4099)]
     return " ".join(map(chr, codes)).encode()
 
 
@@ -126,7 +146,7 @@ def _words(count: int) -> list[str]:
 
 def _runs(count: int) -> list[str]:
     """Return a run of every kind of character that a pre-tokenizer's patterns tell apart."""
-    same = "Aa1-/ \n\r\t\x01漢가ㄅ！ก\u0301ǅ😀"
+    same = "Aa1-/ \n\r\t\x01漢가ㄅ\uff01ก\u0301ǅ😀"
     mixed = ("aA", "\r\n", "A\u0301", "1a")
     begun = ("<sentinel:" + "1" * count, "-" + "\n" * count, " " * count + "x", "1" * count + "x")
     return [*(char * count for char in same), *(pair * (count // 2) for pair in mixed), *begun]
@@ -164,7 +184,7 @@ def _tokenize(ffi: Any, lib: Any, vocab: Any, text: bytes, *, flags: int) -> byt
 
 def _serve(ffi: Any, lib: Any, model: str) -> int:
     """Answer texts until stdin ends. A text is one byte of flags, its length (8 bytes) and itself; tokens the length first."""
-    loaded = _load(ffi, lib, model, vocab_only=True)
+    loaded = _load(ffi, lib, model, weights="left out")
     if loaded == ffi.NULL:
         return 1
     vocab = lib.llama_model_get_vocab(loaded)
