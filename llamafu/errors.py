@@ -95,8 +95,8 @@ class DecodeError(LlamafuError):
     code = ErrorCode.DECODE_FAILED
 
 
-class TokenizeError(LlamafuError):
-    """Text that the model's vocabulary cannot represent."""
+class TokenizeError(LlamafuError, ValueError):
+    """Text that is none, that the model's vocabulary cannot represent, or that libllama does not live through."""
 
     code = ErrorCode.TOKENIZATION_FAILED
 

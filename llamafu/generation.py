@@ -17,6 +17,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Mapping, Sequence
 
     from llamafu._native.instance import Instance
+    from llamafu._native.model import Model
     from llamafu.lora import LoraAdapter, LoraSet, State
     from llamafu.options import Options
     from llamafu.prefix import PrefixCache
@@ -44,7 +45,8 @@ class Generation:
         self._lora = lora
         self._prompt = tuple(prompt)
         model, context = desk.instance.model, desk.instance.context
-        if not 0 < len(prompt) < context.n_ctx:
+        check_prompt(prompt, model)
+        if len(prompt) >= context.n_ctx:
             message = (
                 f"the prompt has {len(prompt)} tokens, but the context holds {context.n_ctx}, one of them for the answer; "
                 "shorten it or open the model with a larger n_ctx"
@@ -172,6 +174,14 @@ class Generation:
     def _release(self) -> None:
         self._picker.close()
         self._desk.turns.leave(self)
+
+
+def check_prompt(prompt: Sequence[int], model: Model) -> None:
+    """Raise ValueError for a prompt without tokens: there is nothing that an answer could follow."""
+    if not prompt:
+        why = "" if model.adds_bos else ", and this model's vocabulary adds no BOS token of its own"
+        message = f"the prompt is empty: it has no tokens{why}; give at least one character"
+        raise ValueError(message)
 
 
 def activation(prompt: Sequence[int], invocation: tuple[int, ...]) -> int:

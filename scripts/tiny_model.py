@@ -15,6 +15,7 @@ import numpy as np
 from gguf import GGMLQuantizationType, GGUFValueType, GGUFWriter, LlamaFileType, TokenType, quants
 
 if TYPE_CHECKING:
+    from collections.abc import Callable
     from pathlib import Path
 
 MODULES = ("attn_q", "attn_k", "attn_v", "attn_output", "ffn_gate", "ffn_up", "ffn_down")
@@ -141,11 +142,13 @@ def write_model(
     tied: bool = False,
     q4_0: bool = False,
     pre: str = "gpt-2",
+    vocabulary: Callable[[GGUFWriter, int], None] | None = None,
 ) -> None:
     """Write a model of `shape`; the same seed gives the same weights whatever `q4_0` says.
 
     `arch` is "llama" or "qwen2" (the same tensors plus biases on q, k and v). With `tied` there is no
-    `output.weight`. With `q4_0` every matrix is quantised.
+    `output.weight`. With `q4_0` every matrix is quantised. `pre` names another pre-tokenizer, `vocabulary` writes another
+    kind of tokenizer than byte-level BPE.
     """
     writer = GGUFWriter(path, arch)
     writer.add_type("model")
@@ -161,7 +164,10 @@ def write_model(
     writer.add_layer_norm_rms_eps(1e-5)
     writer.add_vocab_size(shape.n_vocab)
     writer.add_file_type(LlamaFileType.MOSTLY_Q4_0 if q4_0 else LlamaFileType.ALL_F32)
-    add_vocabulary(writer, shape.merges, pre)
+    if vocabulary is None:
+        add_vocabulary(writer, shape.merges, pre)
+    else:
+        vocabulary(writer, shape.n_vocab)
     for tensor_name, values in _model_tensors(shape, Weights(seed), tied=tied, biases=arch == "qwen2").items():
         if q4_0 and values.ndim > 1:
             writer.add_tensor(

@@ -122,7 +122,7 @@ def test_adapters_dir(tiny_model, tiny_dir, tmp_path):
         ({"timeout": float("nan")}, ValueError, "timeout=nan"),
         ({"priority": 1.0}, TypeError, "priority=1.0"),
         ({"prompt": b"x"}, TypeError, "prompt is bytes"),
-        ({"prompt": []}, ContextOverflowError, "the prompt has 0 tokens"),
+        ({"prompt": []}, ValueError, "the prompt is empty"),
         ({"prompt": [1, 317]}, ValueError, "317.*from 0 to 316"),
         ({"prompt": [True]}, ValueError, "True"),
         ({"prompt": [5] * 1024}, ContextOverflowError, "1024 tokens, but the engine's memory holds 1024"),

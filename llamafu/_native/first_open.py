@@ -29,7 +29,7 @@ _ERROR, _CONTINUED = 4, 5
 def main(arguments: list[str]) -> int:
     """Do what the command line asks for; the exit status is 0 where nothing died."""
     site, folder, family, path, plugin, model, task = arguments
-    _bound_memory(model)
+    bound_memory(model)
     sys.path += [folder, site]
     if family.startswith("header:"):
         ffi: Any = importlib.import_module("llamafu._native.families").load(family).ffi
@@ -44,7 +44,7 @@ def main(arguments: list[str]) -> int:
         lib.ggml_backend_load(plugin.encode("utf-8", "surrogateescape"))
     if task == "serve":
         return _serve(ffi, lib, model)
-    _try(ffi, lib, model)
+    try_model(ffi, lib, model)
     return 0
 
 
@@ -62,7 +62,7 @@ class _Errors:
             os.write(2, self._ffi.string(text))
 
 
-def _bound_memory(model: str) -> None:
+def bound_memory(model: str) -> None:
     """A damaged number may ask for all the memory there is; and no core file shall be left behind."""
     try:
         import resource
@@ -73,7 +73,7 @@ def _bound_memory(model: str) -> None:
     resource.setrlimit(resource.RLIMIT_AS, (_MEMORY + 2 * size, resource.RLIM_INFINITY))
 
 
-def _load(ffi: Any, lib: Any, model: str, *, weights: str) -> Any:
+def _load(lib: Any, model: str, *, weights: str) -> Any:
     """Load a model whose `weights` are all there, are "claimed" (every shape is checked, none read), or left out."""
     params = lib.llama_model_default_params()
     if weights == "claimed":
@@ -83,13 +83,13 @@ def _load(ffi: Any, lib: Any, model: str, *, weights: str) -> Any:
     return lib.llama_model_load_from_file(os.fsencode(model), params)
 
 
-def _try(ffi: Any, lib: Any, model: str) -> None:
+def try_model(ffi: Any, lib: Any, model: str) -> None:
     """Print "opened", "computes", "tokenizes", "spells", "words" and "flat", each once it is certain."""
     fields = {name for name, _ in ffi.typeof("struct llama_model_params").fields}
     # A small model is computed with too. Older builds cannot do without the weights, but for the vocabulary.
     whole = os.stat(model).st_size <= _SMALL_MODEL  # noqa: PTH116 - as below
     weights = "all" if whole else "claimed" if "load_mode" in fields else "left out"
-    loaded = _load(ffi, lib, model, weights=weights)
+    loaded = _load(lib, model, weights=weights)
     if loaded == ffi.NULL:
         _say("refused")  # without dying: the parent will hear the same, and says so
         return
@@ -184,7 +184,7 @@ def _tokenize(ffi: Any, lib: Any, vocab: Any, text: bytes, *, flags: int) -> byt
 
 def _serve(ffi: Any, lib: Any, model: str) -> int:
     """Answer texts until stdin ends. A text is one byte of flags, its length (8 bytes) and itself; tokens the length first."""
-    loaded = _load(ffi, lib, model, weights="left out")
+    loaded = _load(lib, model, weights="left out")
     if loaded == ffi.NULL:
         return 1
     vocab = lib.llama_model_get_vocab(loaded)

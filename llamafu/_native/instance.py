@@ -32,7 +32,7 @@ class Instance:
     Not thread-safe: the model layer holds a lock around every use. In a forked child every use is a
     `ClosedError` and `close` leaves the parent's memory alone: the library's threads do not survive a fork.
 
-    `parts` are the files of a model that was split; the first use of a file opens it in a child process first.
+    A file that was never opened before is opened in a child process first (see `model_check`).
     `reader` returns the checked bytes of an adapter file, or raises a `LlamafuError`: no file reaches libllama unread.
     `frees_adapters` is False for a library whose adapter free does nothing: adapters are then kept by content and
     used again, so that loading and freeing in turn takes no memory. `prepare` is called between model and context: it may
@@ -46,7 +46,6 @@ class Instance:
         options: ContextOptions,
         *,
         reader: Callable[[str], bytes],
-        parts: tuple[Path, ...] = (),
         n_gpu_layers: int = 0,
         frees_adapters: bool = True,
         prepare: Callable[[Instance], Hook | None] | None = None,
@@ -56,7 +55,7 @@ class Instance:
         self._pool: dict[str, Any] | None = None if frees_adapters else {}
         self._pid = os.getpid()
         self._adapters: dict[Adapter, str] = {}
-        checked = check_model(library, path, parts)
+        checked = check_model(library, path)
         self._model: Model | None = Model(library, path, n_gpu_layers=n_gpu_layers, checked=checked)
         self._context: Context | None = None
         self.context_options = options

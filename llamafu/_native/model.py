@@ -112,12 +112,14 @@ class Model:
         lib.llama_chat_apply_template(template.encode(), chat, len(keep), True, room, size + 1)  # noqa: FBT003
         return bytes(ffi.buffer(room, size)).decode("utf-8", "replace")
 
-    def tokenize(self, text: bytes, *, add_special: bool, parse_special: bool) -> list[int]:
-        """Return the token ids of UTF-8 `text`; `add_special` lets the vocabulary add its BOS and EOS.
+    def tokenize(self, text: str | bytes, *, add_special: bool, parse_special: bool) -> list[int]:
+        """Return the token ids of `text` (bytes are UTF-8); `add_special` lets the vocabulary add its BOS and EOS.
 
         A text that could end the process, or hold it up, is tokenised in another one, for some seconds at most:
-        `TokenizeError` where that does not succeed.
+        `TokenizeError` where that does not succeed, and for a str that is no text (half of a surrogate pair).
         """
+        if isinstance(text, str):
+            text = _utf8(text)
         ffi, lib = self.library.ffi, self.library.lib
         vocab = self._open_vocab()
         if self._long_texts is not None and self._long_texts.concern(text):
@@ -134,8 +136,19 @@ class Model:
             room = -count
 
     def detokenize(self, tokens: Sequence[int], *, special: bool) -> str:
-        """Return the text of `tokens`; control tokens are spelled out when `special`."""
-        return b"".join(self.piece(self._in_range(token), special=special) for token in tokens).decode("utf-8", "replace")
+        """Return the text of `tokens` as the library's own detokenizer does; control tokens are spelled out when `special`.
+
+        A text that was tokenised without BOS comes back without the space that the vocabulary put before it.
+        """
+        ffi, lib = self.library.ffi, self.library.lib
+        given = ffi.new("llama_token[]", [self._in_range(token) for token in tokens])
+        size = 8 * len(given) + _ROOM
+        while True:
+            room = ffi.new("char[]", size)
+            count = lib.llama_detokenize(self._open_vocab(), given, len(given), room, size, False, special)  # noqa: FBT003
+            if count >= 0:
+                return bytes(ffi.buffer(room, count)).decode("utf-8", "replace")
+            size = -count
 
     def piece(self, token: int, *, special: bool = False) -> bytes:
         """Return the bytes of one token: perhaps a part of a character."""
@@ -171,3 +184,12 @@ class Model:
             message = f"token {token!r} is outside this vocabulary of {self.n_vocab} tokens"
             raise TokenizeError(message)
         return token
+
+
+def _utf8(text: str) -> bytes:
+    try:
+        return text.encode()
+    except UnicodeEncodeError as error:
+        half, place = text[error.start], error.start
+        message = f"the text holds {half!r} at character {place}: half of a surrogate pair, which is no character; leave it out"
+        raise TokenizeError(message) from None

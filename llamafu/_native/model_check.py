@@ -8,9 +8,11 @@ beside the proofs, by the file's place, size, time and inode, so that it costs s
 from __future__ import annotations
 
 import contextlib
+import glob
 import hashlib
 import json
 import os
+import re
 import subprocess
 import sys
 from dataclasses import dataclass
@@ -48,12 +50,12 @@ class CheckedModel:
     """Whether white space is a break: some pre-tokenizers match over it."""
 
 
-def check_model(library: Library, path: Path, parts: tuple[Path, ...]) -> CheckedModel:
+def check_model(library: Library, path: Path) -> CheckedModel:
     """Return what is known of the model at `path`, from the cache or from a child process (about 0.1 s and its vocabulary).
 
-    `parts` are all its files. Raises `ModelLoadError`, with libllama's last words, where opening it kills the child.
+    Raises `ModelLoadError`, with libllama's last words, where opening it kills the child.
     """
-    kept = _paths.cache_dir() / "opened" / f"{_key(library, path, parts)}.json"
+    kept = _paths.cache_dir() / "opened" / f"{_key(library, path)}.json"
     with contextlib.suppress(OSError, ValueError, TypeError, KeyError):  # absent or damaged: then it is opened again
         known = json.loads(kept.read_text(encoding="utf-8"))
         return CheckedModel(path, int(known["longest_run"]), bool(known["breaks"]))
@@ -85,14 +87,20 @@ def environment() -> dict[str, str]:
     return {**os.environ, "GGML_NO_BACKTRACE": "1"}
 
 
-def _key(library: Library, path: Path, parts: tuple[Path, ...]) -> str:
+def _key(library: Library, path: Path) -> str:
     """Name everything that the result depends on."""
     text = [__version__, library.family]
-    for file in (_PROGRAM, library.path, path, *parts):
+    for file in (_PROGRAM, library.path, path, *_other_parts(path)):
         with contextlib.suppress(OSError):
             status = file.stat()
             text.append(f"{file.resolve()} {status.st_size} {status.st_mtime_ns} {status.st_ino}")
     return hashlib.sha256("\n".join(text).encode("utf-8", "surrogateescape")).hexdigest()
+
+
+def _other_parts(path: Path) -> list[Path]:
+    """Return the files beside `path` that may be parts of the same model."""
+    match = re.fullmatch(r"(.+)-\d{5}(-of-\d{5}\.gguf)", path.name)
+    return [] if match is None else sorted(path.parent.glob(f"{glob.escape(match[1])}-*{match[2]}"))
 
 
 def _try(library: Library, path: Path) -> CheckedModel:

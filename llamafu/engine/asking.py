@@ -14,6 +14,7 @@ from llamafu.engine.sequence import SequenceRun
 from llamafu.engine.stream import AsyncStream
 from llamafu.engine.ticket import Ticket
 from llamafu.errors import ContextOverflowError, LoraError, MultimodalError
+from llamafu.generation import check_prompt
 from llamafu.options import Options, takes_options
 from llamafu.sampling import Picker
 
@@ -179,11 +180,13 @@ class Asking:
             raise MultimodalError(message)
         if isinstance(request.prompt, str):
             with self._room.sharing() as model:
-                prompt: Sequence[int] = model.tokenize(request.prompt.encode(), add_special=True, parse_special=True)
+                prompt: Sequence[int] = model.tokenize(request.prompt, add_special=True, parse_special=True)
         else:
             prompt = [self._checked_token(token) for token in request.prompt]
         n_ctx = self._room.instance.context.n_ctx
-        if not 0 < len(prompt) < n_ctx:
+        with self._room.sharing() as model:
+            check_prompt(prompt, model)
+        if len(prompt) >= n_ctx:
             message = (
                 f"the prompt has {len(prompt)} tokens, but the engine's memory holds {n_ctx}, one of them for the answer; "
                 "shorten it or make the engine with a larger n_ctx"
