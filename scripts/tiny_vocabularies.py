@@ -73,3 +73,24 @@ KINDS: dict[str, Callable[[GGUFWriter, int], None]] = {
     "rwkv": add_rwkv,
     "plamo2": add_plamo2,
 }
+
+PRE_TOKENIZERS: tuple[tuple[str, ...], ...] = (
+    ("gpt-2", "phi-2", "jina-es", "jina-de", "gigachat", "jina-v2-es", "jina-v2-de", "a.x-4.0", "mellum", "modern-bert"),
+    ("mpt", "olmo", "jais", "trillion", "granite-docling", "roberta-bpe", "jina-v1-en", "jina-v2-code", "exaone4"),
+    ("llama-bpe", "llama3", "llama-v3", "falcon3", "falcon-h1", "pixtral", "midm-2.0", "lfm2", "jina-v5-nano"),
+    ("qwen2", "deepseek-r1-qwen", "kormo", "f2llmv2", "stablelm2", "megrez", "hunyuan", "solar-open"),
+    ("starcoder", "refact", "command-r", "smollm", "codeshell", "exaone", "minerva-7b", "mellum2"),
+    ("deepseek-v3", "hunyuan-dense", "joyai-llm", "hy_v4"),
+    ("gpt-4o", "llama4", "kanana2", "talkie", "minimax-m2"),
+    ("gemma4", "granite-embed-multi-311m"),
+    ("dbrx", "smaug-bpe"),
+    ("chatglm-bpe", "glm4", "glm5"),
+    ("poro-chat", "bloom", "gpt3-finnish"),
+    ("tiny_aya", "cohere2moe"),
+    ("bailingmoe", "bailingmoe2", "llada-moe"),
+    *((name,) for name in ("default", "kimi-k2", "minicpm5", "deepseek-llm", "deepseek-coder", "spark2_5", "youtu", "falcon")),
+    *((name,) for name in ("jais-2", "mmbert", "sarvam-moe", "whitespace", "qwen35", "viking", "tekken", "exaone-moe")),
+    *((name,) for name in ("chameleon", "granite-embed-multi-97m", "superbpe", "seed-coder", "ufakzeka", "grok-2")),
+    *((name,) for name in ("afmoe", "laguna")),
+)
+"""Every name of `tokenizer.ggml.pre` that libllama knows for byte-level BPE; those of a row have the same patterns."""

@@ -12,7 +12,23 @@ if TYPE_CHECKING:
     from collections.abc import Callable
 
 _WIDTHS = {"UINT8": 1, "INT8": 1, "UINT16": 2, "INT16": 2, "UINT32": 4, "INT32": 4, "FLOAT32": 4, "BOOL": 1, "UINT64": 8}
-_BORDERS = (0, 1, 2, 3, 7, 0x7F, 0xFF, 0x7FFF, 0xFFFF, 0x7FFFFFFF, 0x80000000, 0xFFFFFFFF, 1 << 40, (1 << 63) - 1, (1 << 64) - 1)
+_BORDERS = (
+    0,
+    1,
+    2,
+    3,
+    7,
+    0x7F,
+    0xFF,
+    0x7FFF,
+    0xFFFF,
+    0x7FFFFFFF,
+    0x80000000,
+    0xFFFFFFFF,
+    1 << 40,
+    (1 << 63) - 1,
+    (1 << 64) - 1,
+)
 _FLOATS = (0.0, -1.0, float("nan"), float("inf"), 1e-38, 3e38)
 _WORDS = ("", "gpt-4o", "llama", "qwen2", "spm", "gpt2", "bert", "t5", "rwkv", "no such thing", "x" * 300, "\0")
 

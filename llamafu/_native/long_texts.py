@@ -19,10 +19,10 @@ if TYPE_CHECKING:
     from llamafu._native.library import Library
     from llamafu._native.model_check import CheckedModel
 
-_PATIENCE = 8.0
-"""Seconds for one text, the wait for another one included."""
-_MOST_AT_ONCE = 1 << 16
-"""Bytes: many runs that are short enough each may together take seconds where time grows with their square."""
+_PATIENCE, _PER_SECOND = 8.0, 1 << 19
+"""Seconds for one text, the wait for another one included; and bytes a second for what is longer than that would do."""
+_MOST_HERE, _MOST_RUNS_HERE = 1 << 20, 1 << 16
+"""Bytes that are tokenised in this process, where nothing can end it early; and where time grows with the square of runs."""
 _BREAK = re.compile(rb"[ \t\n\r\f\v]+")
 _RUN = re.compile(rb"[^ \t\n\r\f\v]+")
 
@@ -45,9 +45,9 @@ class LongTexts:
     def concern(self, text: bytes) -> bool:
         """Tell whether `text` must be tokenised here and not in this process."""
         longest = self._checked.longest_run
-        if len(text) <= longest:
+        if len(text) <= min(longest, _MOST_HERE):
             return False
-        if not longest or not self._checked.breaks or len(text) > _MOST_AT_ONCE:
+        if not longest or not self._checked.breaks or len(text) > _MOST_RUNS_HERE:
             return True
         # A match may hold one word and the break before or after it: the longest of both is the longest that it can be.
         solid, blank = (max(map(len, pattern.split(text))) for pattern in (_BREAK, _RUN))
@@ -55,9 +55,10 @@ class LongTexts:
 
     def tokenize(self, text: bytes, *, add_special: bool, parse_special: bool) -> list[int]:
         """Return the token ids of `text`; `TokenizeError` when it takes too long or is more than the process can take."""
-        deadline = time.monotonic() + _PATIENCE
-        if not self._lock.acquire(timeout=_PATIENCE):
-            message = f"other long texts are being tokenised, and none ended within {_PATIENCE:.0f} s; try again later"
+        patience = max(_PATIENCE, len(text) / _PER_SECOND)
+        deadline = time.monotonic() + patience
+        if not self._lock.acquire(timeout=patience):
+            message = f"other long texts are being tokenised, and did not end within {patience:.0f} s; try again later"
             raise TokenizeError(message)
         try:
             return self._ask(text, flags=add_special + 2 * parse_special, deadline=deadline)
@@ -116,11 +117,9 @@ class LongTexts:
     def _refusal(self, text: bytes, ending: str, *, late: bool) -> str:
         run = max(map(len, _BREAK.split(text)))
         what = f"libllama cannot tokenise this text of {len(text)} bytes with this model"
-        how = f"it did not end within {_PATIENCE:.0f} s" if late else f"the process that tried it ended ({ending})"
+        how = "it took too long" if late else f"the process that tried it ended ({ending})"
         if not self._checked.longest_run:
-            return (
-                f"{what}, whose vocabulary has no tokens for some bytes: {how}; leave out the characters that it cannot spell"
-            )
+            return f"{what}, whose tokenizer dies of some characters: {how}; leave out those that its vocabulary lacks"
         return f"{what}: {how}; its longest word has {run} bytes: put spaces or line ends into it, or give less text"
 
 

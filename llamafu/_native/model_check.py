@@ -28,11 +28,11 @@ if TYPE_CHECKING:
     from llamafu._native.library import Library
 
 _PROGRAM = Path(__file__).with_name("first_open.py")
-_TIMEOUT = 60.0
+_TIMEOUT = 30.0
 _STAGES = (
     ("opened", "opening it"),
     ("computes", "computing with it"),
-    ("tokenizes", "tokenising the letter a with it"),
+    ("tokenizes", "tokenising an empty text with it"),
 )
 _MOST_LINES = 3
 _NO_LIMIT, _SHORT_RUN = 1 << 62, 4096
@@ -82,6 +82,13 @@ def command(library: Library, path: Path, task: str) -> list[str]:
     ]
 
 
+def run_child(run: list[str]) -> subprocess.CompletedProcess[bytes]:
+    """Run such a command line to its end; `subprocess.TimeoutExpired` when it takes too long."""
+    return subprocess.run(  # noqa: S603 - our own module, run by our own interpreter
+        run, env=environment(), stdin=subprocess.DEVNULL, capture_output=True, timeout=_TIMEOUT, check=False
+    )
+
+
 def environment() -> dict[str, str]:
     """Return the child's environment: an abort in it needs no debugger's backtrace, which takes seconds."""
     return {**os.environ, "GGML_NO_BACKTRACE": "1"}
@@ -104,11 +111,8 @@ def _other_parts(path: Path) -> list[Path]:
 
 
 def _try(library: Library, path: Path) -> CheckedModel:
-    run = command(library, path, "try")
     try:
-        done = subprocess.run(  # noqa: S603 - our own module, run by our own interpreter
-            run, env=environment(), stdin=subprocess.DEVNULL, capture_output=True, timeout=_TIMEOUT, check=False
-        )
+        done = run_child(command(library, path, "try"))
     except subprocess.TimeoutExpired:
         message = f"{path}: libllama did not open it within {_TIMEOUT:.0f} s in a process of its own; the file may be damaged"
         raise ModelLoadError(message) from None

@@ -29,18 +29,18 @@ def opened(sound, scratch, first, count, how):
     return json.loads(done.stdout.splitlines()[-1])
 
 
-def test_a_few_damaged_models_the_way_that_users_open_them(fixtures, tmp_path):
-    outcomes = opened(fixtures / "tiny.gguf", tmp_path, 1000, 12, "real")
+def test_a_few_damaged_models_the_way_that_users_open_them(tiny_dir, tmp_path):
+    outcomes = opened(tiny_dir / "tiny.gguf", tmp_path, 1000, 12, "real")
     assert sum(outcomes.values()) == 12
     assert len(outcomes) > 1
 
 
 @pytest.mark.skipif(not hasattr(os, "fork"), reason="the forked way needs fork")
 @pytest.mark.parametrize("name", SOUND)
-def test_damaged_models_are_an_error_or_a_model(fixtures, tmp_path, name):
+def test_damaged_models_are_an_error_or_a_model(tiny_dir, tmp_path, name):
     count = max(COUNT // len(SOUND), 20)
     first = SEED + 1_000_000 * SOUND.index(name)
-    outcomes = opened(fixtures / name, tmp_path, first, count, "forked")
-    print(name, outcomes)
+    outcomes = opened(tiny_dir / name, tmp_path, first, count, "forked")
+    sys.stderr.write(f"{name} {outcomes}\n")
     assert sum(outcomes.values()) == count
     assert len(outcomes) > 2  # the damage is neither harmless nor all of one kind
