@@ -24,7 +24,9 @@ collect_ignore = [tier for tier in ("matrix", "peers", "soak") if tier not in _n
 
 
 def _maker_digest() -> str:
-    sources = [(SCRIPTS / name).read_bytes() for name in ("make_fixtures.py", "tiny_model.py", "tiny_kinds.py", "tiny_vocabularies.py")]
+    sources = [
+        (SCRIPTS / name).read_bytes() for name in ("make_fixtures.py", "tiny_model.py", "tiny_kinds.py", "tiny_vocabularies.py")
+    ]
     return hashlib.sha256(b"".join([*sources, version("gguf").encode()])).hexdigest()
 
 

@@ -102,17 +102,15 @@ def test_a_text_that_takes_too_long_is_an_error_and_the_next_one_is_right(made, 
 
 def test_a_text_for_which_no_stack_is_large_enough_is_an_error(made):
     model = made("gpt-4o")
-    with pytest.raises(TokenizeError, match=r"ended \(signal 11, SIGSEGV\); its longest word has 1500000 bytes: put spaces"):
-        tokens_of(model, "A" * 1_500_000)
+    with pytest.raises(TokenizeError, match=r"ended \(signal 11, SIGSEGV\); its longest word has 1000000 bytes: put spaces"):
+        tokens_of(model, "A" * 1_000_000)
 
 
 @pytest.mark.parametrize("kind", KINDS)
-@pytest.mark.parametrize(
-    "text", ["A" * 30_000, " " * 30_000, "漢" * 10_000, "\0\x01\x7f \ufeff\u202e\U0010ffff", "e" + "\u0301" * 9000]
-)
-def test_other_kinds_of_tokenizers_take_any_text(made, kind, text):
+def test_other_kinds_of_tokenizers_take_any_text(made, kind):
     model = made(kind, KINDS[kind])
-    assert len(tokens_of(model, text)) >= 2
+    texts = ("A" * 30_000, " " * 30_000, "漢" * 10_000, "\0\x01\x7f \ufeff\u202e\U0010ffff", "e" + "\u0301" * 9000)
+    assert all(len(tokens_of(model, text)) >= 2 for text in texts)
 
 
 def test_a_vocabulary_without_tokens_for_bytes_takes_what_it_can_spell(made):

@@ -17,7 +17,7 @@ from typing import Any
 
 SMALL_STACK, SHORT = 128 * 1024, 2000
 """Bytes of stack, and a run of characters: a pre-tokenizer that recurses for every character does not live through it."""
-_PER_BYTE, _LEAST_STACK, _LARGEST_STACK = 1024, 1 << 20, 1 << 29
+_PER_BYTE, _LEAST_STACK, _LARGEST_STACK = 1024, 1 << 20, 1 << 28
 """Stack for a text: twice what was measured at the worst; it is memory only where it is used."""
 _MEMORY = 8 << 30
 _SMALL_MODEL = 32 << 20
