@@ -9,6 +9,7 @@ from llamafu._native.adapter import Adapter
 from llamafu._native.context import Context, ContextOptions
 from llamafu._native.kv_memory import machine_bytes
 from llamafu._native.model import Model
+from llamafu._native.model_check import check_model
 from llamafu._native.products import Products
 from llamafu.adapters.ggml_type import BLOCKS
 from llamafu.adapters.grid import RANGES
@@ -81,7 +82,7 @@ class Calibration:
         self._open = ExitStack()
         with ExitStack() as failed:
             failed.callback(self.close)
-            self._model = self._open.enter_context(closing(Model(library, path)))
+            self._model = self._open.enter_context(closing(Model(library, path, checked=check_model(library, path))))
             self._adapters: dict[Adapter, float] = {}
             for file, scale in recipe.uses:
                 adapter = Adapter(self._model, file.content, label=file.path.name)
@@ -145,7 +146,9 @@ class Calibration:
     def likeness(self, baked: Path) -> Likeness:
         """Compare a baked model with this one and its adapters, on the part of the text that was not read."""
         with ExitStack() as opened:
-            model = opened.enter_context(closing(Model(self._model.library, baked)))
+            model = opened.enter_context(
+                closing(Model(self._model.library, baked, checked=check_model(self._model.library, baked)))
+            )
             contexts = []
             for source, adapters in ((self._model, {}), (self._model, self._adapters), (model, {})):
                 options = ContextOptions(n_ctx=WINDOW, n_batch=WINDOW, n_threads=self._recipe.n_threads)

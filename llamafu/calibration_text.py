@@ -122,7 +122,7 @@ def read_text(source: str | os.PathLike[str]) -> str | None:
 
 def read_windows(model: Model, text: str) -> list[list[int]]:
     """Cut a text into windows; of a long one, as many as are read, evenly spread. Raises ValueError if it is too short."""
-    tokens = model.tokenize(text.encode(), add_special=True, parse_special=True)
+    tokens = model.tokenize(text, add_special=True, parse_special=True)
     if len(tokens) < FEWEST_TOKENS:
         message = f"the calibration text has {len(tokens)} tokens; give at least {FEWEST_TOKENS}, better 10,000, or {AUTO!r}"
         raise ValueError(message)
@@ -168,7 +168,7 @@ def spread(windows: Sequence[list[int]], count: int) -> list[list[int]]:
 
 
 def _tokenized(model: Model, texts: Iterable[str]) -> list[list[int]]:
-    return [model.tokenize(text.encode(), add_special=True, parse_special=True) for text in texts]
+    return [model.tokenize(text, add_special=True, parse_special=True) for text in texts]
 
 
 def _continued(

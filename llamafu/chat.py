@@ -71,7 +71,7 @@ def tokenize(model: Model, messages: Sequence[Mapping[str, Any]], options: ChatO
     """Return the token ids of what `render` makes; a template that begins with BOS gets no second one."""
     prompt = render(model, messages, options)
     starts_with_bos = model.adds_bos and prompt.startswith(_spell(model, model.bos))
-    return model.tokenize(prompt.encode(), add_special=not starts_with_bos, parse_special=True)
+    return model.tokenize(prompt, add_special=not starts_with_bos, parse_special=True)
 
 
 def _spell(model: Model, token: int) -> str:

@@ -101,8 +101,8 @@ class UnsupportedError(LlamafuError, ValueError):
     code = ErrorCode.INVALID_PARAM
 
 
-class TokenizeError(LlamafuError):
-    """Text that the model's vocabulary cannot represent."""
+class TokenizeError(LlamafuError, ValueError):
+    """Text that is none, that the model's vocabulary cannot represent, or that libllama does not live through."""
 
     code = ErrorCode.TOKENIZATION_FAILED
 

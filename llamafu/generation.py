@@ -18,6 +18,7 @@ if TYPE_CHECKING:
 
     from llamafu._native.context import Context
     from llamafu._native.instance import Instance
+    from llamafu._native.model import Model
     from llamafu.lora import LoraAdapter, LoraSet, State
     from llamafu.options import Options
     from llamafu.prefix import PrefixCache
@@ -46,7 +47,7 @@ class Generation:
         self._prompt = tuple(prompt)
         model, context = desk.instance.model, desk.instance.context
         demand_continuing(context)
-        demand_tokens(prompt)
+        check_prompt(prompt, model)
         if len(prompt) >= context.longest:
             message = (
                 f"the prompt has {len(prompt)} tokens, but the context holds {context.capacity}, one of them for the answer; "
@@ -177,13 +178,11 @@ class Generation:
         self._desk.turns.leave(self)
 
 
-def demand_tokens(prompt: Sequence[int]) -> None:
-    """Raise EmptyPromptError for a prompt that has no token: there is nothing to continue."""
+def check_prompt(prompt: Sequence[int], model: Model) -> None:
+    """Raise `EmptyPromptError` for a prompt without tokens: there is nothing that an answer could follow."""
     if not prompt:
-        message = (
-            "the prompt is empty: it has no token, and this model's vocabulary puts none before it (no BOS); "
-            "give a text or at least one token id"
-        )
+        why = "" if model.adds_bos else ", and this model's vocabulary puts none before it (no BOS)"
+        message = f"the prompt is empty: it has no tokens{why}; give a text or at least one token id"
         raise EmptyPromptError(message)
 
 

@@ -202,7 +202,7 @@ class Llamafu(LoraHost):
     def tokenize(self, text: str, *, add_special: bool = True, parse_special: bool = True) -> list[int]:
         """Return the token ids of `text`; `add_special` adds BOS where the model wants one."""
         with self._sharing() as model:
-            return model.tokenize(text.encode(), add_special=add_special, parse_special=parse_special)
+            return model.tokenize(text, add_special=add_special, parse_special=parse_special)
 
     @takes_chat_options
     def tokenize_chat(self, messages: Sequence[Mapping[str, Any]], **options: Unpack[ChatArguments]) -> list[int]:

@@ -13,6 +13,7 @@ import json
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from llamafu._native.checks import explain
 from llamafu._whole_file import whole_file
 from llamafu.errors import StateFileError
 from llamafu.prefix import Segment
@@ -52,7 +53,7 @@ def load(path: Path, desk: Desk, model: Path) -> int:
     if segments and not desk.instance.context.restore(dump):
         desk.cache.clear()
         message = f"{path} does not fit this context; open the model with the n_ctx and KV types that it was saved with"
-        raise StateFileError(message)
+        raise StateFileError(explain(desk.instance.library, message))
     desk.cache.replace(segments)
     return len(desk.cache)
 

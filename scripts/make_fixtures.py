@@ -12,6 +12,7 @@ from gguf import PoolingType
 from tiny_encoders import write_bert, write_nomic, write_t5
 from tiny_kinds import write_hybrid, write_moe, write_positions, write_recurrent
 from tiny_model import FIRST_BYTE, MODULES, TINY, sha256, write_adapter, write_model
+from tiny_vocabularies import add_spm
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -25,6 +26,7 @@ FIXTURES: dict[str, Callable[[Path], None]] = {
     "tiny-tied.gguf": partial(_MODEL, tied=True),
     "tiny-q4_0.gguf": partial(_MODEL, q4_0=True),
     "tiny-qwen2.gguf": partial(_MODEL, arch="qwen2"),
+    "tiny-spm.gguf": partial(_MODEL, vocabulary=add_spm),
     "tiny-moe.gguf": partial(write_moe, seed=2),
     "tiny-hybrid.gguf": partial(write_hybrid, seed=3),
     "tiny-recurrent.gguf": partial(write_recurrent, seed=4),

@@ -15,6 +15,7 @@ import numpy as np
 from gguf import GGMLQuantizationType, GGUFValueType, GGUFWriter, LlamaFileType, PoolingType, TokenType, quants
 
 if TYPE_CHECKING:
+    from collections.abc import Callable
     from pathlib import Path
 
 MODULES = ("attn_q", "attn_k", "attn_v", "attn_output", "ffn_gate", "ffn_up", "ffn_down")
@@ -100,11 +101,11 @@ def byte_text(data: bytes) -> str:
     return "".join(alphabet[byte] for byte in data)
 
 
-def add_vocabulary(writer: GGUFWriter, merges: tuple[str, ...]) -> None:
-    """Write a byte-level BPE tokenizer: the controls, all 256 bytes, the merges."""
+def add_vocabulary(writer: GGUFWriter, merges: tuple[str, ...], pre: str = "gpt-2") -> None:
+    """Write a byte-level BPE tokenizer: the controls, all 256 bytes, the merges; `pre` names its pre-tokenizer."""
     texts = [byte_text(bytes([byte])) for byte in range(256)] + [merge.replace(" ", "") for merge in merges]
     writer.add_tokenizer_model("gpt2")
-    writer.add_tokenizer_pre("gpt-2")
+    writer.add_tokenizer_pre(pre)
     writer.add_token_list([*CONTROL_TOKENS, *texts])
     writer.add_token_types([TokenType.CONTROL] * len(CONTROL_TOKENS) + [TokenType.NORMAL] * len(texts))
     writer.add_token_merges(merges)
@@ -142,12 +143,15 @@ def write_model(
     q4_0: bool = False,
     pooling: PoolingType | None = None,
     causal: bool = True,
+    pre: str = "gpt-2",
+    vocabulary: Callable[[GGUFWriter, int], None] | None = None,
 ) -> None:
     """Write a model of `shape`; the same seed gives the same weights whatever `q4_0` says.
 
     `arch` is "llama" or "qwen2" (the same tensors plus biases on q, k and v). With `tied` there is no
     `output.weight`. With `q4_0` every matrix is quantised. `pooling` is for a model that embeds;
-    without `causal` its tokens see those behind them too.
+    without `causal` its tokens see those behind them too. `pre` names another pre-tokenizer, `vocabulary` writes
+    another kind of tokenizer than byte-level BPE.
     """
     writer = GGUFWriter(path, arch)
     writer.add_type("model")
@@ -167,7 +171,10 @@ def write_model(
     if pooling is not None:
         writer.add_pooling_type(pooling)
     writer.add_file_type(LlamaFileType.MOSTLY_Q4_0 if q4_0 else LlamaFileType.ALL_F32)
-    add_vocabulary(writer, shape.merges)
+    if vocabulary is None:
+        add_vocabulary(writer, shape.merges, pre)
+    else:
+        vocabulary(writer, shape.n_vocab)
     for tensor_name, values in _model_tensors(shape, Weights(seed), tied=tied, biases=arch == "qwen2").items():
         if q4_0 and values.ndim > 1:
             writer.add_tensor(

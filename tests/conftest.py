@@ -25,7 +25,8 @@ collect_ignore = [tier for tier in ("matrix", "peers", "soak") if tier not in _n
 
 def _maker_digest() -> str:
     sources = [
-        (SCRIPTS / name).read_bytes() for name in ("make_fixtures.py", "tiny_model.py", "tiny_kinds.py", "tiny_encoders.py")
+        (SCRIPTS / f"{name}.py").read_bytes()
+        for name in ("make_fixtures", "tiny_model", "tiny_kinds", "tiny_encoders", "tiny_vocabularies")
     ]
     return hashlib.sha256(b"".join([*sources, version("gguf").encode()])).hexdigest()
 

@@ -46,15 +46,15 @@ def devices(ffi: Any, lib: Any) -> list[Device]:
     return found
 
 
-def load_cpu(ffi: Any, lib: Any, library: Path) -> None:
-    """Make sure that a CPU device exists, taking the plug-in that scores best on this processor."""
+def load_cpu(ffi: Any, lib: Any, library: Path) -> Path | None:
+    """Make sure that a CPU device exists, taking the plug-in that scores best on this processor; return it, if any."""
     if any(device.kind == "cpu" for device in devices(ffi, lib)):
-        return
+        return None
     plugins = [p for p in _plugins(library) if "ggml-cpu" in p.name]
     for plugin in sorted(plugins, key=_score, reverse=True):
         lib.ggml_backend_load(str(plugin).encode())
         if any(device.kind == "cpu" for device in devices(ffi, lib)):
-            return
+            return plugin
     tried = ", ".join(p.name for p in plugins) or "none there"
     message = (
         f"{library} has no CPU backend: looked for libggml-cpu plug-ins in {', '.join(map(str, _places(library)))} ({tried}); "

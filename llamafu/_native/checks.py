@@ -14,9 +14,10 @@ _E = TypeVar("_E", bound="LlamafuError")
 
 
 def not_null(library: Library, pointer: Any, error: type[_E], message: str) -> Any:
-    """Return `pointer`, or raise `error` with the library's last error line when it is NULL."""
+    """Return `pointer`, or raise `error` with the library's error lines when it is NULL."""
     if pointer == library.ffi.NULL:
         raise error(explain(library, message))
+    library.logs.forget_errors()
     return pointer
 
 
@@ -33,9 +34,10 @@ def succeeded(library: Library, code: int, error: type[_E], message: str) -> Non
     """Raise `error` unless `code` is 0."""
     if code != 0:
         raise error(explain(library, f"{message} (libllama returned {code})"))
+    library.logs.forget_errors()
 
 
 def explain(library: Library, message: str) -> str:
-    """Add the library's own last words to `message`."""
-    line = library.logs.take_error()
-    return f"{message}; libllama says: {line}" if line else message
+    """Add to `message` what the library printed as errors during the failing call: each line once, three at most."""
+    lines = library.logs.take_errors()
+    return f"{message}; libllama says: {'; '.join(lines)}" if lines else message

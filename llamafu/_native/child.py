@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import signal
 import subprocess
 import sys
 from pathlib import Path
@@ -22,3 +23,11 @@ def run(module: str, *arguments: str, timeout: float) -> subprocess.CompletedPro
     return subprocess.run(  # noqa: S603 - our own module, run by our own interpreter
         command, env=environment, stdin=subprocess.DEVNULL, capture_output=True, timeout=timeout, check=False
     )
+
+
+def ending(code: int) -> str:
+    """Say in words how a process ended that did not end well."""
+    try:
+        return f"signal {-code}, {signal.Signals(-code).name}"
+    except ValueError:
+        return f"exit status {code:#x}"

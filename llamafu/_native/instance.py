@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING, Any
 from llamafu._native.adapter import Adapter
 from llamafu._native.context import Context, ContextOptions
 from llamafu._native.model import Model
+from llamafu._native.model_check import check_model
 from llamafu.errors import ClosedError, ErrorCode, LlamafuError
 
 if TYPE_CHECKING:
@@ -32,6 +33,7 @@ class Instance:
     Not thread-safe: the model layer holds a lock around every use. In a forked child every use is a
     `ClosedError` and `close` leaves the parent's memory alone: the library's threads do not survive a fork.
 
+    A file that was never opened before is opened in a child process first (see `model_check`).
     `reader` returns the checked bytes of an adapter file, or raises a `LlamafuError`: no file reaches libllama unread.
     `frees_adapters` is False for a library whose adapter free does nothing: adapters are then kept by content and
     used again, so that loading and freeing in turn takes no memory. `prepare` is called between model and context: it may
@@ -54,7 +56,8 @@ class Instance:
         self._pool: dict[str, Any] | None = None if frees_adapters else {}
         self._pid = os.getpid()
         self._adapters: dict[Adapter, str] = {}
-        self._model: Model | None = Model(library, path, n_gpu_layers=n_gpu_layers)
+        checked = check_model(library, path)
+        self._model: Model | None = Model(library, path, n_gpu_layers=n_gpu_layers, checked=checked)
         self._context: Context | None = None
         self.context_options = _widened(options, self._model)
         try:

@@ -19,7 +19,8 @@ class Library:
     """A loaded libllama whose ABI family is known; shared by every object of the process.
 
     `operations` and `types` map names ("MUL_MAT", "f16") to this build's numbers, asked of the library itself:
-    enum values drift between releases that share a layout. `process` is the one that loaded it.
+    enum values drift between releases that share a layout. `process` is the one that loaded it, `plugin` the CPU
+    backend that it needed, None where that is part of the library.
     """
 
     path: Path
@@ -30,6 +31,7 @@ class Library:
     operations: dict[str, int] = field(default_factory=dict)
     types: dict[str, int] = field(default_factory=dict)
     process: int = field(default_factory=os.getpid)
+    plugin: Path | None = None
 
     def has(self, symbol: str) -> bool:
         """Tell whether this build exports `symbol`."""
@@ -99,7 +101,7 @@ def _open(path: Path, family: str) -> Library:
         os.environ.setdefault("LLAMA_GRAPH_REUSE_DISABLE", "1")
     logs = LogBridge(ffi, lib)
     lib.llama_backend_init()
-    backends.load_cpu(ffi, lib, path)
+    plugin = backends.load_cpu(ffi, lib, path)
     return Library(
         path=path,
         family=family,
@@ -108,6 +110,7 @@ def _open(path: Path, family: str) -> Library:
         logs=logs,
         operations=_numbers(ffi, lib.ggml_op_name, len(ffi.typeof("enum ggml_op").elements)),
         types=_numbers(ffi, lib.ggml_type_name, len(ffi.typeof("enum ggml_type").elements)),
+        plugin=plugin,
     )
 
 

@@ -1,4 +1,4 @@
-"""The library's log lines, handed to `logging` ("llamafu.native"); the last error line is kept for messages."""
+"""The library's log lines, handed to `logging` ("llamafu.native"); the error lines of a call are kept for messages."""
 
 from __future__ import annotations
 
@@ -15,6 +15,8 @@ logger.addHandler(logging.NullHandler())  # else Python prints warnings to stder
 
 _LEVELS = {1: logging.DEBUG, 2: logging.DEBUG, 3: logging.WARNING, 4: logging.ERROR}
 _ERROR, _CONTINUED = 4, 5
+_MOST_LINES, _LONGEST = 3, 400
+"""Of the error lines of one call, how many a message repeats (the cause comes first), and characters of each."""
 
 
 class LogBridge:
@@ -28,7 +30,7 @@ class LogBridge:
         self._lib = lib
         self._partial = ""
         self._level = logging.DEBUG
-        self._last_error = ""
+        self._errors: dict[str, None] = {}  # as a set that keeps the order
         self._quiet = False
         self._interrupt: BaseException | None = None
         # Kept on self: a collected callback would leave the library with a dangling pointer.
@@ -36,10 +38,15 @@ class LogBridge:
         lib.llama_log_set(self._callback, ffi.NULL)
         atexit.register(self.detach)
 
-    def take_error(self) -> str:
-        """Return the last error line and forget it; empty when there was none."""
-        line, self._last_error = self._last_error, ""
-        return line
+    def take_errors(self) -> list[str]:
+        """Return the distinct error lines since the last call that was checked, three at most, and forget them."""
+        errors, self._errors = self._errors, {}
+        return list(errors)
+
+    def forget_errors(self) -> None:
+        """Forget error lines that a call printed and yet succeeded: they would be blamed on the next failure."""
+        if self._errors:
+            self._errors = {}
 
     def raise_interrupt(self) -> None:
         """Raise the Ctrl-C that came during the native call before, while a log line was handled."""
@@ -55,7 +62,7 @@ class LogBridge:
             yield
         finally:
             self._quiet = False
-            self._last_error = ""
+            self.forget_errors()
 
     def detach(self) -> None:
         """Point the library at a harmless C function: at exit no Python may run inside a destructor."""
@@ -71,8 +78,8 @@ class LogBridge:
         line, self._partial = self._partial.strip(), ""
         if not line:
             return
-        if self._level >= _ERROR:
-            self._last_error = line
+        if self._level >= _ERROR and len(self._errors) < _MOST_LINES:
+            self._errors[line if len(line) <= _LONGEST else f"{line[:_LONGEST]}..."] = None
         level = logging.DEBUG if self._quiet else _LEVELS.get(self._level, logging.DEBUG)
         logger.log(level, "%s", line)
 

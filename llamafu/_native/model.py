@@ -7,6 +7,7 @@ import os
 from typing import TYPE_CHECKING, Any
 
 from llamafu._native.checks import create, explain, not_null
+from llamafu._native.long_texts import LongTexts
 from llamafu.errors import ClosedError, ModelLoadError, TokenizeError
 
 if TYPE_CHECKING:
@@ -14,6 +15,7 @@ if TYPE_CHECKING:
     from pathlib import Path
 
     from llamafu._native.library import Library
+    from llamafu._native.model_check import CheckedModel
 
 _ROOM = 256
 
@@ -22,11 +24,13 @@ class Model:
     """Owns a `llama_model`; immutable once loaded, so every method may run on any thread.
 
     `reads_whole`: every token sees those behind it too, so that a text is one computation. `is_encoder`: libllama computes
-    it by `llama_encode` alone (T5's encoder). `n_embd_out` is the width of the vectors that come out.
+    it by `llama_encode` alone (T5's encoder). `n_embd_out` is the width of the vectors that come out. `checked` says which
+    texts must not be tokenised in this process; without it, all are.
     """
 
-    def __init__(self, library: Library, path: Path, *, n_gpu_layers: int = 0) -> None:
+    def __init__(self, library: Library, path: Path, *, n_gpu_layers: int = 0, checked: CheckedModel | None = None) -> None:
         self.library = library
+        self._long_texts = None if checked is None else LongTexts(library, checked)
         params = library.lib.llama_model_default_params()
         params.n_gpu_layers = n_gpu_layers
         made: list[Any] = []
@@ -79,6 +83,8 @@ class Model:
     def close(self) -> None:
         """Free the model; every context and adapter of it must be freed before. Idempotent."""
         pointer, self._pointer = self._pointer, None
+        if self._long_texts is not None:
+            self._long_texts.close()
         if pointer is not None:
             self.library.lib.llama_model_free(pointer)
 
@@ -119,10 +125,18 @@ class Model:
         lib.llama_chat_apply_template(template.encode(), chat, len(keep), begin, room, size + 1)
         return bytes(ffi.buffer(room, size)).decode("utf-8", "replace")
 
-    def tokenize(self, text: bytes, *, add_special: bool, parse_special: bool) -> list[int]:
-        """Return the token ids of UTF-8 `text`; `add_special` lets the vocabulary add its BOS and EOS."""
+    def tokenize(self, text: str | bytes, *, add_special: bool, parse_special: bool) -> list[int]:
+        """Return the token ids of `text` (bytes are UTF-8); `add_special` lets the vocabulary add its BOS and EOS.
+
+        A text that could end the process, or hold it up, is tokenised in another one, for some seconds at most:
+        `TokenizeError` where that does not succeed, and for a str that is no text (half of a surrogate pair).
+        """
+        if isinstance(text, str):
+            text = _utf8(text)
         ffi, lib = self.library.ffi, self.library.lib
         vocab = self._open_vocab()
+        if self._long_texts is not None and self._long_texts.concern(text):
+            return self._long_texts.tokenize(text, add_special=add_special, parse_special=parse_special)
         room = len(text) + 8
         while True:
             tokens = ffi.new("llama_token[]", room)
@@ -135,8 +149,19 @@ class Model:
             room = -count
 
     def detokenize(self, tokens: Sequence[int], *, special: bool) -> str:
-        """Return the text of `tokens`; control tokens are spelled out when `special`."""
-        return b"".join(self.piece(self._in_range(token), special=special) for token in tokens).decode("utf-8", "replace")
+        """Return the text of `tokens` as the library's own detokenizer does; control tokens are spelled out when `special`.
+
+        A text that was tokenised without BOS comes back without the space that the vocabulary put before it.
+        """
+        ffi, lib = self.library.ffi, self.library.lib
+        given = ffi.new("llama_token[]", [self._in_range(token) for token in tokens])
+        size = 8 * len(given) + _ROOM
+        while True:
+            room = ffi.new("char[]", size)
+            count = lib.llama_detokenize(self._open_vocab(), given, len(given), room, size, False, special)  # noqa: FBT003
+            if count >= 0:
+                return bytes(ffi.buffer(room, count)).decode("utf-8", "replace")
+            size = -count
 
     def piece(self, token: int, *, special: bool = False) -> bytes:
         """Return the bytes of one token: perhaps a part of a character."""
@@ -172,3 +197,12 @@ class Model:
             message = f"token {token!r} is outside this vocabulary of {self.n_vocab} tokens"
             raise TokenizeError(message)
         return token
+
+
+def _utf8(text: str) -> bytes:
+    try:
+        return text.encode()
+    except UnicodeEncodeError as error:
+        half, place = text[error.start], error.start
+        message = f"the text holds {half!r} at character {place}: half of a surrogate pair, which is no character; leave it out"
+        raise TokenizeError(message) from None

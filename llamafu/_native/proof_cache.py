@@ -11,7 +11,6 @@ import hashlib
 import json
 import os
 import re
-import signal
 import sys
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -180,11 +179,4 @@ def _ask(path: Path, skipped: list[str]) -> tuple[dict[str, Any] | None, str | N
         said = done.stderr.decode("utf-8", "replace").strip().splitlines()[-1:] or ["nothing"]
         ours = re.sub(r"^llamafu\.errors\.\w+: ", "", said[0])
         return None, None, ours if ours != said[0] else f"the probe failed and said: {said[0]}"
-    return None, (trials[-1] if trials else None), f"it crashed on loading ({_signal_name(done.returncode)})"
-
-
-def _signal_name(code: int) -> str:
-    try:
-        return f"signal {-code}, {signal.Signals(-code).name}"
-    except ValueError:
-        return f"exit status {code:#x}"
+    return None, (trials[-1] if trials else None), f"it crashed on loading ({child.ending(done.returncode)})"

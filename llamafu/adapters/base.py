@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from llamafu.adapters.container import Container, read_container
+from llamafu.adapters.ggml_type import GGMLType
 from llamafu.errors import ErrorCode, InvalidAdapterFileError, ModelLoadError
 
 if TYPE_CHECKING:
@@ -18,6 +19,9 @@ if TYPE_CHECKING:
     from llamafu.adapters.container import Scalar
 
 _SHARD = re.compile(r"(.+)-([0-9]{5})-of-([0-9]{5})\.gguf")
+_WHOLE_NUMBERS = (GGMLType.I8, GGMLType.I16, GGMLType.I32, GGMLType.I64)
+_TABLE = "tid2eid"
+"""In the names of the one kind of tensor that holds numbers of things: experts by token."""
 _OTHER_KINDS = {"adapter": "a LoRA adapter", "mmproj": "a multimodal projector", "imatrix": "an importance matrix"}
 
 
@@ -67,7 +71,7 @@ def read_base(path: str | os.PathLike[str]) -> BaseModel:
 
     """
     path = Path(path)
-    containers = [read_header(shard) for shard in shard_paths(path)]
+    containers = [read_header(shard) for shard in _parts(path)]
     metadata: dict[str, Scalar] = {}
     tensors: dict[str, tuple[int, ...]] = {}
     for container in containers:
@@ -85,8 +89,39 @@ def read_base(path: str | os.PathLike[str]) -> BaseModel:
         raise ModelLoadError(message)
     if not tensors:
         message = f"{path} has no tensors: it is a vocabulary, no base model"
+        if int(metadata.get("split.count") or 0) > 1:
+            message = f"{path} is one part of a split model and has no tensors; give the first part, all others beside it"
         raise ModelLoadError(message)
+    for container in containers:
+        _check_types(path, container)
     return BaseModel(path, str(metadata.get("general.name") or path.stem), architecture, tensors, metadata)
+
+
+def _check_types(path: Path, container: Container) -> None:
+    """Refuse weights of whole numbers, which no operation multiplies by: libllama takes them and dies while it computes."""
+    for name, entry in container.tensors.items():
+        if entry.type in _WHOLE_NUMBERS and not (entry.type == GGMLType.I32 and _TABLE in name):
+            message = f"{path}: tensor {name!r} is of type {entry.type.name}, and weights are fractions: the file is damaged"
+            raise ModelLoadError(message)
+
+
+def _parts(path: Path) -> list[Path]:
+    """Return the files of the model at `path`, which must be the first, and all there."""
+    parts = shard_paths(path)
+    if path not in parts or len(parts) == 1:
+        return [path]
+    if path != parts[0]:
+        message = (
+            f"{path} is part {parts.index(path) + 1} of {len(parts)} of a split model; open its first part, {parts[0].name}"
+        )
+        raise ModelLoadError(message)
+    missing = [part.name for part in parts if not part.exists()]
+    if path.name in missing:
+        return [path]
+    if missing:
+        message = f"{path} is split into {len(parts)} parts, and {', '.join(missing)} is not there; put it into {path.parent}"
+        raise ModelFileNotFoundError(message)
+    return parts
 
 
 def shard_paths(path: Path) -> list[Path]:

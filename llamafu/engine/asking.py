@@ -15,7 +15,7 @@ from llamafu.engine.sequence import SequenceRun
 from llamafu.engine.stream import AsyncStream
 from llamafu.engine.ticket import Ticket
 from llamafu.errors import ContextOverflowError, LoraError, MultimodalError
-from llamafu.generation import demand_continuing, demand_tokens
+from llamafu.generation import check_prompt, demand_continuing
 from llamafu.options import Options, takes_options
 from llamafu.sampling import Picker
 
@@ -177,11 +177,12 @@ class Asking:
             raise MultimodalError(message)
         if isinstance(request.prompt, str):
             with self._room.sharing() as model:
-                prompt: Sequence[int] = model.tokenize(request.prompt.encode(), add_special=True, parse_special=True)
+                prompt: Sequence[int] = model.tokenize(request.prompt, add_special=True, parse_special=True)
         else:
             prompt = [self._checked_token(token) for token in request.prompt]
+        with self._room.sharing() as model:
+            check_prompt(prompt, model)
         context = self._room.instance.context
-        demand_tokens(prompt)
         if len(prompt) >= context.longest:
             message = (
                 f"the prompt has {len(prompt)} tokens, but the engine's memory holds {context.capacity}, one of them "

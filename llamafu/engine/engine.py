@@ -213,7 +213,7 @@ class Engine(Asking):
         """Return the token ids of `text`; `add_special` adds BOS where the model wants one."""
         self._demand_open()
         with self._room.sharing() as model:
-            return model.tokenize(text.encode(), add_special=add_special, parse_special=parse_special)
+            return model.tokenize(text, add_special=add_special, parse_special=parse_special)
 
     def detokenize(self, tokens: Sequence[int], *, special: bool = False) -> str:
         """Return the text of token ids; control tokens are spelled out when `special`."""
