@@ -1,6 +1,6 @@
 """Set up `.venv` and run one of the project's jobs in it.
 
-    python scripts/dev.py demo|test|test-peers|soak|lint|bench|matrix|clean|help [ARGUMENT...]
+    python scripts/dev.py demo|test|test-peers|soak|fuzz|lint|bench|matrix|clean|help [ARGUMENT...]
 
 What is installed stays until its sources change, so later runs need no network. Only the standard library is used, and
 an old Python is enough to get as far as finding a newer one. The make targets have the same names.
@@ -29,6 +29,7 @@ JOBS = {
     "test": "lint, then every test; ARGS='-k name' goes to pytest",
     "test-peers": "compare with PEFT, upstream, openai's client, Go and Chromium, in tests/peers (torch and Go fetched once)",
     "soak": "the engine under random load, in tests/soak: six minutes, or ARGS='--seconds 60'",
+    "fuzz": "wild requests to live servers and damaged model files, in tests/fuzz: minutes",
     "lint": "ruff, mypy and the direction of imports",
     "bench": "every benchmark in bench/, one after another",
     "matrix": "the tests against several builds of libllama",
@@ -62,7 +63,16 @@ def main(arguments: list[str]) -> int:
         set_up(EXTRAS.get(job, ["prebuilt", "test"]))
     except SetupError as error:
         return fail(str(error))
-    jobs = {"demo": demo, "test": test, "test-peers": test_peers, "soak": soak, "lint": lint, "bench": bench, "matrix": matrix}
+    jobs = {
+        "demo": demo,
+        "test": test,
+        "test-peers": test_peers,
+        "soak": soak,
+        "fuzz": fuzz,
+        "lint": lint,
+        "bench": bench,
+        "matrix": matrix,
+    }
     return jobs[job](rest)
 
 
@@ -88,6 +98,11 @@ def test_peers(rest: list[str]) -> int:
 def soak(rest: list[str]) -> int:
     """Load the engine at random, and compare every answer."""
     return run("python", "-m", "pytest", "tests/soak", "-s", *rest)
+
+
+def fuzz(rest: list[str]) -> int:
+    """Send what no client should, and open what no file should be."""
+    return run("python", "-m", "pytest", "tests/fuzz", "-s", *rest)
 
 
 def lint(rest: list[str]) -> int:

@@ -1,0 +1,36 @@
+"""20,000 wild requests to live servers: the process lives, each is answered in time, and a plain stream goes on beside them."""
+
+import os
+import shutil
+
+import httpx
+import numpy as np
+from bombarding import Beside, bombard
+from served import API, served
+from wild_requests import wild_requests
+
+SEED = int(os.environ.get("LLAMAFU_FUZZ_SEED", "1"))
+COUNT = int(os.environ.get("LLAMAFU_FUZZ_REQUESTS", "20000"))
+
+
+def test_no_request_ends_or_holds_up_the_server(real, tiny_model, tiny_adapter_a, tmp_path, capsys):
+    shutil.copy(tiny_adapter_a, tmp_path / "a.gguf")
+    flags = ("--adapters", tmp_path, "--library", real.path, "--n-ctx", 4096, "--max-queue", 64)
+    with served(tiny_model, *flags) as server:
+        assert server.url, server.log
+        with Beside(server.url) as beside:
+            counts, wrong, longest = bombard(server.url, wild_requests(SEED, COUNT))
+        after = httpx.post(f"{server.url}/v1/completions", json={"prompt": "a", "max_tokens": 1}, headers={"X-Api-Key": API})
+        alive = server.process.poll() is None
+    gaps = np.sort(beside.gaps) * 1000
+    lines = [
+        f"seed {SEED}: {COUNT} requests, the longest {longest:.2f} s; between two tokens of a plain stream beside them:",
+        f"  p50 {np.median(gaps):.1f}, p99 {np.quantile(gaps, 0.99):.1f}, at most {gaps[-1]:.1f} ms of {len(gaps)}",
+        *(f"  {kind:<22}{dict(statuses)}" for kind, statuses in counts.items()),
+    ]
+    with capsys.disabled():
+        print("", *lines, sep="\n")  # noqa: T201
+    assert alive, server.log[-30:]
+    assert not wrong, "\n".join([f"{len(wrong)} in all", *wrong[:20], *server.log[-20:]])
+    assert not beside.failures, beside.failures
+    assert after.status_code == 200
