@@ -8,9 +8,10 @@ from contextlib import contextmanager
 from typing import TYPE_CHECKING, Self
 
 from llamafu.adapters.compatibility import CompatibilityReport, demand_fit
+from llamafu.adapters.file import default_name
 from llamafu.adapters.reader import AdapterReader
 from llamafu.errors import ClosedError
-from llamafu.lora import LoraAdapter, LoraSet, LoraUse, Registry, check_scale, default_name
+from llamafu.lora import LoraAdapter, LoraSet, LoraUse, Registry, check_scale
 
 if TYPE_CHECKING:
     import os

@@ -11,9 +11,10 @@ import numpy as np
 
 from llamafu._whole_file import whole_folder
 from llamafu.adapters.architectures import ARCHITECTURES, Architecture, row_heads, separate_halves
-from llamafu.adapters.base import BaseModel, read_base
+from llamafu.adapters.base import BaseModel
 from llamafu.adapters.compatibility import demand_fit
 from llamafu.adapters.file import read_adapter
+from llamafu.adapters.hf_config import read_any_base
 from llamafu.adapters.info import is_expert, is_flipped, split_name
 from llamafu.adapters.peft import CONFIG
 from llamafu.adapters.safetensors import safetensors_bytes
@@ -49,7 +50,7 @@ def export_peft(
     """Write the GGUF adapter at `adapter` as the new PEFT folder `directory`, and return the adapter's facts.
 
     The change to every matrix stays the same, and F16 stays F16. `base` is the GGUF model it is for (only its header is
-    read); it is needed where the architecture reorders rows by heads, as llama does those of q and k.
+    read), or its `config.json`; it is needed where the architecture reorders rows by heads, as llama does those of q and k.
 
     Raises:
         LoraIncompatibleError: the architecture or a tensor has no PEFT form here, or needs `base`, or does not fit it.
@@ -59,7 +60,7 @@ def export_peft(
     """
     file = read_adapter(adapter)
     if base is not None and not isinstance(base, BaseModel):
-        base = read_base(base)
+        base = read_any_base(base)
     if base is not None:
         demand_fit(file, base)
     write_folder(file, Path(directory), base)
