@@ -16,6 +16,7 @@ from llamafu.adapters.file import check_adapter
 from llamafu.adapters.methods import check_options, keeps_ranks_apart
 from llamafu.adapters.peft import CONFIG, parse_config
 from llamafu.adapters.pruning import blend
+from llamafu.adapters.source_names import KEYS
 from llamafu.adapters.svd import truncated, truncated_dense
 from llamafu.adapters.write import factor_bytes, refuse_source
 from llamafu.errors import LoraIncompatibleError
@@ -143,6 +144,7 @@ def merge_for_base(
     }
     origin: dict[str, Field] = {
         **_common_base(files),
+        **_common_names(files),
         "llamafu.merge.method": method,
         "llamafu.merge.names": names(files),
         "llamafu.merge.digests": [file.digest for file in files],
@@ -256,6 +258,13 @@ def _common_base(files: Sequence[AdapterFile]) -> dict[str, Field]:
     if len(named) == 1 and (hub := named.pop()) and HUB_ID.fullmatch(hub):
         found[0].setdefault("general.base_model.0.repo_url", f"https://huggingface.co/{hub}")
     return {"general.base_model.count": np.uint32(1), **found[0]}
+
+
+def _common_names(files: Sequence[AdapterFile]) -> dict[str, Field]:
+    """Return what the sources' model calls its decoder, if they all say the same."""
+    found = [{key: value for key in KEYS if isinstance(value := file.info.metadata.get(key), str)} for file in files]
+    named = [one for one in found if one]
+    return {**named[0]} if named and all(one == named[0] for one in named) else {}
 
 
 def _config(folder: Path) -> PeftConfig:

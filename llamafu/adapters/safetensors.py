@@ -96,8 +96,8 @@ def _header(content: bytes, name: str) -> tuple[dict[str, Any], int]:
 def empty(name: str, shape: Sequence[int]) -> str:
     """Say what a tensor without values is a sign of."""
     return (
-        f"tensor {name[:_LONGEST]!r} is empty (shape {list(shape[:_MOST_DIMENSIONS])}): the checkpoint was saved before its parts "
-        "were gathered (ZeRO-3); gather them first (stage3_gather_16bit_weights_on_model_save, or zero_to_fp32.py), and save again"
+        f"tensor {name[:_LONGEST]!r} is empty (shape {list(shape[:_MOST_DIMENSIONS])}): the checkpoint was saved before its "
+        "parts were gathered (ZeRO-3); save it again with stage3_gather_16bit_weights_on_model_save, or use zero_to_fp32.py"
     )
 
 

@@ -36,7 +36,8 @@ def add_parser(subparsers: Any) -> None:
     parser.add_argument(
         "--base",
         metavar="MODEL",
-        help=f"GGUF model that they are for, its config.json, or {EXAMPLE!r}: needed to read PEFT folders, and to write one of a llama model",
+        help=f"GGUF model that they are for, its config.json, or {EXAMPLE!r}: needed to read PEFT folders, and to write one of "
+        "a llama model",
     )
     parser.add_argument("--method", choices=METHODS, default="svd", help="%(choices)s (%(default)s)", metavar="NAME")
     parser.add_argument(
