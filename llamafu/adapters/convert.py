@@ -45,7 +45,7 @@ _IDLE = re.compile(
 """What PEFT saves beside factors and does not answer with: copies of the base model's own embeddings, and what only training
 uses."""
 _PREFIX = re.compile(r"base_model\.model\.")
-_DROPPED = "llamafu.convert.dropped"
+DROPPED = "llamafu.convert.dropped"
 _LONGEST_NAME = 500  # characters
 _MOST_LOST = 0.01  # of a tensor's norm, to values below the smallest of a type
 _DTYPES = {"f16": "<f2", "f32": "<f4"}
@@ -112,7 +112,7 @@ def convert_folder(
         left_out = LeftOut(drop)
     except ValueError as error:
         raise LoraError(str(error), code=ErrorCode.INVALID_PARAM) from None
-    config, arrays = folder.parsed()
+    config, arrays, idle = folder.parsed(base)
     problems: list[str] = []
     modules = _by_module(arrays, left_out, problems)
     if left_out.unused:
@@ -124,8 +124,8 @@ def convert_folder(
     alpha = Counter(piece.alpha for piece in pieces).most_common(1)[0][0]
     tensors = _folded(pieces, alpha, _DTYPES[dtype], str(folder.weights_path))
     fields = _fields(alpha, config, folder.name) | source_names(modules)
-    if left_out.modules:
-        fields[_DROPPED] = list(left_out.modules)
+    if left_out.modules or idle:
+        fields[DROPPED] = [*left_out.modules, *idle]
     return check_adapter(adapter_bytes(base.architecture, fields, dict(tensors)), folder.path)
 
 

@@ -64,7 +64,7 @@ class PatternTable(Generic[_Number]):
     def _first_name(self, module: str) -> int:
         """Return the place of the first pattern that is a name and matches; the number of all where none does."""
         first = len(self._values)
-        parts = [module[place + 1 :] for place, character in enumerate(module) if character == "."]
+        parts: list[str] = [module[place + 1 :] for place, character in enumerate(module) if character == "."]
         for whole, end in [(True, module), (False, module), *((False, part) for part in parts)]:
             for places, names in self._names.get((whole, len(end)), {}).items():
                 characters = list(end)
