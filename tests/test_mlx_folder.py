@@ -91,11 +91,11 @@ def test_changes(architecture, dtype, tmp_path):
         ),
         (
             {"parameters": {**PARAMETERS, "keys": ["model.layers.0.mlp.up_proj"]}},
-            lambda layer, leaf: (layer, leaf) == (0, "mlp.up_proj"),
+            lambda *place: place == (0, "mlp.up_proj"),
         ),
         (
             {"num_layers": 1, "parameters": {**PARAMETERS, "keys": ["mlp.up_proj"]}},
-            lambda layer, leaf: (layer, leaf) == (1, "mlp.up_proj"),
+            lambda *place: place == (1, "mlp.up_proj"),
         ),
     ],
 )
@@ -104,11 +104,8 @@ def test_layers_and_keys(config, acting, tmp_path, capsys):
     arrays = arrays_of()
     folder = write(tmp_path / "mlx", arrays, **config)
     info = convert_peft(folder, tmp_path / "out.gguf", base=base_of(), dtype="f32")
-    acts = {
-        name: array
-        for name, array in arrays.items()
-        if acting(int(name.split(".")[2]), name.split(".", 3)[3][: -len(".lora_a")])
-    }
+    parts = {name: name[: -len(".lora_a")].split(".", 3) for name in arrays}
+    acts = {name: array for name, array in arrays.items() if acting(int(parts[name][2]), parts[name][3])}
     check(tmp_path / "out.gguf", expected(acts))
     idle = [name.removesuffix(".lora_a") for name in arrays if name not in acts and name.endswith("a")]
     assert list(info.metadata.get("llamafu.convert.dropped", ())) == idle

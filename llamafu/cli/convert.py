@@ -16,7 +16,7 @@ _MOST_NAMED = 3
 
 def add_parser(subparsers: Any) -> None:
     """Add `convert`."""
-    text = "Write the GGUF form of a PEFT or mlx-lm LoRA adapter. Needs no torch and no libllama; of the model, the header is read."
+    text = "Write the GGUF form of a PEFT or mlx-lm LoRA adapter. Needs no torch, no libllama, and of the model the header."
     parser = subparsers.add_parser("convert", help="make a GGUF adapter of a PEFT or mlx-lm folder", description=text)
     parser.add_argument("folder", type=Path, metavar="PEFT_DIR", help="folder with adapter_config.json and its weights")
     parser.add_argument("-o", "--output", type=Path, required=True, metavar="FILE", help="GGUF adapter to write")
