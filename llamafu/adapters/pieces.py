@@ -89,6 +89,8 @@ def exchanged_sides(modules: Mapping[str, dict[str, Matrix]], config: PeftConfig
     for module, sides in modules.items():
         if (stacked := _STACKED.fullmatch(module)) is None or sorted(sides) != _PAIRS[0]:
             continue
+        if {side.ndim for side in sides.values()} != {2}:
+            continue
         sizes = _parameter_sizes(stacked[1], _parameter_name(module, config), base)
         stored = (sides["A"].shape[-1], sides["B"].shape[0])
         if sizes is not None and stored in (sizes, sizes[::-1]):
