@@ -359,9 +359,9 @@ def conversions(monkeypatch):
     """List of the folders that get converted."""
     real, done = convert.convert_folder, []
 
-    def counted(folder, base):
+    def counted(folder, base, **options):
         done.append(folder.name)
-        return real(folder, base)
+        return real(folder, base, **options)
 
     monkeypatch.setattr(convert, "convert_folder", counted)
     return done

@@ -53,12 +53,12 @@ class PeftFolder:
             whole.update(part)
         return whole.hexdigest()
 
-    def parsed(self) -> tuple[PeftConfig, Arrays]:
-        """Check both files; raises InvalidAdapterFileError with the problems of both."""
+    def parsed(self, *, dora: bool = False) -> tuple[PeftConfig, Arrays]:
+        """Check both files; raises InvalidAdapterFileError with the problems of both. `dora`: see `parse_config`."""
         problems: list[str] = []
         config, arrays = None, None
         try:
-            config = parse_config(self.config, name=str(self.path / CONFIG))
+            config = parse_config(self.config, name=str(self.path / CONFIG), dora=dora)
         except InvalidAdapterFileError as error:
             problems += error.problems
         try:

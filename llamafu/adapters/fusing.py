@@ -32,6 +32,20 @@ def fused(pieces: Sequence[Piece], base: BaseModel) -> list[Piece]:
     ]
 
 
+def home_and_rows(target: str, base: BaseModel) -> tuple[str, slice | None]:
+    """Name the tensor of the base model that holds `target`, and which of its rows are; None for all of them.
+
+    Raises ValueError where the base model does not say it.
+    """
+    home = _home(target, base)
+    if home == target:
+        return target, None
+    sizes = _rows(home, base)
+    place = _PARTS.index(target.removeprefix(home.removesuffix(_WHOLE)))
+    first = sum(sizes[:place])
+    return home, slice(first, first + sizes[place])
+
+
 def _home(target: str, base: BaseModel) -> str:
     """Name the tensor of the base model that `target` is a part of, or itself."""
     for part in _PARTS:
