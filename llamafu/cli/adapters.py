@@ -59,7 +59,7 @@ def _list(arguments: argparse.Namespace) -> int:
         return 0
     adapters = [(name, found.nbytes, _when(used)) for name, found, used, what in rows if what is None]
     others = [(name, found.nbytes, what) for name, found, _, what in rows if what is not None]
-    width = max([len("no adapter"), *(len(name) for name, *_ in rows)])
+    width = max([len("no adapter" if others else "adapter"), *(len(name) for name, *_ in rows)])
     sys.stdout.write(f"{'adapter':<{width}}  {'size':>10}  last use\n" if adapters else "no adapters\n")
     sys.stdout.writelines(_line(*row, width) for row in adapters)
     if others:
