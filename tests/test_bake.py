@@ -611,6 +611,17 @@ def test_the_change_is_kept_unless_another_type_is_named(tiny_dir, tiny_adapter_
     assert out.read_bytes() == content
 
 
+def test_what_no_coarse_type_holds_becomes_f32(tiny_dir, tmp_path, capsys):
+    """Sums beyond 65504 in a model of Q4_0, whose scales are F16."""
+    folder = write_folder(tmp_path / "folder", tiny_factors(7e4))
+    words = ["bake", "-m", str(tiny_dir / "tiny-q4_0.gguf"), "--lora", str(folder), "-o", str(tmp_path / "out.gguf")]
+    assert main([*words, "--dtype", "keep"]) == 1
+    assert "the dtype 'f32'" in capsys.readouterr().err
+    assert main(words) == 0
+    assert "14 tensors of Q4_0 became F32, which kept 0%" in capsys.readouterr().out
+    assert read_base(tmp_path / "out.gguf").metadata["llamafu.bake.0.kept"] == pytest.approx(1, abs=1e-3)
+
+
 def test_few_changed_experts_are_found(tmp_path):
     """One of 64 experts is changed, which no sample of the stack's rows may miss."""
     name = "blk.0.ffn_up_exps.weight"

@@ -392,7 +392,7 @@ def test_command(pair, tmp_path, capsys):
     sources = [f"{pair[0]}=0.7", f"{pair[1]}=-0.3"]
     assert main(["merge", *sources, "-o", str(out), "--rank", "2"]) == 0
     digest = inspect_adapter(out).digest
-    lost = "F32 loses up to less than 0.001 % of a tensor's change"
+    lost = "F32: the largest loss of a tensor's change is less than 0.001 %"
     assert capsys.readouterr().out == f"{out}: rank 2, 2 tensors, digest {digest[:12]}, {lost}\n"
     assert main(["merge", *sources, "-o", str(out), "--rank", "1"]) == 1
     assert "exists and is not replaced" in capsys.readouterr().err

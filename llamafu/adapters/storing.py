@@ -48,7 +48,7 @@ class Stored(NamedTuple):
 
     def __str__(self) -> str:
         at = f" ({self.where})" if self.where else ""
-        return f"{self.dtype.upper()} loses up to {percent(self.lost)} of a tensor's change{at}"
+        return f"{self.dtype.upper()}: the largest loss of a tensor's change is {percent(self.lost)}{at}"
 
 
 def stored_as(pieces: Sequence[Piece], alpha: float, dtype: str, name: str) -> tuple[list[tuple[str, Matrix]], Stored]:

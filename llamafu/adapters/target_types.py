@@ -97,8 +97,9 @@ def kinds_that_keep(
             own[entry.name] = _kept(shard, entry, kind, recipe, pool)
             on_progress(len(own) / len(places))
         found = [one for one in own.values() if one is not None]
-        share = share_kept(sum(one.kept for one in found), sum(one.whole for one in found))
-        if share >= MUCH_LOST and None not in own.values():
+        is_held = len(found) == len(own)
+        share = share_kept(sum(one.kept for one in found), sum(one.whole for one in found)) if is_held else 0.0
+        if share >= MUCH_LOST:
             return dict(recipe.kinds), share
         kinds = {
             entry.name: kind if _is_enough(own[entry.name]) else _finer(shard, entry, kind, recipe, pool)

@@ -73,4 +73,4 @@ def _loss(stored: Stored) -> str:
     if stored.instead is not None:
         return f"F32, since F16 would lose up to {percent(stored.instead)} of a tensor's change"
     advice = "; --dtype f32 keeps it" if stored.is_much else ""
-    return f"{stored.dtype.upper()}, which loses up to {percent(stored.lost)} of a tensor's change{advice}"
+    return f"{stored.dtype.upper()}: the largest loss of a tensor's change is {percent(stored.lost)}{advice}"

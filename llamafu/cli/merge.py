@@ -87,6 +87,6 @@ def _run(arguments: argparse.Namespace) -> int:
     lost = percent(float(str(info.metadata["llamafu.merge.lost"])))
     sys.stdout.write(
         f"{arguments.output}: {rank}, {len(info.tensors)} tensors, digest {info.digest[:12]}, "
-        f"{info.tensors[0].dtype} loses up to {lost} of a tensor's change\n"
+        f"{info.tensors[0].dtype}: the largest loss of a tensor's change is {lost}\n"
     )
     return 0
