@@ -126,10 +126,12 @@ class AsyncLlamafu:
         else:
             await self._call(stream.close)
 
-    async def load_lora_adapter(self, path: str | os.PathLike[str], *, name: str | None = None) -> LoraAdapter:
+    async def load_lora_adapter(
+        self, path: str | os.PathLike[str], *, name: str | None = None, drop: Sequence[str] = ()
+    ) -> LoraAdapter:
         """Check and load an adapter file, see `Llamafu.load_lora_adapter`."""
         llm = await self._model()
-        return await self._call(llm.load_lora_adapter, path, name=name)
+        return await self._call(llm.load_lora_adapter, path, name=name, drop=drop)
 
     async def apply_lora_adapter(self, adapter: LoraAdapter | str, scale: float = 1.0) -> None:
         """Put an adapter into the active set."""

@@ -5,8 +5,8 @@ from __future__ import annotations
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from llamafu.adapters.file import default_name
 from llamafu.errors import ModelLoadError
-from llamafu.lora import default_name
 
 if TYPE_CHECKING:
     import os

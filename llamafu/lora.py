@@ -201,8 +201,3 @@ def check_scale_range(scale_range: tuple[float, float]) -> tuple[float, float]:
         message = f"scale_range={scale_range!r} is not a pair (low, high) of finite numbers with low <= high"
         raise ValueError(message)
     return low, high
-
-
-def default_name(path: Path) -> str:
-    """An adapter's name when none is given: the file's or folder's, without its suffix."""
-    return path.stem if path.suffix == ".gguf" else path.name

@@ -8,13 +8,14 @@ from contextlib import contextmanager
 from typing import TYPE_CHECKING, Self
 
 from llamafu.adapters.compatibility import CompatibilityReport, demand_fit
+from llamafu.adapters.file import default_name
 from llamafu.adapters.reader import AdapterReader
 from llamafu.errors import ClosedError
-from llamafu.lora import LoraAdapter, LoraSet, LoraUse, Registry, check_scale, default_name
+from llamafu.lora import LoraAdapter, LoraSet, LoraUse, Registry, check_scale
 
 if TYPE_CHECKING:
     import os
-    from collections.abc import Iterator, Mapping
+    from collections.abc import Iterator, Mapping, Sequence
 
     from llamafu._native.adapter import Adapter
     from llamafu._native.model import Model
@@ -40,15 +41,19 @@ class LoraHost:
         self._fitting: set[str] = set()
         self._lock = threading.RLock()
 
-    def load_lora_adapter(self, path: str | os.PathLike[str], *, name: str | None = None) -> LoraAdapter:
+    def load_lora_adapter(
+        self, path: str | os.PathLike[str], *, name: str | None = None, drop: Sequence[str] = ()
+    ) -> LoraAdapter:
         """Check and load an adapter, a GGUF file or a PEFT folder (converted in memory); it is not applied yet.
 
         `name` defaults to the file's name without its suffix, or the folder's. The same content loaded again is the same
-        object under one more name. Raises `InvalidAdapterFileError`, `LoraIncompatibleError` (with every mismatch) or
-        `LoraLoadError`; `LoraError` when the name belongs to other content.
+        object under one more name. `drop` leaves modules of a folder out, such as those of "vision", as `convert_peft` does.
+
+        Raises `InvalidAdapterFileError`, `LoraIncompatibleError` (with every mismatch) or `LoraLoadError`; `LoraError` when
+        the name belongs to other content.
         """
         self._check_open()
-        file = self._reader.read(path)
+        file = self._reader.read(path, drop=drop)
         name = default_name(file.path) if name is None else name
         with self._between_steps():
             with self._lock:

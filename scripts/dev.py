@@ -19,6 +19,8 @@ ROOT = Path(__file__).resolve().parents[1]
 VENV = ROOT / ".venv"
 BIN = VENV / ("Scripts" if os.name == "nt" else "bin")
 PYTHON = BIN / ("python.exe" if os.name == "nt" else "python")
+OLD_PEFT, OLD_PEFT_VENV = "peft==0.18.1", VENV / "peft-0.18"
+OLD_PEFT_PYTHON = OLD_PEFT_VENV / BIN.name / "python"
 OLDEST = (3, 11)
 NEWER = [f"python3.{minor}" for minor in (14, 13, 12, 11)]
 
@@ -142,6 +144,8 @@ def set_up(extras: list[str]) -> None:
         make_venv()
     install([*build_requirements(), "editables"], "the build tools")
     install(["--no-build-isolation", "--editable", f"{ROOT}[{','.join(extras)}]"], f"Llamafu with {', '.join(extras)}")
+    if "peers" in extras:
+        make_old_peft()
     for name, stamp in stamps.items():
         if name in extras:
             stamp.write_text(digest, encoding="utf-8")
@@ -169,6 +173,23 @@ def make_venv() -> None:
         raise SetupError(message)
     say(f"making .venv with Python {sys.version.split()[0]}")
     demand([sys.executable, "-m", "venv", "--clear", str(VENV)])
+
+
+def make_old_peft() -> None:
+    """Create the environment of the last PEFT that laid experts out otherwise; it borrows all but PEFT from `.venv`."""
+    say(f"making {OLD_PEFT_VENV.name} with {OLD_PEFT}")
+    demand([str(PYTHON), "-m", "venv", "--clear", "--without-pip", str(OLD_PEFT_VENV)])
+    places = [
+        subprocess.run(
+            [str(python), "-c", "import sysconfig; print(sysconfig.get_path('purelib'))"],
+            check=True,
+            capture_output=True,
+            text=True,
+        ).stdout.strip()
+        for python in (OLD_PEFT_PYTHON, PYTHON)
+    ]
+    install(["--target", places[0], "--no-deps", OLD_PEFT], OLD_PEFT)
+    Path(places[0], "borrowed.pth").write_text(f"{places[1]}\n", encoding="utf-8")
 
 
 def build_requirements() -> list[str]:

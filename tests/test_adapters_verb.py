@@ -80,6 +80,10 @@ def test_what_is_no_adapter_is_shown_and_stays(folder, tiny_model, tiny_adapter_
     (folder / "text.gguf").write_text("no model", encoding="utf-8")
     (folder / "empty.gguf").touch()
     cut = tiny_adapter_a.read_bytes()[:-50]
+    (folder / "mlx").mkdir()
+    (folder / "mlx" / "adapter_config.json").write_text('{"fine_tune_type": "lora"}', encoding="utf-8")
+    for name in ("adapters.safetensors", "0000100_adapters.safetensors"):
+        (folder / "mlx" / name).touch()
     (folder / "cut.gguf").write_bytes(cut)  # an adapter all the same, which nobody can load
     for name, config, more in (
         ("run", "{}", "checkpoint-1/adapter_config.json"),
@@ -92,7 +96,7 @@ def test_what_is_no_adapter_is_shown_and_stays(folder, tiny_model, tiny_adapter_
     before = sorted(folder.rglob("*"))
     assert main(["adapters", "list", str(folder)]) == 0
     adapters, others = capsys.readouterr().out.split("\n\n")
-    assert [row.split()[0] for row in adapters.splitlines()[1:]] == ["cut", "peft", "pirate", "shout"]
+    assert [row.split()[0] for row in adapters.splitlines()[1:]] == ["cut", "mlx", "peft", "pirate", "shout"]
     said = {row.split()[0]: row for row in others.splitlines()[1:]}
     assert "a base model or other GGUF file (model, llama, 21 tensors)" in said["baked"]
     assert "checkpoint-1/" in said["run"]

@@ -246,7 +246,10 @@ def with_tensor(name, array):
         (with_tensor("embed_tokens.lora_embedding_A", [[1]]), "embed_tokens.*lora_embedding_A has no partner"),
         (with_tensor("embed_tokens.lora_embedding_A", [[1]]) | with_tensor("embed_tokens.lora_B.weight", [[1]]), "are no pair"),
         (with_tensor("layers.0.mlp.up_proj.base_layer.weight", [[1]]), "base_layer.* no LoRA factor"),
-        (with_tensor("layers.0.self_attn.z_proj.lora_A.weight", [[1]]), "z_proj.*no linear layer known"),
+        (
+            with_tensor("layers.0.self_attn.z_proj.lora_A.weight", [[1]]),
+            "z_proj.*'llama' models have no such linear layer: theirs are self_attn.q_proj",
+        ),
         (with_tensor("layers.3.self_attn.q_proj.lora_A.weight", [[1]]), "layers.3.*lora_A has no partner"),
         (with_tensor("layers.0.self_attn.q_proj.lora_A.weight", np.ones((3, HIDDEN))), r"A is \[3, 64\].*must be \[4, in\]"),
         (with_tensor("layers.0.self_attn.q_proj.lora_B.weight", np.ones((63, 4))), "63 output rows do not split into 4 heads"),

@@ -2,6 +2,8 @@
 
 import importlib.util
 import sys
+import sysconfig
+from pathlib import Path
 
 import dev
 import pytest
@@ -114,3 +116,19 @@ def test_empty_tiers_say_so(ran, monkeypatch, tmp_path, capsys):
         "dev.py: error: there is no benchmark in bench/ yet",
         "dev.py: error: there is no tests/matrix yet",
     ]
+
+
+def test_the_older_peft_has_an_environment_of_its_own(monkeypatch, tmp_path):
+    """It borrows what it does not bring itself, and `make test-peers` makes it with the rest."""
+    installed = []
+    monkeypatch.setattr(dev, "VENV", tmp_path)
+    monkeypatch.setattr(dev, "OLD_PEFT_VENV", tmp_path / "peft")
+    monkeypatch.setattr(dev, "OLD_PEFT_PYTHON", tmp_path / "peft" / dev.BIN.name / "python")
+    monkeypatch.setattr(dev, "PYTHON", Path(sys.executable))
+    monkeypatch.setattr(dev, "install", lambda requirements, what: installed.append(requirements))
+    dev.set_up(["peers"])
+    [place] = (tmp_path / "peft").rglob("borrowed.pth")
+    assert installed[-1] == ["--target", str(place.parent), "--no-deps", "peft==0.18.1"]
+    assert place.read_text(encoding="utf-8") == f"{sysconfig.get_path('purelib')}\n"
+    dev.set_up(["peers"])
+    assert len(installed) == 3

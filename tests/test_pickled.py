@@ -172,7 +172,7 @@ TWICE = dictionary([("x", whole("0", X)), ("x", whole("0", X))])
         (cut([2], [1 << 62]), "the storage has 12 values"),
         (cut([2], [-1], offset=11), "a shape or strides"),
         (cut([-1, 4], [4, 1]), "a shape or strides"),
-        (cut([0, 4], [4, 1]), "sizes from 1"),
+        (cut([0, 4], [4, 1]), "ZeRO-3"),
         (cut([3, 4], [1]), "a shape or strides"),
         (cut([1] * 9, [1] * 9), "a shape or strides"),
         (archive(TWICE, {"archive/data/0": X.tobytes()}), "'x' is given twice"),

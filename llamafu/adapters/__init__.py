@@ -6,13 +6,14 @@ import importlib
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
-    from llamafu.adapters.base import BaseModel, read_base
+    from llamafu.adapters.base import BaseModel
     from llamafu.adapters.combine import merge_adapters
     from llamafu.adapters.comparison import Comparison, PairCosine, compare_adapters
     from llamafu.adapters.compatibility import CompatibilityReport, check_compatibility
     from llamafu.adapters.convert import convert_peft
     from llamafu.adapters.export import export_peft
     from llamafu.adapters.file import AdapterFile, check_adapter, inspect_adapter, read_adapter
+    from llamafu.adapters.hf_config import read_any_base as read_base
     from llamafu.adapters.info import AdapterInfo, TensorInfo
     from llamafu.adapters.norms import AdapterNorms, Norm, adapter_norms
     from llamafu.adapters.reader import AdapterReader
@@ -39,7 +40,7 @@ _HOMES = {
     "inspect_adapter": "file",
     "merge_adapters": "combine",
     "read_adapter": "file",
-    "read_base": "base",
+    "read_base": "hf_config:read_any_base",
 }
 
 __all__ = [
@@ -73,7 +74,8 @@ def __getattr__(name: str) -> object:
     if home is None:
         message = f"module 'llamafu.adapters' has no attribute {name!r}"
         raise AttributeError(message)
-    value = getattr(importlib.import_module(f".{home}", "llamafu.adapters"), name)
+    module, _, original = home.partition(":")
+    value = getattr(importlib.import_module(f".{module}", "llamafu.adapters"), original or name)
     globals()[name] = value
     return value
 

@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
-import re
 from functools import cache
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 import gguf
+
+from llamafu.adapters.module_name import decoder_module
 
 if TYPE_CHECKING:
     import numpy as np
@@ -16,8 +17,11 @@ if TYPE_CHECKING:
 
     Matrix = NDArray[np.floating[Any]]
 
-_LAYER = re.compile(r"\.layers\.([0-9]{1,5})\.")
-_TOWER = re.compile(r"\b(language|text)_model\.")
+_GATE = "model.layers.0.mlp.gate_proj"
+_LEAVES = (
+    *(f"self_attn.{name}_proj" for name in ("q", "k", "v", "o", "qkv")),
+    *(f"mlp.{name}_proj" for name in ("gate", "up", "gate_up", "down")),
+)
 
 
 class Architecture(NamedTuple):
@@ -33,18 +37,31 @@ class Architecture(NamedTuple):
         """Whether its layers may hold a stack of experts in place of one feed-forward network."""
         return gguf.MODEL_TENSOR.FFN_GATE_EXP in gguf.MODEL_TENSORS[self.known]
 
+    @property
+    def gate_in_up(self) -> bool:
+        """Whether the gate of a feed-forward network lies in one tensor with its up, above it."""
+        tensors = gguf.MODEL_TENSORS[self.known]
+        return gguf.MODEL_TENSOR.FFN_GATE not in tensors and gguf.MODEL_TENSOR.FFN_UP in tensors
+
+    @property
+    def leaves(self) -> tuple[str, ...]:
+        """The linear layers of one decoder layer, by PEFT's names."""
+        found = (leaf for leaf in _LEAVES if leaf != "mlp.gate_up_proj" or self.gate_in_up)
+        return tuple(leaf for leaf in found if self.target_of(f"model.layers.0.{leaf}") is not None)
+
     def target_of(self, module: str) -> str | None:
         """Name the base tensor of a module, `model.layers.0.mlp.up_proj`; None for what this architecture has not.
 
-        The decoder of a multimodal model is named like a model of its own. gguf's map is asked about layer 0, for the
-        others differ in the number only.
+        Of gate and up that lie in one tensor, gate has a name of its own, and up that of the whole. gguf's map is asked
+        about layer 0, for the others differ in the number only.
         """
-        module = _TOWER.sub("", module, count=1)
-        layer = _LAYER.search(module)
-        known = _names(self.known).get_name(_LAYER.sub(".layers.0.", module, count=1))
+        name = decoder_module(module)
+        if name is None:
+            return None
+        known = "blk.0.ffn_gate" if name.plain == _GATE and self.gate_in_up else _names(self.known).get_name(name.plain)
         if known is None:
             return None
-        return f"{known.replace('blk.0.', f'blk.{int(layer[1])}.', 1) if layer else known}.weight"
+        return f"{known if name.layer is None else known.replace('blk.0.', f'blk.{name.layer}.', 1)}.weight"
 
 
 _ARCH = gguf.MODEL_ARCH

@@ -35,8 +35,8 @@ _INDEX, _SUFFIX = "model.safetensors.index.json", ".safetensors"
 class BaseWeights(Protocol):
     """Finds matrices by the base tensor's name, with the rows in GGUF's order."""
 
-    def matrix(self, target: str, expert: int | None) -> Matrix:
-        """Return a matrix (out, in), of an expert where one is named; ValueError where it is not there or not readable."""
+    def matrix(self, target: str, expert: int | None, rows: int) -> Matrix:
+        """Return a matrix (`rows`, in), of an expert where one is named; ValueError where it is not there or not readable."""
 
 
 def base_weights(base: BaseModel) -> BaseWeights:
@@ -53,9 +53,9 @@ class _Gguf:
         for shard in read_shards(base.path):
             self._places |= {name: (shard.path, entry) for name, entry in shard.container.tensors.items()}
 
-    def matrix(self, target: str, expert: int | None) -> Matrix:
+    def matrix(self, target: str, expert: int | None, rows: int) -> Matrix:
         """Read and dequantise it; a part of a fused one is cut out."""
-        home, rows = home_and_rows(target, self._base)
+        home, part = home_and_rows(target, rows, self._base)
         if home not in self._places:
             message = f"the base model has no {home!r}"
             raise ValueError(message)
@@ -70,7 +70,7 @@ class _Gguf:
             raw = file.read(size)
         values = np.empty((height, width), np.float32)
         NumpyCodec().decode(raw, entry.type, values)
-        return values if rows is None else values[rows]
+        return values if part is None else values[part]
 
 
 class _Folder:
@@ -95,16 +95,17 @@ class _Folder:
                 if key.endswith(".weight") and (target := architecture.target_of(module)) is not None:
                     self._places[target, expert] = (path, place)
 
-    def matrix(self, target: str, expert: int | None) -> Matrix:
-        """Read it, and bring its rows into GGUF's order."""
-        if (target, expert) not in self._places:
+    def matrix(self, target: str, expert: int | None, rows: int) -> Matrix:
+        """Read it, and bring its rows into GGUF's order; a part of a fused one is cut out."""
+        home, part = home_and_rows(target, rows, self._base)
+        if (home, expert) not in self._places:
             of = "" if expert is None else f" of expert {expert}"
-            message = f"the safetensors of {self._base.path.parent} have no {target!r}{of}"
+            message = f"the safetensors of {self._base.path.parent} have no {home!r}{of}"
             raise ValueError(message)
-        path, place = self._places[target, expert]
+        path, place = self._places[home, expert]
         with path.open("rb") as file:
             values = read_one(file, place)
-        return arranged(values, target, self._base)
+        return arranged(values, home, self._base) if part is None else values[part]
 
 
 def _files(folder: Path) -> list[Path]:

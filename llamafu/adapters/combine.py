@@ -13,10 +13,11 @@ from llamafu.adapters.convert import HUB_ID
 from llamafu.adapters.export import peft_form, write_folder
 from llamafu.adapters.factors import factors, names, read_alike, strength, targets
 from llamafu.adapters.file import check_adapter
+from llamafu.adapters.folder import base_model_of
 from llamafu.adapters.methods import check_options, keeps_ranks_apart
-from llamafu.adapters.peft import CONFIG, parse_config
 from llamafu.adapters.precision import MOST_LOST, narrowed, share_lost
 from llamafu.adapters.pruning import blend
+from llamafu.adapters.source_names import KEYS
 from llamafu.adapters.svd import truncated, truncated_dense
 from llamafu.adapters.write import factor_bytes, refuse_source
 from llamafu.errors import LoraIncompatibleError
@@ -32,7 +33,6 @@ if TYPE_CHECKING:
     from llamafu.adapters.factors import Factors
     from llamafu.adapters.file import AdapterFile
     from llamafu.adapters.info import AdapterInfo
-    from llamafu.adapters.peft import PeftConfig
     from llamafu.adapters.write import Field
 
     Form = Literal["gguf", "peft"]
@@ -158,6 +158,7 @@ def merge_for_base(
     }
     origin: dict[str, Field] = {
         **_common_base(files),
+        **_common_names(files),
         "llamafu.merge.method": method,
         "llamafu.merge.names": names(files),
         "llamafu.merge.digests": [file.digest for file in files],
@@ -268,14 +269,17 @@ def _common_base(files: Sequence[AdapterFile]) -> dict[str, Field]:
         found.append({key: value for key in keys if isinstance(value := file.info.metadata.get(key), str)})
     if not found[0] or any(other != found[0] for other in found):
         return {}
-    named = {_config(file.path).base_model for file in files if file.path.is_dir()}
+    named = {base_model_of(file.path) for file in files if file.path.is_dir()}
     if len(named) == 1 and (hub := named.pop()) and HUB_ID.fullmatch(hub):
         found[0].setdefault("general.base_model.0.repo_url", f"https://huggingface.co/{hub}")
     return {"general.base_model.count": np.uint32(1), **found[0]}
 
 
-def _config(folder: Path) -> PeftConfig:
-    return parse_config((folder / CONFIG).read_bytes(), name=str(folder / CONFIG))
+def _common_names(files: Sequence[AdapterFile]) -> dict[str, Field]:
+    """Return what the sources' model calls its decoder, if they all say the same."""
+    found = [{key: value for key in KEYS if isinstance(value := file.info.metadata.get(key), str)} for file in files]
+    named = [one for one in found if one]
+    return {**named[0]} if named and all(one == named[0] for one in named) else {}
 
 
 def _type(files: Sequence[AdapterFile], merged: Mapping[str, Factors]) -> tuple[Literal["F16", "F32"], float]:

@@ -37,7 +37,7 @@ class Comparison:
     """The cosine of dW between adapters: 1 pulls the same way, 0 leaves each other alone, -1 undoes the other."""
 
     names: list[str]
-    """The files' stems, or their whole paths where two stems are the same; the order of rows and columns."""
+    """As they are named when they are loaded, or whole paths where two names are the same; the order of rows and columns."""
     overall: NDArray[np.float64]
     """n x n, over every tensor that any adapter changes; an adapter that changes nothing has 0 everywhere."""
     by_module: dict[str, NDArray[np.float64]]

@@ -20,14 +20,16 @@ from llamafu.adapters.file import AdapterFile, check_adapter
 from llamafu.adapters.folder import PeftFolder, read_folder
 from llamafu.adapters.fusing import fused
 from llamafu.adapters.hf_config import read_any_base
+from llamafu.adapters.left_out import LeftOut
 from llamafu.adapters.peft import foreign
-from llamafu.adapters.pieces import Piece, joined, pieces_of
+from llamafu.adapters.pieces import Piece, exchanged_sides, joined, pieces_of
+from llamafu.adapters.source_names import source_names
 from llamafu.adapters.storing import DTYPES, stored_as
 from llamafu.adapters.write import adapter_bytes
 from llamafu.errors import ErrorCode, LoraError, LoraIncompatibleError
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
+    from collections.abc import Callable, Sequence
 
     from numpy.typing import NDArray
 
@@ -47,6 +49,8 @@ _IDLE = re.compile(
 )
 """What PEFT saves beside factors and does not answer with: copies of the base model's own embeddings, and what only training
 uses."""
+_PREFIX = re.compile(r"base_model\.model\.")
+DROPPED = "llamafu.convert.dropped"
 _LONGEST_NAME = 500  # characters
 HUB_ID = re.compile(r"([\w.-]*\w)/([\w.-]+)")
 
@@ -66,6 +70,7 @@ def convert_peft(
     *,
     base: BaseModel | str | os.PathLike[str] | None = None,
     dtype: Literal["auto", "f16", "f32"] = "auto",
+    drop: Sequence[str] = (),
     dora: Literal["svd"] | None = None,
     dora_rank: int | None = None,
     overwrite: bool = True,
@@ -87,10 +92,15 @@ def convert_peft(
     cut off: `llamafu.convert.dora.tensors` and `llamafu.convert.dora.errors`. `on_progress` is called after every matrix with
     its name and the share (0 to 1) that is done, in this thread.
 
+    `drop` leaves modules out: those of the parts "vision", "audio" and "projector" of a model, which no GGUF adapter can be
+    for, or those that one of its names is in, whole from dot to dot, such as "lm_head" or "layers.3". Which ones were left
+    out is in the file's metadata, `llamafu.convert.dropped`.
+
     Raises:
         InvalidAdapterFileError: the folder is damaged or holds what a GGUF adapter cannot express; `.problems` has all.
         LoraIncompatibleError: it does not fit `base`, or the architecture cannot be converted.
-        LoraError: no `base`, an unknown dtype or dora, or `output` lies in the folder or is the base model.
+        LoraError: no `base`, an unknown dtype or dora, `output` lies in the folder or is the base model, or `drop` has what is
+            in no module's name.
         ModelLoadError: `base` cannot be read, or has no weights where they are needed.
         OSError: `output` cannot be written, or exists and `overwrite` is false.
 
@@ -100,6 +110,7 @@ def convert_peft(
         output,
         base=base,
         dtype=dtype,
+        drop=drop,
         dora=dora,
         dora_rank=dora_rank,
         overwrite=overwrite,
@@ -113,6 +124,7 @@ def convert_for_report(
     *,
     base: BaseModel | str | os.PathLike[str] | None,
     dtype: str,
+    drop: Sequence[str],
     dora: str | None,
     dora_rank: int | None,
     overwrite: bool,
@@ -132,7 +144,11 @@ def convert_for_report(
     if not overwrite:
         demand_free(output)
     made = converted(
-        read_folder(folder), base, dtype=dtype, dora=dora_of(dora, dora_rank, base, on_progress or (lambda _name, _share: None))
+        read_folder(folder),
+        base,
+        dtype=dtype,
+        drop=drop,
+        dora=dora_of(dora, dora_rank, base, on_progress or (lambda _name, _share: None)),
     )
     demand_fit(made.file, base)
     with whole_file(target, overwrite=overwrite) as unfinished:
@@ -140,15 +156,17 @@ def convert_for_report(
     return made
 
 
-def convert_folder(folder: PeftFolder, base: BaseModel, *, dtype: str = "auto") -> AdapterFile:
+def convert_folder(folder: PeftFolder, base: BaseModel, *, dtype: str = "auto", drop: Sequence[str] = ()) -> AdapterFile:
     """Convert a PEFT adapter in memory; raises what `convert_peft` raises, but does not compare sizes.
 
     `dtype` may also be "exact": F16 where it loses nothing, and F32 elsewhere.
     """
-    return converted(folder, base, dtype=dtype).file
+    return converted(folder, base, dtype=dtype, drop=drop).file
 
 
-def converted(folder: PeftFolder, base: BaseModel, *, dtype: str, dora: Dora | None = None) -> Conversion:
+def converted(
+    folder: PeftFolder, base: BaseModel, *, dtype: str, drop: Sequence[str] = (), dora: Dora | None = None
+) -> Conversion:
     """Convert like `convert_folder`, DoRA adapters too where it is said how, and tell what was lost."""
     if dtype not in DTYPES:
         message = f"dtype is {dtype!r}; it must be one of {', '.join(DTYPES)}"
@@ -159,37 +177,64 @@ def converted(folder: PeftFolder, base: BaseModel, *, dtype: str, dora: Dora | N
         )
         message = f"{folder.path}: {problem}"
         raise LoraIncompatibleError(message, problems=(problem,))
-    config, arrays = folder.parsed(dora=dora is not None)
-    name = str(folder.weights_path)
-    pieces = _pieces(arrays, config, base, name, dora)
+    try:
+        left_out = LeftOut(drop)
+    except ValueError as error:
+        raise LoraError(str(error), code=ErrorCode.INVALID_PARAM) from None
+    config, arrays, idle = folder.parsed(base, dora=dora is not None)
+    problems: list[str] = []
+    modules = _by_module(arrays, left_out, problems, take_magnitudes=config.dora)
+    if left_out.unused:
+        message = (
+            f"{folder.path}: no module has {', '.join(map(repr, left_out.unused))} in its name; drop takes whole parts of it"
+        )
+        raise LoraError(message, code=ErrorCode.INVALID_PARAM)
+    name, names = str(folder.weights_path), source_names(modules)
+    pieces = _pieces(modules, config, base, problems, dora if config.dora else None)
+    if problems:
+        raise invalid_file(name, problems)
     alpha = Counter(piece.alpha for piece in pieces).most_common(1)[0][0]
     tensors, stored = stored_as(pieces, alpha, dtype, name)
-    fields = _fields(alpha, config, folder.name) | ({} if dora is None else dora.fields())
+    fields = _fields(alpha, config, folder.name) | names | ({} if dora is None else dora.fields())
+    if left_out.modules or idle:
+        fields[DROPPED] = [*left_out.modules, *idle]
     if stored.is_much and stored.dtype == "f16":
         fields["llamafu.convert.lost"] = np.float32(stored.lost)
     content = adapter_bytes(base.architecture, fields, dict(tensors))
     return Conversion(check_adapter(content, folder.path), stored, () if dora is None else tuple(dora.cut))
 
 
-def _pieces(arrays: dict[str, Matrix], config: PeftConfig, base: BaseModel, name: str, dora: Dora | None = None) -> list[Piece]:
-    """Pair the tensors, in the file's order, under the base model's names and in its layout."""
-    problems: list[str] = []
+def _pieces(
+    modules: dict[str, dict[str, Matrix]], config: PeftConfig, base: BaseModel, problems: list[str], dora: Dora | None
+) -> list[Piece]:
+    """Pair the tensors, in the file's order, under the base model's names and in its layout; what is wrong goes to `problems`."""
     found: dict[str, dict[int | None, Piece]] = {}
-    modules = _by_module(arrays, problems, take_magnitudes=config.dora)
+    reasons: dict[str, list[str]] = {}
+    magnitudes = {module: sides.pop(MAGNITUDE, None) for module, sides in modules.items()}
+    exchanged = False
+    try:
+        exchanged = exchanged_sides(modules, config, base)
+    except ValueError as error:
+        problems.append(str(error))
     for number, (module, sides) in enumerate(modules.items(), 1):
         try:
-            magnitude = sides.pop(MAGNITUDE, None)
-            pieces = pieces_of(module, sides, config, base)
-            if config.dora and dora is not None:
-                pieces = [dora.plain(piece, magnitude, number / len(modules)) for piece in pieces]
+            pieces = pieces_of(module, sides, config, base, exchanged=exchanged)
+            if dora is not None:
+                pieces = [dora.plain(piece, magnitudes[module], number / len(modules)) for piece in pieces]
         except ValueError as error:
-            problems.append(f"module {module!r}: {error}")
+            reasons.setdefault(str(error), []).append(module)
             continue
         for piece in pieces:
             of_target = found.setdefault(piece.target, {})
             if of_target and (piece.expert in of_target or None in (piece.expert, *of_target)):
                 problems.append(f"module {module!r}: it is {piece.target!r} in GGUF, which another module is already")
             of_target[piece.expert] = piece
+    problems += [f"{_listed(those)}: {reason}" for reason, those in reasons.items()]
+    return _whole(found, base, problems)
+
+
+def _whole(found: dict[str, dict[int | None, Piece]], base: BaseModel, problems: list[str]) -> list[Piece]:
+    """Join experts, and what is one tensor in the base model."""
     whole = []
     for target, of_target in found.items():
         try:
@@ -201,16 +246,23 @@ def _pieces(arrays: dict[str, Matrix], config: PeftConfig, base: BaseModel, name
             return fused(whole, base)
         except ValueError as error:
             problems.append(str(error))
-    raise invalid_file(name, problems)
+    return []
 
 
-def _by_module(arrays: dict[str, Matrix], problems: list[str], *, take_magnitudes: bool) -> dict[str, dict[str, Matrix]]:
+def _listed(modules: Sequence[str]) -> str:
+    return f"module {modules[0]!r}" + (f" and {len(modules) - 1} more" if len(modules) > 1 else "")
+
+
+def _by_module(
+    arrays: dict[str, Matrix], left_out: LeftOut, problems: list[str], *, take_magnitudes: bool
+) -> dict[str, dict[str, Matrix]]:
+    """Gather the sides of every module that is not left out; what is no factor becomes a problem."""
     modules: dict[str, dict[str, Matrix]] = {}
     for key, array in arrays.items():
         if len(key) > _LONGEST_NAME:
             problems.append(f"tensor {key[:80]!r}... has a name of {len(key)} characters; at most {_LONGEST_NAME} are read")
             continue
-        if _IDLE.fullmatch(key):
+        if _IDLE.fullmatch(key) or left_out.takes(_module_of(key)):
             continue
         match = _NAME.fullmatch(key) or (_MAGNITUDE.fullmatch(key) if take_magnitudes else None)
         if match is None:
@@ -221,8 +273,13 @@ def _by_module(arrays: dict[str, Matrix], problems: list[str], *, take_magnitude
             side = MAGNITUDE if match.re is _MAGNITUDE else match[2] or match[3]
             modules.setdefault(match[1], {})[side] = array
     if not modules and not problems:
-        problems.append("the file has no tensors")
+        problems.append("all of its modules were left out" if left_out.modules else "the file has no tensors")
     return modules
+
+
+def _module_of(key: str) -> str:
+    """Return the module that a tensor of PEFT's belongs to, factor or not."""
+    return _PREFIX.sub("", key).partition(".lora_")[0].removesuffix(".weight").removesuffix(".bias")
 
 
 def _fields(alpha: float, config: PeftConfig, name: str) -> dict[str, Field]:

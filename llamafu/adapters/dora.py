@@ -59,7 +59,7 @@ class Dora:
         """Return factors of the strength 1 near the piece's whole change; raises ValueError where that cannot be computed."""
         flipped = is_flipped(piece.target)
         a, b = (piece.a.T if flipped else piece.a), piece.b
-        own = self._weights.matrix(piece.target, piece.expert)
+        own = self._weights.matrix(piece.target, piece.expert, a.shape[1] if flipped else len(b))
         base = (own.T if flipped else own).astype(np.float64)
         if base.shape != (b.shape[0], a.shape[1]):
             message = (

@@ -11,12 +11,14 @@ import numpy as np
 
 from llamafu._whole_file import whole_folder
 from llamafu.adapters.architectures import ARCHITECTURES, Architecture, row_heads, separate_halves
-from llamafu.adapters.base import BaseModel, read_base
+from llamafu.adapters.base import BaseModel
 from llamafu.adapters.compatibility import demand_fit
 from llamafu.adapters.file import read_adapter
+from llamafu.adapters.hf_config import read_any_base
 from llamafu.adapters.info import is_expert, is_flipped, split_name
 from llamafu.adapters.peft import CONFIG
 from llamafu.adapters.safetensors import safetensors_bytes
+from llamafu.adapters.source_names import read_source_names
 from llamafu.errors import LoraIncompatibleError
 
 if TYPE_CHECKING:
@@ -31,10 +33,6 @@ if TYPE_CHECKING:
 
     Matrix = NDArray[np.floating[Any]]
 
-_LEAVES = (
-    *(f"self_attn.{name}_proj" for name in ("q", "k", "v", "o", "qkv")),
-    *(f"mlp.{name}_proj" for name in ("gate", "up", "gate_up", "down")),
-)
 _OUTSIDE = ("model.embed_tokens", "lm_head")
 _WEIGHTS = "adapter_model.safetensors"
 _HUB = re.compile(r"https://huggingface\.co/([\w.-]+/[\w.-]+)")
@@ -48,8 +46,9 @@ def export_peft(
 ) -> AdapterInfo:
     """Write the GGUF adapter at `adapter` as the new PEFT folder `directory`, and return the adapter's facts.
 
-    The change to every matrix stays the same, and F16 stays F16. `base` is the GGUF model it is for (only its header is
-    read); it is needed where the architecture reorders rows by heads, as llama does those of q and k.
+    The change to every matrix stays the same, and F16 stays F16. Modules are called as in the folder that the file was made of
+    (by this library), or else as in a model of text alone. `base` is the GGUF model it is for (only its header is
+    read), or its `config.json`; it is needed where the architecture reorders rows by heads, as llama does those of q and k.
 
     Raises:
         LoraIncompatibleError: the architecture or a tensor has no PEFT form here, or needs `base`, or does not fit it.
@@ -59,7 +58,7 @@ def export_peft(
     """
     file = read_adapter(adapter)
     if base is not None and not isinstance(base, BaseModel):
-        base = read_base(base)
+        base = read_any_base(base)
     if base is not None:
         demand_fit(file, base)
     write_folder(file, Path(directory), base)
@@ -84,6 +83,7 @@ def peft_form(file: AdapterFile, base: BaseModel | None) -> tuple[dict[str, str]
         message = f"{file.path}: {problem}"
         raise LoraIncompatibleError(message, problems=(problem,))
     known = _known(ARCHITECTURES[architecture])
+    sources = read_source_names(file.info.metadata)
     problems: list[str] = []
     modules: dict[str, str] = {}
     arrays: dict[str, Matrix] = {}
@@ -92,7 +92,7 @@ def peft_form(file: AdapterFile, base: BaseModel | None) -> tuple[dict[str, str]
         if is_expert(name) or module not in known:
             problems.append(f"{name} has no form in a PEFT folder; it can be kept as GGUF only")
             continue
-        modules[name] = known[module] if layer is None else known[module].replace(".0.", f".{layer}.", 1)
+        modules[name] = sources.of(known[module] if layer is None else known[module].replace(".0.", f".{layer}.", 1))
         a, b = (_values(file, entry) for entry in pair)
         try:
             heads = row_heads(name, architecture, base)
@@ -111,9 +111,7 @@ def peft_form(file: AdapterFile, base: BaseModel | None) -> tuple[dict[str, str]
 
 def _known(architecture: Architecture) -> dict[str, str]:
     """Return PEFT's modules of layer 0, and outside of layers, by the module that they are in GGUF."""
-    fused = architecture.target_of("model.layers.0.mlp.gate_proj") is None
-    leaves = [leaf for leaf in _LEAVES if leaf != ("mlp.up_proj" if fused else "mlp.gate_up_proj")]
-    modules = [*(f"model.layers.0.{leaf}" for leaf in leaves), *_OUTSIDE]
+    modules = [*(f"model.layers.0.{leaf}" for leaf in architecture.leaves), *_OUTSIDE]
     return {split_name(name)[0]: module for module in modules if (name := architecture.target_of(module)) is not None}
 
 
@@ -127,7 +125,7 @@ def _config(info: AdapterInfo, modules: Mapping[str, str]) -> dict[str, Any]:
     others = [tensor for tensor in info.tensors if tensor.rank != info.rank]
     return {
         "peft_type": "LORA",
-        "task_type": "CAUSAL_LM",
+        "task_type": "FEATURE_EXTRACTION" if read_source_names(info.metadata).headless else "CAUSAL_LM",
         "base_model_name_or_path": _hub_id(info),
         "r": info.rank,
         "lora_alpha": info.alpha or info.rank,

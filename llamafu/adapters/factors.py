@@ -9,7 +9,7 @@ import numpy as np
 
 from llamafu.adapters.compatibility import demand_fit
 from llamafu.adapters.convert import convert_folder
-from llamafu.adapters.file import AdapterFile, read_adapter
+from llamafu.adapters.file import AdapterFile, default_name, read_adapter
 from llamafu.adapters.folder import read_folder
 from llamafu.adapters.info import is_flipped
 from llamafu.errors import LoraIncompatibleError
@@ -80,10 +80,10 @@ def targets(files: Iterable[AdapterFile]) -> list[str]:
 
 
 def names(files: Iterable[AdapterFile]) -> list[str]:
-    """Name each adapter by its file's stem, or by its whole path where two stems are the same."""
+    """Name each adapter as it is named when it is loaded, or by its whole path where two have the same name."""
     paths = [file.path for file in files]
-    stems = [path.stem for path in paths]
-    return [stem if stems.count(stem) == 1 else str(path) for stem, path in zip(stems, paths, strict=True)]
+    found = [default_name(path) for path in paths]
+    return [name if found.count(name) == 1 else str(path) for name, path in zip(found, paths, strict=True)]
 
 
 def _read(path: Path, base: BaseModel | None) -> AdapterFile:

@@ -96,6 +96,11 @@ def read_adapter(path: str | os.PathLike[str]) -> AdapterFile:
     return check_adapter(_read(path), path)
 
 
+def default_name(path: Path) -> str:
+    """An adapter's name when none is given: a folder's whole name, whatever dots are in it, or a file's without `.gguf`."""
+    return path.stem if path.suffix == ".gguf" and not path.is_dir() else path.name
+
+
 def check_adapter(content: bytes, path: Path) -> AdapterFile:
     """Check the adapter file `content`, which came from `path`; raises InvalidAdapterFileError like `read_adapter`.
 

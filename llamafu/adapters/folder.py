@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import json
 import os
 import stat
 from dataclasses import dataclass
@@ -10,6 +11,8 @@ from typing import TYPE_CHECKING, Any
 
 from llamafu.adapters.container import invalid_file
 from llamafu.adapters.file import AdapterFileNotFoundError
+from llamafu.adapters.mlx import WEIGHTS as MLX_WEIGHTS
+from llamafu.adapters.mlx import read_mlx
 from llamafu.adapters.peft import CONFIG, PeftConfig, parse_config
 from llamafu.adapters.pickled import read_pickled
 from llamafu.adapters.safetensors import read_safetensors
@@ -21,6 +24,8 @@ if TYPE_CHECKING:
 
     import numpy as np
     from numpy.typing import NDArray
+
+    from llamafu.adapters.base import BaseModel
 
     Arrays = dict[str, NDArray[np.floating[Any]]]
 
@@ -53,8 +58,13 @@ class PeftFolder:
             whole.update(part)
         return whole.hexdigest()
 
-    def parsed(self, *, dora: bool = False) -> tuple[PeftConfig, Arrays]:
-        """Check both files; raises InvalidAdapterFileError with the problems of both. `dora`: see `parse_config`."""
+    def parsed(self, base: BaseModel, *, dora: bool = False) -> tuple[PeftConfig, Arrays, tuple[str, ...]]:
+        """Check both files for `base`; raises InvalidAdapterFileError with the problems of both. `dora`: see `parse_config`.
+
+        The last of what is returned are modules whose tensors do not act, of which mlx-lm's folders may have some.
+        """
+        if self.weights_path.name == MLX_WEIGHTS:
+            return read_mlx(self.config, self.weights, base, name=str(self.path))
         problems: list[str] = []
         config, arrays = None, None
         try:
@@ -67,7 +77,7 @@ class PeftFolder:
             problems += error.problems
         if config is None or arrays is None:
             raise invalid_file(str(self.path), problems)
-        return config, arrays
+        return config, arrays, ()
 
 
 def read_folder(folder: Path) -> PeftFolder:
@@ -79,10 +89,19 @@ def read_folder(folder: Path) -> PeftFolder:
         LoraLoadError: they cannot be read.
 
     """
-    weights = next((folder / name for name in WEIGHTS if os.path.lexists(folder / name)), folder / next(iter(WEIGHTS)))
+    weights = next(
+        (folder / name for name in (*WEIGHTS, MLX_WEIGHTS) if os.path.lexists(folder / name)), folder / next(iter(WEIGHTS))
+    )
     config = _read(folder / CONFIG, folder, _LARGEST_CONFIG)
     # Not Path.resolve, which raises RuntimeError for links that go round in circles.
     return PeftFolder(folder, os.path.basename(os.path.realpath(folder)), config, _read(weights, folder), weights)  # noqa: PTH119
+
+
+def base_model_of(folder: Path) -> str | None:
+    """Return the hub id or path of the base model that a folder names, one that was read before; None where it names none."""
+    config = json.loads((folder / CONFIG).read_bytes())
+    name = config.get("base_model_name_or_path" if config.get("peft_type") else "model")
+    return name if isinstance(name, str) else None
 
 
 def _read(path: Path, folder: Path, most: int | None = None) -> bytes:
@@ -98,7 +117,7 @@ def _read(path: Path, folder: Path, most: int | None = None) -> bytes:
                 raise invalid_file(str(path), [f"it has {status.st_size} bytes; at most {most} are read"])
             return file.read()
     except (FileNotFoundError, NotADirectoryError) as error:
-        message = f"{folder}: no PEFT adapter, it needs {CONFIG} and {' or '.join(WEIGHTS)}"
+        message = f"{folder}: no PEFT adapter, it needs {CONFIG} and {' or '.join(WEIGHTS)}; mlx-lm's has {MLX_WEIGHTS}"
         raise AdapterFileNotFoundError(message) from error
     except IsADirectoryError as error:
         raise invalid_file(str(path), ["a folder; there must be a file"]) from error

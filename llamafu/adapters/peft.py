@@ -4,21 +4,23 @@ from __future__ import annotations
 
 import json
 import math
+import re
 import reprlib
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, TypeVar
+from typing import TYPE_CHECKING, Any
 
 from llamafu.adapters.container import invalid_file
-from llamafu.adapters.name_pattern import NamePattern
+from llamafu.adapters.pattern_table import PatternTable
 from llamafu.adapters.safetensors import unique
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping
 
-_Number = TypeVar("_Number", int, float)
 CONFIG = "adapter_config.json"
 _ALPHAS = (1e-30, 1e30)  # what float32 holds with room to spare; 0 would mean the strength 1 to libllama
 _MOST_RANK = 1 << 20
+_VERSION = re.compile(r"([0-9]{1,5})\.([0-9]{1,5})\.([0-9]{1,5})(\.?dev)?")
+_TURNED = (0, 19, 1)
 _MOST_WORK = 50_000  # states of all patterns
 
 REFUSED = {
@@ -38,7 +40,7 @@ REFUSED = {
 HARMLESS = frozenset(
     (
         # what an adapter is called and where it comes from
-        *("auto_mapping", "base_model_name_or_path", "peft_version", "revision", "task_type"),
+        *("auto_mapping", "base_model_name_or_path", "revision", "task_type"),
         # which modules are adapted: those that have tensors in the file, and no others
         *("ensure_weight_tying", "exclude_modules", "layers_pattern", "layers_to_transform", "target_modules"),
         # how it was initialised and trained
@@ -61,7 +63,7 @@ HARMLESS = frozenset(
 READ = frozenset(
     (
         *("peft_type", "r", "lora_alpha", "use_rslora", "rank_pattern", "alpha_pattern", "target_parameters"),
-        *("alora_invocation_tokens", "invocation_string", "bias", "init_lora_weights"),
+        *("alora_invocation_tokens", "invocation_string", "bias", "init_lora_weights", "peft_version"),
     )
 )
 """Fields that are honoured, or judged by their value."""
@@ -91,16 +93,30 @@ class PeftConfig:
     alpha: float
     rslora: bool
     """Whether the strength is alpha / sqrt(rank) and not alpha / rank."""
-    rank_pattern: tuple[tuple[NamePattern, int], ...]
-    alpha_pattern: tuple[tuple[NamePattern, float], ...]
+    rank_pattern: PatternTable[int]
+    alpha_pattern: PatternTable[float]
     base_model: str | None
     """Hub id or path of the model it was trained on."""
     invocation_tokens: tuple[int, ...]
     """Of an activated adapter (aLoRA)."""
     target_parameters: tuple[str, ...]
     """Ends of the names of parameters that were adapted directly, such as a layer's stack of experts."""
+    version: str | None
+    """Of PEFT, as it calls itself; None where the configuration does not say it (before 0.18)."""
     dora: bool = False
     """Whether there are magnitudes beside the factors, and they are honoured."""
+
+    @property
+    def exchanges_sides(self) -> bool | None:
+        """Whether this PEFT gave A and B of parameters that hold all experts each other's sides; None where that is not known.
+
+        It did so up to 0.19.0. What was called 0.19.1 before its release may have done either.
+        """
+        found = _VERSION.match(self.version or "")
+        if found is None:
+            return None
+        numbers = tuple(map(int, found.group(1, 2, 3)))
+        return None if numbers == _TURNED and found[4] else numbers < _TURNED
 
     def adapts_parameter(self, name: str) -> bool:
         """Whether the parameter with this full name, `model.layers.0.mlp.experts.down_proj`, was adapted directly."""
@@ -108,11 +124,11 @@ class PeftConfig:
 
     def rank_of(self, module: str) -> int:
         """Rank of the module with this full name, `model.layers.0.self_attn.q_proj`."""
-        return _by_pattern(self.rank_pattern, module, self.rank)
+        return self.rank_pattern.find(module, self.rank)
 
     def alpha_of(self, module: str) -> float:
         """Alpha of this module as libllama means it: divided by the rank it gives PEFT's strength, rsLoRA's too."""
-        alpha = _by_pattern(self.alpha_pattern, module, self.alpha)
+        alpha = self.alpha_pattern.find(module, self.alpha)
         return alpha * math.sqrt(self.rank_of(module)) if self.rslora else alpha
 
 
@@ -145,6 +161,7 @@ def parse_config(content: bytes, *, name: str, dora: bool = False) -> PeftConfig
         invocation_tokens=tuple(config.get("alora_invocation_tokens") or ()),
         target_parameters=tuple(config.get("target_parameters") or ()),
         dora=bool(config.get("use_dora")),
+        version=version if isinstance(version := config.get("peft_version"), str) else None,
     )
 
 
@@ -207,27 +224,23 @@ def _malformed(config: Mapping[str, Any]) -> list[str]:
     return problems
 
 
-def _patterns(
-    config: Mapping[str, Any], key: str, legal: Callable[[object], bool], problems: list[str]
-) -> tuple[tuple[NamePattern, Any], ...]:
+def _patterns(config: Mapping[str, Any], key: str, legal: Callable[[object], bool], problems: list[str]) -> PatternTable[Any]:
     """Prepare the numbers by module that the field `key` gives."""
+    table: PatternTable[Any] = PatternTable()
     values = config.get(key) or {}
     if not isinstance(values, dict) or not all(legal(value) for value in values.values()):
         problems.append(f"{key} is {_shown(values)}; each name in it needs a number above 0")
-        return ()
-    patterns: list[tuple[NamePattern, Any]] = []
-    work = 0
+        return table
     for name, value in values.items():
         try:
-            patterns.append((NamePattern(name), value))
+            table.add(name, value)
         except ValueError as error:
             problems.append(f"{key}: {_shown(name)} is no pattern of names that can be used: {error}")
             continue
-        work += patterns[-1][0].size
-        if work > _MOST_WORK:
+        if table.size > _MOST_WORK:
             problems.append(f"{key} has {len(values)} patterns, which are too many and too large; name the modules")
-            return ()
-    return tuple(patterns)
+            break
+    return table
 
 
 def _is_rank(value: object) -> bool:
@@ -236,11 +249,6 @@ def _is_rank(value: object) -> bool:
 
 def _is_alpha(value: object) -> bool:
     return isinstance(value, int | float) and not isinstance(value, bool) and _ALPHAS[0] <= value <= _ALPHAS[1]
-
-
-def _by_pattern(patterns: tuple[tuple[NamePattern, _Number], ...], module: str, default: _Number) -> _Number:
-    """PEFT's rule: the first pattern counts that matches."""
-    return next((value for pattern, value in patterns if pattern.matches(module)), default)
 
 
 def _shown(value: object) -> str:

@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple, NoReturn
 import numpy as np
 
 from llamafu.adapters.container import invalid_file
+from llamafu.adapters.safetensors import empty
 from llamafu.adapters.torch_archive import MEND, STORAGE_CODES, DamagedError, Storage, read_archive
 
 if TYPE_CHECKING:
@@ -40,7 +41,7 @@ def read_pickled(content: bytes, *, name: str) -> dict[str, NDArray[np.floating[
     try:
         return _tensors(_Machine(read_archive(content)).run(), len(content))
     except DamagedError as error:
-        raise invalid_file(name, [str(error)]) from None
+        raise invalid_file(name, list(error.args)) from None
 
 
 def _tensors(found: object, size: int) -> dict[str, NDArray[np.floating[Any]]]:
@@ -52,6 +53,9 @@ def _tensors(found: object, size: int) -> dict[str, NDArray[np.floating[Any]]]:
         if not isinstance(value, np.ndarray):
             message = f"entry {key!r} is {_described(value)}, it must be a tensor; {MEND}"
             raise DamagedError(message)
+    problems = [empty(str(key), array.shape) for key, array in found.items() if not array.size]
+    if problems:
+        raise DamagedError(*problems)
     needed = sum(array.nbytes for array in found.values())
     if needed > _MOST_EXPANSION * size:
         message = f"its tensors have {needed} bytes, the file {size}: they overlap beyond reason; {MEND}"

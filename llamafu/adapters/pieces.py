@@ -10,9 +10,10 @@ import numpy as np
 
 from llamafu.adapters.architectures import ARCHITECTURES, arranged
 from llamafu.adapters.info import is_expert, is_flipped
+from llamafu.adapters.module_name import decoder_module, described, part_of
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import Mapping, Sequence
 
     from numpy.typing import NDArray
 
@@ -27,7 +28,6 @@ _PARAMETERS = {"gate_up_proj": ("gate_proj", "up_proj"), "down_proj": ("down_pro
 """The parameters that hold all experts of a layer since transformers 5, in its order, and the projections in each."""
 _PAIRS = (["A", "B"], ["embedding_A", "embedding_B"])
 _MOST_EXPERTS = 4096  # far more than any libllama takes; a header that lies must not fill the memory
-_UNKNOWN = "it is no linear layer known for this architecture and cannot be converted"
 
 
 class Piece(NamedTuple):
@@ -42,16 +42,31 @@ class Piece(NamedTuple):
     """Which one of the stack it is for; None for a whole tensor."""
 
 
-def pieces_of(module: str, sides: dict[str, Matrix], config: PeftConfig, base: BaseModel) -> list[Piece]:
-    """Name and arrange the factors of one PEFT module; raises ValueError saying what is wrong with them."""
-    architecture = ARCHITECTURES[base.architecture]
-    if (stacked := _STACKED.fullmatch(module)) is not None and config.target_parameters:
-        return _parameter(stacked[1], stacked[2].count("."), sides, config, base)
+def pieces_of(module: str, sides: dict[str, Matrix], config: PeftConfig, base: BaseModel, *, exchanged: bool) -> list[Piece]:
+    """Name and arrange the factors of one PEFT module; raises ValueError saying what is wrong with them.
+
+    `exchanged` is what `exchanged_sides` says of all modules.
+    """
+    if (stacked := _STACKED.fullmatch(module)) is not None:
+        return _parameter(stacked[1], _parameter_name(module, config), sides, config, base, exchanged=exchanged)
     single = _EXPERT.fullmatch(module)
-    target = architecture.target_of(f"{single[1]}.{single[3]}" if single else module)
+    target = _target(f"{single[1]}.{single[3]}" if single else module, base)
     embedding = any(side.startswith("embedding_") for side in sides)
-    if target is None or is_flipped(target) != embedding or is_expert(target) != bool(single):
-        raise ValueError(_UNKNOWN)
+    if is_flipped(target) != embedding:
+        kinds = (
+            ("factors of token embeddings", "a linear layer")
+            if embedding
+            else ("factors of a linear layer", "token embeddings")
+        )
+        names = "lora_A and lora_B" if embedding else "lora_embedding_A and lora_embedding_B"
+        message = f"it has {kinds[0]}, and is {kinds[1]} in the base model, whose factors are called {names}; save it with PEFT"
+        raise ValueError(message)
+    if is_expert(target) != bool(single):
+        message = (
+            "it is a stack of all experts, whose factors are read one expert at a time (experts.0.up_proj), or as PEFT writes "
+            "them for target_parameters"
+        )
+        raise ValueError(message)
     # A parameter that was adapted directly has a name of its own, which the patterns of ranks and alphas are matched with.
     name = f"{module}.weight" if config.adapts_parameter(f"{module}.weight") else module
     a, b = _matrices(sides, config.rank_of(name))
@@ -62,6 +77,35 @@ def pieces_of(module: str, sides: dict[str, Matrix], config: PeftConfig, base: B
             message = f"there is no expert {expert}; the base model has {count}, from 0"
             raise ValueError(message)
     return [Piece(target, a.T if embedding else a, arranged(b, target, base), config.alpha_of(name), expert)]
+
+
+def exchanged_sides(modules: Mapping[str, dict[str, Matrix]], config: PeftConfig, base: BaseModel) -> bool:
+    """Whether A and B of the parameters that hold all experts have each other's sides, as PEFT wrote them before 0.19.1.
+
+    The sizes decide, of whichever parameter has two that differ, and else the version. Raises ValueError where neither does.
+    """
+    readings = {False, True}
+    found = False
+    for module, sides in modules.items():
+        if (stacked := _STACKED.fullmatch(module)) is None or sorted(sides) != _PAIRS[0]:
+            continue
+        sizes = _parameter_sizes(stacked[1], _parameter_name(module, config), base)
+        stored = (sides["A"].shape[-1], sides["B"].shape[0])
+        if sizes is not None and stored in (sizes, sizes[::-1]):
+            readings &= {exchanged for exchanged in (False, True) if stored == (sizes[::-1] if exchanged else sizes)}
+            found = True
+    if not found or not readings:
+        return False  # whatever does not fit is found when sizes are compared
+    if len(readings) == 1:
+        return readings.pop()
+    if config.exchanges_sides is None:
+        message = (
+            "the factors of its experts (target_parameters) fit the base model in both layouts that PEFT has had, and "
+            f"peft_version is {config.version!r}, which does not say which; write the version of PEFT that saved it into "
+            'adapter_config.json, such as "peft_version": "0.18.1"'
+        )
+        raise ValueError(message)
+    return config.exchanges_sides
 
 
 def joined(pieces: Sequence[Piece], base: BaseModel) -> Piece:
@@ -87,26 +131,72 @@ def joined(pieces: Sequence[Piece], base: BaseModel) -> Piece:
     return Piece(first.target, a, b, alpha)
 
 
-def _parameter(module: str, depth: int, sides: dict[str, Matrix], config: PeftConfig, base: BaseModel) -> list[Piece]:
-    """Take the factors of a parameter that holds all experts apart. PEFT wraps one after another: the first lies deepest."""
-    adapted = [name for name in _PARAMETERS if config.adapts_parameter(f"{module}.{name}")]
-    if depth >= len(adapted):
-        raise ValueError(_UNKNOWN)
-    parameter = adapted[-1 - depth]
+def _target(module: str, base: BaseModel) -> str:
+    """Name the base tensor of a module; raises ValueError saying why there is none."""
+    architecture = ARCHITECTURES[base.architecture]
+    target = architecture.target_of(module)
+    if target is not None:
+        return target
+    if part := part_of(module):
+        message = (
+            f"it belongs to the {described(part)}, which GGUF keeps in a file of its own, that no adapter reaches; "
+            f"leave it out with drop=[{part!r}] (--drop {part})"
+        )
+    elif decoder_module(module) is None:
+        message = (
+            "its name is none of a decoder's (model.layers.0..., language_model.model.layers.0..., embed_tokens, lm_head); "
+            "leave it out with drop=[...] (--drop) and a part of its name, if the answers can do without it"
+        )
+    else:
+        message = (
+            f"{base.architecture!r} models have no such linear layer: theirs are {', '.join(architecture.leaves)}; give the "
+            "base model that it was trained on, or leave it out with drop=[...] (--drop)"
+        )
+    raise ValueError(message)
+
+
+def _parameter_name(module: str, config: PeftConfig) -> str | None:
+    """Name the parameter that a stack's factors are for. PEFT wraps one after another: the first lies deepest."""
+    stacked = _STACKED.fullmatch(module)
+    assert stacked is not None  # noqa: S101 - the caller looked
+    adapted = [name for name in _PARAMETERS if config.adapts_parameter(f"{stacked[1]}.{name}")]
+    depth = stacked[2].count(".")
+    return adapted[-1 - depth] if depth < len(adapted) else None
+
+
+def _parameter_sizes(module: str, parameter: str | None, base: BaseModel) -> tuple[int, int] | None:
+    """Return the in and out of one expert's share of a parameter; None where the base model does not say."""
+    names = _PARAMETERS.get(parameter or "", ())
+    targets = [ARCHITECTURES[base.architecture].target_of(f"{module}.{name}") for name in names]
+    whole = (targets[0] or "").replace("ffn_gate_exps", "ffn_gate_up_exps") if targets else ""
+    shapes = [base.tensors.get(whole)] if whole in base.tensors else [base.tensors.get(target or "") for target in targets]
+    known = [shape for shape in shapes if shape is not None]
+    return (known[0][0], sum(shape[1] for shape in known)) if known and len(known) == len(shapes) else None
+
+
+def _parameter(
+    module: str, parameter: str | None, sides: dict[str, Matrix], config: PeftConfig, base: BaseModel, *, exchanged: bool
+) -> list[Piece]:
+    """Take the factors of a parameter that holds all experts apart."""
+    if parameter is None:
+        message = (
+            "it holds all experts of a layer, and target_parameters in adapter_config.json does not name the parameter that "
+            f"its factors are for, {' or '.join(f'mlp.experts.{name}' for name in _PARAMETERS)}: it is "
+            f"{list(config.target_parameters)}"
+        )
+        raise ValueError(message)
     projections = _PARAMETERS[parameter]
-    targets = [ARCHITECTURES[base.architecture].target_of(f"{module}.{name}") for name in projections]
+    targets = [_target(f"{module}.{name}", base) for name in projections]
     count, rank = _expert_count(base), config.rank_of(f"{module}.{parameter}")
     a, b = _matrices(sides, count * rank)
-    if b.shape[0] % len(projections):
-        message = f"B has {b.shape[0]} rows, which do not split into those of {' and '.join(projections)}"
+    a, b = a.reshape(count, rank, -1), b.reshape(-1, rank, count).transpose(2, 0, 1)
+    if exchanged:
+        a, b = b.transpose(0, 2, 1), a.transpose(0, 2, 1)
+    if b.shape[1] % len(projections):
+        message = f"B has {b.shape[1]} rows, which do not split into those of {' and '.join(projections)}"
         raise ValueError(message)
-    a = a.reshape(count, rank, -1)
-    parts = np.split(b.reshape(-1, rank, count).transpose(2, 0, 1), len(projections), axis=1)
     alpha = config.alpha_of(f"{module}.{parameter}")
-    found = [Piece(target, a, part, alpha) for target, part in zip(targets, parts, strict=True) if target is not None]
-    if len(found) < len(parts):
-        raise ValueError(_UNKNOWN)
-    return found
+    return [Piece(target, a, part, alpha) for target, part in zip(targets, np.split(b, len(projections), axis=1), strict=True)]
 
 
 def _matrices(sides: dict[str, Matrix], rank: int) -> tuple[Matrix, Matrix]:

@@ -12,9 +12,11 @@ from typing import TYPE_CHECKING, Literal
 from llamafu.adapters.compatibility import CompatibilityReport, check_compatibility
 from llamafu.adapters.file import AdapterFile, read_adapter
 from llamafu.adapters.peft import CONFIG
-from llamafu.errors import InvalidAdapterFileError, LoraIncompatibleError
+from llamafu.errors import ErrorCode, InvalidAdapterFileError, LoraError, LoraIncompatibleError
 
 if TYPE_CHECKING:
+    from collections.abc import Sequence
+
     from llamafu.adapters.base import BaseModel
 
 _MOST_KEPT = 256 << 20  # bytes
@@ -37,28 +39,34 @@ class AdapterReader:
         self._kept: OrderedDict[str, AdapterFile] = OrderedDict()
         self._lock = threading.Lock()
 
-    def read(self, path: str | os.PathLike[str]) -> AdapterFile:
+    def read(self, path: str | os.PathLike[str], *, drop: Sequence[str] = ()) -> AdapterFile:
         """Read and check the adapter at `path`, a GGUF file or PEFT folder; whether it fits the base model is not checked.
+
+        `drop` leaves modules of a folder out as `convert_peft` does.
 
         Raises:
             AdapterFileNotFoundError: nothing is there (a LoraLoadError and a FileNotFoundError).
             LoraLoadError: it cannot be read.
             InvalidAdapterFileError: it is damaged, or a folder that no GGUF adapter can stand for; `.problems` has all.
             LoraIncompatibleError: a folder for an architecture that cannot be converted.
+            LoraError: `drop` for a GGUF file, or with what is in no module's name.
 
         """
         path = Path(path)
         if not os.path.lexists(path / CONFIG):
+            if drop:
+                message = f"{path}: drop={list(drop)!r} is for PEFT folders, and this is none; leave it out"
+                raise LoraError(message, code=ErrorCode.INVALID_PARAM)
             return read_adapter(path)
         # They import gguf's writer and more, which GGUF files do not need.
         from llamafu.adapters.convert import convert_folder
         from llamafu.adapters.folder import read_folder
 
         folder = read_folder(path)
-        digest = folder.digest
+        digest = "\n".join((folder.digest, *map(str, drop)))
         with self._lock:
             known = self._kept.pop(digest, None)
-        file = known or convert_folder(folder, self._base, dtype=self._dtype)
+        file = known or convert_folder(folder, self._base, dtype=self._dtype, drop=drop)
         self._keep(digest, file)
         return replace(file, path=Path(os.path.realpath(path)))
 

@@ -15,7 +15,8 @@ if TYPE_CHECKING:
     from pathlib import Path
 
 _LARGEST_CONFIG = 10_000_000  # bytes
-_OWN_WEIGHTS = "adapter_model"
+_OWN_WEIGHTS = ("adapter_model", "adapters")
+"""Of PEFT and of mlx-lm, which also keeps those of earlier steps: `0000100_adapters.safetensors`."""
 _WEIGHTS = (".gguf", ".safetensors", ".pth", ".ckpt")
 _MODEL_BIN = "pytorch_model"
 _MOST_NAMED = 3
@@ -66,4 +67,4 @@ def _is_more(path: Path) -> bool:
     if path.is_dir():
         return True
     is_weights = path.suffix in _WEIGHTS or path.name.startswith(_MODEL_BIN)
-    return is_weights and path.stem != _OWN_WEIGHTS
+    return is_weights and path.stem not in _OWN_WEIGHTS and not path.stem.endswith("_adapters")

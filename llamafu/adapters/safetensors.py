@@ -14,7 +14,7 @@ from llamafu.adapters.lookalike import HEAD_BYTES, known_kind
 
 if TYPE_CHECKING:
     import mmap
-    from collections.abc import Mapping
+    from collections.abc import Mapping, Sequence
     from typing import BinaryIO
 
     from numpy.typing import NDArray
@@ -23,6 +23,7 @@ _HEADER_LIMIT = 100_000_000  # bytes; the format's own limit
 _DTYPES: dict[str, np.dtype[Any]] = {"F32": np.dtype("<f4"), "F16": np.dtype("<f2"), "BF16": np.dtype("<u2")}
 _LENGTH_BYTES = 8
 _MOST_DIMENSIONS = 8
+_LONGEST = 500  # characters of a name in a message
 
 
 class _Entry(NamedTuple):
@@ -121,6 +122,14 @@ def _header(content: bytes | mmap.mmap, name: str) -> tuple[dict[str, Any], int]
     return header, start
 
 
+def empty(name: str, shape: Sequence[int]) -> str:
+    """Say what a tensor without values is a sign of."""
+    return (
+        f"tensor {name[:_LONGEST]!r} is empty (shape {list(shape[:_MOST_DIMENSIONS])}): the checkpoint was saved before its "
+        "parts were gathered (ZeRO-3); save it again with stage3_gather_16bit_weights_on_model_save, or use zero_to_fp32.py"
+    )
+
+
 def unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
     """Refuse a key given twice: which of both values counts would differ between readers. For `json.loads`."""
     found = dict(pairs)
@@ -136,7 +145,9 @@ def _entry(name: str, value: object, problems: list[str]) -> _Entry | None:
     dtype, shape, offsets = fields.get("dtype"), fields.get("shape"), fields.get("data_offsets")
     if not isinstance(dtype, str) or dtype not in _DTYPES:
         problems.append(f"tensor {name!r} is of type {dtype!r}; it must be one of {', '.join(_DTYPES)}")
-    elif not _is_sizes(shape) or 0 in shape or len(shape) > _MOST_DIMENSIONS:
+    elif _is_sizes(shape) and 0 in shape:
+        problems.append(empty(name, shape))
+    elif not _is_sizes(shape) or len(shape) > _MOST_DIMENSIONS:
         problems.append(
             f"tensor {name!r} has the shape {shape!r}; it must be a list of at most {_MOST_DIMENSIONS} whole numbers from 1"
         )

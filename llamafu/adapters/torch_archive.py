@@ -34,7 +34,7 @@ MEND = "save it as safetensors (PEFT: save_pretrained with safe_serialization=Tr
 
 
 class DamagedError(Exception):
-    """What is wrong with the file; the caller adds its name."""
+    """What is wrong with the file, a problem an argument; the caller adds its name."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -77,9 +77,11 @@ class Storage:
         """Return the tensor that begins at `offset`, counted in values; raises DamagedError when it does not lie in here."""
         size, values = self.values.size, self.values
         where = f"a tensor cut from storage {self.key[:80]!r}"
-        if not _are_sizes(shape) or not _are_sizes(strides) or len(shape) != len(strides) or 0 in shape:
-            message = f"{where} has a shape or strides that are no {_MOST_DIMENSIONS} whole numbers at most, the sizes from 1"
+        if not _are_sizes(shape) or not _are_sizes(strides) or len(shape) != len(strides):
+            message = f"{where} has a shape or strides that are no {_MOST_DIMENSIONS} whole numbers at most"
             raise DamagedError(message)
+        if 0 in shape:
+            return values[:0]  # whose name the caller knows, who refuses it
         last = offset + sum((length - 1) * stride for length, stride in zip(shape, strides, strict=True))
         if offset < 0 or last >= size or math.prod(shape) > size:
             message = f"{where} has the shape {shape}, strides {strides} and offset {offset}, but the storage has {size} values"

@@ -16,7 +16,9 @@ if TYPE_CHECKING:
 
 def add_base(parser: argparse.ArgumentParser) -> None:
     """Add `--base`."""
-    parser.add_argument("--base", metavar="MODEL", help=f"GGUF model (or {EXAMPLE!r}) that PEFT folders are for")
+    parser.add_argument(
+        "--base", metavar="MODEL", help=f"GGUF model that PEFT folders are for, its config.json, or {EXAMPLE!r}"
+    )
     parser.set_defaults(refuse=parser.error)
 
 

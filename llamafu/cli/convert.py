@@ -1,4 +1,4 @@
-"""`llamafu convert`: a PEFT folder becomes a GGUF adapter."""
+"""`llamafu convert`: a PEFT or mlx-lm folder becomes a GGUF adapter."""
 
 from __future__ import annotations
 
@@ -15,11 +15,13 @@ if TYPE_CHECKING:
 
     from llamafu.adapters.storing import Stored
 
+_MOST_NAMED = 3
+
 
 def add_parser(subparsers: Any) -> None:
     """Add `convert`."""
-    text = "Write the GGUF form of a PEFT LoRA adapter. Needs neither torch nor libllama; of the model, the header is read."
-    parser = subparsers.add_parser("convert", help="make a GGUF adapter of a PEFT folder", description=text)
+    text = "Write the GGUF form of a PEFT or mlx-lm LoRA adapter. Needs no torch, no libllama, and of the model the header."
+    parser = subparsers.add_parser("convert", help="make a GGUF adapter of a PEFT or mlx-lm folder", description=text)
     parser.add_argument("folder", type=Path, metavar="PEFT_DIR", help="folder with adapter_config.json and its weights")
     parser.add_argument("-o", "--output", type=Path, required=True, metavar="FILE", help="GGUF adapter to write")
     parser.add_argument("--base", required=True, metavar="MODEL", help=f"GGUF model it is for, its config.json, or {EXAMPLE!r}")
@@ -37,12 +39,20 @@ def add_parser(subparsers: Any) -> None:
     parser.add_argument(
         "--dora-rank", type=at_least(1), metavar="N", help="rank of these factors (default: four times its rank)"
     )
+    parser.add_argument(
+        "--drop",
+        action="append",
+        default=[],
+        metavar="NAME",
+        help="leave out the modules of a part of the model (vision, audio, projector), or those that have this name or part of "
+        "a name, whole from dot to dot (repeatable)",
+    )
     add_force(parser)
     parser.set_defaults(run=_run, refuse=parser.error)
 
 
 def _run(arguments: argparse.Namespace) -> int:
-    from llamafu.adapters.convert import convert_for_report
+    from llamafu.adapters.convert import DROPPED, convert_for_report
     from llamafu.adapters.precision import percent
 
     if arguments.dora_rank and not arguments.dora:
@@ -53,6 +63,7 @@ def _run(arguments: argparse.Namespace) -> int:
             arguments.output,
             base=model_path(arguments.base),
             dtype=arguments.dtype,
+            drop=arguments.drop,
             dora=arguments.dora,
             dora_rank=arguments.dora_rank,
             overwrite=arguments.force,
@@ -61,6 +72,10 @@ def _run(arguments: argparse.Namespace) -> int:
     info = made.file.info
     targets = ", ".join(info.target_modules)
     sys.stdout.write(f"{arguments.output}: rank {info.rank}, {len(info.tensors)} tensors ({targets}), {info.nbytes} bytes\n")
+    dropped = info.metadata.get(DROPPED)
+    if isinstance(dropped, tuple):
+        more = f" and {len(dropped) - _MOST_NAMED} more" if len(dropped) > _MOST_NAMED else ""
+        sys.stdout.write(f"left out {len(dropped)} modules: {', '.join(map(str, dropped[:_MOST_NAMED]))}{more}\n")
     sys.stdout.write(f"{_loss(made.stored)}\n")
     sys.stdout.writelines(f"{cut.name}: rank {cut.rank} leaves out {percent(cut.error)} of the change\n" for cut in made.cut)
     return 0

@@ -37,7 +37,8 @@ def add_parser(subparsers: Any) -> None:
     parser.add_argument(
         "--base",
         metavar="MODEL",
-        help=f"GGUF model that they are for, or {EXAMPLE!r}: needed to read PEFT folders, and to write one of a llama model",
+        help=f"GGUF model that they are for, its config.json, or {EXAMPLE!r}: needed to read PEFT folders, and to write one of "
+        "a llama model",
     )
     parser.add_argument("--method", choices=METHODS, default="svd", help="%(choices)s (%(default)s)", metavar="NAME")
     parser.add_argument(
@@ -52,7 +53,7 @@ def add_parser(subparsers: Any) -> None:
 
 
 def _run(arguments: argparse.Namespace) -> int:
-    from llamafu.adapters.base import read_base
+    from llamafu.adapters import read_base
     from llamafu.adapters.combine import form_of, merge_for_base
     from llamafu.adapters.precision import percent
 

@@ -102,7 +102,7 @@ def _run(arguments: argparse.Namespace) -> int:
 
 def _asked(arguments: argparse.Namespace) -> tuple[list[str], list[dict[str, float]]]:
     """Return prompts and mixes; what is wrong with them is said before the model is loaded."""
-    from llamafu.lora import default_name
+    from llamafu.adapters.file import default_name
     from llamafu.sweep import mixes
     from llamafu.sweep.mixes import check_size
 
@@ -144,7 +144,7 @@ def _prompts(arguments: argparse.Namespace) -> list[str]:
 
 
 def _sweep(arguments: argparse.Namespace, prompts: list[str], mixes: list[dict[str, float]]) -> Sweep:
-    from llamafu.lora import default_name
+    from llamafu.adapters.file import default_name
     from llamafu.model import Llamafu
     from llamafu.sweep import sweep
 

@@ -12,13 +12,12 @@ from typing import TYPE_CHECKING
 
 from llamafu.adapters.compatibility import demand_fit
 from llamafu.adapters.convert import convert_folder
-from llamafu.adapters.file import AdapterFile, read_adapter
+from llamafu.adapters.file import AdapterFile, default_name, read_adapter
 from llamafu.adapters.folder import read_folder
 from llamafu.adapters.peft import CONFIG
 from llamafu.adapters.values import as_stored
 from llamafu.engine.spool import Copy, Spool
 from llamafu.errors import LoraError, LoraLoadError, LoraNotFoundError
-from llamafu.lora import default_name
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator

@@ -10,6 +10,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from llamafu.adapters.file import default_name
 from llamafu.adapters.peft import CONFIG
 from llamafu.adapters.recognise import why_no_adapter
 from llamafu.service.errors import InvalidRequestError, NotFoundError
@@ -167,11 +168,11 @@ class AdapterFolder:
 
     def _found(self, path: Path) -> Found | None:
         """Return the adapter at `path`, None where there is none, or it leads out of the folder, or just vanished."""
-        is_file = path.suffix == _SUFFIX
-        name = path.stem if is_file else path.name
-        if not is_name(name):
-            return None
         try:
+            is_file = path.suffix == _SUFFIX and not path.is_dir()
+            name = default_name(path)
+            if not is_name(name):
+                return None
             if not path.resolve(strict=True).is_relative_to(self.folder):
                 return None
             if is_file and path.is_file():

@@ -38,7 +38,7 @@ def changes(base, merged):
     found = {}
     for name, shape in read_base(base).tensors.items():
         if len(shape) == 2:
-            before, after = (each.matrix(name, None).astype("f8") for each in weights)
+            before, after = (each.matrix(name, None, shape[1]).astype("f8") for each in weights)
             if np.abs(after - before).max() > 0:
                 found[name] = after - before
     return found

@@ -1,0 +1,111 @@
+"""Adapters as people have them, and bases: names with dots, checkpoints without values, `config.json` in place of a model."""
+
+import json
+
+import numpy as np
+import pytest
+from test_convert import arrays_of, base_of, safetensors_bytes, write_folder
+from torch_bytes import torch_bytes
+
+from llamafu import Llamafu
+from llamafu.adapters import AdapterReader, compare_adapters, convert_peft, export_peft, inspect_adapter, read_base
+from llamafu.cli.main import main
+from llamafu.errors import InvalidAdapterFileError
+from llamafu.server.folder import AdapterFolder
+
+CONFIG = {
+    "model_type": "llama",
+    "hidden_size": 64,
+    "intermediate_size": 96,
+    "num_hidden_layers": 2,
+    "num_attention_heads": 4,
+    "num_key_value_heads": 2,
+    "vocab_size": 317,
+}
+
+
+@pytest.fixture
+def config(tmp_path):
+    """The config.json of the model that the folders of `test_convert` are for."""
+    (tmp_path / "base").mkdir()
+    (tmp_path / "base" / "config.json").write_text(json.dumps(CONFIG))
+    return tmp_path / "base" / "config.json"
+
+
+# -- names ----------------------------------------------------------------------------------------------------------
+
+NAMES = ["qwen2.5-lora", "v1.0", "a.gguf"]
+
+
+@pytest.fixture
+def dotted(tmp_path):
+    """Folders whose names have dots, one of them even a file's suffix, and the file `v1.0` has become."""
+    folders = [write_folder(tmp_path / name, arrays_of(seed=seed)) for seed, name in enumerate(NAMES)]
+    convert_peft(folders[1], tmp_path / "v1.1.gguf", base=base_of(), dtype="f32")
+    return [*folders, tmp_path / "v1.1.gguf"]
+
+
+def test_folder_names_are_whole_names(dotted, tiny_model):
+    wanted = [*NAMES, "v1.1"]
+    reader = AdapterReader(read_base(tiny_model))
+    assert compare_adapters([reader.read(path) for path in dotted]).names == wanted
+    with Llamafu(tiny_model, n_ctx=128) as llm:
+        assert [llm.load_lora_adapter(path).name for path in dotted] == wanted
+    assert set(AdapterFolder(dotted[0].parent).scan()) == set(wanted)
+
+
+def test_merged_files_name_their_sources_whole(dotted, tiny_model, tmp_path, capsys):
+    arguments = [*map(str, dotted), "--base", str(tiny_model)]
+    assert main(["merge", *arguments, "-o", str(tmp_path / "out.gguf")]) == 0
+    assert inspect_adapter(tmp_path / "out.gguf").metadata["llamafu.merge.names"] == (*NAMES, "v1.1")
+    capsys.readouterr()
+    assert main(["compare", *arguments, "--json"]) == 0
+    assert json.loads(capsys.readouterr().out)["names"] == [*NAMES, "v1.1"]
+
+
+# -- tensors without values -----------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("shape", [(0,), (4, 0), (0, 64)])
+@pytest.mark.parametrize("container", ["safetensors", "bin"])
+def test_checkpoints_that_were_not_gathered(container, shape, tmp_path):
+    """DeepSpeed's ZeRO-3 leaves each process a share of every tensor: one that saves its own state saves nothing."""
+    name = "base_model.model.model.layers.1.self_attn.q_proj.lora_A.weight"
+    arrays = arrays_of() | {name: np.zeros(shape, "f4")}
+    folder = write_folder(tmp_path / "folder", arrays_of())
+    (folder / "adapter_model.safetensors").unlink()
+    content = (safetensors_bytes if container == "safetensors" else torch_bytes)(arrays)
+    (folder / f"adapter_model.{container}").write_bytes(content)
+    with pytest.raises(
+        InvalidAdapterFileError, match=rf"{name}' is empty .*before its parts were gathered \(ZeRO-3\)"
+    ) as caught:
+        convert_peft(folder, tmp_path / "out.gguf", base=base_of())
+    assert len(caught.value.problems) == 1
+
+
+# -- config.json as base --------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("whole_folder", [False, True])
+def test_a_config_does_wherever_a_base_is_asked_for(whole_folder, config, tmp_path, capsys):
+    folder, file = write_folder(tmp_path / "folder", arrays_of()), tmp_path / "file.gguf"
+    base = config.parent if whole_folder else config
+    for arguments in (
+        ["convert", folder, "-o", file, "--base", base],
+        ["inspect", folder, "--base", base],
+        ["compare", folder, file, "--base", base],
+        ["merge", folder, file, "-o", tmp_path / "merged.gguf", "--base", base],
+        ["merge", folder, file, "-o", tmp_path / "merged", "--base", base],
+        ["check", folder, "-m", base],
+        ["check", file, "-m", base],
+    ):
+        assert main([str(argument) for argument in arguments]) == 0, capsys.readouterr().err
+    export_peft(file, tmp_path / "back", base=base)
+    assert (tmp_path / "back" / "adapter_model.safetensors").is_file()
+
+
+def test_a_config_is_compared_like_a_model(config, tmp_path, capsys):
+    folder = write_folder(tmp_path / "folder", arrays_of())
+    config.write_text(json.dumps(CONFIG | {"intermediate_size": 95}))
+    assert main(["check", str(folder), "-m", str(config)]) == 1
+    assert "the base model is 64 in, 95 out" in capsys.readouterr().out
