@@ -111,7 +111,7 @@ def test_other_parts_are_said_and_left_out_when_asked(tmp_path, capsys):
     arguments = ["convert", str(folder), "-o", str(tmp_path / "out.gguf"), "--base", str(tmp_path / "base.json")]
     assert main([*arguments, "--force", "--drop", "vision", "--drop", "projector"]) == 0
     assert "left out 5 modules: model.vision_tower.vision_model" in capsys.readouterr().out
-    assert main([*arguments, "--drop", "vision"]) == 1
+    assert main([*arguments, "--force", "--drop", "vision"]) == 1
     assert "--drop projector" in capsys.readouterr().err
 
 

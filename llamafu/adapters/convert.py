@@ -207,7 +207,7 @@ def converted(
 def _pieces(
     modules: dict[str, dict[str, Matrix]], config: PeftConfig, base: BaseModel, problems: list[str], dora: Dora | None
 ) -> list[Piece]:
-    """Pair the tensors, in the file's order, under the base model's names and in its layout; what is wrong goes to `problems`."""
+    """Pair the tensors in the file's order, under the base model's names and in its layout; say what is wrong in `problems`."""
     found: dict[str, dict[int | None, Piece]] = {}
     reasons: dict[str, list[str]] = {}
     magnitudes = {module: sides.pop(MAGNITUDE, None) for module, sides in modules.items()}
