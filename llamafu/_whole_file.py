@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import tempfile
 from contextlib import contextmanager
 from pathlib import Path
@@ -12,27 +13,32 @@ if TYPE_CHECKING:
 
 
 @contextmanager
-def whole_file(output: Path) -> Iterator[Path]:
+def whole_file(output: Path, *, overwrite: bool = True) -> Iterator[Path]:
     """Give a path to write to; what was written there takes the place of `output` in one step if the block succeeds.
 
     After an error `output` is as it was before, and nothing else is left. Raises FileNotFoundError when the folder of
-    `output` does not exist, OSError when it cannot be written to.
+    `output` does not exist, FileExistsError when there is something at `output`, before or after the block, that it may not
+    `overwrite`, OSError when it cannot be written to.
     """
-    with whole_files([output]) as [unfinished]:
+    with whole_files([output], overwrite=overwrite) as [unfinished]:
         yield unfinished
 
 
 @contextmanager
-def whole_files(outputs: Sequence[Path]) -> Iterator[list[Path]]:
+def whole_files(outputs: Sequence[Path], *, overwrite: bool = True) -> Iterator[list[Path]]:
     """Do so for several files of one folder: all are written before the first one takes its place, the first as the last.
 
     So who waits for the first one finds all of them.
     """
     demand_parent(outputs[0])
+    if not overwrite:
+        demand_free(*outputs)
     # A folder rather than a file: the new file then gets the permissions that any new file gets.
     with tempfile.TemporaryDirectory(dir=outputs[0].parent, prefix=f".{outputs[0].name}.") as room:
         unfinished = [Path(room) / output.name for output in outputs]
         yield unfinished
+        if not overwrite:
+            demand_free(*outputs)
         for written, output in reversed(list(zip(unfinished, outputs, strict=True))):
             written.replace(output)
 
@@ -50,6 +56,14 @@ def whole_folder(output: Path) -> Iterator[Path]:
         unfinished.mkdir()
         yield unfinished
         unfinished.rename(output)
+
+
+def demand_free(*outputs: Path) -> None:
+    """Raise FileExistsError where there is anything at one of `outputs`, be it a link to nowhere."""
+    for output in outputs:
+        if os.path.lexists(output):
+            message = f"{output} exists and is not replaced; give another name, or say to overwrite it (--force)"
+            raise FileExistsError(message)
 
 
 def demand_new(output: Path) -> None:

@@ -5,27 +5,24 @@ It lies above `llamafu.adapters`, which exports it, because it converts with lib
 
 from __future__ import annotations
 
-import errno
 import logging
 import os
-import re
-import shutil
 from pathlib import Path
-from typing import TYPE_CHECKING, Literal
+from typing import TYPE_CHECKING, Literal, NamedTuple
 
 from llamafu._native import finding, processor
 from llamafu._native import library as native
 from llamafu._native.quants import GgmlCodec
-from llamafu._whole_file import whole_files
-from llamafu.adapters.baked import Recipe, lengths
+from llamafu._whole_file import demand_free, whole_files
+from llamafu.adapters.baked import Recipe
 from llamafu.adapters.base import read_base
 from llamafu.adapters.codec import NumpyCodec
 from llamafu.adapters.compatibility import check_compatibility
-from llamafu.adapters.ggml_type import BLOCKS, GGMLType
 from llamafu.adapters.reader import AdapterReader
 from llamafu.adapters.shard import read_shards
-from llamafu.adapters.write import refuse_source
+from llamafu.adapters.target_types import MUCH_LOST, became, chosen_kinds, kinds_that_keep
 from llamafu.bake_job import BakeJob
+from llamafu.bake_outputs import demand_space, output_paths, refuse_sources
 from llamafu.bake_records import Records
 from llamafu.calibration_text import read_text
 from llamafu.errors import (
@@ -34,28 +31,37 @@ from llamafu.errors import (
     LibraryNotFoundError,
     LoraError,
     LoraIncompatibleError,
-    ModelLoadError,
 )
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterable, Mapping, Sequence
+    from collections.abc import Callable, Mapping, Sequence
 
     from llamafu._native.library import Library
     from llamafu.adapters.base import BaseModel
     from llamafu.adapters.codec import Codec
     from llamafu.adapters.file import AdapterFile
-    from llamafu.adapters.shard import Shard
+    from llamafu.adapters.target_types import Became
 
-DTYPES = ("keep", "f32", "f16", "bf16", "q8_0")
-"""What the changed tensors may become: what they were, or a type that loses little of the sum."""
+DTYPES = ("auto", "keep", "f32", "f16", "bf16", "q8_0")
+"""What the changed tensors may become: what keeps the change, what they were, or a type that loses little of the sum."""
 
 logger = logging.getLogger("llamafu.baking")
 
-MUCH_LOST = 0.9
-"""Below this share of the changes a baked model is not what its adapters made it."""
-
+_CHOOSING = 0.1  # of the work: what types keep is measured
 _SCALE_MAX = 1e30  # as in `merge_adapters`: float64 arithmetic on it cannot overflow
-_SHARD_NAME = re.compile(r"-[0-9]{5}-of-[0-9]{5}$")
+
+
+class Baked(NamedTuple):
+    """A baked model, and what became of the changes."""
+
+    path: Path
+    """Of its first file."""
+    kept: float
+    """The share of the changes that is there: see `write_baked`, or where it was calibrated, `Likeness`."""
+    by_own: float
+    """The share that the tensors' own types keep, as far as that was asked."""
+    became: tuple[Became, ...]
+    """Tensors that got another type because of it."""
 
 
 def bake(
@@ -63,8 +69,10 @@ def bake(
     adapters: Mapping[str | os.PathLike[str], float],
     output: str | os.PathLike[str],
     *,
-    dtype: Literal["keep", "f32", "f16", "bf16", "q8_0"] = "keep",
+    dtype: Literal["auto", "keep", "f32", "f16", "bf16", "q8_0"] = "auto",
     calibration: str | os.PathLike[str] | None = None,
+    least_kept: float = 0.0,
+    overwrite: bool = True,
     library: str | os.PathLike[str] | None = None,
     n_threads: int | None = None,
     on_progress: Callable[[float], None] | None = None,
@@ -73,18 +81,21 @@ def bake(
 
     Adapters are GGUF files or PEFT folders. A scale may be any finite number, and 0 leaves its adapter out. Tensors that no
     adapter changes are copied byte for byte, as is the metadata, which gains keys `llamafu.bake.*` that name source and
-    adapters by digest, with their scales. Changed ones keep their type, or get `dtype`. ggml converts them if a libllama
+    adapters by digest, with their scales. Folders are baked from the values that are in them. ggml converts them if a libllama
     is found (`library`, or where `Llamafu` looks), the `gguf` package otherwise. A model in shards becomes as many
     shards, and the path of the first is returned.
 
-    Rounding to a coarse type may lose most of an adapter, whose changes are small beside the steps of the type: the key
-    `llamafu.bake.N.kept` has the share that is still there, and below 0.9 a warning is logged.
+    Rounding to a coarse type may lose most of an adapter, whose changes are small beside the steps of the type. So with the
+    dtype "auto" changed tensors keep their types only where these keep 90 % of the changes; where they do not, each tensor
+    gets the coarsest of its type, Q8_0, F16 and F32 that does, and a warning names them. "keep" keeps the types all the same.
+    The key `llamafu.bake.N.kept` has the share that is still there; below 0.9 a warning is logged, and below `least_kept`
+    nothing is written. `overwrite`: whether a file that is at `output` may be replaced.
 
     `calibration` keeps them all the same: changed tensors of the types Q4_0, Q4_1 and Q8_0 are then rounded one after another,
     and their scales chosen, by what goes into them while the model reads a text with what is baked so far, and by what should
     come out with the adapters on. It is the path of a UTF-8 text file like what the model will read and write, or "auto": a
     sample of English and code, and what the model writes itself, in chats and freely. `kept` is then measured on a part of the
-    text that was kept back. Where calibration makes more noise than there is change, the nearest is taken, and a warning
+    text that was kept back. Where calibration makes more noise than there is change, it is left out, and a warning
     logged. It needs libllama and takes minutes. The key `llamafu.bake.N.calibration` has the text's name.
 
     Memory is that of the adapters and a few megabytes, whatever the model is; with `calibration` also that of the model, of the
@@ -93,15 +104,46 @@ def bake(
 
     Raises:
         ValueError: no adapter, an unknown dtype, an `output` that is one of the sources, a `calibration` that is too short or
-            no text, or one beside a `dtype`.
+            no text, or one beside a `dtype` that changes the types.
         InvalidScaleError: a scale that is not finite (a ValueError too).
         LoraIncompatibleError: an adapter does not fit the model, or is an aLoRA.
         InvalidAdapterFileError, LoraLoadError, ModelLoadError: a source cannot be read or is damaged.
-        LoraError: an adapter given twice, a type that cannot be written here or calibrated, a sum too large for its type.
+        LoraError: an adapter given twice, a type that cannot be written here or calibrated, a sum too large for its type,
+            less kept than `least_kept`.
         LibraryNotFoundError, AbiMismatchError: `library`, or the one that `LLAMAFU_LIB` names, cannot be used.
-        OSError: `output` cannot be written, or would not fit on its disk. On any error there is no new file.
+        OSError: `output` cannot be written, would not fit on its disk, or exists and `overwrite` is false.
+
+    On any error there is no new file.
 
     """
+    return bake_for_report(
+        model,
+        adapters,
+        output,
+        dtype=dtype,
+        calibration=calibration,
+        least_kept=least_kept,
+        overwrite=overwrite,
+        library=library,
+        n_threads=n_threads,
+        on_progress=on_progress,
+    ).path
+
+
+def bake_for_report(
+    model: str | os.PathLike[str],
+    adapters: Mapping[str | os.PathLike[str], float],
+    output: str | os.PathLike[str],
+    *,
+    dtype: str,
+    calibration: str | os.PathLike[str] | None,
+    least_kept: float,
+    overwrite: bool,
+    library: str | os.PathLike[str] | None,
+    n_threads: int | None,
+    on_progress: Callable[[float], None] | None,
+) -> Baked:
+    """Bake like `bake`, and return all that there is to say of it."""
     if dtype not in DTYPES:
         message = f"the dtype is {dtype!r}; there are {', '.join(DTYPES)}"
         raise ValueError(message)
@@ -112,31 +154,60 @@ def bake(
     text = _calibration_text(calibration, dtype)
     base = read_base(model)
     shards = read_shards(base.path)
-    outputs = _outputs(Path(output), base, shards)
-    _refuse_sources(outputs, shards, adapters)
-    reader = AdapterReader(base)
+    outputs = output_paths(Path(output), base, shards)
+    refuse_sources(outputs, shards, adapters)
+    if not overwrite:
+        demand_free(*outputs)
+    reader = AdapterReader(base, dtype="exact")
     files = [reader.read(path) for path in adapters]
     _check_adapters(files, base)
     uses = [(file, float(scale)) for file, scale in zip(files, adapters.values(), strict=True) if scale]
     loaded = _library(library)
     codec: Codec = NumpyCodec() if loaded is None else GgmlCodec(loaded)
-    recipe = Recipe(uses, _kinds(shards, uses, dtype, codec), codec, n_threads or processor.usable_cpus())
-    _check_space(outputs, shards, recipe.kinds)
-    on_progress = _never_back(on_progress or (lambda _: None))
-    with whole_files(outputs) as unfinished:
+    recipe = Recipe(uses, chosen_kinds(shards, uses, dtype, codec), codec, n_threads or processor.usable_cpus())
+    with whole_files(outputs, overwrite=overwrite) as unfinished:
+        job = BakeJob(shards, unfinished, recipe, Records(base, uses), _never_back(on_progress or (lambda _: None)))
         try:
-            job = BakeJob(shards, unfinished, recipe, Records(base, uses), on_progress)
-            kept = None if calibration is None else job.calibrated(loaded, calibration, text)
-            if kept is None:
-                kept = job.nearest()
+            baked = _baked(job, outputs, dtype, None if calibration is None else (loaded, calibration, text))
         except OSError as error:
             if error.filename is None and error.errno is not None:  # a failed write does not know its file
                 raise OSError(error.errno, error.strerror, str(outputs[0])) from error
             raise
-    if kept < MUCH_LOST:
-        finer = "calibration='auto', or the dtype 'q8_0' or 'f16'," if calibration is None else "the dtype 'q8_0' or 'f16'"
-        logger.warning("%s: rounding kept only %.0f%% of the changes; %s keeps more", outputs[0], kept * 100, finer)
-    return outputs[0]
+        if baked.kept < least_kept:
+            left = f"{outputs[0]} was not written: only {baked.kept:.0%} of the changes would be left in it"
+            message = f"{left}; {_advice(dtype, calibration)}, and least_kept=0 (--accept-loss) writes it all the same"
+            raise LoraError(message)
+    for one in baked.became:
+        logger.warning("%s: %s, since these keep only %.0f%% of the changes", outputs[0], one, baked.by_own * 100)
+    if baked.kept < MUCH_LOST:
+        message = "%s: rounding kept only %.0f%% of the changes; %s"
+        logger.warning(message, outputs[0], baked.kept * 100, _advice(dtype, calibration))
+    return baked
+
+
+def _baked(
+    job: BakeJob, outputs: Sequence[Path], dtype: str, by: tuple[Library | None, str | os.PathLike[str], str | None] | None
+) -> Baked:
+    """Write the result, calibrated where it is said `by` what and that is possible."""
+    if by is not None:
+        demand_space(outputs, job.shards, job.recipe.kinds)
+        if (kept := job.calibrated(*by)) is not None:
+            return Baked(outputs[0], kept, kept, ())
+    own = job.recipe.kinds
+    kinds, by_own = own, 1.0
+    if dtype == "auto":
+        kinds, by_own = kinds_that_keep(job.shards, job.recipe, lambda share: job.on_progress(_CHOOSING * share))
+    demand_space(outputs, job.shards, kinds)
+    kept = job._replace(recipe=job.recipe._replace(kinds=kinds)).nearest()
+    return Baked(outputs[0], kept, by_own, tuple(became(own, kinds)))
+
+
+def _advice(dtype: str, calibration: str | os.PathLike[str] | None) -> str:
+    """Say what keeps more."""
+    finer = "the dtype 'q8_0', 'f16' or 'f32' keeps more"
+    if calibration is not None:
+        return finer
+    return finer if dtype != "keep" else "the dtype 'auto' or calibration='auto' keeps more"
 
 
 def _never_back(on_progress: Callable[[float], None]) -> Callable[[float], None]:
@@ -158,43 +229,6 @@ def _check_scales(adapters: Mapping[str | os.PathLike[str], float]) -> None:
         if not abs(scale) <= _SCALE_MAX:
             message = f"the scale of {path} is {scale}; it must be finite and at most {_SCALE_MAX:g} either way"
             raise InvalidScaleError(message)
-
-
-def _outputs(output: Path, base: BaseModel, shards: Sequence[Shard]) -> list[Path]:
-    """Name the files to write: `big.gguf` is `big-00001-of-00002.gguf` and the other one where the model has two."""
-    count = shards[0].container.metadata.get("split.count", 1)
-    if count not in (0, 1, len(shards)):
-        message = (
-            f"{base.path} is one of {count} shards (split.count), and its name does not lead to the others; give them the "
-            "names that they had, which end in -00001-of-00002.gguf or the like"
-        )
-        raise ModelLoadError(message)
-    match = _SHARD_NAME.search(output.stem)
-    if len(shards) > 1:
-        stem = output.stem[: match.start()] if match else output.stem
-        outputs = [output.with_name(f"{stem}-{i:05d}-of-{len(shards):05d}.gguf") for i in range(1, len(shards) + 1)]
-        fits = match is None or output in outputs
-    else:
-        outputs, fits = [output], match is None
-    if not fits:
-        message = f"{output} is named like a shard, and the result has {len(shards)} files; give a name without -NNNNN-of-NNNNN"
-        raise ValueError(message)
-    for place in outputs:
-        if place.is_dir():
-            message = f"{place} is a folder; give the result the name of a file"
-            raise IsADirectoryError(message)
-    return outputs
-
-
-def _refuse_sources(outputs: Sequence[Path], shards: Sequence[Shard], adapters: Iterable[str | os.PathLike[str]]) -> None:
-    for place in outputs:
-        refuse_source(place, [shard.path for shard in shards], what="files of the model")
-        for adapter in map(Path, adapters):
-            if adapter.is_dir() and adapter.resolve() in place.resolve().parents:
-                message = f"{place} lies in the folder of the adapter {adapter}; choose another place"
-                raise ValueError(message)
-            if adapter.exists():
-                refuse_source(place, [adapter])
 
 
 def _check_adapters(files: Sequence[AdapterFile], base: BaseModel) -> None:
@@ -231,43 +265,7 @@ def _calibration_text(calibration: str | os.PathLike[str] | None, dtype: str) ->
     """Read the text, None where there is none; raises ValueError."""
     if calibration is None:
         return None
-    if dtype != "keep":
+    if dtype not in ("auto", "keep"):
         message = f"the dtype is {dtype!r}, and calibration keeps the types; leave one of them out"
         raise ValueError(message)
     return read_text(calibration)
-
-
-def _kinds(shards: Sequence[Shard], uses: Sequence[tuple[AdapterFile, float]], dtype: str, codec: Codec) -> dict[str, GGMLType]:
-    """Choose the type of every changed tensor; raises LoraError, once a reason, when it cannot be read or written."""
-    changed = {name for file, _ in uses for name in file.pairs}
-    kinds: dict[str, GGMLType] = {}
-    problems: dict[str, list[str]] = {}
-    for shard in shards:
-        for entry in shard.container.tensors.values():
-            if entry.name not in changed:
-                continue
-            if entry.type is None:
-                problem: str | None = "its type is unknown to the gguf package; a newer one may know it"
-            else:
-                kinds[entry.name] = kind = entry.type if dtype == "keep" else GGMLType[dtype.upper()]
-                block = BLOCKS[kind][0]
-                problem = codec.problem(entry.type, kind)
-                if entry.shape[0] % block:
-                    problem = f"its rows of {entry.shape[0]} values do not divide into {kind.name} blocks of {block}"
-            if problem:
-                problems.setdefault(problem, []).append(entry.name)
-    if problems:
-        named = [f"{names[0]}{f' and {len(names) - 1} more' if names[1:] else ''}: {why}" for why, names in problems.items()]
-        raise LoraError("; ".join(named), code=ErrorCode.INVALID_PARAM)
-    return kinds
-
-
-def _check_space(outputs: Sequence[Path], shards: Sequence[Shard], kinds: Mapping[str, GGMLType]) -> None:
-    folder = outputs[0].parent
-    if not folder.is_dir():
-        return  # the writer says so
-    wanted = sum(len(shard.head) + sum(lengths(shard, kinds).values()) for shard in shards)
-    free = shutil.disk_usage(folder).free
-    if wanted > free:
-        message = f"the result takes {wanted} bytes, and {free} are free in {folder}; free some, or choose another place for"
-        raise OSError(errno.ENOSPC, message, str(outputs[0]))

@@ -1,5 +1,6 @@
 """`llamafu adapters list` and `rm`: sizes, last uses, and what is refused."""
 
+import io
 import json
 import shutil
 
@@ -41,14 +42,88 @@ def test_list(folder, capsys):
 def test_rm(folder, capsys):
     note_use(folder / "pirate.gguf", 1.0)
     for name in ("pirate", "peft"):
-        assert main(["adapters", "rm", str(folder), name]) == 0
+        assert main(["adapters", "rm", str(folder), name, "--yes"]) == 0
     assert [path.name for path in folder.iterdir()] == ["shout.gguf"]
     assert last_use(folder / "pirate.gguf") is None
     for name in ("pirate", "../data", ".", "shout.gguf"):
-        assert main(["adapters", "rm", str(folder), name]) == 1
+        assert main(["adapters", "rm", str(folder), name, "--yes"]) == 1
         error = capsys.readouterr().err
         assert error.startswith(f"llamafu: error: no such adapter: {name!r} in {folder} (adapters: shout)")
     assert (folder / "shout.gguf").exists()
+
+
+class Terminal(io.StringIO):
+    def isatty(self):
+        return True
+
+
+@pytest.mark.parametrize(("answer", "status"), [("y\n", 0), ("YES\n", 0), ("n\n", 1), ("\n", 1), ("", 1)])
+def test_rm_asks_on_a_terminal(folder, monkeypatch, capsys, answer, status):
+    monkeypatch.setattr("sys.stdin", Terminal(answer))
+    assert main(["adapters", "rm", str(folder), "pirate"]) == status
+    shown = capsys.readouterr().err
+    assert f"remove {folder / 'pirate.gguf'} (1.9 MB) for good? [y/N]" in shown
+    assert ("nothing was removed" in shown) == bool(status)
+    assert (folder / "pirate.gguf").exists() == bool(status)
+
+
+def test_rm_without_a_terminal_needs_the_word(folder, monkeypatch, capsys):
+    monkeypatch.setattr("sys.stdin", io.StringIO("y\n"))
+    assert main(["adapters", "rm", str(folder), "pirate"]) == 2
+    assert "--yes" in capsys.readouterr().err
+    assert (folder / "pirate.gguf").exists()
+
+
+def test_what_is_no_adapter_is_shown_and_stays(folder, tiny_model, tiny_adapter_a, capsys):
+    """A baked base model, another file, a checkpoint of training, a soft prompt: none of them is removed by `rm`."""
+    shutil.copy(tiny_model, folder / "baked.gguf")
+    (folder / "text.gguf").write_text("no model", encoding="utf-8")
+    (folder / "empty.gguf").touch()
+    cut = tiny_adapter_a.read_bytes()[:-50]
+    (folder / "mlx").mkdir()
+    (folder / "mlx" / "adapter_config.json").write_text('{"fine_tune_type": "lora"}', encoding="utf-8")
+    for name in ("adapters.safetensors", "0000100_adapters.safetensors"):
+        (folder / "mlx" / name).touch()
+    (folder / "cut.gguf").write_bytes(cut)  # an adapter all the same, which nobody can load
+    for name, config, more in (
+        ("run", "{}", "checkpoint-1/adapter_config.json"),
+        ("merged", "{}", "model.safetensors"),
+        ("prompt", '{"peft_type": "PROMPT_TUNING"}', "README.md"),
+    ):
+        (folder / name / more).parent.mkdir(parents=True)
+        (folder / name / "adapter_config.json").write_text(config, encoding="utf-8")
+        (folder / name / more).touch()
+    before = sorted(folder.rglob("*"))
+    assert main(["adapters", "list", str(folder)]) == 0
+    adapters, others = capsys.readouterr().out.split("\n\n")
+    assert [row.split()[0] for row in adapters.splitlines()[1:]] == ["cut", "mlx", "peft", "pirate", "shout"]
+    said = {row.split()[0]: row for row in others.splitlines()[1:]}
+    assert "a base model or other GGUF file (model, llama, 21 tensors)" in said["baked"]
+    assert "checkpoint-1/" in said["run"]
+    assert "PROMPT_TUNING" in said["prompt"]
+    assert said.keys() == {"baked", "text", "empty", "run", "merged", "prompt"}
+    assert main(["adapters", "list", str(folder), "--json"]) == 0
+    report = {each["name"]: each for each in json.loads(capsys.readouterr().out)}
+    assert {name for name, each in report.items() if not each["adapter"]} == said.keys()
+    for name in said:
+        assert main(["adapters", "rm", str(folder), name, "--yes"]) == 1
+        assert "is not removed, since it is no adapter but " in capsys.readouterr().err
+    assert sorted(folder.rglob("*")) == before
+    assert main(["adapters", "rm", str(folder), "cut", "--yes"]) == 0
+
+
+def test_a_name_of_two_is_refused(folder, capsys):
+    """A file and a folder of one name: `rm` takes either by its own name, and neither by the common one."""
+    (folder / "pirate").mkdir()
+    (folder / "pirate" / "adapter_config.json").write_text("{}", encoding="utf-8")
+    assert main(["adapters", "list", str(folder)]) == 0
+    assert [row.split()[0] for row in capsys.readouterr().out.splitlines()[1:]] == ["peft", "pirate.gguf", "pirate/", "shout"]
+    assert main(["adapters", "rm", str(folder), "pirate", "--yes"]) == 1
+    assert "the name 'pirate' is ambiguous; there are pirate.gguf and pirate/" in capsys.readouterr().err
+    assert main(["adapters", "rm", str(folder), "pirate/", "--yes"]) == 0
+    assert not (folder / "pirate").exists()
+    assert main(["adapters", "rm", str(folder), "pirate", "--yes"]) == 0
+    assert not (folder / "pirate.gguf").exists()
 
 
 def test_what_cannot_be_listed(tmp_path, capsys):

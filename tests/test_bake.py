@@ -16,15 +16,17 @@ import pytest
 from gguf import GGMLQuantizationType as Kind
 from gguf import GGUFReader, GGUFWriter, quants
 from test_combine import dense, make
+from test_convert import tiny_factors, write_folder
 from test_docs import ROOT, table
 
 from llamafu import Llamafu
 from llamafu._native import finding
 from llamafu._native.library import open_library
 from llamafu._native.quants import GgmlCodec
-from llamafu.adapters import bake, inspect_adapter, read_base
+from llamafu.adapters import bake, convert_peft, inspect_adapter, read_base
 from llamafu.adapters.codec import NumpyCodec, row_bytes
 from llamafu.adapters.shard import read_shards
+from llamafu.adapters.write import write_adapter
 from llamafu.baking import DTYPES
 from llamafu.cli import bake as command
 from llamafu.cli.main import main
@@ -217,7 +219,7 @@ def test_every_dtype(ggml, tiny_dir, tiny_adapter_a, tmp_path, source, dtype):
         if name not in changes:
             assert (content, kind, shape) == before[name]
             continue
-        assert kind is (before[name][1] if dtype == "keep" else Kind[dtype.upper()])
+        assert kind is (before[name][1] if dtype in ("auto", "keep") else Kind[dtype.upper()])
         assert shape == before[name][2]
         total = np.float32(sums[name] + changes[name])
         if kind is Kind.F32:
@@ -323,15 +325,32 @@ def test_shards_stay_shards(tiny_model, tiny_adapter_a, tmp_path):
 
 
 def test_a_peft_folder(tmp_path):
-    """The folder gives what its GGUF form gives: the example exists as both."""
-    from llamafu.adapters import convert_peft
+    """The folder gives what its exact GGUF form gives: the example exists as both."""
+    from llamafu.adapters import AdapterReader
 
     folder = ROOT / "examples" / "adapters" / "pirate"
     model = example_model()
-    convert_peft(folder, tmp_path / "pirate.gguf", base=model)
+    exact = AdapterReader(read_base(model), dtype="exact").read(folder).info.tensors[0].dtype.lower()
+    convert_peft(folder, tmp_path / "pirate.gguf", base=model, dtype=exact)
     one = bake(model, {folder: 1.0}, tmp_path / "one.gguf")
     two = bake(model, {tmp_path / "pirate.gguf": 1.0}, tmp_path / "two.gguf")
     assert one.read_bytes() == two.read_bytes()
+
+
+@pytest.mark.parametrize("size", [3e-7, 7e4])
+def test_a_folder_is_baked_from_what_is_in_it(tiny_model, tmp_path, size):
+    """Values that F16 has not: rounded to it first, a third of the small change is lost, and the large one is refused."""
+    folder = write_folder(tmp_path / "folder", tiny_factors(size))
+    out = bake(tiny_model, {folder: 1.0}, tmp_path / "out.gguf", dtype="f32")
+    before, after = values(tiny_model), values(out)
+    convert_peft(folder, tmp_path / "exact.gguf", base=tiny_model, dtype="f32")
+    for name, change in dense(tmp_path / "exact.gguf").items():
+        step = np.spacing(np.abs(before[name]).max().astype(np.float32)) + np.spacing(np.float32(np.abs(change).max()))
+        np.testing.assert_allclose(after[name] - before[name], change, rtol=0, atol=4 * step)
+    assert read_base(out).metadata["llamafu.bake.0.kept"] == pytest.approx(1, abs=0.01)
+    words = ["bake", "-m", str(tiny_model), "--lora", str(folder), "-o", str(tmp_path / "verb.gguf"), "--dtype", "f32"]
+    assert main(words) == 0
+    assert data(tmp_path / "verb.gguf") == data(out)
 
 
 # -- what is refused ----------------------------------------------------------------------------------------------
@@ -438,7 +457,7 @@ def test_a_disk_that_fills_up_leaves_nothing(tiny_model, tiny_adapter_a, tmp_pat
         import resource, sys
         from llamafu.cli.main import main
         resource.setrlimit(resource.RLIMIT_FSIZE, (100_000, 100_000))
-        sys.exit(main(["bake", "-m", sys.argv[1], "--lora", sys.argv[2], "-o", sys.argv[3]]))
+        sys.exit(main(["bake", "-m", sys.argv[1], "--lora", sys.argv[2], "-o", sys.argv[3], "--force"]))
     """
     process = child(code, tiny_model, tiny_adapter_a, tmp_path / "out.gguf")
     _, said = process.communicate(timeout=60)
@@ -534,10 +553,10 @@ def test_perplexity_is_that_of_the_live_adapter(ggml, tmp_path, kind, dtype):
 
 @pytest.mark.parametrize("scale", [1.0, 0.05])
 def test_a_loss_is_told(tiny_dir, tiny_adapter_a, tmp_path, caplog, capsys, scale):
-    """What is small beside the steps of a type is lost in rounding, and this is not hidden."""
+    """What is small beside the steps of a type that was named is lost in rounding, and this is not hidden."""
     model, out = tiny_dir / "tiny-q4_0.gguf", tmp_path / "out.gguf"
     with caplog.at_level(logging.WARNING, "llamafu"):
-        bake(model, {tiny_adapter_a: scale}, out)
+        bake(model, {tiny_adapter_a: scale}, out, dtype="keep")
     kept = read_base(out).metadata["llamafu.bake.0.kept"]
     before, after = values(model), values(out)
     top = bottom = 0.0
@@ -547,8 +566,73 @@ def test_a_loss_is_told(tiny_dir, tiny_adapter_a, tmp_path, caplog, capsys, scal
     assert kept == pytest.approx(top / bottom, abs=1e-3)
     assert (kept < 0.9) == ("rounding kept only" in caplog.text)
     assert (kept < 0.9) == (scale < 1)
-    assert main(["bake", "-m", str(model), "--lora", f"{tiny_adapter_a}={scale}", "-o", str(out)]) == 0
-    assert ("use --calibrate auto, or --dtype q8_0 or f16" in capsys.readouterr().out) == (scale < 1)
+    words = [
+        "bake",
+        "-m",
+        str(model),
+        "--lora",
+        f"{tiny_adapter_a}={scale}",
+        "-o",
+        str(tmp_path / "verb.gguf"),
+        "--dtype",
+        "keep",
+    ]
+    assert main(words) == (1 if scale < 1 else 0)
+    assert ("writes it all the same" in capsys.readouterr().err) == (scale < 1)
+    assert (tmp_path / "verb.gguf").exists() == (scale == 1)
+    assert main([*words, "--force", "--accept-loss"]) == 0
+    assert ("use --calibrate auto or --dtype auto to keep more" in capsys.readouterr().out) == (scale < 1)
+    assert (tmp_path / "verb.gguf").read_bytes() == out.read_bytes()
+
+
+def test_the_change_is_kept_unless_another_type_is_named(tiny_dir, tiny_adapter_a, tmp_path, caplog, capsys):
+    """Each tensor whose own type loses it gets the coarsest that does not; where none loses much, all stay as they are."""
+    model, out = tiny_dir / "tiny-q4_0.gguf", tmp_path / "out.gguf"
+    assert data(bake(model, {tiny_adapter_a: 1.0}, out)) == data(bake(model, {tiny_adapter_a: 1.0}, out, dtype="keep"))
+    caplog.clear()
+    bake(model, {tiny_adapter_a: 0.05}, out)
+    assert read_base(out).metadata["llamafu.bake.0.kept"] > 0.9
+    changed = {name for name, (_, kind, _) in data(out).items() if kind is not data(model)[name][1]}
+    assert changed
+    assert {data(out)[name][1] for name in changed} == {Kind.Q8_0}
+    assert f"{len(changed)} tensors of Q4_0 became Q8_0, since these keep only " in caplog.text
+    tiny = bake(model, {tiny_adapter_a: 1e-6}, tmp_path / "tiny.gguf")
+    assert read_base(tiny).metadata["llamafu.bake.0.kept"] > 0.9
+    before, after = values(model), values(tiny)
+    for name, change in dense(tiny_adapter_a).items():
+        assert np.vdot(after[name] - before[name], change) == pytest.approx(1e-6 * np.vdot(change, change), rel=0.15)
+    words = ["bake", "-m", str(model), "--lora", f"{tiny_adapter_a}=0.05", "-o", str(out)]
+    content = out.read_bytes()
+    assert main(words) == 1
+    assert "exists and is not replaced" in capsys.readouterr().err
+    assert main([*words, "--force"]) == 0
+    said = capsys.readouterr().out
+    assert f"{len(changed)} tensors of Q4_0 became Q8_0, which kept " in said
+    assert out.read_bytes() == content
+
+
+def test_what_no_coarse_type_holds_becomes_f32(tiny_dir, tmp_path, capsys):
+    """Sums beyond 65504 in a model of Q4_0, whose scales are F16."""
+    folder = write_folder(tmp_path / "folder", tiny_factors(7e4))
+    words = ["bake", "-m", str(tiny_dir / "tiny-q4_0.gguf"), "--lora", str(folder), "-o", str(tmp_path / "out.gguf")]
+    assert main([*words, "--dtype", "keep"]) == 1
+    assert "the dtype 'f32'" in capsys.readouterr().err
+    assert main(words) == 0
+    assert "14 tensors of Q4_0 became F32, which kept 0%" in capsys.readouterr().out
+    assert read_base(tmp_path / "out.gguf").metadata["llamafu.bake.0.kept"] == pytest.approx(1, abs=1e-3)
+
+
+def test_few_changed_experts_are_found(tmp_path):
+    """One of 64 experts is changed, which no sample of the stack's rows may miss."""
+    name = "blk.0.ffn_up_exps.weight"
+    stack = np.random.default_rng(0).standard_normal((64, 64, 256)).astype(np.float32)
+    model = write_model(tmp_path / "m.gguf", {name: stack}, kinds={name: Kind.Q4_0})
+    a, b = np.zeros((64, 2, 256)), np.zeros((64, 64, 2))
+    a[37], b[37] = 0.01, 0.01
+    write_adapter(tmp_path / "a.gguf", {name: (a, b)}, architecture="llama", alpha=2, metadata={})
+    out = bake(model, {tmp_path / "a.gguf": 1.0}, tmp_path / "out.gguf")
+    assert data(out)[name][1] is not Kind.Q4_0
+    assert read_base(out).metadata["llamafu.bake.0.kept"] > 0.9
 
 
 # -- the command and the page -------------------------------------------------------------------------------------
@@ -562,13 +646,17 @@ def test_command(tiny_model, tiny_adapter_a, tiny_adapter_b, tmp_path, capsys):
     assert said.out == f"{out}: {tiny_adapter_a}, {tiny_adapter_b} baked in, 100% of the changes kept\n"
     assert "100% baking" in said.err
     content = out.read_bytes()
+    assert main(words) == 1
+    assert out.read_bytes() == content
+    assert "exists and is not replaced" in capsys.readouterr().err
+    words.append("--force")
     assert bake(tiny_model, {tiny_adapter_a: 0.5, tiny_adapter_b: 1.0}, out).read_bytes() == content
     assert command._DTYPES == DTYPES
     for wrong in (["--dtype", "q2"], ["--lora", str(tiny_adapter_b)], ["--lora", f"{tiny_adapter_a}=x"]):
         assert main([*words, *wrong]) == 2
-    assert main([*words[:-1], str(tiny_model)]) == 2
+    assert main([*words, "-o", str(tiny_model)]) == 2
     assert main(["bake", "-m", str(tmp_path / "absent"), *words[3:]]) == 1
-    assert main([*words[:-1], str(tmp_path / "no" / "out.gguf")]) == 1
+    assert main([*words, "-o", str(tmp_path / "no" / "out.gguf")]) == 1
     assert [path.name for path in tmp_path.iterdir()] == ["out.gguf"]
     assert out.stat().st_mode & 0o777 == 0o666 & ~_umask()
 

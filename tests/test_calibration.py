@@ -243,7 +243,7 @@ def test_the_result_is_nearer_to_the_live_adapter(tiny_dir, tiny_adapter_a, tmp_
     shares = []
     text.write_text("Hello, the world was in you and all of it. " * 40, "utf-8")  # what `logits` reads
     live = logits(model, use)
-    nearest = bake(model, use, tmp_path / "nearest.gguf")
+    nearest = bake(model, use, tmp_path / "nearest.gguf", dtype="keep")
     fitted = bake(model, use, tmp_path / "fitted.gguf", calibration=text, on_progress=shares.append)
     assert divergence(live, logits(fitted, {})) < 0.6 * divergence(live, logits(nearest, {}))
     assert shares == sorted(shares)

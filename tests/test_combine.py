@@ -291,6 +291,24 @@ def test_same_arguments_same_bytes_and_origin(pair, tmp_path):
     assert metadata["llamafu.merge.rank"] == 2
 
 
+def test_f16_is_left_where_it_loses_the_change(tmp_path):
+    """Weights that make the factors too small for F16: the result is F32, and has the change."""
+    source = make(tmp_path / "a.gguf", seed=1, dtype="F16")
+    info = merge_adapters({source: 1e-12}, tmp_path / "small.gguf")
+    assert {tensor.dtype for tensor in info.tensors} == {"F32"}
+    assert 0 < info.metadata["llamafu.merge.lost"] < 1e-6
+    for name, change in dense(source).items():
+        found = dense(tmp_path / "small.gguf")[name]
+        assert np.linalg.norm(found - 1e-12 * change) < 1e-3 * np.linalg.norm(1e-12 * change)
+    info = merge_adapters({source: 0.5}, tmp_path / "half.gguf")
+    assert {tensor.dtype for tensor in info.tensors} == {"F16"}
+    true = max(
+        np.linalg.norm(dense(tmp_path / "half.gguf")[name] - 0.5 * change) / np.linalg.norm(0.5 * change)
+        for name, change in dense(source).items()
+    )
+    assert info.metadata["llamafu.merge.lost"] == pytest.approx(true, rel=0.3)
+
+
 def test_f16_stays_f16_while_it_fits(tmp_path):
     small = make(tmp_path / "small.gguf", seed=1, dtype="F16")
     wide = make(tmp_path / "wide.gguf", seed=2)
@@ -374,11 +392,15 @@ def test_command(pair, tmp_path, capsys):
     sources = [f"{pair[0]}=0.7", f"{pair[1]}=-0.3"]
     assert main(["merge", *sources, "-o", str(out), "--rank", "2"]) == 0
     digest = inspect_adapter(out).digest
-    assert capsys.readouterr().out == f"{out}: rank 2, 2 tensors, digest {digest[:12]}\n"
+    lost = "F32: the largest loss of a tensor's change is less than 0.001 %"
+    assert capsys.readouterr().out == f"{out}: rank 2, 2 tensors, digest {digest[:12]}, {lost}\n"
+    assert main(["merge", *sources, "-o", str(out), "--rank", "1"]) == 1
+    assert "exists and is not replaced" in capsys.readouterr().err
+    assert inspect_adapter(out).digest == digest
     merge_adapters({pair[0]: 0.7, pair[1]: -0.3}, out, rank=2)
     assert inspect_adapter(out).digest == digest
     for wrong in (["--method", "best"], ["--method", "ties"], ["--rank", "0"], [str(pair[0])]):
-        assert main(["merge", *sources, "-o", str(out), *wrong]) == 2
+        assert main(["merge", *sources, "-o", str(out), "--force", *wrong]) == 2
     assert main(["merge", str(tmp_path / "absent.gguf"), "-o", str(out)]) == 1
 
 

@@ -26,6 +26,7 @@ from llamafu.adapters.safetensors import read_safetensors
 from llamafu.adapters.safetensors import safetensors_bytes as written
 from llamafu.cli.main import main
 from llamafu.errors import InvalidAdapterFileError, LoraError, LoraIncompatibleError, LoraLoadError
+from llamafu.example_model import example_model
 
 EXAMPLES = Path(__file__).resolve().parent.parent / "examples" / "adapters"
 HIDDEN, KV, WIDE, HEADS, KV_HEADS = 64, 32, 96, 4, 2
@@ -253,7 +254,6 @@ def with_tensor(name, array):
         (with_tensor("layers.0.self_attn.q_proj.lora_A.weight", np.ones((3, HIDDEN))), r"A is \[3, 64\].*must be \[4, in\]"),
         (with_tensor("layers.0.self_attn.q_proj.lora_B.weight", np.ones((63, 4))), "63 output rows do not split into 4 heads"),
         (with_tensor("layers.0.mlp.up_proj.lora_B.weight", np.full((WIDE, 4), np.nan)), "up_proj.* NaN"),
-        (with_tensor("layers.0.mlp.up_proj.lora_B.weight", np.full((WIDE, 4), 7e4)), "ffn_up.* beyond 65504; choose the dtype"),
     ],
 )
 def test_tensors_refused_by_name(arrays, words, tmp_path):
@@ -263,9 +263,53 @@ def test_tensors_refused_by_name(arrays, words, tmp_path):
     assert not (tmp_path / "out.gguf").exists()
 
 
-def test_what_f16_cannot_hold_f32_can(tmp_path):
-    folder = write_folder(tmp_path / "big", with_tensor("layers.0.mlp.up_proj.lora_B.weight", np.full((WIDE, 4), 7e4)))
-    assert convert_peft(folder, tmp_path / "out.gguf", base=base_of(), dtype="f32").tensors[0].dtype == "F32"
+def test_what_f16_cannot_hold_f32_can(tmp_path, tiny_model):
+    """F32 is taken where no type was named, so every reader can; F16 by name is refused with the mend."""
+    folder = write_folder(tmp_path / "big", with_tensor("layers.0.mlp.up_proj.lora_B.weight", np.full((WIDE, 4), 7e4, "f4")))
+    with pytest.raises(InvalidAdapterFileError, match="ffn_up.* beyond 65504; choose the dtype 'f32'"):
+        convert_peft(folder, tmp_path / "out.gguf", base=base_of(), dtype="f16")
+    assert not (tmp_path / "out.gguf").exists()
+    assert convert_peft(folder, tmp_path / "out.gguf", base=base_of()).tensors[0].dtype == "F32"
+    assert changes(tmp_path / "out.gguf")["blk.0.ffn_up.weight"].max() > 1e5
+    for verb in ("inspect", "compare"):
+        again = [str(folder)] if verb == "compare" else []
+        assert main([verb, str(folder), *again, "--base", str(tiny_model)]) == 0
+    with Llamafu(tiny_model, n_ctx=64) as llm:
+        assert llm.load_lora_adapter(folder).info.tensors[0].dtype == "F32"
+
+
+def tiny_factors(size):
+    """Factors whose A is of size 1 and whose B are of this size, as adapters are at the beginning of their training."""
+    arrays = arrays_of()
+    return {key: array * np.float32(size) if "lora_B" in key else array for key, array in arrays.items()}
+
+
+@pytest.mark.parametrize(("size", "lost"), [(1e-7, 0.19), (1e-8, 0.998)])
+def test_what_f16_loses_is_measured(size, lost, tmp_path, caplog, capsys, tiny_model):
+    """Values below F16's smallest step: F32 is taken, or the loss is told where F16 was named."""
+    arrays = tiny_factors(size)
+    folder = write_folder(tmp_path / "folder", arrays)
+    out = tmp_path / "out.gguf"
+    info = convert_peft(folder, out, base=base_of())
+    assert {tensor.dtype for tensor in info.tensors} == {"F32"}
+    found = changes(out)
+    check_changes(out, arrays, lambda _: 2.0)
+    with caplog.at_level("INFO", "llamafu.adapters"):
+        half = convert_peft(folder, out, base=base_of(), dtype="f16")
+    assert {tensor.dtype for tensor in half.tensors} == {"F16"}
+    true = max(np.linalg.norm(found[name] - was) / np.linalg.norm(found[name]) for name, was in changes(out).items())
+    assert half.metadata["llamafu.convert.lost"] == pytest.approx(true, rel=1e-3)
+    assert true == pytest.approx(lost, rel=0.25)
+    (record,) = caplog.records
+    assert record.levelname == "WARNING"
+    assert "choose the dtype 'f32'" in record.getMessage()
+    words = ["convert", str(folder), "-o", str(out), "--base", str(tiny_model), "--force"]
+    assert main([*words, "--dtype", "f16"]) == 0
+    assert "--dtype f32 keeps it" in capsys.readouterr().out
+    assert main(words) == 0
+    assert "F16 would lose" in capsys.readouterr().out
+    assert main(["convert", str(EXAMPLES / "pirate"), "-o", str(out), "--base", str(example_model()), "--force"]) == 0
+    assert "F16: the largest loss of a tensor's change is 0" in capsys.readouterr().out
 
 
 def test_other_bases_are_refused(tmp_path):
@@ -411,7 +455,11 @@ def test_terminal(tmp_path, tiny_model, capsys):
     line = ["convert", str(folder), "-o", str(tmp_path / "out.gguf"), "--base", str(tiny_model)]
     assert main(line) == 0
     assert "rank 4, 14 tensors" in capsys.readouterr().out
-    assert main([*line, "--dtype", "f32"]) == 0
+    before = (tmp_path / "out.gguf").read_bytes()
+    assert main([*line, "--dtype", "f32"]) == 1
+    assert f"{tmp_path / 'out.gguf'} exists and is not replaced" in capsys.readouterr().err
+    assert (tmp_path / "out.gguf").read_bytes() == before
+    assert main([*line, "--dtype", "f32", "--force"]) == 0
     assert inspect_adapter(tmp_path / "out.gguf").tensors[0].dtype == "F32"
     capsys.readouterr()
     assert main(["convert", str(folder), "-o", str(folder / "out.gguf"), "--base", str(tiny_model)]) == 1
@@ -420,12 +468,12 @@ def test_terminal(tmp_path, tiny_model, capsys):
 
 def test_a_strength_that_f16_cannot_make_up_for_is_refused():
     """B times a tiny ratio of alphas would be zeros in F16."""
-    from llamafu.adapters.convert import _folded
     from llamafu.adapters.pieces import Piece
+    from llamafu.adapters.storing import folded
 
     a, b = np.ones((2, 4), np.float32), np.full((4, 2), 1e-3, np.float32)
     pieces = [Piece("blk.0.attn_q.weight", a, b, 16.0), Piece("blk.1.attn_q.weight", a, b, 1e-5)]
     with pytest.raises(InvalidAdapterFileError, match=r"blk.1.attn_q.weight.lora_b has alpha 1e-05 .* dtype 'f32'"):
-        _folded(pieces, 16.0, "<f2", "adapter")
-    kept = dict(_folded(pieces, 16.0, "<f4", "adapter"))["blk.1.attn_q.weight.lora_b"]
+        folded(pieces, 16.0, "<f2", "adapter")
+    kept = dict(folded(pieces, 16.0, "<f4", "adapter")[0])["blk.1.attn_q.weight.lora_b"]
     np.testing.assert_allclose(kept, b * 1e-5 / 16, rtol=1e-6)

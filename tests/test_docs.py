@@ -76,6 +76,9 @@ WITH_CODE = [page for page in EVERY_PAGE if blocks(page)]
 @pytest.fixture
 def desk(tmp_path, tiny_dir, monkeypatch):
     """A folder with the files that the pages name."""
+    from test_convert import arrays_of  # both files import this one's ROOT
+    from test_dora import dora_folder
+
     try:
         model = example_model()
     except LlamafuError as error:
@@ -86,6 +89,7 @@ def desk(tmp_path, tiny_dir, monkeypatch):
         shutil.copytree(ROOT / "examples" / "adapters" / name, tmp_path / name)
     shutil.copy(tiny_dir / "tiny.gguf", tmp_path / "tiny.gguf")
     shutil.copy(tiny_dir / "alora.gguf", tmp_path / "alora.gguf")
+    dora_folder(tmp_path / "dora", arrays_of(layers=1, modules=["mlp.up_proj"]))
     monkeypatch.chdir(tmp_path)
     return tmp_path
 

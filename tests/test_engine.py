@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import gc
 import shutil
 import threading
@@ -29,7 +30,6 @@ from llamafu.errors import (
     EmptyPromptError,
     InvalidScaleError,
     LoraError,
-    LoraIncompatibleError,
     LoraLoadError,
     LoraNotFoundError,
     MultimodalError,
@@ -328,7 +328,7 @@ def test_pins(tiny_model, tiny_dir, tmp_path):
 
 
 def test_infinite_halves_leave_no_trace(tiny_model, tmp_path):
-    """What does not fit an F16 bank is refused, and the units that it would have had are clean."""
+    """Values that F16 has not come into an F16 bank all the same, and the units that they had are clean."""
     make_adapter(tmp_path / "big.gguf", tiny_model, seed=1, rank=8, strength=1e7)
     make_adapter(tmp_path / "low.gguf", tiny_model, seed=2, rank=2, tensors=["blk.0.ffn_up.weight"])
     make_adapter(
@@ -340,9 +340,8 @@ def test_infinite_halves_leave_no_trace(tiny_model, tmp_path):
     )
     for kernel in ("compiled", "python"):
         with Engine(tiny_model, adapters_dir=tmp_path, bank_rank=8, n_ctx=256, kernel=kernel, **STRICT) as engine:
-            if kernel == "compiled":  # without numba the bank is of F32
-                with pytest.raises(LoraIncompatibleError, match="bank_dtype='f32'"):
-                    engine.complete("x", lora={"big": 1.0}, **SHORT)
+            with contextlib.suppress(DecodeError):  # such sums may leave the range of the model's own numbers
+                engine.complete("x", lora={"big": 1.0}, **SHORT)
             for name in ("mixed", "low"):
                 assert len(engine.complete("x", lora={name: 1.0}, **SHORT).tokens) == 4
 

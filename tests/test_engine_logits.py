@@ -283,6 +283,28 @@ def test_f16_bank(tiny_model, tmp_path, kernel, monkeypatch):
 
 
 @pytest.mark.parametrize("kernel", ["compiled", "python"])
+def test_an_f16_bank_loses_nothing_of_small_and_large_factors(tiny_model, tmp_path, kernel, monkeypatch):
+    """A times 2^20 and B divided by it are the same change. As plain F16, B would be gone, or A infinite."""
+    make_adapter(tmp_path / "even.gguf", tiny_model, seed=3, rank=5)
+    file = read_adapter(tmp_path / "even.gguf")
+    pairs = {name: [file.matrix(entry) for entry in pair] for name, pair in file.pairs.items()}
+    for name, power in (("first", 20), ("last", -20)):
+        uneven = {target: (np.ldexp(a, power), np.ldexp(b, -power)) for target, (a, b) in pairs.items()}
+        write_adapter(tmp_path / f"{name}.gguf", uneven, architecture="llama", alpha=8.0, metadata={})
+    names = ("even", "first", "last")
+    with opening(tiny_model, [tmp_path / f"{name}.gguf" for name in names], bank_dtype="f16", kernel=kernel) as (engine, llm):
+        cases = [Case(tokens(1, 12), tokens(41, 6), {name: 1.0}) for name in names]
+        base = Case(tokens(1, 12), tokens(41, 6))
+        run_forced(engine, monkeypatch, [*cases, base])
+        even, *others = (np.array(case.rows) for case in cases)
+        moved = np.abs(even - np.array(base.rows)).max()
+        assert moved > 0.05
+        for other in others:
+            assert np.abs(other - even).max() < 1e-4 * moved
+        assert np.abs(even - np.array(alone(llm, cases[1]))).max() < 0.02 * moved
+
+
+@pytest.mark.parametrize("kernel", ["compiled", "python"])
 def test_huge_neighbour(tiny_model, various, tmp_path, kernel, monkeypatch):
     """An adapter with 3e38 in it ruins its own row and no one else's."""
     # In the last feed-forward: keys and values lie in a memory that all rows read (0 times infinity there is NaN as well).

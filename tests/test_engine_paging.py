@@ -18,7 +18,7 @@ from llamafu.engine import bank as bank_module
 from llamafu.engine import filling as filling_module
 from llamafu.engine.bank import Bank
 from llamafu.engine.request import Request
-from llamafu.errors import ClosedError, LoraIncompatibleError, LoraLoadError
+from llamafu.errors import ClosedError, LoraLoadError
 
 UNITS = 48
 
@@ -181,17 +181,22 @@ def test_what_cannot_be_read_is_told_to_those_who_wait_and_is_not_there(bank, ma
     assert_whole(bank, content)
 
 
-def test_what_is_too_large_for_its_numbers_is_not_there(bank, made, small_pieces):
+def test_what_is_too_large_for_its_numbers_is_held_by_the_strength(bank, made, small_pieces):
+    """A unit's factors times a power of two, its strength divided by it: the change is the same, and nothing is infinite."""
     content = made(1, 8, "F32")
     content.file = made(1, 8, "F32").file
-    broken = np.frombuffer(bytearray(content.file.content), np.uint8).copy()
+    loud = np.frombuffer(bytearray(content.file.content), np.uint8).copy()
     entry = content.pairs["output.weight"].b
-    broken[entry.offset : entry.offset + entry.nbytes].view("<f4")[-1] = 1e6
-    content.file = type(content.file)(content.file.path, broken.tobytes(), content.file.info, content.file.pairs)
-    with pytest.raises(LoraIncompatibleError, match=r"output\.weight has values beyond 65504"):
-        bank.acquire([content])
-    assert (content.digest in bank.pager, bank.pager.used) == (False, 0)
+    loud[entry.offset : entry.offset + entry.nbytes].view("<f4")[-1] = 1e6
+    content.file = type(content.file)(content.file.path, loud.tobytes(), content.file.info, content.file.pairs)
+    assert bank.acquire([content])
     assert all(np.isfinite(array).all() for array in (*bank.store.a, *bank.store.b))
+    place, units = bank._targets["output.weight"], bank.pager[content.digest].units
+    b = content.file.matrix(entry).T
+    strength = content.info.alpha / content.info.rank
+    held = bank.store.strength[place, units][:, None] * bank.store.b[place][units].reshape(b.shape).astype("f8")
+    np.testing.assert_allclose(held, strength * b, rtol=1e-3, atol=1e-6)
+    assert (bank.store.strength[place, units] != strength).sum() == 1
 
 
 # -- in an engine -------------------------------------------------------------------------------------------------

@@ -109,9 +109,9 @@ def test_other_parts_are_said_and_left_out_when_asked(tmp_path, capsys):
     assert dropped[0] == "model.vision_tower.vision_model.encoder.layers.0.self_attn.q_proj"
     (tmp_path / "base.json").write_text(json.dumps(CONFIG))
     arguments = ["convert", str(folder), "-o", str(tmp_path / "out.gguf"), "--base", str(tmp_path / "base.json")]
-    assert main([*arguments, "--drop", "vision", "--drop", "projector"]) == 0
+    assert main([*arguments, "--force", "--drop", "vision", "--drop", "projector"]) == 0
     assert "left out 5 modules: model.vision_tower.vision_model" in capsys.readouterr().out
-    assert main([*arguments, "--drop", "vision"]) == 1
+    assert main([*arguments, "--force", "--drop", "vision"]) == 1
     assert "--drop projector" in capsys.readouterr().err
 
 

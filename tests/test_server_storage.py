@@ -56,6 +56,19 @@ def test_new_adapters_appear_and_deleted_ones_go(own):
     assert wait_for(lambda: "shout" not in engine.adapters)
 
 
+def test_what_is_no_adapter_is_not_deleted(own, tiny_model):
+    """A base model that lies in the folder, and a name that a file and a folder share."""
+    raw, _, folder = own
+    shutil.copy(tiny_model, folder / "base.gguf")
+    (folder / "pirate").mkdir()
+    (folder / "pirate" / "adapter_config.json").write_text("{}", encoding="utf-8")
+    for name, words in (("base", "no adapter but a base model"), ("pirate", "pirate.gguf and pirate/")):
+        refused = raw.delete(f"/v1/lora/{name}")
+        assert refused.status_code == 409
+        assert words in refused.json()["detail"]
+    assert {"base.gguf", "pirate.gguf", "pirate"} <= {path.name for path in folder.iterdir()}
+
+
 def test_adapters_active_from_the_start(folder):
     engine = FakeEngine()
     with serving(engine, adapters=folder, lora=(("pirate", 0.5),)):

@@ -418,13 +418,18 @@ def test_failures_leave_no_page(tiny_model, tiny_adapter_a, tmp_path, capsys):
     output = tmp_path / "page.html"
     output.write_text("of before")
     for asked, status, part in [
-        ([*words(tiny_model, tmp_path / "no.gguf"), "-o", str(output)], 1, "no such adapter file"),
-        ([*words(tiny_model, tiny_adapter_a, copy), "-o", str(output)], 1, "was given twice"),
+        ([*words(tiny_model, tiny_adapter_a), "-o", str(output)], 1, "page.html exists and is not replaced"),
+        ([*words(tiny_model, tmp_path / "no.gguf"), "-o", str(output), "--force"], 1, "no such adapter file"),
+        ([*words(tiny_model, tiny_adapter_a, copy), "-o", str(output), "--force"], 1, "was given twice"),
         ([*words(tiny_model, tiny_adapter_a), "-o", str(tmp_path / "no" / "page.html")], 1, "there is no folder"),
         ([*words(tiny_model, tiny_adapter_a), "--prompts", str(tmp_path / "no.txt")], 1, "no.txt"),
         ([*words(tiny_model, tiny_adapter_a), "--prompts", str(tmp_path / "empty.txt")], 2, "has no prompt in it"),
         ([*words(tiny_model, tiny_adapter_a), "--prompts", str(tmp_path / "latin.txt")], 2, "is no UTF-8 text"),
-        ([*words(tiny_model, tiny_adapter_a), "--n-ctx", "16", "--prompt", "long " * 300, "-o", str(output)], 1, "n_ctx"),
+        (
+            [*words(tiny_model, tiny_adapter_a), "--n-ctx", "16", "--prompt", "long " * 300, "-o", str(output), "--force"],
+            1,
+            "n_ctx",
+        ),
     ]:
         assert main(asked) == status, part
         shown = capsys.readouterr()

@@ -115,20 +115,30 @@ def _compute(ffi: Any, lib: Any, model: Any, *, decode: bool) -> None:
     """Make a context, and decode some tokens and one more where the weights are there: types and sizes are met then."""
     params = lib.llama_context_default_params()
     params.n_ctx, params.n_batch, params.n_ubatch, params.n_threads, params.n_threads_batch = 64, 64, 64, 1, 1
+    params.pooling_type = 0  # as every context of Llamafu: what a file says of pooling may end the process
     context = lib.llama_init_from_model(model, params)
     if context == ffi.NULL:
         return
+    compute = _computing(lib, model)
     batch = lib.llama_batch_init(_FEW, 0, 1)
-    for start, count in ((0, _FEW), (_FEW, 1)) if decode else ():
+    for start, count in ((0, _FEW), (_FEW, 1)) if decode and compute else ():
         batch.n_tokens = count
         for i in range(count):
             batch.token[i], batch.pos[i], batch.n_seq_id[i], batch.seq_id[i][0] = 0, start + i, 1, 0
             batch.logits[i] = i == count - 1
-        if lib.llama_decode(context, batch):
+        if compute(context, batch):
             break
         lib.llama_synchronize(context)
     lib.llama_batch_free(batch)
     lib.llama_free(context)
+
+
+def _computing(lib: Any, model: Any) -> Any:
+    """Return what computes with this model; None for an encoder with a decoder, which the parent refuses."""
+    if not lib.llama_model_has_encoder(model):
+        return lib.llama_decode
+    alone = hasattr(lib, "llama_encode") and hasattr(lib, "llama_model_has_decoder") and not lib.llama_model_has_decoder(model)
+    return lib.llama_encode if alone else None
 
 
 def _end_after(seconds: int) -> None:

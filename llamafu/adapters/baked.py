@@ -37,7 +37,7 @@ _LARGEST_SCALE = float(np.finfo(np.float16).max)
 """F16 holds no more, and the quantised types keep their scales in it."""
 
 
-class _Block(NamedTuple):
+class Block(NamedTuple):
     """Rows of a tensor that are worked on at once."""
 
     name: str
@@ -50,7 +50,7 @@ class _Block(NamedTuple):
     rows: int
 
 
-class _Made(NamedTuple):
+class Made(NamedTuple):
     """A finished block, and what it says of the loss by rounding: see `write_baked`."""
 
     content: Bytes
@@ -100,8 +100,7 @@ def write_baked(
 ) -> Written:
     """Write each shard with its changes to its place in `outputs`; `records` become metadata of the first.
 
-    Rounding loses what is small beside the steps of a type. The share that is kept is the projection of what really changed
-    on what should have: 1 where rounding did no harm, 0 where it undid everything. Fitted tensors do not count.
+    Rounding loses what is small beside the steps of a type: see `share_kept`. Fitted tensors do not count.
     """
     kept = whole = 0.0
     digest = hashlib.sha256()
@@ -120,7 +119,16 @@ def write_baked(
         except BaseException:
             pool.shutdown(wait=True, cancel_futures=True)
             raise
-    return Written(digest.hexdigest(), kept / whole if whole else 1.0)
+    return Written(digest.hexdigest(), share_kept(kept, whole))
+
+
+def share_kept(kept: float, whole: float) -> float:
+    """Return the share of the changes that rounding kept: 1 where it did no harm, 0 where it undid everything.
+
+    `kept` is the product of what really changed and what should have, `whole` the square of the latter. So the share is the
+    projection of one on the other; what it has too much, noise that happens to point that way, is as bad as what is missing.
+    """
+    return max(0.0, 1 - abs(1 - kept / whole)) if whole else 1.0
 
 
 def rewrite_records(shard: Shard, output: Path, recipe: Recipe, records: Mapping[str, Addition]) -> None:
@@ -133,9 +141,9 @@ def _header(shard: Shard, recipe: Recipe, records: Mapping[str, Addition]) -> by
     return shard.header(records, recipe.kinds, lengths(shard, recipe.kinds))
 
 
-def _in_order(pieces: Iterator[Bytes | Future[_Made]], ahead: int) -> Iterator[_Made]:
+def _in_order(pieces: Iterator[Bytes | Future[Made]], ahead: int) -> Iterator[Made]:
     """Wait for each piece in its turn, with up to `ahead` of them in the making."""
-    waiting: deque[Bytes | Future[_Made]] = deque()
+    waiting: deque[Bytes | Future[Made]] = deque()
     for piece in pieces:
         waiting.append(piece)
         while len(waiting) > ahead:
@@ -144,13 +152,13 @@ def _in_order(pieces: Iterator[Bytes | Future[_Made]], ahead: int) -> Iterator[_
         yield _ready(waiting.popleft())
 
 
-def _ready(piece: Bytes | Future[_Made]) -> _Made:
-    return piece.result() if isinstance(piece, Future) else _Made(piece, 0.0, 0.0)
+def _ready(piece: Bytes | Future[Made]) -> Made:
+    return piece.result() if isinstance(piece, Future) else Made(piece, 0.0, 0.0)
 
 
 def _pieces(
     shard: Shard, source: BinaryIO, hashed: Callable[[bytes], None], recipe: Recipe, pool: ThreadPoolExecutor
-) -> Iterator[Bytes | Future[_Made]]:
+) -> Iterator[Bytes | Future[Made]]:
     """Read the data of a shard once from front to back, and say what takes the place of each part."""
 
     def read(count: int) -> bytes:
@@ -172,24 +180,25 @@ def _pieces(
             yield recipe.fitted[name]
         else:
             change = Change(name, recipe.uses)
-            for block in _blocks(entry, entry.type, kind):
+            for block in matrix_blocks(entry, entry.type, kind):
                 raw = read(block.rows * row_bytes(block.width, entry.type))
-                yield pool.submit(_with_change, raw, block, change, recipe.codec)
+                yield pool.submit(changed_block, raw, block, change, recipe.codec)
         padding = read(length - entry.nbytes)
         written = math.prod(entry.shape[1:]) * row_bytes(entry.shape[0], kind)
         yield padding if kind is entry.type else bytes(sizes[name] - written)
 
 
-def _blocks(entry: TensorEntry, source: GGMLType, target: GGMLType) -> Iterator[_Block]:
-    """Divide a tensor into few enough rows at a time, never of two experts at once."""
+def matrix_blocks(entry: TensorEntry, source: GGMLType, target: GGMLType) -> Iterator[Block]:
+    """Divide a tensor into few enough rows at a time, never of two experts at once; `target` is what they become."""
     width, height, *stack = entry.shape
     step = max(1, _VALUES // width)
     for matrix in range(math.prod(stack)):
         for first in range(0, height, step):
-            yield _Block(entry.name, source, target, width, matrix, first, min(step, height - first))
+            yield Block(entry.name, source, target, width, matrix, first, min(step, height - first))
 
 
-def _with_change(raw: bytes, block: _Block, change: Change, codec: Codec) -> _Made:
+def changed_block(raw: bytes, block: Block, change: Change, codec: Codec) -> Made:
+    """Add the change to the rows of a block, and say what of it is there in its new type."""
     before = np.empty((block.rows, block.width), np.float32)
     codec.decode(raw, block.source, before)
     wanted = change.rows(block.matrix, block.first, block.rows)
@@ -198,7 +207,7 @@ def _with_change(raw: bytes, block: _Block, change: Change, codec: Codec) -> _Ma
     codec.decode(content, block.target, after)
     with np.errstate(all="ignore"):  # huge values square to infinity
         after -= before
-        return _Made(content, float(np.vdot(after, wanted)), float(np.vdot(wanted, wanted)))
+        return Made(content, float(np.vdot(after, wanted)), float(np.vdot(wanted, wanted)))
 
 
 def summed(name: str, before: NDArray[np.float32], change: NDArray[np.float32], kind: GGMLType) -> NDArray[np.float32]:

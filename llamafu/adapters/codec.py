@@ -36,8 +36,8 @@ class NumpyCodec:
 
     def problem(self, source: GGMLType, target: GGMLType) -> str | None:
         """Say what cannot be done without libllama."""
-        if source.name not in USABLE_TYPES:
-            return f"its type {source.name} cannot be turned into numbers here"
+        if problem := unreadable(source):
+            return problem
         if target.name not in _ENCODED:
             return (
                 f"only libllama can write its type {target.name}, and none is in use; get one with `llamafu lib install`, "
@@ -56,6 +56,11 @@ class NumpyCodec:
         with np.errstate(all="ignore"):  # rows of zeros divide by zero on the way to the right answer
             encoded: NDArray[np.generic] = quants.quantize(values, GGMLQuantizationType(kind))
         return np.ascontiguousarray(encoded).view(np.uint8).reshape(-1).data
+
+
+def unreadable(kind: GGMLType) -> str | None:
+    """Say that values of this type cannot be read without libllama, if they cannot."""
+    return None if kind.name in USABLE_TYPES else f"its type {kind.name} cannot be turned into numbers here"
 
 
 def row_bytes(width: int, kind: GGMLType) -> int:

@@ -8,13 +8,14 @@ from typing import TYPE_CHECKING, NamedTuple
 
 import numpy as np
 
-from llamafu._whole_file import demand_new, demand_parent, whole_file
+from llamafu._whole_file import demand_free, demand_new, demand_parent, whole_file
 from llamafu.adapters.convert import HUB_ID
 from llamafu.adapters.export import peft_form, write_folder
 from llamafu.adapters.factors import factors, names, read_alike, strength, targets
 from llamafu.adapters.file import check_adapter
 from llamafu.adapters.folder import base_model_of
 from llamafu.adapters.methods import check_options, keeps_ranks_apart
+from llamafu.adapters.precision import MOST_LOST, narrowed, share_lost
 from llamafu.adapters.pruning import blend
 from llamafu.adapters.source_names import KEYS
 from llamafu.adapters.svd import truncated, truncated_dense
@@ -38,7 +39,6 @@ if TYPE_CHECKING:
 
 _BASE_KEYS = ("name", "author", "version", "organization", "url", "doi", "uuid", "repo_url")
 _WEIGHT_MAX = 1e30  # far above any use, and far below where float64 arithmetic on it could overflow
-_F16_MAX = float(np.finfo(np.float16).max)
 
 
 class _Recipe(NamedTuple):
@@ -63,6 +63,7 @@ def merge_adapters(
     rank: int | None = None,
     density: float | None = None,
     seed: int | None = None,
+    overwrite: bool = True,
 ) -> AdapterInfo:
     """Combine the adapters {path: weight} into the new adapter `output`, and return its facts.
 
@@ -78,8 +79,9 @@ def merge_adapters(
     - "magnitude_prune", "ties", "dare_linear", "dare_ties": like linear, with A and B pruned instead of dW.
 
     `seed` makes the random choice of the dare ones repeatable. Negative weights subtract (in "linear" and its kind by the
-    sign of A). Scale 1 applies the result. Its values are F16 if all those of the sources are F16 and they fit, otherwise
-    F32; its metadata name sources, weights and method. The facts of a PEFT folder are those of its GGUF form.
+    sign of A). Scale 1 applies the result. Its values are F16 if all those of the sources are and it loses at most 1 % of every
+    tensor's change, otherwise F32; its metadata name sources, weights and method, and the share that was `lost`. The facts of a
+    PEFT folder are those of its GGUF form.
 
     Raises:
         ValueError: an unknown method, an option that the method does not take or lacks, a weight that is no finite
@@ -87,11 +89,21 @@ def merge_adapters(
         LoraIncompatibleError: the adapters differ in architecture or sizes, one is an aLoRA, ranks differ where they
             must not, or the result cannot be said in PEFT.
         InvalidAdapterFileError, LoraLoadError: a source cannot be read or is damaged.
-        OSError: `output` cannot be written, or is a folder to be written and exists. On any error there is no new file.
+        OSError: `output` cannot be written, or exists and is a folder to be written, or a file and `overwrite` is false. On any
+            error there is no new file.
 
     """
-    form = form_of(output)
-    return merge_for_base(adapters, output, base=None, form=form, method=method, rank=rank, density=density, seed=seed)
+    return merge_for_base(
+        adapters,
+        output,
+        base=None,
+        form=form_of(output),
+        method=method,
+        rank=rank,
+        density=density,
+        seed=seed,
+        overwrite=overwrite,
+    )
 
 
 def merge_for_base(
@@ -104,6 +116,7 @@ def merge_for_base(
     rank: int | None,
     density: float | None,
     seed: int | None,
+    overwrite: bool = True,
     report: Callable[[str, float], None] = lambda _name, _share: None,
 ) -> AdapterInfo:
     """Combine like `merge_adapters`; with the `base` model, sources may be PEFT folders too, and any result can be one.
@@ -126,6 +139,8 @@ def merge_for_base(
             peft_form(file, base)
     else:
         demand_parent(output)
+        if not overwrite:
+            demand_free(output)
     widest = rank or max(file.info.rank for file in files)
     recipe = _Recipe(method, widest, density or 1.0, np.random.default_rng(seed))
     merged: dict[str, Factors] = {}
@@ -150,18 +165,19 @@ def merge_for_base(
         "llamafu.merge.weights": np.array(weights),
         **{f"llamafu.merge.{key}": value for key, value in options.items() if value is not None},
     }
+    dtype, lost = _type(files, merged)
     content = factor_bytes(
         merged,
         architecture=files[0].info.architecture,
         alpha=float(alpha),
-        metadata=origin,
-        dtype="F16" if _fits_f16(files, merged) else "F32",
+        metadata={**origin, "llamafu.merge.lost": np.float64(lost)},
+        dtype=dtype,
     )
     file = check_adapter(content, output)
     if form == "peft":
         write_folder(file, output, base)
     else:
-        with whole_file(output) as unfinished:
+        with whole_file(output, overwrite=overwrite) as unfinished:
             unfinished.write_bytes(content)
     return file.info
 
@@ -266,7 +282,13 @@ def _common_names(files: Sequence[AdapterFile]) -> dict[str, Field]:
     return {**named[0]} if named and all(one == named[0] for one in named) else {}
 
 
-def _fits_f16(files: Sequence[AdapterFile], merged: Mapping[str, Factors]) -> bool:
-    if any(tensor.dtype != "F16" for file in files for tensor in file.info.tensors):
-        return False
-    return all(float(np.abs(matrix).max()) <= _F16_MAX for pair in merged.values() for matrix in pair)
+def _type(files: Sequence[AdapterFile], merged: Mapping[str, Factors]) -> tuple[Literal["F16", "F32"], float]:
+    """Choose the type of the result, and return the largest share of a tensor's change that it loses."""
+    is_half = all(tensor.dtype == "F16" for file in files for tensor in file.info.tensors)
+    if is_half and (lost := _lost(merged, "<f2")) <= MOST_LOST:
+        return "F16", lost
+    return "F32", _lost(merged, "<f4")
+
+
+def _lost(merged: Mapping[str, Factors], dtype: str) -> float:
+    return max(share_lost((a, b), (narrowed(a, dtype), narrowed(b, dtype))) for a, b in merged.values())

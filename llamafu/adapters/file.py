@@ -179,14 +179,18 @@ def _folder_problem(path: Path) -> str:
 
 def _refuse_others(container: Container, path: Path) -> None:
     """Refuse a GGUF file of another kind with that one reason instead of one for each of its tensors."""
+    if (what := other_kind(container)) is not None:
+        why = f"no adapter but {what}: an adapter has the general.type 'adapter' and tensors ending in .lora_a and .lora_b"
+        raise invalid_file(str(path), [why])
+
+
+def other_kind(container: Container) -> str | None:
+    """Say what a GGUF file is, by its header, if it is no adapter."""
     kind = container.metadata.get("general.type", "untyped")
     if kind == "adapter" or any(name.endswith((_SUFFIX_A, _SUFFIX_B)) for name in container.tensors):
-        return
+        return None
     architecture = container.metadata.get("general.architecture", "unknown architecture")
-    what = f"no adapter but a base model or other GGUF file ({kind}, {architecture}, {len(container.tensors)} tensors)"
-    raise invalid_file(
-        str(path), [f"{what}: an adapter has the general.type 'adapter' and tensors ending in .lora_a and .lora_b"]
-    )
+    return f"a base model or other GGUF file ({kind}, {architecture}, {len(container.tensors)} tensors)"
 
 
 def _metadata_problems(container: Container) -> list[str]:

@@ -58,8 +58,8 @@ class PeftFolder:
             whole.update(part)
         return whole.hexdigest()
 
-    def parsed(self, base: BaseModel) -> tuple[PeftConfig, Arrays, tuple[str, ...]]:
-        """Check both files for `base`; raises InvalidAdapterFileError with the problems of both.
+    def parsed(self, base: BaseModel, *, dora: bool = False) -> tuple[PeftConfig, Arrays, tuple[str, ...]]:
+        """Check both files for `base`; raises InvalidAdapterFileError with the problems of both. `dora`: see `parse_config`.
 
         The last of what is returned are modules whose tensors do not act, of which mlx-lm's folders may have some.
         """
@@ -68,7 +68,7 @@ class PeftFolder:
         problems: list[str] = []
         config, arrays = None, None
         try:
-            config = parse_config(self.config, name=str(self.path / CONFIG))
+            config = parse_config(self.config, name=str(self.path / CONFIG), dora=dora)
         except InvalidAdapterFileError as error:
             problems += error.problems
         try:

@@ -30,7 +30,7 @@ def fused(pieces: Sequence[Piece], base: BaseModel) -> list[Piece]:
     """
     groups: dict[str, dict[str | None, Piece]] = {}
     for piece in pieces:
-        home, part = _place(piece, base)
+        home, part = _place(piece.target, piece.b.shape[-2], base)
         groups.setdefault(home, {})[part] = piece
     found = []
     for home, parts in groups.items():
@@ -42,9 +42,22 @@ def fused(pieces: Sequence[Piece], base: BaseModel) -> list[Piece]:
     return found
 
 
-def _place(piece: Piece, base: BaseModel) -> tuple[str, str | None]:
-    """Name the tensor of the base model that a piece is for, and which part of it, None for all of it."""
-    target = piece.target
+def home_and_rows(target: str, rows: int, base: BaseModel) -> tuple[str, slice | None]:
+    """Name the tensor of the base model that holds `target`, of so many rows, and which of its rows are; None for all of them.
+
+    Raises ValueError where the base model does not say it.
+    """
+    home, part = _place(target, rows, base)
+    if part is None:
+        return home, None
+    whole = next(whole for whole in _WHOLES if home.endswith(f".{whole}"))
+    sizes, place = _rows(home, whole, base), _WHOLES[whole].index(part)
+    first = sum(sizes[:place])
+    return home, slice(first, first + sizes[place])
+
+
+def _place(target: str, rows: int, base: BaseModel) -> tuple[str, str | None]:
+    """Name the tensor of the base model that a change of so many rows is for, and which part of it, None for all of it."""
     for whole, parts in _WHOLES.items():
         part = next((part for part in parts if target.endswith(f".{part}")), None)
         stem = target.removesuffix(part or "")
@@ -52,7 +65,7 @@ def _place(piece: Piece, base: BaseModel) -> tuple[str, str | None]:
         if part is None or home not in base.tensors or any(stem + one in base.tensors for one in parts if one != whole):
             continue
         # Up has the name of the tensor that may hold gate too: by its rows it is told from both of them.
-        if part != whole or piece.b.shape[-2] * len(parts) == base.tensors[home][1]:
+        if part != whole or rows * len(parts) == base.tensors[home][1]:
             return home, part
     return target, None
 

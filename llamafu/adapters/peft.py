@@ -32,7 +32,7 @@ REFUSED = {
     "modules_to_save": "whole matrices that were trained; train LoRA on them instead, or merge them into the base model",
     "trainable_token_indices": "rows of the embeddings that were trained; merge them into the base model",
     "use_bdlora": "block-diagonal factors; train without it",
-    "use_dora": "a magnitude of every row beside the factors; train without it, or merge it into the base model",
+    "use_dora": "a magnitude of every row beside the factors; convert it with dora='svd' (llamafu convert --dora svd)",
     "use_qalora": "inputs that are pooled in groups; train without it",
 }
 """Fields of the configuration that change what the factors mean so that no GGUF adapter can follow: what they stand for."""
@@ -73,8 +73,8 @@ FOREIGN = {
     "norm.weight": "a trained norm; libllama would drop it in silence, train without it",
     "embed_tokens.weight": "a whole matrix of embeddings; train LoRA on it, or leave it as it is (save_embedding_layers=False)",
     "lm_head.weight": "a whole output matrix; train LoRA on it, or leave it as it is (save_embedding_layers=False)",
-    ".lora_magnitude_vector": "DoRA's magnitudes; train without use_dora",
-    ".lora_magnitude_vector.weight": "DoRA's magnitudes; train without use_dora",
+    ".lora_magnitude_vector": "DoRA's magnitudes; convert with dora='svd' (--dora svd), which use_dora asks for",
+    ".lora_magnitude_vector.weight": "DoRA's magnitudes; convert with dora='svd' (--dora svd), which use_dora asks for",
     ".trainable_tokens_delta": "trained rows of the embeddings; train without trainable_token_indices",
 }
 """Tensors that PEFT saves beside factors, by the ends of their names, and why they cannot be converted."""
@@ -101,9 +101,10 @@ class PeftConfig:
     """Of an activated adapter (aLoRA)."""
     target_parameters: tuple[str, ...]
     """Ends of the names of parameters that were adapted directly, such as a layer's stack of experts."""
-
     version: str | None
     """Of PEFT, as it calls itself; None where the configuration does not say it (before 0.18)."""
+    dora: bool = False
+    """Whether there are magnitudes beside the factors, and they are honoured."""
 
     @property
     def exchanges_sides(self) -> bool | None:
@@ -131,8 +132,8 @@ class PeftConfig:
         return alpha * math.sqrt(self.rank_of(module)) if self.rslora else alpha
 
 
-def parse_config(content: bytes, *, name: str) -> PeftConfig:
-    """Check the configuration `content`; `name` is for messages.
+def parse_config(content: bytes, *, name: str, dora: bool = False) -> PeftConfig:
+    """Check the configuration `content`; `name` is for messages. `dora`: whether `use_dora` can be honoured.
 
     Raises:
         InvalidAdapterFileError: it is damaged, or says what no GGUF adapter can; `.problems` names every such key.
@@ -144,7 +145,7 @@ def parse_config(content: bytes, *, name: str) -> PeftConfig:
         raise invalid_file(name, [f"no sound JSON: {error}"]) from error
     if not isinstance(config, dict):
         raise invalid_file(name, ["no JSON object"])
-    problems = _unrepresentable(config)
+    problems = _unrepresentable(config, dora=dora)
     ranks = _patterns(config, "rank_pattern", _is_rank, problems)
     alphas = _patterns(config, "alpha_pattern", _is_alpha, problems)
     problems += _malformed(config)
@@ -159,6 +160,7 @@ def parse_config(content: bytes, *, name: str) -> PeftConfig:
         base_model=config.get("base_model_name_or_path") or None,
         invocation_tokens=tuple(config.get("alora_invocation_tokens") or ()),
         target_parameters=tuple(config.get("target_parameters") or ()),
+        dora=bool(config.get("use_dora")),
         version=version if isinstance(version := config.get("peft_version"), str) else None,
     )
 
@@ -168,7 +170,7 @@ def foreign(tensor: str) -> str:
     return next((f": {what}" for ending, what in FOREIGN.items() if tensor.endswith(ending)), "")
 
 
-def _unrepresentable(config: Mapping[str, Any]) -> list[str]:
+def _unrepresentable(config: Mapping[str, Any], *, dora: bool) -> list[str]:
     """Name what changes the meaning of the factors and cannot be said in a GGUF adapter."""
     kind = config.get("peft_type")
     if kind != "LORA":
@@ -176,7 +178,7 @@ def _unrepresentable(config: Mapping[str, Any]) -> list[str]:
     problems = [
         f"{key} is {_shown(config[key])}: {what}. A GGUF adapter cannot express it"
         for key, what in REFUSED.items()
-        if config.get(key)
+        if config.get(key) and not (dora and key == "use_dora" and config[key] is True)
     ]
     problems += [
         f"{key!r} is {_shown(value)}, a field that is not known here: it may change what the adapter does; "

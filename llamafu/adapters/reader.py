@@ -7,7 +7,7 @@ import threading
 from collections import OrderedDict
 from dataclasses import replace
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Literal
 
 from llamafu.adapters.compatibility import CompatibilityReport, check_compatibility
 from llamafu.adapters.file import AdapterFile, read_adapter
@@ -28,9 +28,14 @@ class AdapterReader:
     What folders were converted to is kept by their content, up to 256 MiB in all: read again, a folder is only compared.
     """
 
-    def __init__(self, base: BaseModel) -> None:
-        """Read for `base`, whose architecture and sizes decide how folders are converted."""
+    def __init__(self, base: BaseModel, *, dtype: Literal["auto", "exact", "f16", "f32"] = "auto") -> None:
+        """Read for `base`, whose architecture and sizes decide how folders are converted.
+
+        `dtype` is what they are converted to: "auto" is F16 where it loses at most 1 % of every tensor's change, "exact" F16
+        where it loses nothing, and both are F32 elsewhere.
+        """
         self._base = base
+        self._dtype = dtype
         self._kept: OrderedDict[str, AdapterFile] = OrderedDict()
         self._lock = threading.Lock()
 
@@ -61,7 +66,7 @@ class AdapterReader:
         digest = "\n".join((folder.digest, *map(str, drop)))
         with self._lock:
             known = self._kept.pop(digest, None)
-        file = known or convert_folder(folder, self._base, drop=drop)
+        file = known or convert_folder(folder, self._base, dtype=self._dtype, drop=drop)
         self._keep(digest, file)
         return replace(file, path=Path(os.path.realpath(path)))
 

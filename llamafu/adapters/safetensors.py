@@ -13,7 +13,9 @@ from llamafu.adapters.container import invalid_file
 from llamafu.adapters.lookalike import HEAD_BYTES, known_kind
 
 if TYPE_CHECKING:
+    import mmap
     from collections.abc import Mapping, Sequence
+    from typing import BinaryIO
 
     from numpy.typing import NDArray
 
@@ -32,6 +34,14 @@ class _Entry(NamedTuple):
     end: int
 
 
+class Place(NamedTuple):
+    """Where a tensor lies in a file."""
+
+    entry: _Entry
+    start: int
+    """Of all data, in bytes from the beginning of the file."""
+
+
 def read_safetensors(content: bytes, *, name: str) -> dict[str, NDArray[np.floating[Any]]]:
     """Return every tensor of the file `content` by name, in the order of the data; `name` is for messages.
 
@@ -41,6 +51,25 @@ def read_safetensors(content: bytes, *, name: str) -> dict[str, NDArray[np.float
         InvalidAdapterFileError: it is damaged, or holds other types; `.problems` has everything that is wrong.
 
     """
+    entries, start = _entries(content, name)
+    return {entry.name: _values(content, start, entry) for entry in entries}
+
+
+def read_places(content: bytes | mmap.mmap, *, name: str) -> dict[str, Place]:
+    """Return where every tensor of the file `content` lies; raises what `read_safetensors` raises."""
+    entries, start = _entries(content, name)
+    return {entry.name: Place(entry, start) for entry in entries}
+
+
+def read_one(file: BinaryIO, place: Place) -> NDArray[np.floating[Any]]:
+    """Read one tensor of a file whose header was read."""
+    file.seek(place.start + place.entry.begin)
+    content = file.read(place.entry.end - place.entry.begin)
+    return _values(content, -place.entry.begin, place.entry)
+
+
+def _entries(content: bytes | mmap.mmap, name: str) -> tuple[list[_Entry], int]:
+    """Check the header; return what it lists, in the order of the data, and where these begin."""
     header, start = _header(content, name)
     problems: list[str] = []
     entries = [entry for key, value in header.items() if (entry := _entry(key, value, problems)) is not None]
@@ -56,7 +85,7 @@ def read_safetensors(content: bytes, *, name: str) -> dict[str, NDArray[np.float
     ]
     if problems:
         raise invalid_file(name, problems)
-    return {entry.name: _values(content, start, entry) for entry in entries}
+    return entries, start
 
 
 def safetensors_bytes(arrays: Mapping[str, NDArray[np.floating[Any]]], metadata: Mapping[str, str]) -> bytes:
@@ -74,7 +103,7 @@ def safetensors_bytes(arrays: Mapping[str, NDArray[np.floating[Any]]], metadata:
     return b"".join([len(text).to_bytes(_LENGTH_BYTES, "little"), text, *blobs])
 
 
-def _header(content: bytes, name: str) -> tuple[dict[str, Any], int]:
+def _header(content: bytes | mmap.mmap, name: str) -> tuple[dict[str, Any], int]:
     """Return the header's tensors and where the data begin."""
     length = int.from_bytes(content[:_LENGTH_BYTES], "little")
     start = _LENGTH_BYTES + length

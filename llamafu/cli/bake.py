@@ -7,13 +7,14 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from llamafu.cli.arguments import EXAMPLE, model_path, use
+from llamafu.cli.output import add_force
 from llamafu.cli.progress import Progress
 from llamafu.errors import LlamafuError
 
 if TYPE_CHECKING:
     import argparse
 
-_DTYPES = ("keep", "f32", "f16", "bf16", "q8_0")
+_DTYPES = ("auto", "keep", "f32", "f16", "bf16", "q8_0")
 
 
 def add_parser(subparsers: Any) -> None:
@@ -33,9 +34,15 @@ def add_parser(subparsers: Any) -> None:
     parser.add_argument(
         "--dtype",
         choices=_DTYPES,
-        default="keep",
+        default="auto",
         metavar="TYPE",
-        help="type of the changed tensors: %(choices)s (%(default)s); coarse types lose small changes",
+        help="type of the changed tensors: %(choices)s (%(default)s: their own where it keeps 90%% of the changes, a finer one "
+        "elsewhere)",
+    )
+    parser.add_argument(
+        "--accept-loss",
+        action="store_true",
+        help="write the model also where the --dtype that is named keeps less than 90%% of the changes",
     )
     parser.add_argument(
         "--calibrate",
@@ -44,12 +51,13 @@ def add_parser(subparsers: Any) -> None:
         "(UTF-8), or 'auto' for a sample and what it writes itself",
     )
     parser.add_argument("--library", metavar="PATH", help="libllama whose ggml converts, a file or a folder (default: search)")
+    add_force(parser)
     parser.set_defaults(run=_run, refuse=parser.error)
 
 
 def _run(arguments: argparse.Namespace) -> int:
-    from llamafu.adapters import bake, read_base
-    from llamafu.baking import MUCH_LOST
+    from llamafu.adapters.target_types import MUCH_LOST
+    from llamafu.baking import bake_for_report
 
     adapters = {one.path: one.scale for one in arguments.lora}
     if len(adapters) < len(arguments.lora):
@@ -57,22 +65,30 @@ def _run(arguments: argparse.Namespace) -> int:
     model = model_path(arguments.model)
     try:
         with Progress() as progress:
-            path = bake(
+            baked = bake_for_report(
                 model,
                 adapters,
                 arguments.output,
                 dtype=arguments.dtype,
                 calibration=arguments.calibrate,
+                least_kept=0.0 if arguments.accept_loss or arguments.dtype == "auto" else MUCH_LOST,
+                overwrite=arguments.force,
                 library=arguments.library,
+                n_threads=None,
                 on_progress=lambda share: progress.show(f"baking {arguments.output}", share),
             )
     except LlamafuError:
         raise
     except ValueError as error:
         arguments.refuse(str(error))
-    metadata = read_base(path).metadata
-    kept = metadata.get(f"llamafu.bake.{int(metadata.get('llamafu.bake.count', 0)) - 1}.kept", 1.0)
-    finer = "--dtype q8_0 or f16" if arguments.calibrate else "--calibrate auto, or --dtype q8_0 or f16,"
-    advice = f"; use {finer} to keep more" if float(kept) < MUCH_LOST else ""
-    sys.stdout.write(f"{path}: {', '.join(map(str, adapters))} baked in, {float(kept):.0%} of the changes kept{advice}\n")
+    said = [f"{baked.path}: {', '.join(map(str, adapters))} baked in, {baked.kept:.0%} of the changes kept"]
+    said += [f"{one}, which kept {baked.by_own:.0%}; --dtype keep leaves it" for one in baked.became]
+    if baked.kept < MUCH_LOST:
+        finer = (
+            "--dtype q8_0, f16 or f32"
+            if arguments.calibrate or arguments.dtype != "keep"
+            else "--calibrate auto or --dtype auto"
+        )
+        said.append(f"use {finer} to keep more")
+    sys.stdout.write(f"{'; '.join(said)}\n")
     return 0

@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from llamafu.cli.adapter_input import add_base, png, read_adapters
+from llamafu.cli.output import add_force, demand_free
 from llamafu.cli.style import BOLD, DIM, Style
 
 if TYPE_CHECKING:
@@ -34,6 +35,7 @@ def add_parser(subparsers: Any) -> None:
     parser.add_argument("--json", action="store_true", help="print JSON")
     parser.add_argument("--plot", type=png, metavar="PNG", help="draw the matrices into this file (needs the extra 'plot')")
     add_base(parser)
+    add_force(parser)
     parser.set_defaults(run=_run)
 
 
@@ -42,6 +44,7 @@ def _run(arguments: argparse.Namespace) -> int:
 
     if len(arguments.files) < 2:  # noqa: PLR2004
         arguments.refuse("give two adapters or more")
+    demand_free(arguments.plot, arguments)
     comparison = compare_adapters(read_adapters(arguments.files, arguments))
     if arguments.plot:
         from llamafu.adapters.plots import plot_comparison

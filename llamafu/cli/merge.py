@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 from llamafu.adapters.methods import METHODS
 from llamafu.cli.arguments import EXAMPLE, model_path, use
+from llamafu.cli.output import add_force
 from llamafu.cli.progress import Progress
 from llamafu.errors import LlamafuError
 
@@ -47,12 +48,14 @@ def add_parser(subparsers: Any) -> None:
     parser.add_argument(
         "--seed", type=int, metavar="N", help="makes the dare methods repeatable (default: a new one each time)"
     )
+    add_force(parser)
     parser.set_defaults(run=_run, refuse=parser.error)
 
 
 def _run(arguments: argparse.Namespace) -> int:
     from llamafu.adapters import read_base
     from llamafu.adapters.combine import form_of, merge_for_base
+    from llamafu.adapters.precision import percent
 
     adapters = {one.path: one.scale for one in arguments.adapters}
     if len(adapters) < len(arguments.adapters):
@@ -74,6 +77,7 @@ def _run(arguments: argparse.Namespace) -> int:
                 rank=arguments.rank,
                 density=arguments.density,
                 seed=arguments.seed,
+                overwrite=arguments.force,
                 report=report,
             )
         except LlamafuError:
@@ -81,5 +85,9 @@ def _run(arguments: argparse.Namespace) -> int:
         except ValueError as error:
             arguments.refuse(str(error))
     rank = f"rank {info.rank}" if info.uniform else f"rank up to {info.rank}"
-    sys.stdout.write(f"{arguments.output}: {rank}, {len(info.tensors)} tensors, digest {info.digest[:12]}\n")
+    lost = percent(float(str(info.metadata["llamafu.merge.lost"])))
+    sys.stdout.write(
+        f"{arguments.output}: {rank}, {len(info.tensors)} tensors, digest {info.digest[:12]}, "
+        f"{info.tensors[0].dtype}: the largest loss of a tensor's change is {lost}\n"
+    )
     return 0

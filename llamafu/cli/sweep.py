@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from llamafu.cli.arguments import Use, add_model, load_adapters, model_path, option
+from llamafu.cli.output import add_force
 from llamafu.cli.progress import Progress
 
 if TYPE_CHECKING:
@@ -72,6 +73,7 @@ def add_parser(subparsers: Any) -> None:
     parser.add_argument("--seed", type=option("seed", int), default=0, metavar="N", help="of every answer (%(default)s)")
     parser.add_argument("-o", "--output", type=_page, metavar="FILE", help="write an HTML page too, a .html file")
     parser.add_argument("--json", action="store_true", help="print JSON in place of the table")
+    add_force(parser)
     parser.set_defaults(run=_run, refuse=parser.error)
 
 
@@ -84,7 +86,9 @@ def _run(arguments: argparse.Namespace) -> int:
     if arguments.output is None:
         found = _sweep(arguments, prompts, mixes)
     else:
-        with whole_file(arguments.output) as unfinished:  # before the work: a folder that is not there is known now
+        with whole_file(
+            arguments.output, overwrite=arguments.force
+        ) as unfinished:  # before the work: a folder that is not there is known now
             found = _sweep(arguments, prompts, mixes)
             unfinished.write_text(page(found), encoding="utf-8")
     if arguments.json:

@@ -12,7 +12,7 @@ import numpy as np
 from llamafu.adapters.info import is_expert
 from llamafu.engine.filling import Filling
 from llamafu.engine.pager import Pager
-from llamafu.errors import LoraError, LoraIncompatibleError
+from llamafu.errors import LoraError
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Iterator, Mapping, Sequence
@@ -160,19 +160,29 @@ class Bank:
             place = self._targets[name]
             a, b = factors if is_expert(name) else (factor[None] for factor in factors)
             rank = a.shape[1]
-            for target, values in ((store.a[place], a.transpose(1, 0, 2)), (store.b[place], b.transpose(2, 0, 1))):
+            strength = np.full(rank, alpha / rank if alpha else 1.0)
+            sides = ((store.a[place], a.transpose(1, 0, 2), _TOP_A), (store.b[place], b.transpose(2, 0, 1), _TOP_B))
+            for target, values, top in sides:
+                is_narrower = target.dtype == np.float16 and values.dtype != np.float16
                 step = max(1, _PIECE // values[0].size)
                 for start in range(0, rank, step):
                     part = values[start : start + step]
-                    if target.dtype == np.float16 and part.dtype != np.float16:
-                        part = _narrowed(part, content, name)
+                    if is_narrower:
+                        powers = _powers(part, top)
+                        part = np.ldexp(part, powers[:, None, None])
+                        strength[start : start + len(part)] = np.ldexp(strength[start : start + len(part)], -powers)
                     target[_chosen(units, start, start + len(part))] = part
                     yield
-            store.strength[place, _chosen(units, 0, rank)] = alpha / rank if alpha else 1.0
+            with np.errstate(over="ignore"):  # what leaves F32 would leave it in every other form, and its row is refused
+                store.strength[place, _chosen(units, 0, rank)] = strength
 
 
 _PIECE = 1 << 20
 """Numbers that are written in one piece: 2 MB, about a millisecond."""
+_HALF_MAX, _HALF_FINE = 3e4, 1e-4
+"""Where F16 has its full precision: largest values, and typical ones, with room for those that are less."""
+_TOP_A, _TOP_B = -4, 15
+"""A's sums are rounded to F16 too: it stays as small as adapters usually are. B's products are not: it may fill the range."""
 _NO_UNITS = np.empty(0, np.int32)
 _NO_SCALES = np.empty(0, np.float32)
 
@@ -183,12 +193,13 @@ def _chosen(units: NDArray[np.int32], start: int, end: int) -> slice | NDArray[n
     return slice(first, last + 1) if last - first == end - 1 - start else units[start:end]
 
 
-def _narrowed(values: NDArray[np.floating], content: Content, name: str) -> NDArray[np.float16]:
-    """Return values as F16; nothing infinite is written, which a strength of 0 would not silence."""
-    with np.errstate(over="ignore"):
-        narrow = values.astype(np.float16)
-    if not np.isfinite(narrow).all():
-        most = np.finfo(np.float16).max
-        message = f"{content.path}: {name} has values beyond {most:g}; make the engine with bank_dtype='f32'"
-        raise LoraIncompatibleError(message, problems=(message,))
-    return narrow
+def _powers(values: NDArray[np.floating], top: int) -> NDArray[np.int32]:
+    """Return the power of two for each unit of `values` [units, experts, n] that brings it into F16's range: 0 where it is.
+
+    F16 ends at 65504, and below 6e-5 it loses digits. Powers of two cost none, and the unit's strength makes up for them. The
+    largest value then lies below 2^`top`.
+    """
+    largest = np.abs(values).max(axis=(1, 2))
+    typical = np.sqrt(np.square(values / np.where(largest, largest, 1)[:, None, None]).mean(axis=(1, 2))) * largest
+    sound = (largest == 0) | ((largest < _HALF_MAX) & (typical > _HALF_FINE))
+    return np.where(sound, 0, top - np.frexp(np.where(largest, largest, 1))[1]).astype(np.int32)

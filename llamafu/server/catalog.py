@@ -66,10 +66,10 @@ class Catalog:
             self._numbers.add(name)
 
     def delete(self, name: str) -> None:
-        """Remove an adapter from the disk and from the engine; `InvalidRequestError` while it is active."""
+        """Remove an adapter from the disk and from the engine; `InvalidRequestError` while it is active, or is none."""
         folder = self._demand_folder()
         with self._lock:
-            path = folder.path_of(name)
+            path = folder.to_remove(name).path
             if name in self._engine.active_lora_adapters:
                 message = f"the adapter {name!r} is active; unload it first"
                 raise InvalidRequestError(message, status=409)

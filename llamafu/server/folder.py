@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING
 
 from llamafu.adapters.file import default_name
 from llamafu.adapters.peft import CONFIG
+from llamafu.adapters.recognise import why_no_adapter
 from llamafu.service.errors import InvalidRequestError, NotFoundError
 
 if TYPE_CHECKING:
@@ -61,22 +62,35 @@ class AdapterFolder:
         self._seen: dict[str, Found] = {}
         self._told: dict[str, Found] = {}
 
+    def everything(self) -> list[Found]:
+        """Return all that looks like an adapter from outside, sorted by name, a file before a folder of its name."""
+        with os.scandir(self.folder) as entries:
+            paths = sorted((Path(entry.path) for entry in entries), key=lambda path: path.suffix != _SUFFIX)
+        return sorted((one for path in paths if (one := self._found(path)) is not None), key=lambda found: found.name)
+
     def scan(self) -> dict[str, Found]:
         """Return what is there now, by name, sorted."""
         found: dict[str, Found] = {}
-        with os.scandir(self.folder) as entries:
-            for path in sorted((Path(entry.path) for entry in entries), key=lambda path: path.suffix != _SUFFIX):
-                one = self._found(path)
-                if one is not None:
-                    found.setdefault(one.name, one)
-        return dict(sorted(found.items()))
+        for one in self.everything():
+            found.setdefault(one.name, one)
+        return found
+
+    def to_remove(self, name: str) -> Found:
+        """Return the adapter that `name` alone names; of a file and a folder of one name, `NAME.gguf` or `NAME/` is one.
+
+        `NotFoundError` where there is none, `InvalidRequestError` where there are two, or it is no adapter at all.
+        """
+        found = self._only(name)
+        if (what := why_no_adapter(found.path)) is not None:
+            message = f"{found.path} is not removed, since it is no adapter but {what}"
+            raise InvalidRequestError(message, status=409)
+        return found
 
     def path_of(self, name: str) -> Path:
         """Return where the adapter `name` is; `NotFoundError` for any that is not there, whatever it looks like."""
         found = self.scan().get(name) if is_name(name) else None
         if found is None:
-            message = f"no such adapter: {name!r}"
-            raise NotFoundError(message)
+            raise _no_such(name)
         return found.path
 
     def look(self) -> Changes:
@@ -124,12 +138,28 @@ class AdapterFolder:
                 raise
 
     def delete(self, name: str) -> None:
-        """Remove the adapter `name` from the disk; of a link, the link alone. `NotFoundError` if it is not there."""
-        path = self.path_of(name)
+        """Remove the adapter `name` from the disk; of a link, the link alone.
+
+        `NotFoundError` where there is none, `InvalidRequestError` where there are two. What it is, `to_remove` tells.
+        """
+        path = self._only(name).path
         if path.is_dir() and not path.is_symlink():
             shutil.rmtree(path)
         else:
             path.unlink()
+
+    def _only(self, name: str) -> Found:
+        alike: dict[str, list[Found]] = {}
+        for found in self.everything():
+            alike.setdefault(found.name, []).append(found)
+        names = {label(one, alone=len(found) == 1): one for found in alike.values() for one in found}
+        if name in names:
+            return names[name]
+        if name in alike:
+            both = " and ".join(label(one, alone=False) for one in alike[name])
+            message = f"the name {name!r} is ambiguous; there are {both}"
+            raise InvalidRequestError(message, status=409)
+        raise _no_such(name)
 
     def _refuse_taken(self, name: str) -> None:
         if name in self.scan() or os.path.lexists(self.folder / f"{name}{_SUFFIX}"):
@@ -158,6 +188,15 @@ class AdapterFolder:
             return None
         stamp = tuple((each.st_mtime_ns, each.st_size, each.st_ino) for each in stats)
         return Found(name, path, sum(each.st_size for each in stats), stamp)
+
+
+def label(found: Found, *, alone: bool) -> str:
+    """Name something of the folder: as an adapter where nothing else has its name, or by its file's or folder's name."""
+    return found.name if alone else f"{found.path.name}{'/' if found.path.is_dir() else ''}"
+
+
+def _no_such(name: str) -> NotFoundError:
+    return NotFoundError(f"no such adapter: {name!r}")
 
 
 class Numbers:
