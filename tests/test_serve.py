@@ -3,6 +3,7 @@
 import asyncio
 import json
 import os
+import re
 import shutil
 import signal
 import socket
@@ -224,6 +225,11 @@ def test_a_full_queue_says_when_to_come_back(url):
 ENDLESS = {"prompt": "hello", "ignore_eos": True, "max_tokens": 1900, "stream": True}
 
 
+def said(token):
+    """The text of a token as completions write it, without bytes that are parts of characters."""
+    return re.sub(r"\\x[0-9a-f]{2}", "", token.removeprefix("bytes:")) if token.startswith("bytes:") else token
+
+
 def ascii_of(text):
     return "".join(character for character in text if character.isascii())
 
@@ -288,7 +294,7 @@ def test_a_signal_under_sixteen_streams(real, tiny_model, folder):
     assert "Traceback" not in "".join(server.log)
     for text, tokens, usage in ends:
         assert len(tokens) == usage.completion_tokens > 0
-        assert ascii_of("".join(tokens)) == ascii_of(text)  # other characters may be of several tokens
+        assert ascii_of("".join(map(said, tokens))) == ascii_of(text)  # other characters may be of several tokens
 
 
 # -- the command --------------------------------------------------------------------------------------------------
