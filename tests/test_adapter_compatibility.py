@@ -110,8 +110,11 @@ def test_a_missing_model_is_a_file_not_found_error(tmp_path):
 
 
 def test_folders_and_devices_are_no_models(tmp_path):
-    for path in (tmp_path, os.devnull):
-        with pytest.raises(ModelLoadError, match="is no file; give a GGUF model file"):
+    for path, words in (
+        (tmp_path, "config.json is not there; give a GGUF model"),
+        (os.devnull, "is no file; give a GGUF model file"),
+    ):
+        with pytest.raises(ModelLoadError, match=words):
             read_base(path)
 
 

@@ -109,3 +109,13 @@ def test_bases_that_hold_gate_and_up_in_one_tensor(exchanged, tmp_path):
     wanted = write(tmp_path / "folder", 96, ("gate_up_proj", "down_proj"), exchanged=exchanged)
     convert_peft(tmp_path / "folder", tmp_path / "out.gguf", base=base_of(96, fused=True), dtype="f32")
     check(tmp_path / "out.gguf", wanted, 96, fused=True)
+
+
+@pytest.mark.parametrize("shape", [(), (4,), (2, 2, 2)])
+@pytest.mark.parametrize("side", "AB")
+def test_factors_that_are_no_matrices(side, shape, tmp_path):
+    name = "base_model.model.model.layers.0.mlp.experts.lora_"
+    arrays = {f"{name}{one}.weight": np.ones(shape if one == side else (12, 12), "f4") for one in "AB"}
+    write_folder(tmp_path / "folder", arrays, target_parameters=["mlp.experts.down_proj"])
+    with pytest.raises(InvalidAdapterFileError, match=r"must be \[12, in\]"):
+        convert_peft(tmp_path / "folder", tmp_path / "out.gguf", base=base_of(96))

@@ -86,6 +86,28 @@ def test_sizes(changes, architecture, tied, modules, tmp_path):
     assert base == read_any_base(tmp_path / "model")
 
 
+def test_models_with_pictures(tmp_path):
+    """Gemma 3's own configurations leave out what is as in transformers."""
+    text = {"model_type": "gemma3_text", "hidden_size": 64, "intermediate_size": 96, "num_hidden_layers": 1}
+    config = {
+        "model_type": "gemma3",
+        "_name_or_path": "google/gemma",
+        "text_config": text,
+        "vision_config": {"hidden_size": 32},
+    }
+    base = read_any_base(written(tmp_path / "model", config))
+    assert (base.architecture, base.name, base.tied) == ("gemma3", "google/gemma", True)
+    assert base.tensors["blk.0.attn_q.weight"] == (64, 8 * 256)
+    assert base.tensors["blk.0.attn_k.weight"] == (64, 4 * 256)
+    assert base.vocabulary_size == 262_208
+    base = read_any_base(
+        written(tmp_path / "model", config | {"text_config": text | {"head_dim": 16, "num_attention_heads": 4}})
+    )
+    assert base.tensors["blk.0.attn_q.weight"] == (64, 4 * 16)
+    with pytest.raises(ModelLoadError, match="its model_type is 'gemma3'"):
+        read_any_base(written(tmp_path / "model", {"model_type": "gemma3"}))
+
+
 def test_layers_without_experts(tmp_path):
     changes = {"model_type": "qwen3_moe", "num_hidden_layers": 6, "num_experts": 2, "moe_intermediate_size": 8}
     base = read_any_base(written(tmp_path, TINY | changes | {"mlp_only_layers": [3], "decoder_sparse_step": 2}))

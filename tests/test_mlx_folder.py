@@ -221,6 +221,12 @@ def test_tensors_refused_by_name(name, shape, words, tmp_path):
         convert_peft(folder, tmp_path / "out.gguf", base=base_of())
 
 
+def test_folders_of_which_nothing_acts(tmp_path):
+    folder = write(tmp_path / "mlx", arrays_of(layers=[0]), num_layers=1)
+    with pytest.raises(InvalidAdapterFileError, match="mlx-lm would use none of its 7 modules"):
+        convert_peft(folder, tmp_path / "out.gguf", base=base_of())
+
+
 def test_folders_with_nothing_and_damaged_ones(tmp_path):
     folder = write(tmp_path / "mlx", arrays_of())
     (folder / "adapters.safetensors").write_bytes(b"x")

@@ -100,8 +100,8 @@ def test_other_parts_are_said_and_left_out_when_asked(tmp_path, capsys):
         InvalidAdapterFileError, match="vision_tower.*q_proj' and 3 more: it belongs to the vision tower"
     ) as caught:
         convert_peft(folder, tmp_path / "out.gguf", base=base_of())
-    assert [problem for problem in caught.value.problems if "drop=['vision'] (--drop vision)" in problem]
-    assert [problem for problem in caught.value.problems if "drop=['projector'] (--drop projector)" in problem]
+    assert [problem for problem in caught.value.problems if "drop=['vision'] (llamafu convert --drop vision)" in problem]
+    assert [problem for problem in caught.value.problems if "drop=['projector'] (llamafu convert --drop projector)" in problem]
     info = convert_peft(folder, tmp_path / "out.gguf", base=base_of(), dtype="f32", drop=["vision", "multi_modal_projector"])
     check_changes(tmp_path / "out.gguf", arrays_of(), lambda _: 2.0)
     dropped = info.metadata["llamafu.convert.dropped"]

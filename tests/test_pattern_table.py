@@ -3,7 +3,6 @@
 import re
 import time
 
-import pytest
 from hypothesis import assume, given, settings
 from hypothesis import strategies as st
 from test_convert import arrays_of, base_of, check_changes, write_folder
@@ -47,14 +46,16 @@ def test_text_of_any_kind(pattern, module):
     assert table.find(module, 0) == first_by_re({pattern: 1}, module, 0)
 
 
-@pytest.mark.parametrize("write", [str, re.escape], ids=["plain", "escaped"])
-def test_a_name_for_each_of_18432_modules(write):
-    """48 layers of 128 experts with three projections. One after another they took 52 s; here 2 s where this was written."""
+def test_a_name_for_each_of_18432_modules():
+    """48 layers of 128 experts with three projections, every third name escaped as `export_peft` does.
+
+    Tried one after another they took 52 s; looked up, 2 s where this was written.
+    """
     modules = [f"model.layers.{i}.mlp.experts.{j}.{name}_proj" for i in range(48) for j in range(128) for name in "abc"]
     before = time.process_time()
     table = PatternTable()
     for number, module in enumerate(modules, 1):
-        table.add(write(module), number)
+        table.add(module if number % 3 else re.escape(module), number)
     assert [table.find(module, 0) for module in modules] == list(range(1, len(modules) + 1))
     assert table.size < 2000
     assert time.process_time() - before < 15

@@ -52,6 +52,23 @@ MODEL_TYPES = {
 """What can be read, by transformers' `model_type`."""
 
 
+class _Pictured(NamedTuple):
+    """How models of one type that have a decoder among other parts describe it."""
+
+    decoder: str
+    """The decoder's type."""
+    defaults: Mapping[str, int]
+    """What its configuration leaves out where it is as in transformers."""
+
+
+WITH_PICTURES = {
+    "gemma3": _Pictured(
+        "gemma3_text", {"num_attention_heads": 8, "num_key_value_heads": 4, "head_dim": 256, "vocab_size": 262_208}
+    )
+}
+"""Models whose decoder can be read from `text_config`."""
+
+
 def read_any_base(path: str | os.PathLike[str]) -> BaseModel:
     """Read a base model's header: a GGUF model's, or for a folder or a file that ends in .json, a `config.json`'s.
 
@@ -72,16 +89,25 @@ def _read_config(path: Path) -> BaseModel:
     except (ValueError, RecursionError) as error:
         message = f"{path}: no sound JSON: {error}"
         raise ModelLoadError(message) from error
-    kind = MODEL_TYPES.get(str(config.get("model_type"))) if isinstance(config, dict) else None
+    kind, inner = _decoder(config) if isinstance(config, dict) else (None, {})
     if kind is None:
         found = f"its model_type is {str(config.get('model_type'))[:80]!r}" if isinstance(config, dict) else "no JSON object"
         message = f"{path}: {found}; known are {', '.join(MODEL_TYPES)}. Give the GGUF model instead"
         raise ModelLoadError(message)
     try:
-        return _base_model(path, kind, config)
+        return _base_model(path, kind, inner)
     except ValueError as error:
         message = f"{path}: {error}"
         raise ModelLoadError(message) from None
+
+
+def _decoder(config: dict[str, Any]) -> tuple[_Kind | None, Mapping[str, Any]]:
+    """Return how the model's decoder differs, and its configuration: in a model with pictures, a part of the whole."""
+    inner = config.get("text_config")
+    if str(config.get("model_type")) in WITH_PICTURES and isinstance(inner, dict):
+        kind = WITH_PICTURES[str(config["model_type"])]
+        return MODEL_TYPES[kind.decoder], {**kind.defaults, "_name_or_path": config.get("_name_or_path"), **inner}
+    return MODEL_TYPES.get(str(config.get("model_type"))), config
 
 
 def _text(path: Path) -> str:

@@ -81,6 +81,8 @@ def read_mlx(
                 found |= _renamed(factor[1], factor[2], array, parsed.peft.rank)
             except ValueError as error:
                 problems.append(f"tensor {key[:200]!r} is {list(array.shape)}; {error}")
+    if idle and not found and not problems:
+        problems.append(f"mlx-lm would use none of its {len(idle)} modules: num_layers and keys name others")
     if problems:
         raise invalid_file(name, problems)
     return parsed.peft, found, tuple(idle)

@@ -89,6 +89,8 @@ def exchanged_sides(modules: Mapping[str, dict[str, Matrix]], config: PeftConfig
     for module, sides in modules.items():
         if (stacked := _STACKED.fullmatch(module)) is None or sorted(sides) != _PAIRS[0]:
             continue
+        if {side.ndim for side in sides.values()} != {2}:
+            continue
         sizes = _parameter_sizes(stacked[1], _parameter_name(module, config), base)
         stored = (sides["A"].shape[-1], sides["B"].shape[0])
         if sizes is not None and stored in (sizes, sizes[::-1]):
@@ -140,17 +142,17 @@ def _target(module: str, base: BaseModel) -> str:
     if part := part_of(module):
         message = (
             f"it belongs to the {described(part)}, which GGUF keeps in a file of its own, that no adapter reaches; "
-            f"leave it out with drop=[{part!r}] (--drop {part})"
+            f"leave it out with drop=[{part!r}] (llamafu convert --drop {part})"
         )
     elif decoder_module(module) is None:
         message = (
             "its name is none of a decoder's (model.layers.0..., language_model.model.layers.0..., embed_tokens, lm_head); "
-            "leave it out with drop=[...] (--drop) and a part of its name, if the answers can do without it"
+            "leave it out with drop=[...] (llamafu convert --drop) and a part of its name, if the answers can do without it"
         )
     else:
         message = (
             f"{base.architecture!r} models have no such linear layer: theirs are {', '.join(architecture.leaves)}; give the "
-            "base model that it was trained on, or leave it out with drop=[...] (--drop)"
+            "base model that it was trained on, or leave it out with drop=[...] (llamafu convert --drop)"
         )
     raise ValueError(message)
 

@@ -110,7 +110,10 @@ def test_factors_of_the_vision_tower_are_left_out(tmp_path):
     changes = save(pictured(), tmp_path / "a", 3, target_modules=["q_proj", "v_proj"])
     with pytest.raises(InvalidAdapterFileError, match="--drop vision"):
         convert_peft(tmp_path / "a", tmp_path / "a.gguf", base=tmp_path / "base.gguf")
-    convert_peft(tmp_path / "a", tmp_path / "a.gguf", base=tmp_path / "base.gguf", drop=["vision"])
+    pictured().config.save_pretrained(tmp_path / "config")
+    matrices = {name: shape for name, shape in read_base(tmp_path / "base.gguf").tensors.items() if len(shape) > 1}
+    assert read_base(tmp_path / "config").tensors == matrices
+    convert_peft(tmp_path / "a", tmp_path / "a.gguf", base=tmp_path / "config", drop=["vision"])
     info = inspect_adapter(tmp_path / "a.gguf")
     assert len(info.tensors) == sum("language_model" in name for name in changes)
     assert len(info.metadata["llamafu.convert.dropped"]) == sum("vision" in name for name in changes) == 2
