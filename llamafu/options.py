@@ -18,7 +18,8 @@ if TYPE_CHECKING:
 Scale = Union[float, Callable[[int], float]]  # noqa: UP007 - evaluated at run time
 LoraScales = Mapping[Union["LoraAdapter", str], Scale]
 
-_SEED_LIMIT = 2**32
+LEAST_SEED, MOST_SEED = -(2**63), 2**64 - 1
+"""What 64 bits hold, with a sign or without."""
 MOST_TOP_K = 2**31 - 1
 """What libllama's type for it holds."""
 _F = TypeVar("_F", bound=Callable[..., Any])
@@ -51,7 +52,7 @@ class Options:
 
     `max_tokens`: at most so many new tokens. `temperature` 0 is greedy. `top_k` 0, `top_p` 1, `min_p` 0,
     `repeat_penalty` 1 and the other penalties at 0 are off; penalties look at the last 64 tokens, the prompt's
-    included. `seed` (0 to 2**32-1) makes a run repeatable, None draws one. `stop`: one or more strings that end
+    included. `seed` (any of 64 bits) makes a run repeatable, None and -1 draw one. `stop`: one or more strings that end
     the text and are not part of it. `grammar` is GBNF, `json_schema` a JSON Schema; not both. `lora`: scales
     by adapter or name for this call alone, `{}` is the base model, None the active set; a scale may be a function
     of the step. `logprobs`: None, or how many alternatives to report beside each token. `ignore_eos`: never
@@ -85,7 +86,7 @@ class Options:
         _number("frequency_penalty", self.frequency_penalty)
         _number("presence_penalty", self.presence_penalty)
         if self.seed is not None:
-            check_whole("seed", self.seed, low=0, high=_SEED_LIMIT - 1)
+            check_whole("seed", self.seed, low=LEAST_SEED, high=MOST_SEED)
         if self.logprobs is not None:
             check_whole("logprobs", self.logprobs, low=0)
         for text in self.stops:
