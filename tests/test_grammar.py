@@ -218,9 +218,16 @@ def test_many_optional_properties_stay_small() -> None:
 
 
 REFUSED = {
-    "number bounds": ({"properties": {"p": {"type": "number", "minimum": 0}}}, "#/properties/p/minimum: "),
-    "untyped bounds": ({"maximum": 3}, "#/maximum: "),
-    "multipleOf": ({"type": "integer", "multipleOf": 2}, "#/multipleOf: "),
+    "number bounds": ({"properties": {"p": {"type": "number", "minimum": 1, "exclusiveMaximum": 1}}}, "#/properties/p: no number"),
+    "multipleOf": ({"type": "integer", "multipleOf": 7, "minimum": 3}, "#/multipleOf: 7 is supported with both bounds"),
+    "no multiple": ({"type": "number", "multipleOf": 0.5, "minimum": 0.1, "maximum": 0.4}, "#: no multiple of 0.5"),
+    "illegal multipleOf": ({"type": "integer", "multipleOf": 0}, "#/multipleOf: 0.*above 0"),
+    "multiplying allOf": (
+        {"$defs": {f"a{i}": {"allOf": [{"$ref": f"#/$defs/a{i + 1}"}] * 2} for i in range(40)} | {"a40": {}}, "$ref": "#/$defs/a0"},
+        "more than 100,000 steps",
+    ),
+    "deep pattern": ({"pattern": "(" * 5000}, "nested too deep"),
+    "long enum": ({"enum": [f"{i:0100}" for i in range(12000)]}, "more than 1,000,000 bytes"),
     "uniqueItems": ({"type": "array", "uniqueItems": True}, "#/uniqueItems: "),
     "not": ({"items": {"not": {}}}, "#/items/not: "),
     "if": ({"if": {}, "then": {}}, "#/if: "),
@@ -236,8 +243,6 @@ REFUSED = {
     "illegal required": ({"required": "a"}, "#/required: 'a'.*list of strings"),
     "no schema": ({"properties": {"a": 1}}, "#/properties: "),
     "empty anyOf": ({"anyOf": []}, "#/anyOf: "),
-    "format": ({"type": "string", "format": "email"}, "#/format: 'email'.*date-time"),
-    "format and pattern": ({"format": "date", "pattern": "2"}, "#/format: .*pattern"),
     "enum and length": ({"enum": ["a"], "minLength": 1}, "#/minLength: .*enum"),
     "enum of other type": ({"enum": ["a"], "type": "null"}, "#/enum: "),
     "enum not JSON": ({"enum": ["\ud800"]}, "#: .*JSON"),

@@ -17,7 +17,7 @@ if TYPE_CHECKING:
 
     from llamafu.grammar.vocabulary import Vocabulary
 
-MOST_TO_COMPILE = 1_000_000
+MOST_TO_COMPILE = 400_000
 """Steps for the first token, which are taken before a request waits for its turn."""
 MOST_FOR_A_TOKEN = 100_000
 _MOST_STATES = 10_000

@@ -12,15 +12,14 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, NoReturn
 
 from llamafu.errors import GrammarError
-from llamafu.grammar.rules import Ranges, complement, union
+from llamafu.grammar.rules import MOST_BYTES, Ranges, complement, union
 
 if TYPE_CHECKING:
     from collections.abc import Callable
 
-MOST_BYTES = 1_000_000
 MOST_DEPTH = 500
 MOST_RULES = 20_000
-MOST_ELEMENTS = 300_000
+MOST_ELEMENTS = 150_000
 CHAR, CALL, TOKEN, NOT_TOKEN = range(4)
 
 Item = tuple[int, int, int, int | None]
@@ -80,6 +79,7 @@ class _Reader:
         self._names: list[str] = []
         self._rules: list[list[list[Item]] | None] = []
         self._classes: dict[Ranges, int] = {}
+        self._singles: dict[int, Item] = {}
         self._elements = 0
 
     def read(self) -> Grammar:
@@ -160,7 +160,7 @@ class _Reader:
     def _symbol(self, char: str, top: _Open, space: re.Pattern[str]) -> bool:
         """Read a symbol or an operator; False when nothing here is one. `space` is what may stand inside {}."""
         if char == '"':
-            self._add(top, [(CHAR, self._class(((code, code),)), 1, 1) for code in self._literal()])
+            self._add(top, [self._one(code) for code in self._literal()])
         elif char == "[":
             self._set(top)
         elif char == ".":
@@ -262,6 +262,11 @@ class _Reader:
         self._elements += more
         if self._elements > MOST_ELEMENTS:
             self._refuse(f"more than {MOST_ELEMENTS:,} elements by here, repetitions written out ({self._elements:,})")
+
+    def _one(self, code: int) -> Item:
+        if code not in self._singles:
+            self._singles[code] = (CHAR, self._class(((code, code),)), 1, 1)
+        return self._singles[code]
 
     def _class(self, ranges: Ranges) -> int:
         ranges = union(ranges)

@@ -6,27 +6,36 @@ A path is a JSON Pointer with `#` in front (`#/properties/age`), as messages sho
 from __future__ import annotations
 
 import json
+import logging
 import math
 from typing import TYPE_CHECKING, Any, NoReturn
 from urllib.parse import unquote
 
 from llamafu.errors import GrammarError
+from llamafu.grammar.regex import FORMATS
 
 if TYPE_CHECKING:
     from collections.abc import Callable
 
 Schema = dict[str, Any]
 
+_LOG = logging.getLogger("llamafu.grammar")
+_LEFT_OUT: set[str] = set()
 TYPES = ("object", "array", "string", "number", "integer", "boolean", "null")
-_NOTES = ("title", "description", "default", "examples", "deprecated", "readOnly", "writeOnly", "discriminator")
-ANNOTATIONS = frozenset((*_NOTES, "$schema", "$id", "$comment", "$defs", "definitions"))
+_NOTES = ("title", "description", "default", "examples", "example", "deprecated", "readOnly", "writeOnly", "discriminator")
+_CONTENT = ("contentEncoding", "contentMediaType", "contentSchema")
+_CORE = ("$schema", "$id", "id", "$comment", "$defs", "definitions", "$anchor", "$dynamicAnchor", "$recursiveAnchor", "$vocabulary")
+_OPENAPI = ("externalDocs", "xml")
+_ANNOTATIONS = frozenset((*_NOTES, *_CORE, *_OPENAPI, *_CONTENT))
+MOST_STEPS = 100_000
+"""So many times a schema is looked at while it is compiled: a few in ten thousand bytes, unless it multiplies itself."""
 _TYPE_NAMES = {type(None): "null", bool: "boolean", int: "integer", str: "string", list: "array", dict: "object"}
 BOUNDS = ("minimum", "maximum", "exclusiveMinimum", "exclusiveMaximum")
 _KEYWORDS_OF_TYPE = {
-    "object": ("properties", "required", "additionalProperties"),
-    "array": ("items", "prefixItems", "minItems", "maxItems"),
+    "object": ("properties", "required", "additionalProperties", "unevaluatedProperties"),
+    "array": ("items", "prefixItems", "minItems", "maxItems", "unevaluatedItems"),
     "string": ("minLength", "maxLength", "pattern", "format"),
-    "number": BOUNDS,
+    "number": (*BOUNDS, "multipleOf"),
 }
 _TYPE_OF_KEYWORD = {keyword: kind for kind, keywords in _KEYWORDS_OF_TYPE.items() for keyword in keywords}
 
@@ -35,6 +44,18 @@ def refuse(path: str, why: str) -> NoReturn:
     """Raise the GrammarError of the schema at `path`."""
     message = f"JSON schema: {path}: {why}"
     raise GrammarError(message)
+
+
+def is_annotation(keyword: str) -> bool:
+    """Whether a keyword says nothing about which values are valid."""
+    return keyword in _ANNOTATIONS or keyword.startswith("x-")
+
+
+def leave_out(what: str) -> None:
+    """Log, once a process, that something a schema asks for is not enforced, as the standard allows."""
+    if what not in _LEFT_OUT:
+        _LEFT_OUT.add(what)
+        _LOG.warning("JSON schema: %s is not enforced: it is taken as an annotation", what)
 
 
 def join(path: str, *steps: str | int) -> str:
@@ -74,7 +95,10 @@ _LEGAL: dict[str, tuple[Callable[[Any], bool], str]] = {
     "$ref": (lambda value: isinstance(value, str), "a string such as #/$defs/name"),
     "properties": (lambda value: isinstance(value, dict) and all(map(_is_schema, value.values())), "an object of schemas"),
     "required": (_is_strings, "a list of strings"),
-    "additionalProperties": (_is_schema, "true, false or a schema"),
+    **dict.fromkeys(
+        ("additionalProperties", "unevaluatedProperties", "unevaluatedItems"), (_is_schema, "true, false or a schema")
+    ),
+    "multipleOf": (lambda value: _is_number(value) and value > 0, "a finite number above 0"),
     "items": (_is_schema, "true, false or a schema (a list of schemas is called prefixItems)"),
     "prefixItems": (_is_schemas, "a list of schemas"),
     "pattern": (lambda value: isinstance(value, str), "a string"),
@@ -91,7 +115,9 @@ def check(schema: Any, path: str) -> None:
     if not _is_schema(schema):
         refuse(path, f"{schema!r} is no schema; legal are objects, true and false")
     for keyword, value in schema.items() if isinstance(schema, dict) else ():
-        if keyword in ANNOTATIONS:
+        if is_annotation(keyword):
+            if keyword in _CONTENT:
+                leave_out(keyword)
             continue
         if keyword not in _LEGAL:
             refuse(join(path, keyword), f"keyword {keyword!r} is not supported; supported are {', '.join(_LEGAL)}")
@@ -153,9 +179,34 @@ class Schemas:
 
     def __init__(self, root: Any) -> None:
         self.root = root
+        self._steps = 0
+        self._anchors: dict[str, Any] | None = None
+
+    def step(self) -> None:
+        """Count that a schema is looked at."""
+        self._steps += 1
+        if self._steps > MOST_STEPS:
+            refuse("#", f"more than {MOST_STEPS:,} steps are needed to compile it: it joins its parts into ever more ones")
+
+    def _anchor(self, name: str) -> Any:
+        """Return the subschema with this `$anchor`, None when there is none."""
+        if self._anchors is None:
+            self._anchors = {}
+            work = [self.root]
+            while work:
+                part = work.pop()
+                if isinstance(part, dict):
+                    for keyword in ("$anchor", "$dynamicAnchor"):
+                        if isinstance(part.get(keyword), str):
+                            self._anchors.setdefault(part[keyword], part)
+                work += part.values() if isinstance(part, dict) else part if isinstance(part, list) else ()
+        return self._anchors.get(name)
 
     def resolve(self, ref: str, path: str) -> Any:
         """Return the subschema that `ref`, found at `path`, points to."""
+        if ref[:1] == "#" and (anchored := self._anchor(ref[1:])) is not None:
+            check(anchored, ref)
+            return anchored
         if ref != "#" and not ref.startswith("#/"):
             refuse(
                 join(path, "$ref"), f"{ref!r} is not supported; legal are references into this document, such as #/$defs/name"
@@ -174,6 +225,7 @@ class Schemas:
 
     def flatten(self, schema: Any, path: str, seen: tuple[str, ...] = ()) -> Schema:
         """Return `schema` with its `$ref` and `allOf` merged into it, `const` written as `enum`, without annotations."""
+        self.step()
         check(schema, path)
         if schema is False:
             refuse(path, "false allows nothing, so nothing could be generated")
@@ -187,13 +239,16 @@ class Schemas:
             flat = self.flatten(self.resolve(ref, path), ref, (*seen, ref))
         for i, part in enumerate(schema.get("allOf", ())):
             flat = merge(flat, self.flatten(part, join(path, "allOf", i), seen), path)
-        own = {key: value for key, value in schema.items() if key not in ANNOTATIONS and key not in {"$ref", "allOf", "const"}}
+        own = {key: value for key, value in schema.items() if not is_annotation(key) and key not in {"$ref", "allOf", "const"}}
+        if "format" in own and own["format"] not in FORMATS:
+            leave_out(f"format {own.pop('format')!r}")
         if "const" in schema:
             own = merge({"enum": [schema["const"]]}, own, path)
-        return merge(flat, own, path)
+        return _evaluated(merge(flat, own, path))
 
     def exclude(self, made: Schema, other: Schema, depth: int = 4) -> bool:
         """Whether it is certain that nothing generated for flat schema `made` is valid under flat schema `other`."""
+        self.step()
         if not _common_types(list(types(made)), list(valid_types(other))):
             return True
         if "enum" in made and "enum" in other:
@@ -216,6 +271,29 @@ class Schemas:
             return True
         ours, theirs = (self.flatten(value, f"#/.../{key}") for value in values)
         return self.exclude(ours, theirs, depth)
+
+
+def tags(flat: Schema) -> dict[str, frozenset[str]]:
+    """Return the required properties of an object that are one of listed values, and these: what tells branches apart."""
+    if flat.get("type") != "object":
+        return {}
+    found = {}
+    for key in flat.get("required", ()):
+        schema = flat.get("properties", {}).get(key)
+        if isinstance(schema, dict) and schema.keys() & {"const", "enum"}:
+            values = [schema["const"]] if "const" in schema else schema["enum"]
+            found[key] = frozenset(map(canonical, values))
+    return found
+
+
+def _evaluated(flat: Schema) -> Schema:
+    """Return a flat schema whose `unevaluated...` apply to what nothing else speaks about; branches still may."""
+    if flat.keys() & {"anyOf", "oneOf"}:
+        return flat
+    for keyword, plain in (("unevaluatedProperties", "additionalProperties"), ("unevaluatedItems", "items")):
+        if keyword in flat:
+            flat = {plain: flat[keyword], **{key: value for key, value in flat.items() if key != keyword}}
+    return flat
 
 
 def is_closed(schema: Schema) -> bool:
