@@ -117,8 +117,7 @@ class Picker:
             if token == ENDED:
                 return ENDED, None
         elif self._chain is not None:
-            if abs(logits[best]) > _SHIFTED:
-                logits -= logits[best]
+            _bring_near(logits, best)
             token = self._chain.sample(context, row)
             if logits[token] == -math.inf:  # a draw next to 1, in 32 bits
                 token = best
@@ -151,12 +150,20 @@ class Picker:
         best = int(chosen.argmax())
         token = int(tokens[best])
         if self._chain is not None:
-            if abs(chosen[best]) > _SHIFTED:
-                chosen -= chosen[best]
+            _bring_near(chosen, best)
             possible = chosen > -math.inf
             token = self._chain.choose(tokens[possible], chosen[possible])
         constraint.accept(token)
         return token
+
+
+def _bring_near(logits: np.ndarray[Any, np.dtype[np.float32]], best: int) -> None:
+    """Subtract the best logit from all where it is far from 0: no probability changes."""
+    if abs(logits[best]) > _SHIFTED:
+        import numpy as np
+
+        with np.errstate(over="ignore"):  # what is so far below can never come
+            logits -= logits[best]
 
 
 def report(model: Model, logits: np.ndarray[Any, np.dtype[np.float32]], token: int, count: int) -> TokenLogprob:

@@ -124,8 +124,8 @@ def test_narrow_sampling_is_greedy(llm):
     ("option", "value"),
     [
         ("max_tokens", 0), ("max_tokens", 1.5), ("temperature", -1), ("temperature", math.nan), ("top_k", -1), ("top_p", 1.5),
-        ("min_p", -0.1), ("repeat_penalty", 0), ("frequency_penalty", math.inf), ("presence_penalty", "x"), ("seed", -(2**63) - 1),
-        ("seed", 2**64), ("stop", ["a", ""]), ("stop", [1]), ("logprobs", -1), ("logprobs", True),
+        ("min_p", -0.1), ("repeat_penalty", 0), ("frequency_penalty", math.inf), ("presence_penalty", "x"),
+        ("seed", -(2**63) - 1), ("seed", 2**64), ("stop", ["a", ""]), ("stop", [1]), ("logprobs", -1), ("logprobs", True),
     ],
 )  # fmt: skip
 def test_bad_options_name_the_option_and_the_value(llm, option, value):

@@ -8,7 +8,7 @@ from llamafu._native.checks import not_null
 from llamafu.errors import ClosedError, ErrorCode, LlamafuError
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from numpy.typing import ArrayLike
 
     from llamafu._native.context import Context
     from llamafu._native.model import Model
@@ -65,12 +65,12 @@ class Sampler:
         """Pick a token from one output row and let every link take note of it."""
         return int(self._library.lib.llama_sampler_sample(self.pointer, context.pointer, index))
 
-    def apply(self, tokens: Sequence[int], logits: Sequence[float]) -> list[tuple[int, float]]:
+    def apply(self, tokens: ArrayLike, logits: ArrayLike) -> list[tuple[int, float]]:
         """Run the chain over these tokens, return the surviving (token, logit) pairs, best first if sorted."""
         array, _ = self._applied(tokens, logits)
         return [(int(array.data[i].id), float(array.data[i].logit)) for i in range(array.size)]
 
-    def choose(self, tokens: Sequence[int], logits: Sequence[float]) -> int:
+    def choose(self, tokens: ArrayLike, logits: ArrayLike) -> int:
         """Pick one of these tokens; the links take no note of it."""
         array, data = self._applied(tokens, logits)
         if not 0 <= array.selected < int(array.size):
@@ -78,12 +78,12 @@ class Sampler:
             raise LlamafuError(message, code=ErrorCode.UNKNOWN)
         return int(array.data[array.selected].id)
 
-    def _applied(self, tokens: Sequence[int], logits: Sequence[float]) -> tuple[Any, Any]:
+    def _applied(self, tokens: ArrayLike, logits: ArrayLike) -> tuple[Any, Any]:
         """Return the `llama_token_data_array *` after the chain, and the memory that it points into."""
         import numpy as np
 
         ffi = self._library.ffi
-        data = np.zeros(len(tokens), dtype=[("id", np.int32), ("logit", np.float32), ("p", np.float32)])
+        data = np.zeros(np.size(tokens), dtype=[("id", np.int32), ("logit", np.float32), ("p", np.float32)])
         data["id"], data["logit"] = tokens, logits
         first = ffi.from_buffer("struct llama_token_data[]", data)
         array = ffi.new("struct llama_token_data_array *", {"data": first, "size": len(data), "selected": -1, "sorted": False})

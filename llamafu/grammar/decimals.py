@@ -78,20 +78,29 @@ def multiples(rules: Rules, step: Decimal, low: Bound | None, high: Bound | None
             return " | ".join(literal(_written(_EXACT.multiply(step, count))) for count in range(first, last + 1))
     _, digits, exponent = step.normalize(_EXACT).as_tuple()
     assert isinstance(exponent, int)  # noqa: S101 - it is finite
-    unit = digits == (1,)
-    if unit and exponent <= 0:
-        whole = [_whole(bound, ceiling=index == 0) for index, bound in enumerate((low, high))]
-        if exponent == 0 and any(whole):
-            return decimals_between(rules, whole[0], whole[1], places=0)
-        return decimals_between(rules, low, high, places=-exponent) if low or high else _fractions(1, -exponent)
+    if digits == (1,) and exponent <= 0:
+        return _rounded(rules, -exponent, low, high)
     if high is not None or not (low is None or (low.value == 0 and not low.strict)):
         return None
-    sign = '"-"? ' if low is None else ""
-    if exponent >= 0 and step <= MOST_DIVISOR:
-        return f'"0" | {sign}{_divisible(rules, int(step))}'
-    if exponent < 0 and 10**-exponent % int("".join(map(str, digits))) == 0 and 10**-exponent <= MOST_LISTED * 10:
-        return f"{sign}{_fractions(int(''.join(map(str, digits))), -exponent)}"
-    return None
+    body = _unbounded(rules, step, int("".join(map(str, digits))), -exponent)
+    return body and f'"0" | {"" if low else """"-"?"""} {rules.add("multiple", body)}'
+
+
+def _rounded(rules: Rules, places: int, low: Bound | None, high: Bound | None) -> str:
+    """Return alternatives for the numbers of so many places within bounds."""
+    if not places:
+        low, high = _whole(low, ceiling=True), _whole(high, ceiling=False)
+    return decimals_between(rules, low, high, places=places)
+
+
+def _unbounded(rules: Rules, step: Decimal, digits: int, places: int) -> str | None:
+    """Return the body for all multiples without a sign; None where they are too many to tell apart."""
+    if places <= 0:
+        return _divisible(rules, int(step)) if step <= MOST_DIVISOR else None
+    if 10**places % digits or 10**places > 10 * MOST_LISTED:
+        return None
+    endings = (literal(f"{count:0{places}d}") for count in range(digits, 10**places, digits))
+    return f'("0" | [1-9] [0-9]{{0,14}}) ("." ({" | ".join(endings)}))?'
 
 
 def _counts(step: Decimal, low: Bound, high: Bound) -> tuple[int, int]:
@@ -116,15 +125,6 @@ def _written(value: Decimal) -> str:
     return ("-" if value < 0 else "") + whole + ("." + fraction if fraction else "")
 
 
-def _fractions(step: int, places: int) -> str:
-    """Return decimals of which so many places are a multiple of `step`, which divides 10 ** places; no sign."""
-    whole = '("0" | [1-9] [0-9]{0,14})'
-    if step == 1:
-        return f'{whole} ("." [0-9]{{1,{places}}})?' if places else whole
-    endings = (f"{count:0{places}d}" for count in range(step, 10**places, step))
-    return f'{whole} ("." ({" | ".join(map(literal, endings))}) "0"{{0,2}})?'
-
-
 def _divisible(rules: Rules, step: int) -> str:
     """Return a rule for the whole numbers above 0 that `step` divides: a rule for each remainder so far."""
     names = [rules.reserve(f"rest-{rest}") for rest in range(step)]
@@ -146,12 +146,12 @@ def _magnitudes(rules: Rules, low: Bound, high: Bound, places: int) -> list[str]
     (a, f), (b, g) = _split(low.value), _split(high.value)
     first, last = int(a), int(b)
     if first == last:
-        return _with_fraction(rules, a, _Digits(f, g, low.strict, high.strict, places).between())
-    options = _with_fraction(rules, a, _Digits(f, "", low.strict, False, places).at_least())
+        return _with_fraction(rules, a, _Digits(f, g, above=low.strict, below=high.strict, places=places).between())
+    options = _with_fraction(rules, a, _Digits(f, "", above=low.strict, below=False, places=places).at_least())
     if first + 1 < last:
         whole = rules.add("whole", integers(first + 1, last - 1))
         options += _with_fraction(rules, whole, [_free(places)], is_rule=True)
-    return options + _with_fraction(rules, b, _Digits("", g, False, high.strict, places).at_most())
+    return options + _with_fraction(rules, b, _Digits("", g, above=False, below=high.strict, places=places).at_most())
 
 
 def _free(places: int) -> str:
@@ -185,7 +185,7 @@ class _Digits:
         if not self.low:
             if not self.above:
                 return [_free(self.places)]
-            return [f'{"0" * i and literal("0" * i)} [1-9] {_free(self.places - 1 - i)}'.strip() for i in range(self.places)]
+            return [f"{'0' * i and literal('0' * i)} [1-9] {_free(self.places - 1 - i)}".strip() for i in range(self.places)]
         if not self.places:
             return []
         first = int(self.low[0])
@@ -216,7 +216,7 @@ class _Digits:
         return options + self._after(first, rest.at_least()) + self._after(last, rest.at_most())
 
     def _rest(self) -> _Digits:
-        return _Digits(self.low[1:], self.high[1:], self.above, self.below, self.places - 1)
+        return _Digits(self.low[1:], self.high[1:], above=self.above, below=self.below, places=self.places - 1)
 
     def _then(self, first: int, last: int) -> str:
         return f"{char_class(((48 + first, 48 + last),))} {_free(self.places - 1)}".rstrip()

@@ -30,11 +30,10 @@ _LINES = re.compile(r"(?:[ \t\r\n]|#[^\r\n]*+)*+")
 _NAME = re.compile(r"[a-zA-Z0-9-]+")
 _RUN = re.compile(r'[^"\\]+')
 _ONE = re.compile(
-    r"""\\(?:x(?P<x>[0-9a-fA-F]{2})|u(?P<u>[0-9a-fA-F]{4})|U(?P<U>[0-9a-fA-F]{8})|(?P<e>[trn\\"\[\]-]))|(?P<c>[^\\])""", re.DOTALL
+    r"""\\(?:x(?P<x>[0-9a-fA-F]{2})|u(?P<u>[0-9a-fA-F]{4})|U(?P<U>[0-9a-fA-F]{8})|(?P<e>[trn\\"\[\]-]))|(?P<c>[^\\])""",
+    re.DOTALL,
 )
-_COUNT = {
-    space: re.compile(r"\{S([0-9]+)S(,S(?:([0-9]+)S)?)?\}".replace("S", space.pattern)) for space in (_SPACE, _LINES)
-}
+_COUNT = {space: re.compile(r"\{S([0-9]+)S(,S(?:([0-9]+)S)?)?\}".replace("S", space.pattern)) for space in (_SPACE, _LINES)}
 _TOKEN = re.compile(r"(!?)(<\[([0-9]+)\]>|<[^>]*>)")
 _ESCAPES = {"t": "\t", "r": "\r", "n": "\n"}
 _OPERATORS: dict[str, tuple[int, int | None]] = {"*": (0, None), "+": (1, None), "?": (0, 1)}

@@ -57,7 +57,9 @@ def string(rules: Rules, flat: Schema, path: str) -> str:
         node = limit_length(parse_pattern(flat["pattern"], join(path, "pattern")), low, high)
         if node is None:
             keyword = "minLength" if "minLength" in flat else "maxLength"
-            refuse(join(path, keyword), f"cannot be joined with pattern {flat['pattern']!r}; put the length into its quantifiers")
+            refuse(
+                join(path, keyword), f"cannot be joined with pattern {flat['pattern']!r}; put the length into its quantifiers"
+            )
         if "format" in flat:
             leave_out(f"format {flat['format']!r} beside pattern")
         return f"{QUOTE} {emit(node, rules)} {QUOTE}"

@@ -24,7 +24,18 @@ _LEFT_OUT: set[str] = set()
 TYPES = ("object", "array", "string", "number", "integer", "boolean", "null")
 _NOTES = ("title", "description", "default", "examples", "example", "deprecated", "readOnly", "writeOnly", "discriminator")
 _CONTENT = ("contentEncoding", "contentMediaType", "contentSchema")
-_CORE = ("$schema", "$id", "id", "$comment", "$defs", "definitions", "$anchor", "$dynamicAnchor", "$recursiveAnchor", "$vocabulary")
+_CORE = (
+    "$schema",
+    "$id",
+    "id",
+    "$comment",
+    "$defs",
+    "definitions",
+    "$anchor",
+    "$dynamicAnchor",
+    "$recursiveAnchor",
+    "$vocabulary",
+)
 _OPENAPI = ("externalDocs", "xml")
 _ANNOTATIONS = frozenset((*_NOTES, *_CORE, *_OPENAPI, *_CONTENT))
 MOST_STEPS = 100_000
