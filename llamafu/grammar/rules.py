@@ -2,8 +2,8 @@
 
 What is written here is to mean the same to llama.cpp, three of whose habits shape this file. A repetition is unrolled
 into rules, at most 2,000 of them, and a larger maximum silently becomes "no limit": so long repetitions are built from
-blocks. Parentheses count as many rules as they make: so whatever is repeated is a named rule or a character class. A negated class refuses tokens
-that end inside a UTF-8 character it might exclude: so classes are always positive.
+blocks. Parentheses count as many rules as they make: so whatever is repeated is a named rule or a character class. A negated
+class refuses tokens that end inside a UTF-8 character it might exclude: so classes are always positive.
 """
 
 from __future__ import annotations

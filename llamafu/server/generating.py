@@ -38,7 +38,7 @@ if TYPE_CHECKING:
     from llamafu.server.metrics import Metrics
     from llamafu.server.settings import Settings
 
-_SEEDS = 2**32
+_SEEDS = 2**64
 
 
 class Generating:
@@ -137,7 +137,7 @@ class Generating:
             for make in makers:
                 request = self._limited(make(options))
                 for index in range(n):
-                    seed = None if request.seed is None else (request.seed + index) % _SEEDS
+                    seed = None if request.seed in {None, -1} else (request.seed + index) % _SEEDS
                     streams.append(self._engine.open_stream(replace(request, seed=seed), loop))
 
         try:
