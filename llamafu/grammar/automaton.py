@@ -33,7 +33,7 @@ Link = tuple[int, int]
 
 
 class Budget:
-    """Counts the work of one token: about a microsecond each."""
+    """Counts the work for one text, in steps of about a microsecond; `refill` gives some of it back."""
 
     def __init__(self, most: int) -> None:
         self._most = most
@@ -42,6 +42,10 @@ class Budget:
     def renew(self, most: int) -> None:
         """Begin a new count."""
         self._most, self._spent = most, 0
+
+    def refill(self, count: int) -> None:
+        """Let so many steps more be taken, but never more than `most` together."""
+        self._spent = max(0, self._spent - count)
 
     def spend(self, count: int) -> None:
         """Raise GrammarError when there is nothing left."""

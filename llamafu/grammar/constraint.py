@@ -17,9 +17,11 @@ if TYPE_CHECKING:
 
     from llamafu.grammar.vocabulary import Vocabulary
 
-MOST_TO_COMPILE = 400_000
+MOST_TO_COMPILE = 250_000
 """Steps for the first token, which are taken before a request waits for its turn."""
-MOST_FOR_A_TOKEN = 100_000
+MOST_FOR_A_TOKEN = 50_000
+"""Steps for one further token; so many can be taken once, and then `STEADY` for each."""
+STEADY = 10_000
 _MOST_STATES = 10_000
 _MASK_BYTES = 16_000_000
 
@@ -67,7 +69,7 @@ class Constraint:
 
     def accept(self, token: int) -> None:
         """Take one of the allowed tokens."""
-        self._budget.renew(MOST_FOR_A_TOKEN)
+        self._budget.refill(STEADY)
         if len(self._automaton) > _MOST_STATES:
             self._state = self._automaton.forget(self._state)
             self._steps = Steps()
