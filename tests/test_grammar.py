@@ -13,7 +13,7 @@ from schema_oracle import is_valid
 
 from llamafu.errors import GrammarError
 from llamafu.grammar import schema_to_gbnf
-from llamafu.grammar.schema import _LEFT_OUT
+from llamafu.grammar.keywords import _LEFT_OUT
 
 # Schemas, each with values whose JSON text must be accepted and values that must be refused.
 CASES: dict[str, tuple[Any, list[Any], list[Any]]] = {

@@ -17,9 +17,10 @@ from itertools import permutations
 from typing import Any
 
 from llamafu.errors import GrammarError
+from llamafu.grammar.keywords import check, is_annotation, join, refuse
 from llamafu.grammar.rules import EVERY_CHAR, Rules, complement, json_chars, union
 from llamafu.grammar.scalars import COMMA, QUOTE, SCALARS, enumeration, integer, json_literal, limits, number, scalar, string
-from llamafu.grammar.schema import Schema, Schemas, check, is_annotation, is_closed, join, merge, narrow, refuse, tags, types
+from llamafu.grammar.schema import Schema, Schemas, is_closed, merge, narrow, tags, types
 
 
 def schema_to_gbnf(schema: dict[str, Any] | str) -> str:

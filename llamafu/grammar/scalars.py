@@ -9,10 +9,11 @@ from fractions import Fraction
 from typing import TYPE_CHECKING, Any
 
 from llamafu.grammar.decimals import MOST_DIVISOR, MOST_LISTED, Bound, decimal, decimals_between, multiples
+from llamafu.grammar.keywords import join, leave_out, refuse
 from llamafu.grammar.pattern import emit, limit_length
 from llamafu.grammar.regex import FORMATS, parse_pattern
 from llamafu.grammar.rules import MAX_REPETITIONS, integers, literal
-from llamafu.grammar.schema import Schema, canonical, join, leave_out, refuse, type_of, types
+from llamafu.grammar.schema import Schema, canonical, type_of, types
 
 if TYPE_CHECKING:
     from collections.abc import Callable
