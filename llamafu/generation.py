@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING
 from llamafu.completion import AppliedLora, Completion, FinishReason, Timings, TokenLogprob, Usage
 from llamafu.errors import ContextOverflowError, EmptyPromptError, LlamafuError, UnsupportedError
 from llamafu.prefix import Segment, plan
-from llamafu.sampling import Picker
+from llamafu.sampling import ENDED, Picker, constrain
 from llamafu.text import TextAssembler
 
 if TYPE_CHECKING:
@@ -60,7 +60,7 @@ class Generation:
         self._dormant = {a for a, start in self._starts.items() if start > len(self._prompt)}
         self._segments = plan(self._prompt, states_of(lora, self._starts, len(self._prompt)), context.n_batch)
         self._text = TextAssembler(options.stops)
-        self._picker = Picker(model, options, self._prompt)
+        self._picker = Picker(model, options, self._prompt, constrain(model, options))
         self._tokens: list[int] = []
         self._logprobs: list[TokenLogprob] = []
         self._own = threading.RLock()
@@ -116,13 +116,13 @@ class Generation:
         if self._cancelled or not self._feed(continued=continued):
             return self._finish("cancelled")
         token, report = self._picker.pick(context)
-        if self._desk.instance.model.is_end(token):
+        if token == ENDED or self._desk.instance.model.is_end(token):
             return self._finish("stop")
         self._tokens.append(token)
         if report is not None:
             self._logprobs.append(report)
         shown = self._text.push(self._desk.instance.model.piece(token))
-        if self._text.stopped:
+        if self._text.stopped or self._picker.is_complete:
             return shown + self._finish("stop")
         if len(self._tokens) >= min(self._options.max_tokens, self._room):
             return shown + self._finish("length")

@@ -41,7 +41,9 @@ def forced(monkeypatch: Any) -> Iterator[dict[int, Case]]:
     scripts: dict[int, Case] = {}
 
     class Picker:
-        def __init__(self, _model: Any, request: Request, _prompt: Sequence[int]) -> None:
+        is_complete = False
+
+        def __init__(self, _model: Any, request: Request, _prompt: Sequence[int], _constraint: None) -> None:
             self.case = scripts[id(request)]
 
         def pick(self, _context: Any, _row: int, logits: np.ndarray) -> tuple[int, None]:

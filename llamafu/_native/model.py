@@ -16,6 +16,7 @@ if TYPE_CHECKING:
 
     from llamafu._native.library import Library
     from llamafu._native.model_check import CheckedModel
+    from llamafu.grammar.vocabulary import Vocabulary
 
 _ROOM = 256
 
@@ -181,6 +182,17 @@ class Model:
     def end_tokens(self) -> frozenset[int]:
         """Every token that ends a generation."""
         return frozenset(token for token in range(self.n_vocab) if self.is_end(token))
+
+    @functools.cached_property
+    def vocabulary(self) -> Vocabulary:
+        """The tokens' texts as grammars read them: control tokens write nothing."""
+        from llamafu.grammar.vocabulary import Vocabulary
+
+        return Vocabulary([self.piece(token) for token in range(self.n_vocab)], self.end_tokens, self._single_token)
+
+    def _single_token(self, text: str) -> int | None:
+        tokens = self.tokenize(text.encode(), add_special=False, parse_special=True)
+        return tokens[0] if len(tokens) == 1 else None
 
     @property
     def vocab(self) -> Any:

@@ -43,7 +43,7 @@ def prove(library: Library) -> Facts:
     _values_come_back(model)
     _callbacks_fire(model, expected)
     _logits_agree(model, expected)
-    _penalties_work(model)
+    _samplers_work(model)
     facts = Facts(frees_adapters=_frees_adapters(model))
     model.close()
     return facts
@@ -167,13 +167,12 @@ def _logits_agree(model: Model, expected: dict[str, Any]) -> None:
     adapter.close()
 
 
-def _penalties_work(model: Model) -> None:
+def _samplers_work(model: Model) -> None:
     sampler = Sampler(model)
-    sampler.add_penalties(8, 2.0, 0.0, 0.0)
-    sampler.accept(2)
-    seen = sorted(sampler.apply([1.0, 2.0, 3.0]))
+    sampler.add_temperature(0.5)
+    seen = sorted(sampler.apply([0, 1, 2], [1.0, 2.0, 3.0]))
     sampler.close()
-    _demand("logits 1, 2, 3 with token 2 penalised by 2", seen, [(0, 1.0), (1, 2.0), (2, 1.5)])
+    _demand("logits 1, 2, 3 at temperature 0.5", seen, [(0, 2.0), (1, 4.0), (2, 6.0)])
 
 
 def _frees_adapters(model: Model) -> bool | None:

@@ -5,22 +5,19 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any
 
 from llamafu._native.checks import not_null
-from llamafu.errors import ClosedError, ErrorCode, GrammarError, LlamafuError
+from llamafu.errors import ClosedError, ErrorCode, LlamafuError
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from numpy.typing import ArrayLike
 
     from llamafu._native.context import Context
     from llamafu._native.model import Model
-
-_PENALTIES_WITH_VOCAB = 5
 
 
 class Sampler:
     """Owns a `llama_sampler` chain; links are added in the order in which they act. One thread at a time."""
 
     def __init__(self, model: Model) -> None:
-        self._model = model
         self._library = model.library
         lib = self._library.lib
         chain = lib.llama_sampler_chain_init(lib.llama_sampler_chain_default_params())
@@ -39,22 +36,6 @@ class Sampler:
         chain, self._chain = self._chain, None
         if chain is not None:
             self._library.lib.llama_sampler_free(chain)
-
-    def add_penalties(self, last_n: int, repeat: float, frequency: float, presence: float) -> None:
-        """Penalise tokens among the last `last_n` (the signature gained the vocabulary size in 2026)."""
-        init = self._library.lib.llama_sampler_init_penalties
-        arguments: tuple[float, ...] = (last_n, repeat, frequency, presence)
-        if len(self._library.ffi.typeof(init).args) == _PENALTIES_WITH_VOCAB:
-            arguments = (self._model.n_vocab, *arguments)
-        self._add(init(*arguments), "penalties")
-
-    def add_grammar(self, grammar: str) -> None:
-        """Allow only text of the GBNF `grammar`, from its rule `root`."""
-        library = self._library
-        link = library.lib.llama_sampler_init_grammar(self._model.vocab, grammar.encode(), b"root")
-        head = grammar.strip().splitlines()[0][:60] if grammar.strip() else ""
-        message = f"the grammar cannot be parsed (it begins {head!r}; it needs a rule named root, in GBNF)"
-        self._add(not_null(library, link, GrammarError, message), "grammar")
 
     def add_top_k(self, k: int) -> None:
         """Keep the k most probable tokens."""
@@ -76,10 +57,6 @@ class Sampler:
         """Draw by probability, from a random stream of its own."""
         self._add(self._library.lib.llama_sampler_init_dist(seed), "distribution")
 
-    def add_greedy(self) -> None:
-        """Take the most probable token."""
-        self._add(self._library.lib.llama_sampler_init_greedy(), "greedy")
-
     def _add(self, link: Any, name: str) -> None:
         not_null(self._library, link, LlamafuError, f"cannot make the sampler {name}")
         self._library.lib.llama_sampler_chain_add(self.pointer, link)
@@ -88,17 +65,27 @@ class Sampler:
         """Pick a token from one output row and let every link take note of it."""
         return int(self._library.lib.llama_sampler_sample(self.pointer, context.pointer, index))
 
-    def accept(self, token: int) -> None:
-        """Let every link take note of a token that was not sampled here."""
-        self._library.lib.llama_sampler_accept(self.pointer, token)
-
-    def apply(self, logits: Sequence[float]) -> list[tuple[int, float]]:
-        """Run the chain over bare logits, return the surviving (token, logit) pairs, best first if sorted."""
-        ffi = self._library.ffi
-        data = ffi.new("struct llama_token_data[]", [{"id": i, "logit": float(x), "p": 0.0} for i, x in enumerate(logits)])
-        array = ffi.new("struct llama_token_data_array *", {"data": data, "size": len(logits), "selected": -1, "sorted": False})
-        self._library.lib.llama_sampler_apply(self.pointer, array)
-        if array.selected >= int(array.size):
-            message = f"the sampler chain selected entry {array.selected} of {array.size}"
-            raise LlamafuError(message, code=ErrorCode.UNKNOWN)
+    def apply(self, tokens: ArrayLike, logits: ArrayLike) -> list[tuple[int, float]]:
+        """Run the chain over these tokens, return the surviving (token, logit) pairs, best first if sorted."""
+        array, _ = self._applied(tokens, logits)
         return [(int(array.data[i].id), float(array.data[i].logit)) for i in range(array.size)]
+
+    def choose(self, tokens: ArrayLike, logits: ArrayLike) -> int:
+        """Pick one of these tokens; the links take no note of it."""
+        array, data = self._applied(tokens, logits)
+        if not 0 <= array.selected < int(array.size):
+            message = f"the sampler chain selected entry {array.selected} of {array.size} out of {len(data)}"
+            raise LlamafuError(message, code=ErrorCode.UNKNOWN)
+        return int(array.data[array.selected].id)
+
+    def _applied(self, tokens: ArrayLike, logits: ArrayLike) -> tuple[Any, Any]:
+        """Return the `llama_token_data_array *` after the chain, and the memory that it points into."""
+        import numpy as np
+
+        ffi = self._library.ffi
+        data = np.zeros(np.size(tokens), dtype=[("id", np.int32), ("logit", np.float32), ("p", np.float32)])
+        data["id"], data["logit"] = tokens, logits
+        first = ffi.from_buffer("struct llama_token_data[]", data)
+        array = ffi.new("struct llama_token_data_array *", {"data": first, "size": len(data), "selected": -1, "sorted": False})
+        self._library.lib.llama_sampler_apply(self.pointer, array)
+        return array, (first, data)

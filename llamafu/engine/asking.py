@@ -17,7 +17,7 @@ from llamafu.engine.ticket import Ticket
 from llamafu.errors import ContextOverflowError, LoraError, MultimodalError
 from llamafu.generation import check_prompt, demand_continuing
 from llamafu.options import Options, takes_options
-from llamafu.sampling import Picker
+from llamafu.sampling import constrain
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Callable, Iterable, Iterator, Mapping, Sequence
@@ -189,10 +189,10 @@ class Asking:
                 "for the answer; shorten it or make the engine with a larger n_ctx"
             )
             raise ContextOverflowError(message)
-        if request.grammar is not None or request.json_schema is not None:
-            with self._room.sharing() as model:
-                Picker(model, request, ()).close()  # a grammar that is none is refused here, and not when its turn comes
-        return SequenceRun(request, prompt, self._mix(request.lora), ticket, limit=context.longest)
+        mix = self._mix(request.lora)
+        with self._room.sharing() as model:
+            constraint = constrain(model, request)
+        return SequenceRun(request, prompt, mix, ticket, limit=context.longest, constraint=constraint)
 
     def _checked_token(self, token: object) -> int:
         if isinstance(token, bool) or not isinstance(token, int) or not 0 <= token < self._model.n_vocab:

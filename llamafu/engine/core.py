@@ -15,7 +15,7 @@ from llamafu.engine.packing import pack
 from llamafu.engine.queue import WaitingQueue
 from llamafu.engine.stats import Recorder
 from llamafu.errors import DecodeError
-from llamafu.sampling import Picker
+from llamafu.sampling import ENDED, Picker
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -163,10 +163,11 @@ class Core:
             sequence.number, sequence.computed = place
             if sequence.picker is None:
                 model = self.room.instance.model
-                sequence.picker = Picker(model, sequence.request, sequence.tokens[: sequence.prompt_length])
+                prompt = sequence.tokens[: sequence.prompt_length]
+                sequence.picker = Picker(model, sequence.request, prompt, sequence.constraint)
                 sequence.cached = sequence.computed
                 self.recorder.cached_tokens += sequence.cached
-        except Exception as error:  # noqa: BLE001 - its adapter's file or its grammar is not the others' fault
+        except Exception as error:  # noqa: BLE001 - its adapter's file is not the others' fault
             self._end(sequence, error)
             return True
         self.waiting.take(sequence)
@@ -346,11 +347,13 @@ class Core:
         assert sequence.picker is not None  # noqa: S101 - it runs
         try:
             token, report = sequence.picker.pick(self.room.instance.context, row, logits)  # type: ignore[arg-type]
-            if token in self._ends:
+            if token == ENDED or token in self._ends:
                 self._finish(sequence, "stop")
                 return 0
             since, is_first = sequence.last_token, sequence.first_token is None
             reason = sequence.accept(token, report, self._piece(token), now)
+            if sequence.picker.is_complete:
+                reason = "stop"
         except DecodeError as error:
             if sequence.suspect:
                 self._end(sequence, error)

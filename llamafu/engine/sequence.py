@@ -16,6 +16,7 @@ if TYPE_CHECKING:
     from llamafu.engine.mix import Mix
     from llamafu.engine.request import Request
     from llamafu.engine.ticket import Ticket
+    from llamafu.grammar.constraint import Constraint
     from llamafu.lora import State
     from llamafu.sampling import Picker
 
@@ -26,8 +27,18 @@ class SequenceRun:
     `tokens` are the prompt's and the new ones; the first `computed` of them are in the KV memory, under `states`.
     """
 
-    def __init__(self, request: Request, prompt: Sequence[int], mix: Mix, ticket: Ticket, *, limit: int) -> None:
+    def __init__(
+        self,
+        request: Request,
+        prompt: Sequence[int],
+        mix: Mix,
+        ticket: Ticket,
+        *,
+        limit: int,
+        constraint: Constraint | None = None,
+    ) -> None:
         self.request = request
+        self.constraint = constraint
         self.ticket = ticket
         self.tokens = list(prompt)
         self.prompt_length = len(prompt)

@@ -6,7 +6,8 @@ object without `additionalProperties` gets no others, a list with `prefixItems` 
 a schema without `type` means the types that its keywords speak about. At most one space follows "," and ":", and there is
 no other white space. Free strings may use any JSON escape; enum, const, pattern and format have `json.dumps`'s
 spelling with ensure_ascii=False. Integers without bounds have up to 19 digits, numbers also up to 20 decimals and
-exponents below 308: every float64 under 1e308 and every int64 fits, and a model cannot count digits for ever.
+exponents below 308: every float64 under 1e308 and every int64 fits, and a model cannot count digits for ever. Numbers with
+bounds have no exponents.
 """
 
 from __future__ import annotations
@@ -16,17 +17,19 @@ from itertools import permutations
 from typing import Any
 
 from llamafu.errors import GrammarError
+from llamafu.grammar.keywords import check, is_annotation, join, refuse
 from llamafu.grammar.rules import EVERY_CHAR, Rules, complement, json_chars, union
 from llamafu.grammar.scalars import COMMA, QUOTE, SCALARS, enumeration, integer, json_literal, limits, number, scalar, string
-from llamafu.grammar.schema import ANNOTATIONS, Schema, Schemas, check, is_closed, join, merge, narrow, refuse, types
+from llamafu.grammar.schema import Schema, Schemas, is_closed, merge, narrow, tags, types
 
 
 def schema_to_gbnf(schema: dict[str, Any] | str) -> str:
     """Return the GBNF grammar, rule `root`, of a JSON Schema given as a dict or as JSON text.
 
     Raises GrammarError naming the keyword and its path for whatever the grammar could not keep to exactly (`not`,
-    `uniqueItems`, bounds on `number`, ...), for illegal schemas and for those that allow nothing. Only annotations
-    (title, description, default, examples, ...) are ignored.
+    `uniqueItems`, ...), for illegal schemas, for those that allow nothing, and for those that are too large. Only annotations
+    (title, description, default, examples, x-..., ...) are ignored; those that ask for something, such as a format of no
+    pattern here, are logged once by `llamafu.grammar`.
     """
     try:
         root = json.loads(schema if isinstance(schema, str) else json.dumps(schema))
@@ -60,7 +63,7 @@ class _Compiler:
     def value(self, schema: Any, path: str, hint: str, above: frozenset[str] = frozenset()) -> str:
         """Return the rule of `schema`; `above` holds the subschemas around it from which no character separates it."""
         check(schema, path)
-        if isinstance(schema, dict) and schema.keys() - ANNOTATIONS == {"$ref"}:
+        if isinstance(schema, dict) and [key for key in schema if not is_annotation(key)] == ["$ref"]:
             ref = schema["$ref"]
             if ref in above:
                 refuse(join(path, "$ref"), f"{ref!r} refers to itself without anything between")
@@ -104,7 +107,10 @@ class _Compiler:
         chosen = [(part, where) if rest else (branch, where) for part, (branch, where) in zip(merged, branches, strict=True)]
         rules = [self.value(part, where, f"{name}-{i}", above) for i, (part, where) in enumerate(chosen)]
         if keyword == "oneOf":
+            marks = [tags(part) for part in merged]
             for i, j in permutations(range(len(merged)), 2):
+                if any(marks[j].get(key, values).isdisjoint(values) for key, values in marks[i].items()):
+                    continue
                 if not self.schemas.exclude(merged[i], merged[j]):
                     why = f"branches {i} and {j} might both be valid; use anyOf if that is meant, or tell them apart by a const"
                     refuse(join(path, keyword), f"oneOf {why}")

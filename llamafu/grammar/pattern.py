@@ -94,6 +94,7 @@ def limit_length(node: Node, low: int, high: int | None) -> Node | None:
 
 def emit(node: Node, rules: Rules) -> str:
     """Return `node` as a GBNF sequence of characters inside a JSON string, quotes not included."""
+    rules.count(1)
     match node:
         case Chars(ranges):
             return json_chars(rules, ranges)

@@ -1,9 +1,9 @@
 """Writing GBNF, llama.cpp's grammar format: rules, literals, character classes, repetition, JSON characters, integers.
 
-Three habits of llama.cpp's parser shape this file. A repetition is unrolled into rules, at most 2,000 of them, and a larger
-maximum silently becomes "no limit": so long repetitions are built from blocks. Parentheses count as many rules as
-they make: so whatever is repeated is a named rule or a character class. A negated class refuses tokens
-that end inside a UTF-8 character it might exclude: so classes are always positive.
+What is written here is to mean the same to llama.cpp, three of whose habits shape this file. A repetition is unrolled
+into rules, at most 2,000 of them, and a larger maximum silently becomes "no limit": so long repetitions are built from
+blocks. Parentheses count as many rules as they make: so whatever is repeated is a named rule or a character class. A negated
+class refuses tokens that end inside a UTF-8 character it might exclude: so classes are always positive.
 """
 
 from __future__ import annotations
@@ -11,11 +11,15 @@ from __future__ import annotations
 import re
 from typing import TYPE_CHECKING
 
+from llamafu.errors import GrammarError
+
 if TYPE_CHECKING:
     from collections.abc import Iterable
 
 Ranges = tuple[tuple[int, int], ...]  # code points, both ends included, sorted, apart from each other
 
+MOST_BYTES = 1_000_000
+"""Of a grammar's text, read or made."""
 EVERY_CHAR: Ranges = ((0, 0xD7FF), (0xE000, 0x10FFFF))  # surrogates are no characters
 BLOCK = 1000  # repetitions unrolled into one rule
 MAX_REPETITIONS = BLOCK * BLOCK
@@ -30,6 +34,7 @@ class Rules:
         self._bodies: dict[str, str] = {}
         self._counts: dict[str, int] = {}  # names made from one hint
         self._names: dict[str, str] = {}  # body -> name, for `add`
+        self._size = 0
 
     def reserve(self, hint: str) -> str:
         """Return a free rule name near `hint`, to be defined later: a rule may refer to itself."""
@@ -43,7 +48,15 @@ class Rules:
 
     def define(self, name: str, body: str) -> None:
         """Give a reserved name its body."""
+        self.count(len(name) + len(body))
         self._bodies[name] = body or '""'
+
+    def count(self, size: int) -> None:
+        """Raise GrammarError when the rules become too long, by so many bytes more."""
+        self._size += size
+        if self._size > MOST_BYTES:
+            message = f"JSON schema: its grammar would have more than {MOST_BYTES:,} bytes; make its lists or patterns shorter"
+            raise GrammarError(message)
 
     def add(self, hint: str, body: str) -> str:
         """Return the name of a rule with this body, made if there is none yet."""

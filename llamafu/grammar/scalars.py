@@ -4,14 +4,20 @@ from __future__ import annotations
 
 import json
 import math
+from decimal import Decimal
+from fractions import Fraction
 from typing import TYPE_CHECKING, Any
 
+from llamafu.grammar.decimals import MOST_DIVISOR, MOST_LISTED, Bound, decimal, decimals_between, multiples
+from llamafu.grammar.keywords import join, leave_out, refuse
 from llamafu.grammar.pattern import emit, limit_length
 from llamafu.grammar.regex import FORMATS, parse_pattern
 from llamafu.grammar.rules import MAX_REPETITIONS, integers, literal
-from llamafu.grammar.schema import BOUNDS, Schema, canonical, join, refuse, type_of, types
+from llamafu.grammar.schema import Schema, canonical, type_of, types
 
 if TYPE_CHECKING:
+    from collections.abc import Callable
+
     from llamafu.grammar.rules import Rules
 
 COMMA = '"," ws'
@@ -46,35 +52,37 @@ def scalar(rules: Rules, name: str) -> str:
 
 
 def string(rules: Rules, flat: Schema, path: str) -> str:
-    """Return the body for any string of the right length, or for one that matches `pattern` or `format`."""
+    """Return the body for any string of the right length, or for one that matches `pattern`, or else `format`."""
     low, high = limits(flat, "minLength", "maxLength", path)
-    pattern = _pattern(flat, path)
-    if pattern is None:
-        scalar(rules, "string")
-        return f"{QUOTE} {rules.repeat('char', low, high)} {QUOTE}"
-    node = limit_length(parse_pattern(pattern, join(path, "pattern")), low, high)
-    if node is None:
-        keyword = "minLength" if "minLength" in flat else "maxLength"
-        refuse(join(path, keyword), f"cannot be joined with pattern {pattern!r}; put the length into its quantifiers")
-    return f"{QUOTE} {emit(node, rules)} {QUOTE}"
-
-
-def _pattern(flat: Schema, path: str) -> str | None:
-    if "format" not in flat:
-        return flat.get("pattern")
-    if flat["format"] not in FORMATS:
-        refuse(join(path, "format"), f"{flat['format']!r} is not supported; supported are {', '.join(FORMATS)}")
     if "pattern" in flat:
-        refuse(join(path, "format"), "cannot be joined with pattern; leave out one of them")
-    return FORMATS[flat["format"]]
+        node = limit_length(parse_pattern(flat["pattern"], join(path, "pattern")), low, high)
+        if node is None:
+            keyword = "minLength" if "minLength" in flat else "maxLength"
+            refuse(
+                join(path, keyword), f"cannot be joined with pattern {flat['pattern']!r}; put the length into its quantifiers"
+            )
+        if "format" in flat:
+            leave_out(f"format {flat['format']!r} beside pattern")
+        return f"{QUOTE} {emit(node, rules)} {QUOTE}"
+    node = limit_length(parse_pattern(FORMATS[flat["format"]], path), low, high) if "format" in flat else None
+    if node is not None:
+        return f"{QUOTE} {emit(node, rules)} {QUOTE}"
+    if "format" in flat:
+        leave_out(f"format {flat['format']!r} beside lengths")
+    scalar(rules, "string")
+    return f"{QUOTE} {rules.repeat('char', low, high)} {QUOTE}"
 
 
 def integer(rules: Rules, flat: Schema, path: str) -> str:
-    """Return the body for exactly the integers within the bounds."""
+    """Return the body for exactly the integers within the bounds that `multipleOf` divides."""
     lows = [math.ceil(flat["minimum"])] if "minimum" in flat else []
     lows += [math.floor(flat["exclusiveMinimum"]) + 1] if "exclusiveMinimum" in flat else []
     highs = [math.floor(flat["maximum"])] if "maximum" in flat else []
     highs += [math.ceil(flat["exclusiveMaximum"]) - 1] if "exclusiveMaximum" in flat else []
+    if "multipleOf" in flat:
+        step = Fraction(decimal(flat["multipleOf"])).numerator
+        low_bound = Bound(Decimal(max(lows))) if lows else None
+        return _multiples(rules, Decimal(step), (low_bound, Bound(Decimal(min(highs))) if highs else None), path)
     if not lows and not highs:
         return scalar(rules, "integer")
     farthest = 10 ** max(_INTEGER_DIGITS, *(len(str(bound)) + 1 for bound in lows + highs)) - 1
@@ -85,16 +93,45 @@ def integer(rules: Rules, flat: Schema, path: str) -> str:
 
 
 def number(rules: Rules, flat: Schema, path: str) -> str:
-    """Return the body for any number; bounds on decimal fractions are not for grammars."""
-    for keyword in BOUNDS:
-        if keyword in flat:
-            refuse(join(path, keyword), f"{keyword} is supported for integers only; use type integer, or leave it out")
-    return scalar(rules, "number")
+    """Return the body for decimals within the bounds that `multipleOf` divides; without either also with exponents."""
+    low = _tightest(max, flat, "minimum", "exclusiveMinimum")
+    high = _tightest(min, flat, "maximum", "exclusiveMaximum")
+    if "multipleOf" in flat:
+        return _multiples(rules, decimal(flat["multipleOf"]), (low, high), path)
+    if low is None and high is None:
+        return scalar(rules, "number")
+    body = decimals_between(rules, low, high)
+    if not body:
+        refuse(path, "no number lies between its bounds")
+    return body
+
+
+def _tightest(choose: Callable[..., Decimal], flat: Schema, plain: str, exclusive: str) -> Bound | None:
+    bounds = {decimal(flat[plain]): False} if plain in flat else {}
+    if exclusive in flat:
+        bounds[decimal(flat[exclusive])] = True
+    value = choose(bounds) if bounds else None
+    return None if value is None else Bound(value, bounds[value])
+
+
+def _multiples(rules: Rules, step: Decimal, bounds: tuple[Bound | None, Bound | None], path: str) -> str:
+    body = multiples(rules, step, *bounds)
+    if body is None:
+        why = (
+            f"{step} is supported with both bounds and at most {MOST_LISTED} multiples between them, or without a maximum and "
+            f"with 0 or no minimum for whole numbers up to {MOST_DIVISOR} and for parts of 1 such as 0.01 or 0.25"
+        )
+        refuse(join(path, "multipleOf"), why)
+    if not body:
+        refuse(path, f"no multiple of {step} lies between its bounds")
+    return body
 
 
 def enumeration(flat: Schema, path: str) -> str:
     """Return alternatives for the values of `enum` that have a right type."""
-    for keyword in flat.keys() - {"enum", "type"}:
+    if "format" in flat:
+        leave_out(f"format {flat['format']!r} beside enum or const")
+    for keyword in flat.keys() - {"enum", "type", "format"}:
         refuse(join(path, keyword), f"{keyword} beside enum or const is not supported; list only the values that it allows")
     kinds = {*types(flat), *(["integer"] if "number" in types(flat) else [])}
     values = {canonical(value): value for value in flat["enum"] if type_of(value) in kinds}

@@ -1,103 +1,29 @@
-"""JSON Schema without grammar: what is legal in one, references, merging, and whether two schemas exclude each other.
-
-A path is a JSON Pointer with `#` in front (`#/properties/age`), as messages show it.
-"""
+"""JSON Schema without grammar: references, merging, and whether two schemas exclude each other."""
 
 from __future__ import annotations
 
 import json
-import math
-from typing import TYPE_CHECKING, Any, NoReturn
+from typing import TYPE_CHECKING, Any
 from urllib.parse import unquote
 
-from llamafu.errors import GrammarError
+from llamafu.grammar.keywords import BOUNDS, TYPES, check, is_annotation, join, leave_out, refuse
+from llamafu.grammar.regex import FORMATS
 
 if TYPE_CHECKING:
     from collections.abc import Callable
 
 Schema = dict[str, Any]
 
-TYPES = ("object", "array", "string", "number", "integer", "boolean", "null")
-_NOTES = ("title", "description", "default", "examples", "deprecated", "readOnly", "writeOnly", "discriminator")
-ANNOTATIONS = frozenset((*_NOTES, "$schema", "$id", "$comment", "$defs", "definitions"))
+MOST_STEPS = 100_000
+"""So many times a schema is looked at while it is compiled: a few in ten thousand bytes, unless it multiplies itself."""
 _TYPE_NAMES = {type(None): "null", bool: "boolean", int: "integer", str: "string", list: "array", dict: "object"}
-BOUNDS = ("minimum", "maximum", "exclusiveMinimum", "exclusiveMaximum")
 _KEYWORDS_OF_TYPE = {
-    "object": ("properties", "required", "additionalProperties"),
-    "array": ("items", "prefixItems", "minItems", "maxItems"),
+    "object": ("properties", "required", "additionalProperties", "unevaluatedProperties"),
+    "array": ("items", "prefixItems", "minItems", "maxItems", "unevaluatedItems"),
     "string": ("minLength", "maxLength", "pattern", "format"),
-    "number": BOUNDS,
+    "number": (*BOUNDS, "multipleOf"),
 }
 _TYPE_OF_KEYWORD = {keyword: kind for kind, keywords in _KEYWORDS_OF_TYPE.items() for keyword in keywords}
-
-
-def refuse(path: str, why: str) -> NoReturn:
-    """Raise the GrammarError of the schema at `path`."""
-    message = f"JSON schema: {path}: {why}"
-    raise GrammarError(message)
-
-
-def join(path: str, *steps: str | int) -> str:
-    """Return the path of something below `path`."""
-    return "/".join([path, *(str(step).replace("~", "~0").replace("/", "~1") for step in steps)])
-
-
-def _is_count(value: object) -> bool:
-    return isinstance(value, int) and not isinstance(value, bool) and value >= 0
-
-
-def _is_number(value: object) -> bool:
-    return isinstance(value, int | float) and not isinstance(value, bool) and abs(value) < math.inf  # no NaN either
-
-
-def _is_strings(value: object) -> bool:
-    return isinstance(value, list) and all(isinstance(item, str) for item in value)
-
-
-def _is_schema(value: object) -> bool:
-    return isinstance(value, dict | bool)
-
-
-def _is_schemas(value: object) -> bool:
-    return isinstance(value, list) and bool(value) and all(map(_is_schema, value))
-
-
-def _is_type(value: object) -> bool:
-    names = [value] if isinstance(value, str) else value
-    return isinstance(names, list) and bool(names) and all(name in TYPES for name in names)
-
-
-_LEGAL: dict[str, tuple[Callable[[Any], bool], str]] = {
-    "type": (_is_type, f"one of {', '.join(TYPES)}, or a list of them"),
-    "enum": (lambda value: isinstance(value, list) and bool(value), "a list with at least one value"),
-    "const": (lambda _: True, "any value"),
-    "$ref": (lambda value: isinstance(value, str), "a string such as #/$defs/name"),
-    "properties": (lambda value: isinstance(value, dict) and all(map(_is_schema, value.values())), "an object of schemas"),
-    "required": (_is_strings, "a list of strings"),
-    "additionalProperties": (_is_schema, "true, false or a schema"),
-    "items": (_is_schema, "true, false or a schema (a list of schemas is called prefixItems)"),
-    "prefixItems": (_is_schemas, "a list of schemas"),
-    "pattern": (lambda value: isinstance(value, str), "a string"),
-    "format": (lambda value: isinstance(value, str), "a string"),
-    "uniqueItems": (lambda value: value is False, "false: a grammar cannot compare items"),
-    **dict.fromkeys(("anyOf", "oneOf", "allOf"), (_is_schemas, "a list with at least one schema")),
-    **dict.fromkeys(("minLength", "maxLength", "minItems", "maxItems"), (_is_count, "an integer of 0 or more")),
-    **dict.fromkeys(BOUNDS, (_is_number, "a finite number")),
-}
-
-
-def check(schema: Any, path: str) -> None:
-    """Raise GrammarError for a keyword of this schema (not of those inside it) that is unknown or has an illegal value."""
-    if not _is_schema(schema):
-        refuse(path, f"{schema!r} is no schema; legal are objects, true and false")
-    for keyword, value in schema.items() if isinstance(schema, dict) else ():
-        if keyword in ANNOTATIONS:
-            continue
-        if keyword not in _LEGAL:
-            refuse(join(path, keyword), f"keyword {keyword!r} is not supported; supported are {', '.join(_LEGAL)}")
-        is_legal, legal = _LEGAL[keyword]
-        if not is_legal(value):
-            refuse(join(path, keyword), f"{value!r} is not supported; {keyword} must be {legal}")
 
 
 def canonical(value: Any) -> str:
@@ -153,9 +79,34 @@ class Schemas:
 
     def __init__(self, root: Any) -> None:
         self.root = root
+        self._steps = 0
+        self._anchors: dict[str, Any] | None = None
+
+    def step(self) -> None:
+        """Count that a schema is looked at."""
+        self._steps += 1
+        if self._steps > MOST_STEPS:
+            refuse("#", f"more than {MOST_STEPS:,} steps are needed to compile it: it joins its parts into ever more ones")
+
+    def _anchor(self, name: str) -> Any:
+        """Return the subschema with this `$anchor`, None when there is none."""
+        if self._anchors is None:
+            self._anchors = {}
+            work = [self.root]
+            while work:
+                part = work.pop()
+                if isinstance(part, dict):
+                    for keyword in ("$anchor", "$dynamicAnchor"):
+                        if isinstance(part.get(keyword), str):
+                            self._anchors.setdefault(part[keyword], part)
+                work += part.values() if isinstance(part, dict) else part if isinstance(part, list) else ()
+        return self._anchors.get(name)
 
     def resolve(self, ref: str, path: str) -> Any:
         """Return the subschema that `ref`, found at `path`, points to."""
+        if ref[:1] == "#" and (anchored := self._anchor(ref[1:])) is not None:
+            check(anchored, ref)
+            return anchored
         if ref != "#" and not ref.startswith("#/"):
             refuse(
                 join(path, "$ref"), f"{ref!r} is not supported; legal are references into this document, such as #/$defs/name"
@@ -174,6 +125,7 @@ class Schemas:
 
     def flatten(self, schema: Any, path: str, seen: tuple[str, ...] = ()) -> Schema:
         """Return `schema` with its `$ref` and `allOf` merged into it, `const` written as `enum`, without annotations."""
+        self.step()
         check(schema, path)
         if schema is False:
             refuse(path, "false allows nothing, so nothing could be generated")
@@ -187,13 +139,16 @@ class Schemas:
             flat = self.flatten(self.resolve(ref, path), ref, (*seen, ref))
         for i, part in enumerate(schema.get("allOf", ())):
             flat = merge(flat, self.flatten(part, join(path, "allOf", i), seen), path)
-        own = {key: value for key, value in schema.items() if key not in ANNOTATIONS and key not in {"$ref", "allOf", "const"}}
+        own = {key: value for key, value in schema.items() if not is_annotation(key) and key not in {"$ref", "allOf", "const"}}
+        if "format" in own and own["format"] not in FORMATS:
+            leave_out(f"format {own.pop('format')!r}")
         if "const" in schema:
             own = merge({"enum": [schema["const"]]}, own, path)
-        return merge(flat, own, path)
+        return _evaluated(merge(flat, own, path))
 
     def exclude(self, made: Schema, other: Schema, depth: int = 4) -> bool:
         """Whether it is certain that nothing generated for flat schema `made` is valid under flat schema `other`."""
+        self.step()
         if not _common_types(list(types(made)), list(valid_types(other))):
             return True
         if "enum" in made and "enum" in other:
@@ -216,6 +171,29 @@ class Schemas:
             return True
         ours, theirs = (self.flatten(value, f"#/.../{key}") for value in values)
         return self.exclude(ours, theirs, depth)
+
+
+def tags(flat: Schema) -> dict[str, frozenset[str]]:
+    """Return the required properties of an object that are one of listed values, and these: what tells branches apart."""
+    if flat.get("type") != "object":
+        return {}
+    found = {}
+    for key in flat.get("required", ()):
+        schema = flat.get("properties", {}).get(key)
+        if isinstance(schema, dict) and schema.keys() & {"const", "enum"}:
+            values = [schema["const"]] if "const" in schema else schema["enum"]
+            found[key] = frozenset(map(canonical, values))
+    return found
+
+
+def _evaluated(flat: Schema) -> Schema:
+    """Return a flat schema whose `unevaluated...` apply to what nothing else speaks about; branches still may."""
+    if flat.keys() & {"anyOf", "oneOf"}:
+        return flat
+    for keyword, plain in (("unevaluatedProperties", "additionalProperties"), ("unevaluatedItems", "items")):
+        if keyword in flat:
+            flat = {plain: flat[keyword], **{key: value for key, value in flat.items() if key != keyword}}
+    return flat
 
 
 def is_closed(schema: Schema) -> bool:
