@@ -66,20 +66,18 @@ class Beside:
 
 def bombard(url, requests, *, workers=4):
     """Send all of them; return how many came back with which status by kind, every wrong answer, and the longest seconds."""
-    local = threading.local()
     counts, wrong, longest = {}, [], 0.0
 
     def one(wild):
-        if not hasattr(local, "client"):
-            local.client = httpx.Client(headers={"X-Api-Key": API, "Content-Type": "application/json"}, timeout=60)
         began = time.perf_counter()
         try:
-            answer = local.client.post(url + wild.path, content=wild.body)
+            answer = client.post(url + wild.path, content=wild.body)
         except httpx.HTTPError as error:
             return wild, repr(error), "", time.perf_counter() - began
         return wild, answer.status_code, answer.text, time.perf_counter() - began
 
-    with ThreadPoolExecutor(workers) as pool:
+    headers = {"X-Api-Key": API, "Content-Type": "application/json"}
+    with httpx.Client(headers=headers, timeout=60) as client, ThreadPoolExecutor(workers) as pool:
         for wild, status, text, seconds in pool.map(one, requests):
             counts.setdefault(wild.kind, Counter())[status] += 1
             longest = max(longest, seconds)
