@@ -15,7 +15,7 @@ from llamafu._native.finding import find
 from llamafu._native.instance import Instance
 from llamafu._native.library import open_library
 from llamafu._native.processor import usable_cpus
-from llamafu.adapters.base import read_base
+from llamafu.adapters.base import read_model
 from llamafu.adapters.file import read_adapter
 from llamafu.chat_options import ChatArguments, split_options, takes_chat_options
 from llamafu.embedding import SEQUENCES, batches_of, demand_room, embed_batch, longest_text, read_texts, together
@@ -91,7 +91,7 @@ class Llamafu(LoraHost):
             raise MultimodalError(message)
         scale_range = check_scale_range(scale_range)
         self.path = Path(model_path)
-        base = read_base(self.path)
+        base = read_model(self.path)
         proven = find(None if library is None else os.fspath(library))
         loaded = open_library(proven.path, proven.family, gpu=n_gpu_layers != 0)
         self._embeds = embeddings

@@ -20,7 +20,7 @@ os.environ.setdefault("OMP_WAIT_POLICY", "passive")
 os.environ.setdefault("OPENBLAS_NUM_THREADS", "1")  # NumPy's threads spin too, and bring nothing at these sizes
 # The slow tiers are collected only when they are named: `pytest tests/matrix`.
 _named = {part for argument in sys.argv[1:] for part in Path(argument.partition("::")[0]).parts}
-collect_ignore = [tier for tier in ("fuzz", "matrix", "peers", "soak") if tier not in _named]
+collect_ignore = [tier for tier in ("matrix", "peers", "soak") if tier not in _named]
 
 
 def _maker_digest() -> str:

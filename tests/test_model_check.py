@@ -13,7 +13,7 @@ from llamafu._native.checks import explain
 from llamafu._native.finding import find
 from llamafu._native.library import open_library
 from llamafu._native.model_check import check_model
-from llamafu.adapters.base import read_base
+from llamafu.adapters.base import read_base, read_model
 from llamafu.errors import ModelLoadError
 
 
@@ -111,7 +111,7 @@ def test_a_message_has_each_error_line_once_and_three_at_most():
 def test_parts_of_a_split_model_say_what_to_do(tmp_path, sound):
     second = write(tmp_path, sound, "big-00002-of-00003.gguf")
     with pytest.raises(ModelLoadError, match=r"is part 2 of 3 of a split model; open its first part, big-00001-of-00003\.gguf"):
-        read_base(second)
+        read_model(second)
     first = write(tmp_path, sound, "big-00001-of-00003.gguf")
     with pytest.raises(FileNotFoundError, match=r"split into 3 parts, and big-00003-of-00003\.gguf is not there; put it into"):
         read_base(first)

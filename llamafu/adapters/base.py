@@ -97,6 +97,18 @@ def read_base(path: str | os.PathLike[str]) -> BaseModel:
     return BaseModel(path, str(metadata.get("general.name") or path.stem), architecture, tensors, metadata)
 
 
+def read_model(path: str | os.PathLike[str]) -> BaseModel:
+    """Like `read_base`, of a model that is to be opened: of a split one it takes the first part only. `ModelLoadError`."""
+    path = Path(path)
+    parts = shard_paths(path)
+    if path in parts[1:]:
+        message = (
+            f"{path} is part {parts.index(path) + 1} of {len(parts)} of a split model; open its first part, {parts[0].name}"
+        )
+        raise ModelLoadError(message)
+    return read_base(path)
+
+
 def _check_types(path: Path, container: Container) -> None:
     """Refuse weights of whole numbers, which no operation multiplies by: libllama takes them and dies while it computes."""
     for name, entry in container.tensors.items():
@@ -106,15 +118,10 @@ def _check_types(path: Path, container: Container) -> None:
 
 
 def _parts(path: Path) -> list[Path]:
-    """Return the files of the model at `path`, which must be the first, and all there."""
+    """Return the files of the model that `path` is one of; all must be there."""
     parts = shard_paths(path)
     if path not in parts or len(parts) == 1:
         return [path]
-    if path != parts[0]:
-        message = (
-            f"{path} is part {parts.index(path) + 1} of {len(parts)} of a split model; open its first part, {parts[0].name}"
-        )
-        raise ModelLoadError(message)
     missing = [part.name for part in parts if not part.exists()]
     if path.name in missing:
         return [path]

@@ -11,7 +11,7 @@ from llamafu._native.context import FLASH_ATTENTION, MOST_THREADS, ContextOption
 from llamafu._native.finding import find
 from llamafu._native.library import open_library
 from llamafu._native.processor import usable_cpus
-from llamafu.adapters.base import read_base
+from llamafu.adapters.base import read_model
 from llamafu.adapters.peft import CONFIG
 from llamafu.embedding import demand_room, read_texts
 from llamafu.engine.asking import Asking
@@ -100,7 +100,7 @@ class Engine(Asking):
                 raise ValueError(message)
         self.scale_range = check_scale_range(scale_range)
         self.path = Path(model_path)
-        base = read_base(self.path)
+        base = read_model(self.path)
         proven = find(None if library is None else str(library))
         loaded = open_library(proven.path, proven.family, gpu=n_gpu_layers != 0)
         options = ContextOptions(

@@ -1,4 +1,7 @@
-"""20,000 wild requests to live servers: the process lives, each is answered in time, and a plain stream goes on beside them."""
+"""Wild requests to a live server: the process lives, each is answered in time, and a plain stream goes on beside them.
+
+A few of each kind in `make test`; LLAMAFU_FUZZ_COUNT says how many, and LLAMAFU_FUZZ_SEED which, in `make fuzz`.
+"""
 
 import os
 import shutil
@@ -7,10 +10,10 @@ import httpx
 import numpy as np
 from bombarding import Beside, bombard
 from served import API, served
-from wild_requests import wild_requests
+from wild_requests import KINDS, wild_requests
 
 SEED = int(os.environ.get("LLAMAFU_FUZZ_SEED", "1"))
-COUNT = int(os.environ.get("LLAMAFU_FUZZ_REQUESTS", "20000"))
+COUNT = int(os.environ.get("LLAMAFU_FUZZ_COUNT", "0")) or 12 * len(KINDS)
 
 
 def test_no_request_ends_or_holds_up_the_server(real, tiny_model, tiny_adapter_a, tmp_path, capsys):
