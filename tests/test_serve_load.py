@@ -130,13 +130,23 @@ def test_a_full_queue_harms_nobody_that_runs(server):
     assert all(wait >= 1 for wait in waits)
 
 
-def test_too_many_texts_to_embed_are_refused(server):
+def test_too_many_requests_to_embed_are_refused(server):
+    """As many requests wait as in the queue, of many texts each; a request of too many is refused whole."""
     headers = {"X-Api-Key": API}
-    told = httpx.post(f"{server.url}/v1/embeddings", json={"input": ["hello"] * 25}, headers=headers)
-    assert (told.status_code, told.json()["error"]["code"]) == (429, "rate_limit_exceeded")
-    assert int(told.headers["retry-after"]) >= 1
-    told = httpx.post(f"{server.url}/v1/embeddings", json={"input": ["hello"] * 24}, headers=headers)
-    assert len(told.json()["data"]) == 24
+
+    async def all_at_once():
+        async with httpx.AsyncClient(headers=headers, timeout=60, limits=httpx.Limits(max_connections=60)) as client:
+            asked = [client.post(f"{server.url}/v1/embeddings", json={"input": ["hello world"] * 300}) for _ in range(50)]
+            return await asyncio.gather(*asked)
+
+    told = asyncio.run(all_at_once())
+    refused = [answer for answer in told if answer.status_code == 429]
+    assert 0 < len(refused) <= 26
+    assert {answer.json()["error"]["code"] for answer in refused} == {"rate_limit_exceeded"}
+    assert all(int(answer.headers["retry-after"]) >= 1 for answer in refused)
+    assert {len(answer.json()["data"]) for answer in told if answer.status_code == 200} == {300}
+    many = httpx.post(f"{server.url}/v1/embeddings", json={"input": ["a"] * 2049}, headers=headers)
+    assert (many.status_code, "has 2049 texts; give at most 2048" in many.json()["detail"]) == (400, True)
 
 
 def test_a_client_that_does_not_read_is_cut_off_and_holds_nothing(server):

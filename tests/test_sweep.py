@@ -384,7 +384,7 @@ def test_command_writes_a_page_and_a_table(tiny_model, tiny_adapter_a, tiny_adap
         (["--prompt", "x", "--prompts", "y"], "not allowed with"),
         (["--temperature", "-1"], "temperature=-1.0"),
         (["--max-tokens", "0"], "max_tokens=0"),
-        (["--seed", "-1"], "seed=-1"),
+        (["--seed", str(2**64)], f"seed={2**64}"),
         (["-o", "page.gguf"], "'page.gguf' does not end in .html"),
         (
             ["--scales", ",".join(map(str, range(MOST_ANSWERS + 1)))],

@@ -165,7 +165,7 @@ def test_a_continuation_keeps_the_space_of_its_first_word(tiny_dir):
 def test_an_empty_prompt_says_that_it_is_empty(tmp_path):
     path = tmp_path / "model.gguf"
     write_model(path, TINY, seed=1, name="model", vocabulary=partial(add_spm, adds_bos=False))
-    message = "the prompt is empty: it has no tokens, and this model's vocabulary adds no BOS token of its own"
+    message = r"the prompt is empty: it has no tokens, and this model's vocabulary puts none before it \(no BOS\)"
     with Llamafu(path, n_ctx=64) as llm, pytest.raises(ValueError, match=message):
         llm.complete("")
     with Engine(path, n_ctx=64, n_batch=64, max_sequences=2, kernel="none") as engine, pytest.raises(ValueError, match=message):

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import base64
+import json
 import weakref
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack
@@ -12,7 +13,7 @@ from functools import partial
 from typing import TYPE_CHECKING, Any, TypeGuard
 
 from starlette.requests import ClientDisconnect
-from starlette.responses import JSONResponse
+from starlette.responses import JSONResponse, Response
 
 from llamafu.engine.request import Request
 from llamafu.errors import LlamafuError, QueueFullError
@@ -40,6 +41,8 @@ if TYPE_CHECKING:
     from llamafu.server.settings import Settings
 
 _SEEDS = 2**64
+MOST_EMBEDDED = 2048
+"""Texts of one request."""
 _EMBEDDED_AT_ONCE = 16
 """Texts of one request after which those of others get their turn."""
 
@@ -86,34 +89,43 @@ class Generating:
     async def embeddings(self, exchange: Exchange) -> ASGIApp:
         """`POST /v1/embeddings`."""
         body = read_embedding(await exchange.json())
-        texts, width, scales = body.texts, body.width, self._chosen(body.lora, body.model)
+        texts, scales = body.texts, self._chosen(body.lora, body.model)
         if self._embedding >= self._most_embedding:
             message = f"{self._embedding} requests wait to be embedded, of at most {self._most_embedding}; try again later"
             raise QueueFullError(message)
         self._embedding += 1
         try:
-            loop, embed = asyncio.get_running_loop(), partial(self._vectors, scales=scales)
+            loop, embed = asyncio.get_running_loop(), partial(self._embedded, body, scales=scales)
             tokens = 0
-            vectors: list[np.ndarray[Any, np.dtype[np.float32]]] = []
+            entries: list[str] = []
             for start in range(0, len(texts), _EMBEDDED_AT_ONCE):
-                count, some = await loop.run_in_executor(self._embedder, embed, texts[start : start + _EMBEDDED_AT_ONCE])
+                count, some = await loop.run_in_executor(self._embedder, embed, start)
                 tokens += count
-                vectors.extend(some)
+                entries += some
         finally:
             self._embedding -= 1
-        if width not in {None, len(vectors[0])}:
-            message = f"dimensions is {width}, but this model's vectors have {len(vectors[0])} numbers each; leave it out"
-            raise InvalidRequestError(message)
-        data = [
-            {
-                "object": "embedding",
-                "index": index,
-                "embedding": base64.b64encode(vector.astype("<f4").tobytes()).decode() if body.as_text else vector.tolist(),
-            }
-            for index, vector in enumerate(vectors)
-        ]
         usage = {"prompt_tokens": tokens, "total_tokens": tokens}
-        return JSONResponse({"object": "list", "model": body.model or self._base, "data": data, "usage": usage})
+        head = json.dumps({"object": "list", "model": body.model or self._base, "usage": usage})
+        # Thousands of vectors are written piece by piece, as they came: streams do not wait while one is made into text.
+        return Response(f'{head[:-1]}, "data": [{", ".join(entries)}]}}', media_type="application/json")
+
+    def _embedded(self, body: EmbeddingBody, start: int, *, scales: Mapping[str, float] | None) -> tuple[int, list[str]]:
+        """Return how many tokens some texts have, from number `start` on, and the answer's entry for each, as JSON."""
+        tokens, vectors = self._vectors(body.texts[start : start + _EMBEDDED_AT_ONCE], scales=scales)
+        width = len(vectors[0])
+        if body.width not in {None, width}:
+            message = f"dimensions is {body.width}, but this model's vectors have {width} numbers each; leave it out"
+            raise InvalidRequestError(message)
+        return tokens, [
+            json.dumps(
+                {
+                    "object": "embedding",
+                    "index": index,
+                    "embedding": base64.b64encode(vector.astype("<f4").tobytes()).decode() if body.as_text else vector.tolist(),
+                }
+            )
+            for index, vector in enumerate(vectors, start)
+        ]
 
     def _vectors(
         self, texts: Sequence[str | list[int]], *, scales: Mapping[str, float] | None
@@ -251,6 +263,8 @@ def _texts(fields: Fields) -> list[str | list[int]]:
             where = "input" if items == [given] else f"input[{place}]"
             fields.complain(where, f"is {_or_empty(item)}; give a string that is not empty, token ids, or a list of either")
             break
+    if len(items) > MOST_EMBEDDED:
+        fields.complain("input", f"has {len(items)} texts; give at most {MOST_EMBEDDED} at a time")
     if not items:
         fields.complain("input", "is an empty list; give a string that is not empty, token ids, or a list of either")
     return texts
