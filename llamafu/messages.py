@@ -6,6 +6,7 @@ import difflib
 import json
 import reprlib
 from collections.abc import Mapping, Sequence
+from itertools import islice
 from typing import Any
 
 from llamafu.nulls import without_nulls
@@ -16,6 +17,8 @@ _ANSWERS_ONLY = ("refusal", "annotations", "audio", "function_call")
 _KNOWN = ("role", "content", "tool_calls", *_TEXTS, *_ANSWERS_ONLY)
 _NEAR = 0.85
 """Likeness from which an unknown field is a known one misspelled; templates may know fields of their own."""
+_MOST_COMPARED, _LONGEST_NAME = 20, 40
+"""Unknown fields of a message that are compared with the known ones, and characters of each: no request costs more."""
 _MAY_BE_SILENT = ("assistant", "tool", "function")
 
 
@@ -75,8 +78,8 @@ def _message(given: object, where: str, problems: list[str]) -> dict[str, Any]:
         problems.append(f"{where}.role is {reprlib.repr(role)}; give 'system', 'user', 'assistant' or 'tool'")
     problems += [
         f"{where}.{name} is not a field; did you mean {near[0]!r}?"
-        for name in message
-        if name not in _KNOWN and (near := difflib.get_close_matches(str(name), _KNOWN, 1, _NEAR))
+        for name in islice((name for name in message if name not in _KNOWN), _MOST_COMPARED)
+        if (near := difflib.get_close_matches(str(name)[:_LONGEST_NAME], _KNOWN, 1, _NEAR))
     ]
     problems += [
         f"{where}.{name} is {reprlib.repr(message[name])}; give a string"

@@ -106,7 +106,7 @@ class Options:
     @property
     def stops(self) -> tuple[str, ...]:
         """The stop strings as a tuple."""
-        return (self.stop,) if isinstance(self.stop, str) else tuple(self.stop)
+        return (self.stop,) if isinstance(self.stop, str) else tuple(self.stop or ())
 
     @property
     def penalises(self) -> bool:

@@ -1,5 +1,7 @@
 """What real clients were found to send, each with the answer that they understand, over an engine of a few lines."""
 
+import time
+
 import httpx
 import pytest
 from serving import API, FakeEngine, serving
@@ -90,3 +92,28 @@ def test_best_of_is_what_n_says(raw):
     assert len(told["choices"]) == 2
     told = raw.post("/v1/completions", json={"prompt": "a", "n": 1, "best_of": 3})
     assert (told.status_code, "best_of is 3" in told.json()["message"]) == (400, True)
+
+
+@pytest.mark.parametrize(
+    ("path", "body", "told"),
+    [
+        ("completions", {"prompt": "a", **{f"temperatur{i}": 1 for i in range(20_000)}}, "the body has 20001 fields"),
+        ("completions", {"prompt": [-1] * 100_000}, "prompt[0] is -1; give a token id"),
+        ("chat/completions", {"messages": [None] * 50_000}, "messages[0] is None"),
+        (
+            "chat/completions",
+            {"messages": [{"role": "user", "content": "a", **{f"contents{i}": 1 for i in range(9000)}}]},
+            "contents0",
+        ),
+        ("embeddings", {"input": "a", **{f"dimension{i}": 1 for i in range(20_000)}}, "and 19980 more"),
+        ("completions", {"prompt": "a", "temperature" * 50_000: 1}, "is not a field"),
+    ],
+    ids=range(6),
+)
+def test_a_body_of_many_faults_is_answered_soon_and_briefly(raw, path, body, told):
+    """What is wrong is told of as far as anyone reads it: no answer is larger than what was asked, and nobody waits for it."""
+    began = time.process_time()
+    answer = raw.post(f"/v1/{path}", json=body)
+    assert time.process_time() - began < 3
+    assert (answer.status_code, told in answer.json()["detail"]) == (400, True), answer.text[:300]
+    assert len(answer.content) < 20_000

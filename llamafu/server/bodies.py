@@ -26,6 +26,8 @@ MOST_CHOICES = 16
 """Answers to one request, prompts times `n`."""
 MOST_STOPS = 16
 MOST_LOGPROBS = 20
+_MOST_FIELDS, _MOST_TOLD = 256, 20
+"""Fields of a body, and problems that are told of one."""
 
 WITHOUT_EFFECT = frozenset(
     {
@@ -174,7 +176,7 @@ class GenerationBody(Body):
         found = []
         if self.best_of not in {None, self.n}:
             found.append(f"best_of is {self.best_of}; this server makes n={self.n} answers and gives them all, leave it out")
-        if self.response_format is not None and self.response_format.type == "json_schema" and not self.schema_wanted():
+        if self.response_format is not None and self.response_format.type == "json_schema" and self.schema_wanted() is None:
             found.append("response_format.json_schema is missing; give {'schema': {...}}")
         forms = [self.grammar, self.json_schema, self.response_format and self.response_format.type != "text"]
         if sum(bool(form) for form in forms) > 1:
@@ -259,6 +261,9 @@ def read_body(kind: type[_Body], data: object) -> _Body:
     if not isinstance(data, dict):
         message = f"the body is {kind_of(data)}; give an object"
         raise InvalidRequestError(message)
+    if len(data) > _MOST_FIELDS:
+        message = f"the body has {len(data)} fields; no request takes more than {_MOST_FIELDS}"
+        raise InvalidRequestError(message)
     given = without_nulls(data)
     problems = [
         f"{name} is {shown(value)}; this server cannot do that, leave it out"
@@ -274,7 +279,8 @@ def read_body(kind: type[_Body], data: object) -> _Body:
     if body is not None:
         problems += body.contradictions()
     if body is None or problems:
-        raise InvalidRequestError("; ".join(problems), problems=tuple(problems))
+        told, others = problems[:_MOST_TOLD], len(problems) - _MOST_TOLD
+        raise InvalidRequestError("; ".join(told) + (f"; and {others} more" if others > 0 else ""), problems=tuple(told))
     return body
 
 
@@ -301,7 +307,7 @@ def _problem(kind: type[BaseModel], error: Mapping[str, Any]) -> str:
         if name in known:
             return f"{name!r} is another name of a field that was given; give one of them"
         near = difflib.get_close_matches(name, known, 1)
-        return f"{where!r} is not a field" + (f"; did you mean {near[0]!r}?" if near else "")
-    told = error["msg"].removeprefix("Value error, ").removeprefix("Input should be ")
+        return f"{shown(where)} is not a field" + (f"; did you mean {near[0]!r}?" if near else "")
+    told = error["msg"].removeprefix("Value error, ").removeprefix("Input should be ").removeprefix("Value should be ")
     wanted = told if told.startswith(("give", "part")) else f"it should be {told[:1].lower()}{told[1:]}"
     return f"{where} is {shown(error['input'])}; {wanted}"

@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import logging
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, TypeVar
 
 from starlette.requests import ClientDisconnect, Request
 from starlette.responses import JSONResponse, Response
@@ -30,6 +30,9 @@ _GONE = 499
 """Status for the log of a request whose client left before the answer."""
 _BODY = 60.0
 """Seconds that a body may take, uploads excepted."""
+_LARGE = 16 * 1024
+"""Bytes of a body that is read beside the event loop, which others' streams wait for."""
+_T = TypeVar("_T")
 
 
 @dataclass(frozen=True, slots=True)
@@ -43,17 +46,31 @@ class Exchange:
 
     async def json(self) -> Any:
         """Return the body as JSON. `InvalidRequestError` for what is none, and with status 413 for what is too large."""
+        self._demand_type()
+        return read_json(await self._content())
+
+    async def body(self, read: Callable[[Any], _T]) -> _T:
+        """Return what `read` makes of the body, a large one on a thread beside the event loop. Raises what `json` does."""
+        self._demand_type()
+        content = await self._content()
+        if len(content) <= _LARGE:
+            return read(read_json(content))
+        return await asyncio.to_thread(lambda: read(read_json(content)))
+
+    async def _content(self) -> bytes:
+        try:
+            async with asyncio.timeout(_BODY):
+                return await read_whole(self.request, self.max_body)
+        except TimeoutError:
+            message = f"the body was not there after {_BODY:g} s"
+            raise InvalidRequestError(message, status=408) from None
+
+    def _demand_type(self) -> None:
         kind = self.request.headers.get("content-type", "").partition(";")[0].strip().lower()
         if self.json_only and kind != "application/json":
             # A web page can send any other type to this machine without asking the browser's leave.
             message = f"content-type is {kind!r}; without keys it has to be application/json"
             raise InvalidRequestError(message, status=415)
-        try:
-            async with asyncio.timeout(_BODY):
-                return read_json(await read_whole(self.request, self.max_body))
-        except TimeoutError:
-            message = f"the body was not there after {_BODY:g} s"
-            raise InvalidRequestError(message, status=408) from None
 
 
 async def read_whole(request: Request, limit: int) -> bytes:

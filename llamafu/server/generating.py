@@ -73,7 +73,7 @@ class Generating:
 
     async def completions(self, exchange: Exchange) -> ASGIApp:
         """`POST /v1/completions`."""
-        body = read_body(CompletionBody, await exchange.json())
+        body = await exchange.body(partial(read_body, CompletionBody))
 
         def start(prompt: str | list[int]) -> Callable[[dict[str, Any]], Request]:
             return lambda options: Request(prompt=prompt, **options)
@@ -82,13 +82,13 @@ class Generating:
 
     async def chats(self, exchange: Exchange) -> ASGIApp:
         """`POST /v1/chat/completions`."""
-        body = read_body(ChatBody, await exchange.json())
+        body = await exchange.body(partial(read_body, ChatBody))
         make = lambda options: self._engine.request_of_chat(body.messages, {**options, **body.chat_options()})  # noqa: E731 - as above
         return await self._answer(exchange, body, [make], chat=True)
 
     async def embeddings(self, exchange: Exchange) -> ASGIApp:
         """`POST /v1/embeddings`."""
-        body = read_embedding(await exchange.json())
+        body = await exchange.body(read_embedding)
         texts, scales = body.texts, self._chosen(body.lora, body.model)
         if self._embedding >= self._most_embedding:
             message = f"{self._embedding} requests wait to be embedded, of at most {self._most_embedding}; try again later"

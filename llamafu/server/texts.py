@@ -25,8 +25,8 @@ def _messages(given: object) -> object:
 def _list_of_texts(value: object, info: ValidationInfo) -> object:
     """Make one string a list of it."""
     texts = [value] if isinstance(value, str) else value
-    if not isinstance(texts, list) or not texts:
-        raise ValueError("give a string, or a list of strings")  # noqa: TRY003, EM101 - pydantic's way to say so
+    if not isinstance(texts, list):
+        raise ValueError("give a string, or a list of strings")  # noqa: TRY003, TRY004, EM101 - pydantic's way to say so
     _refuse([f"{info.field_name}[{i}] is {shown(text)}; give a string" for i, text in enumerate(texts) if not _is_text(text)])
     return texts
 
@@ -66,10 +66,10 @@ def _is_text(value: object) -> bool:
 def _refuse(problems: list[str]) -> None:
     """Tell pydantic every problem, if there is one."""
     if problems:
-        raise PydanticCustomError(PROBLEMS, "{told}", {"told": "; ".join(problems), "problems": problems})
+        raise PydanticCustomError(PROBLEMS, "{told}", {"told": problems[0], "problems": problems})
 
 
-_TEXTS_SCHEMA = {"anyOf": [{"type": "string"}, {"type": "array", "items": {"type": "string"}, "minItems": 1}]}
+_TEXTS_SCHEMA = {"anyOf": [{"type": "string"}, {"type": "array", "items": {"type": "string"}}]}
 _PART_SCHEMA = {
     "type": "object",
     "properties": {"type": {"enum": ["text", "refusal"]}, "text": {"type": "string"}, "refusal": {"type": "string"}},
@@ -103,7 +103,12 @@ _MESSAGE_SCHEMA = {
 MESSAGES_SCHEMA = {"type": "array", "items": _MESSAGE_SCHEMA, "minItems": 1}
 _TOKENS_SCHEMA = {"type": "array", "items": {"type": "integer", "minimum": 0}, "minItems": 1}
 _PROMPTS_SCHEMA = {
-    "anyOf": [*_TEXTS_SCHEMA["anyOf"], _TOKENS_SCHEMA, {"type": "array", "items": _TOKENS_SCHEMA, "minItems": 1}]
+    "anyOf": [
+        {"type": "string"},
+        {"type": "array", "items": {"type": "string"}, "minItems": 1},
+        _TOKENS_SCHEMA,
+        {"type": "array", "items": _TOKENS_SCHEMA, "minItems": 1},
+    ]
 }
 Texts = Annotated[list[str], BeforeValidator(_list_of_texts), WithJsonSchema(_TEXTS_SCHEMA)]
 Prompts = Annotated[list[str] | list[list[int]], BeforeValidator(_list_of_prompts), WithJsonSchema(_PROMPTS_SCHEMA)]

@@ -11,7 +11,8 @@ from llamafu.service.errors import InvalidRequestError
 if TYPE_CHECKING:
     from collections.abc import Collection
 
-
+_MOST_TOLD, _LONGEST_NAME = 20, 40
+"""Unknown fields that are told of, and characters that are compared of each: no request costs more."""
 _T = TypeVar("_T")
 
 
@@ -98,11 +99,13 @@ class Fields:
     def refuse_others(self, others: Collection[str] = ()) -> None:
         """Note every field that was neither taken nor is one of `others`."""
         known = sorted({*self._taken, *others})
-        for name in self._data:
-            if name not in known:
-                near = difflib.get_close_matches(str(name), known, 1)
-                hint = f"; did you mean {near[0]!r}?" if near else ""
-                self.problems.append(f"{self.path(repr(name))} is not a field{hint} (fields: {', '.join(known)})")
+        strange = [name for name in self._data if name not in known]
+        for name in strange[:_MOST_TOLD]:
+            near = difflib.get_close_matches(str(name)[:_LONGEST_NAME], known, 1)
+            hint = f"; did you mean {near[0]!r}?" if near else ""
+            self.problems.append(f"{self.path(shown(name))} is not a field{hint} (fields: {', '.join(known)})")
+        if len(strange) > _MOST_TOLD:
+            self.problems.append(f"and {len(strange) - _MOST_TOLD} more are none")
 
     def finish(self) -> None:
         """Raise `InvalidRequestError` with every problem, if there is one."""
