@@ -31,14 +31,12 @@ def whole_files(outputs: Sequence[Path], *, overwrite: bool = True) -> Iterator[
     So who waits for the first one finds all of them.
     """
     demand_parent(outputs[0])
-    if not overwrite:
-        demand_free(*outputs)
+    demand_place(*outputs, overwrite=overwrite)
     # A folder rather than a file: the new file then gets the permissions that any new file gets.
     with tempfile.TemporaryDirectory(dir=outputs[0].parent, prefix=f".{outputs[0].name}.") as room:
         unfinished = [Path(room) / output.name for output in outputs]
         yield unfinished
-        if not overwrite:
-            demand_free(*outputs)
+        demand_place(*outputs, overwrite=overwrite)
         for written, output in reversed(list(zip(unfinished, outputs, strict=True))):
             written.replace(output)
 
@@ -58,10 +56,20 @@ def whole_folder(output: Path) -> Iterator[Path]:
         unfinished.rename(output)
 
 
-def demand_free(*outputs: Path) -> None:
-    """Raise FileExistsError where there is anything at one of `outputs`, be it a link to nowhere."""
+def demand_place(*outputs: Path, overwrite: bool) -> None:
+    """Raise OSError where one of `outputs` cannot become a file; to be known before long work.
+
+    IsADirectoryError for a folder; FileExistsError for a device, a pipe or a socket, and for anything at all, be it a link to
+    nowhere, that it may not `overwrite`.
+    """
     for output in outputs:
-        if os.path.lexists(output):
+        if output.is_dir():
+            message = f"{output} is a folder; give the result the name of a file"
+            raise IsADirectoryError(message)
+        if output.exists() and not output.is_file():
+            message = f"{output} is no regular file (a device, a pipe or a socket) and is never replaced; give another name"
+            raise FileExistsError(message)
+        if not overwrite and os.path.lexists(output):
             message = f"{output} exists and is not replaced; give another name, or say to overwrite it (--force)"
             raise FileExistsError(message)
 

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Literal, NamedTuple
 from llamafu._native import finding, processor
 from llamafu._native import library as native
 from llamafu._native.quants import GgmlCodec
-from llamafu._whole_file import demand_free, whole_files
+from llamafu._whole_file import demand_place, whole_files
 from llamafu.adapters.baked import Recipe
 from llamafu.adapters.base import read_base
 from llamafu.adapters.codec import NumpyCodec
@@ -156,8 +156,7 @@ def bake_for_report(
     shards = read_shards(base.path)
     outputs = output_paths(Path(output), base, shards)
     refuse_sources(outputs, shards, adapters)
-    if not overwrite:
-        demand_free(*outputs)
+    demand_place(*outputs, overwrite=overwrite)
     reader = AdapterReader(base, dtype="exact")
     files = [reader.read(path) for path in adapters]
     _check_adapters(files, base)
