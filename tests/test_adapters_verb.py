@@ -96,12 +96,11 @@ def test_what_is_no_adapter_is_shown_and_stays(folder, tiny_model, tiny_adapter_
     before = sorted(folder.rglob("*"))
     assert main(["adapters", "list", str(folder)]) == 0
     adapters, others = capsys.readouterr().out.split("\n\n")
-    assert [row.split()[0] for row in adapters.splitlines()[1:]] == ["cut", "mlx", "peft", "pirate", "shout"]
+    assert [row.split()[0] for row in adapters.splitlines()[1:]] == ["cut", "merged", "mlx", "peft", "pirate", "run", "shout"]
     said = {row.split()[0]: row for row in others.splitlines()[1:]}
     assert "a base model or other GGUF file (model, llama, 21 tensors)" in said["baked"]
-    assert "checkpoint-1/" in said["run"]
     assert "PROMPT_TUNING" in said["prompt"]
-    assert said.keys() == {"baked", "text", "empty", "run", "merged", "prompt"}
+    assert said.keys() == {"baked", "text", "empty", "prompt"}
     assert main(["adapters", "list", str(folder), "--json"]) == 0
     report = {each["name"]: each for each in json.loads(capsys.readouterr().out)}
     assert {name for name, each in report.items() if not each["adapter"]} == said.keys()
@@ -110,6 +109,43 @@ def test_what_is_no_adapter_is_shown_and_stays(folder, tiny_model, tiny_adapter_
         assert "is not removed, since it is no adapter but " in capsys.readouterr().err
     assert sorted(folder.rglob("*")) == before
     assert main(["adapters", "rm", str(folder), "cut", "--yes"]) == 0
+
+
+@pytest.mark.parametrize(
+    "more",
+    [
+        "model.pt",
+        "model.onnx",
+        "model.h5",
+        "consolidated.bin",
+        "pytorch_model.bin",
+        "model.safetensors",
+        "train.jsonl",
+        "notes.md",
+        "other-adapter_adapters.safetensors",
+        "checkpoint-1/adapter_config.json",
+        "README.md/x",
+    ],
+)
+def test_a_folder_with_more_than_an_adapter_stays(folder, capsys, more):
+    (folder / "peft" / more).parent.mkdir(exist_ok=True)
+    (folder / "peft" / more).touch()
+    assert main(["adapters", "list", str(folder)]) == 0
+    assert "\npeft " in capsys.readouterr().out
+    assert main(["adapters", "rm", str(folder), "peft", "--yes"]) == 1
+    error = capsys.readouterr().err
+    assert "more than an adapter is in it" in error
+    assert more.split("/")[0] in error
+    assert (folder / "peft" / more).exists()
+
+
+def test_what_is_written_beside_adapters_goes_with_them(folder):
+    names = "adapter_model.safetensors 0000100_adapters.safetensors tokenizer.json optimizer.pt rng_state.pth rng_state_1.pth"
+    for name in (*names.split(), "training_args.bin", "README.md", ".git/config", ".cache/huggingface/x", "runs/now/events"):
+        (folder / "peft" / name).parent.mkdir(parents=True, exist_ok=True)
+        (folder / "peft" / name).touch()
+    assert main(["adapters", "rm", str(folder), "peft", "--yes"]) == 0
+    assert not (folder / "peft").exists()
 
 
 def test_a_name_of_two_is_refused(folder, capsys):

@@ -99,8 +99,8 @@ def convert_peft(
     Raises:
         InvalidAdapterFileError: the folder is damaged or holds what a GGUF adapter cannot express; `.problems` has all.
         LoraIncompatibleError: it does not fit `base`, or the architecture cannot be converted.
-        LoraError: no `base`, an unknown dtype or dora, `output` lies in the folder or is a file of the base model, or `drop` has
-            what is in no module's name.
+        LoraError: no `base`, an unknown dtype or dora, `output` lies in the folder or is a file of the base model, or `drop`
+            has what is in no module's name.
         ModelLoadError: `base` cannot be read, or has no weights where they are needed.
         OSError: `output` cannot be written, or exists and `overwrite` is false.
 

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING
 
 from llamafu.adapters.file import default_name
 from llamafu.adapters.peft import CONFIG
-from llamafu.adapters.recognise import why_no_adapter
+from llamafu.adapters.recognise import what_more, why_no_adapter
 from llamafu.service.errors import InvalidRequestError, NotFoundError
 
 if TYPE_CHECKING:
@@ -78,11 +78,16 @@ class AdapterFolder:
     def to_remove(self, name: str) -> Found:
         """Return the adapter that `name` alone names; of a file and a folder of one name, `NAME.gguf` or `NAME/` is one.
 
-        `NotFoundError` where there is none, `InvalidRequestError` where there are two, or it is no adapter at all.
+        `NotFoundError` where there is none, `InvalidRequestError` where there are two, it is none, or has more in it.
         """
         found = self._only(name)
         if (what := why_no_adapter(found.path)) is not None:
             message = f"{found.path} is not removed, since it is no adapter but {what}"
+            raise InvalidRequestError(message, status=409)
+        if more := what_more(found.path):
+            message = (
+                f"{found.path} is not removed, since more than an adapter is in it: {more}; move that, or remove it by hand"
+            )
             raise InvalidRequestError(message, status=409)
         return found
 
