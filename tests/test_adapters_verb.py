@@ -2,6 +2,7 @@
 
 import io
 import json
+import os
 import shutil
 
 import pytest
@@ -174,3 +175,23 @@ def test_a_folder_reached_by_a_link_is_the_same(folder, tmp_path):
     (tmp_path / "link").symlink_to(folder)
     note_use(tmp_path / "link" / "shout.gguf", 5.0)
     assert last_use(folder / "shout.gguf") == 5.0
+
+
+def test_what_is_skipped_is_named(folder, tmp_path, capsys):
+    """A snapshot whose files are links to elsewhere, a link, a name in capitals, and one that is no text."""
+    blob = tmp_path / "blob"
+    blob.write_bytes((folder / "pirate.gguf").read_bytes())
+    (folder / "snapshot").mkdir()
+    (folder / "snapshot" / "adapter_config.json").symlink_to(blob)
+    (folder / "link.gguf").symlink_to(blob)
+    (folder / "BIG.GGUF").write_bytes(blob.read_bytes())
+    (folder / os.fsdecode(b"\xff.gguf")).write_bytes(blob.read_bytes())
+    assert main(["adapters", "list", str(folder)]) == 0
+    skipped = capsys.readouterr().out.split("\nskipped\n")[1].splitlines()
+    assert [line.split(":")[0] for line in skipped] == ["BIG.GGUF", "link.gguf", "snapshot", "\\udcff.gguf"]
+    assert "ends in .GGUF" in skipped[0]
+    assert "adapter_config.json is a link that leads out of the folder" in skipped[2]
+    assert main(["adapters", "list", str(folder), "--json"]) == 0
+    assert "it is a link" in {each["name"]: each["what"] for each in json.loads(capsys.readouterr().out)}["link.gguf"]
+    assert main(["adapters", "rm", str(folder), "link", "--yes"]) == 1
+    assert "it is skipped: it is a link that leads out of the folder" in capsys.readouterr().err
