@@ -33,7 +33,7 @@ def whole_files(outputs: Sequence[Path], *, overwrite: bool = True) -> Iterator[
     demand_parent(outputs[0])
     demand_place(*outputs, overwrite=overwrite)
     # A folder rather than a file: the new file then gets the permissions that any new file gets.
-    with tempfile.TemporaryDirectory(dir=outputs[0].parent, prefix=f".{outputs[0].name}.") as room:
+    with _told_of(outputs[0]), tempfile.TemporaryDirectory(dir=outputs[0].parent, prefix=_prefix(outputs[0])) as room:
         unfinished = [Path(room) / output.name for output in outputs]
         yield unfinished
         demand_place(*outputs, overwrite=overwrite)
@@ -49,11 +49,27 @@ def whole_folder(output: Path) -> Iterator[Path]:
     its own folder does not exist, OSError when it cannot be written to.
     """
     demand_new(output)
-    with tempfile.TemporaryDirectory(dir=output.parent, prefix=f".{output.name}.") as room:
+    with _told_of(output), tempfile.TemporaryDirectory(dir=output.parent, prefix=_prefix(output)) as room:
         unfinished = Path(room) / output.name
         unfinished.mkdir()
         yield unfinished
         unfinished.rename(output)
+
+
+def _prefix(output: Path) -> str:
+    return f".{output.name}."
+
+
+@contextmanager
+def _told_of(output: Path) -> Iterator[None]:
+    """Let errors of writing name `output`: a failed write names no file, others one that nobody asked for."""
+    try:
+        yield
+    except OSError as error:
+        unfinished = str(output.parent / _prefix(output))
+        if error.errno is None or not (error.filename is None or str(error.filename).startswith(unfinished)):
+            raise
+        raise OSError(error.errno, error.strerror, str(output)) from error
 
 
 def demand_place(*outputs: Path, overwrite: bool) -> None:

@@ -389,6 +389,19 @@ def test_a_full_disk_leaves_the_old_file(pair, tmp_path, monkeypatch):
     assert {path: path.read_bytes() for path in tmp_path.iterdir()} == before
 
 
+def test_a_failed_write_names_the_output(pair, tmp_path, monkeypatch, capsys):
+    def full(path, content):
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr("pathlib.Path.write_bytes", full)
+    for name in ("out.gguf", "/proc/out.gguf"):
+        out = tmp_path / name  # an absolute name stands for itself
+        assert main(["merge", str(pair[0]), "-o", str(out)]) == 1
+        error = capsys.readouterr().err
+        assert error.endswith(f": '{out}'\n")
+        assert ("No space left on device" in error) == (name == "out.gguf")
+
+
 def test_command(pair, tmp_path, capsys):
     out = tmp_path / "out.gguf"
     sources = [f"{pair[0]}=0.7", f"{pair[1]}=-0.3"]
