@@ -111,7 +111,7 @@ def refuse_source(output: Path, sources: Iterable[str | os.PathLike[str]], what:
             raise ValueError(message)
         read = [source, *source.iterdir()] if is_folder else [source]  # its files may be links to elsewhere
         if output.exists() and any(each.exists() and output.samefile(each) for each in read):
-            message = f"{output} is one of the {what} that are read; give the result another name"
+            message = f"{output} is one of the {what} that are read; choose another place"
             raise ValueError(message)
 
 
