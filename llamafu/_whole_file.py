@@ -31,14 +31,12 @@ def whole_files(outputs: Sequence[Path], *, overwrite: bool = True) -> Iterator[
     So who waits for the first one finds all of them.
     """
     demand_parent(outputs[0])
-    if not overwrite:
-        demand_free(*outputs)
+    demand_place(*outputs, overwrite=overwrite)
     # A folder rather than a file: the new file then gets the permissions that any new file gets.
-    with tempfile.TemporaryDirectory(dir=outputs[0].parent, prefix=f".{outputs[0].name}.") as room:
+    with _told_of(outputs[0]), tempfile.TemporaryDirectory(dir=outputs[0].parent, prefix=_prefix(outputs[0])) as room:
         unfinished = [Path(room) / output.name for output in outputs]
         yield unfinished
-        if not overwrite:
-            demand_free(*outputs)
+        demand_place(*outputs, overwrite=overwrite)
         for written, output in reversed(list(zip(unfinished, outputs, strict=True))):
             written.replace(output)
 
@@ -51,17 +49,43 @@ def whole_folder(output: Path) -> Iterator[Path]:
     its own folder does not exist, OSError when it cannot be written to.
     """
     demand_new(output)
-    with tempfile.TemporaryDirectory(dir=output.parent, prefix=f".{output.name}.") as room:
+    with _told_of(output), tempfile.TemporaryDirectory(dir=output.parent, prefix=_prefix(output)) as room:
         unfinished = Path(room) / output.name
         unfinished.mkdir()
         yield unfinished
         unfinished.rename(output)
 
 
-def demand_free(*outputs: Path) -> None:
-    """Raise FileExistsError where there is anything at one of `outputs`, be it a link to nowhere."""
+def _prefix(output: Path) -> str:
+    return f".{output.name}."
+
+
+@contextmanager
+def _told_of(output: Path) -> Iterator[None]:
+    """Let errors of writing name `output`: a failed write names no file, others one that nobody asked for."""
+    try:
+        yield
+    except OSError as error:
+        unfinished = str(output.parent / _prefix(output))
+        if error.errno is None or not (error.filename is None or str(error.filename).startswith(unfinished)):
+            raise
+        raise OSError(error.errno, error.strerror, str(output)) from error
+
+
+def demand_place(*outputs: Path, overwrite: bool) -> None:
+    """Raise OSError where one of `outputs` cannot become a file; to be known before long work.
+
+    IsADirectoryError for a folder; FileExistsError for a device, a pipe or a socket, and for anything at all, be it a link to
+    nowhere, that it may not `overwrite`.
+    """
     for output in outputs:
-        if os.path.lexists(output):
+        if output.is_dir():
+            message = f"{output} is a folder; give the result the name of a file"
+            raise IsADirectoryError(message)
+        if output.exists() and not output.is_file():
+            message = f"{output} is no regular file (a device, a pipe or a socket) and is never replaced; give another name"
+            raise FileExistsError(message)
+        if not overwrite and os.path.lexists(output):
             message = f"{output} exists and is not replaced; give another name, or say to overwrite it (--force)"
             raise FileExistsError(message)
 

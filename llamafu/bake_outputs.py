@@ -5,7 +5,6 @@ from __future__ import annotations
 import errno
 import re
 import shutil
-from pathlib import Path
 from typing import TYPE_CHECKING
 
 from llamafu.adapters.baked import lengths
@@ -15,6 +14,7 @@ from llamafu.errors import ModelLoadError
 if TYPE_CHECKING:
     import os
     from collections.abc import Iterable, Mapping, Sequence
+    from pathlib import Path
 
     from llamafu.adapters.base import BaseModel
     from llamafu.adapters.ggml_type import GGMLType
@@ -42,10 +42,6 @@ def output_paths(output: Path, base: BaseModel, shards: Sequence[Shard]) -> list
     if not fits:
         message = f"{output} is named like a shard, and the result has {len(shards)} files; give a name without -NNNNN-of-NNNNN"
         raise ValueError(message)
-    for place in outputs:
-        if place.is_dir():
-            message = f"{place} is a folder; give the result the name of a file"
-            raise IsADirectoryError(message)
     return outputs
 
 
@@ -53,12 +49,7 @@ def refuse_sources(outputs: Sequence[Path], shards: Sequence[Shard], adapters: I
     """Raise ValueError where a file to write is one of those that are read, or lies in the folder of an adapter."""
     for place in outputs:
         refuse_source(place, [shard.path for shard in shards], what="files of the model")
-        for adapter in map(Path, adapters):
-            if adapter.is_dir() and adapter.resolve() in place.resolve().parents:
-                message = f"{place} lies in the folder of the adapter {adapter}; choose another place"
-                raise ValueError(message)
-            if adapter.exists():
-                refuse_source(place, [adapter])
+        refuse_source(place, adapters)
 
 
 def demand_space(outputs: Sequence[Path], shards: Sequence[Shard], kinds: Mapping[str, GGMLType]) -> None:

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Literal, NamedTuple
 from llamafu._native import finding, processor
 from llamafu._native import library as native
 from llamafu._native.quants import GgmlCodec
-from llamafu._whole_file import demand_free, whole_files
+from llamafu._whole_file import demand_place, whole_files
 from llamafu.adapters.baked import Recipe
 from llamafu.adapters.base import read_base
 from llamafu.adapters.codec import NumpyCodec
@@ -156,8 +156,7 @@ def bake_for_report(
     shards = read_shards(base.path)
     outputs = output_paths(Path(output), base, shards)
     refuse_sources(outputs, shards, adapters)
-    if not overwrite:
-        demand_free(*outputs)
+    demand_place(*outputs, overwrite=overwrite)
     reader = AdapterReader(base, dtype="exact")
     files = [reader.read(path) for path in adapters]
     _check_adapters(files, base)
@@ -167,12 +166,7 @@ def bake_for_report(
     recipe = Recipe(uses, chosen_kinds(shards, uses, dtype, codec), codec, n_threads or processor.usable_cpus())
     with whole_files(outputs, overwrite=overwrite) as unfinished:
         job = BakeJob(shards, unfinished, recipe, Records(base, uses), _never_back(on_progress or (lambda _: None)))
-        try:
-            baked = _baked(job, outputs, dtype, None if calibration is None else (loaded, calibration, text))
-        except OSError as error:
-            if error.filename is None and error.errno is not None:  # a failed write does not know its file
-                raise OSError(error.errno, error.strerror, str(outputs[0])) from error
-            raise
+        baked = _baked(job, outputs, dtype, None if calibration is None else (loaded, calibration, text))
         if baked.kept < least_kept:
             left = f"{outputs[0]} was not written: only {baked.kept:.0%} of the changes would be left in it"
             message = f"{left}; {_advice(dtype, calibration)}, and least_kept=0 (--accept-loss) writes it all the same"

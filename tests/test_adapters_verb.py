@@ -2,6 +2,7 @@
 
 import io
 import json
+import os
 import shutil
 
 import pytest
@@ -96,12 +97,11 @@ def test_what_is_no_adapter_is_shown_and_stays(folder, tiny_model, tiny_adapter_
     before = sorted(folder.rglob("*"))
     assert main(["adapters", "list", str(folder)]) == 0
     adapters, others = capsys.readouterr().out.split("\n\n")
-    assert [row.split()[0] for row in adapters.splitlines()[1:]] == ["cut", "mlx", "peft", "pirate", "shout"]
+    assert [row.split()[0] for row in adapters.splitlines()[1:]] == ["cut", "merged", "mlx", "peft", "pirate", "run", "shout"]
     said = {row.split()[0]: row for row in others.splitlines()[1:]}
     assert "a base model or other GGUF file (model, llama, 21 tensors)" in said["baked"]
-    assert "checkpoint-1/" in said["run"]
     assert "PROMPT_TUNING" in said["prompt"]
-    assert said.keys() == {"baked", "text", "empty", "run", "merged", "prompt"}
+    assert said.keys() == {"baked", "text", "empty", "prompt"}
     assert main(["adapters", "list", str(folder), "--json"]) == 0
     report = {each["name"]: each for each in json.loads(capsys.readouterr().out)}
     assert {name for name, each in report.items() if not each["adapter"]} == said.keys()
@@ -110,6 +110,43 @@ def test_what_is_no_adapter_is_shown_and_stays(folder, tiny_model, tiny_adapter_
         assert "is not removed, since it is no adapter but " in capsys.readouterr().err
     assert sorted(folder.rglob("*")) == before
     assert main(["adapters", "rm", str(folder), "cut", "--yes"]) == 0
+
+
+@pytest.mark.parametrize(
+    "more",
+    [
+        "model.pt",
+        "model.onnx",
+        "model.h5",
+        "consolidated.bin",
+        "pytorch_model.bin",
+        "model.safetensors",
+        "train.jsonl",
+        "notes.md",
+        "other-adapter_adapters.safetensors",
+        "checkpoint-1/adapter_config.json",
+        "README.md/x",
+    ],
+)
+def test_a_folder_with_more_than_an_adapter_stays(folder, capsys, more):
+    (folder / "peft" / more).parent.mkdir(exist_ok=True)
+    (folder / "peft" / more).touch()
+    assert main(["adapters", "list", str(folder)]) == 0
+    assert "\npeft " in capsys.readouterr().out
+    assert main(["adapters", "rm", str(folder), "peft", "--yes"]) == 1
+    error = capsys.readouterr().err
+    assert "more than an adapter is in it" in error
+    assert more.split("/")[0] in error
+    assert (folder / "peft" / more).exists()
+
+
+def test_what_is_written_beside_adapters_goes_with_them(folder):
+    names = "adapter_model.safetensors 0000100_adapters.safetensors tokenizer.json optimizer.pt rng_state.pth rng_state_1.pth"
+    for name in (*names.split(), "training_args.bin", "README.md", ".git/config", ".cache/huggingface/x", "runs/now/events"):
+        (folder / "peft" / name).parent.mkdir(parents=True, exist_ok=True)
+        (folder / "peft" / name).touch()
+    assert main(["adapters", "rm", str(folder), "peft", "--yes"]) == 0
+    assert not (folder / "peft").exists()
 
 
 def test_a_name_of_two_is_refused(folder, capsys):
@@ -138,3 +175,23 @@ def test_a_folder_reached_by_a_link_is_the_same(folder, tmp_path):
     (tmp_path / "link").symlink_to(folder)
     note_use(tmp_path / "link" / "shout.gguf", 5.0)
     assert last_use(folder / "shout.gguf") == 5.0
+
+
+def test_what_is_skipped_is_named(folder, tmp_path, capsys):
+    """A snapshot whose files are links to elsewhere, a link, a name in capitals, and one that is no text."""
+    blob = tmp_path / "blob"
+    blob.write_bytes((folder / "pirate.gguf").read_bytes())
+    (folder / "snapshot").mkdir()
+    (folder / "snapshot" / "adapter_config.json").symlink_to(blob)
+    (folder / "link.gguf").symlink_to(blob)
+    (folder / "BIG.GGUF").write_bytes(blob.read_bytes())
+    (folder / os.fsdecode(b"\xff.gguf")).write_bytes(blob.read_bytes())
+    assert main(["adapters", "list", str(folder)]) == 0
+    skipped = capsys.readouterr().out.split("\nskipped\n")[1].splitlines()
+    assert [line.split(":")[0] for line in skipped] == ["BIG.GGUF", "link.gguf", "snapshot", "\\udcff.gguf"]
+    assert "ends in .GGUF" in skipped[0]
+    assert "adapter_config.json is a link that leads out of the folder" in skipped[2]
+    assert main(["adapters", "list", str(folder), "--json"]) == 0
+    assert "it is a link" in {each["name"]: each["what"] for each in json.loads(capsys.readouterr().out)}["link.gguf"]
+    assert main(["adapters", "rm", str(folder), "link", "--yes"]) == 1
+    assert "it is skipped: it is a link that leads out of the folder" in capsys.readouterr().err

@@ -469,10 +469,12 @@ def test_a_disk_that_fills_up_leaves_nothing(tiny_model, tiny_adapter_a, tmp_pat
 
 
 @pytest.mark.skipif(sys.platform == "win32", reason="signals of other systems")
-def test_ctrl_c_leaves_nothing(tiny_model, tiny_adapter_a, tmp_path):
+@pytest.mark.parametrize(("name", "status"), [("SIGINT", 130), ("SIGTERM", 143), ("SIGHUP", 129)])
+def test_a_signal_leaves_nothing(tiny_model, tiny_adapter_a, tmp_path, name, status):
     code = """
         import os, signal, sys, time
         signal.signal(signal.SIGINT, signal.default_int_handler)
+        signal.signal(signal.SIGHUP, signal.SIG_DFL)  # which nohup changes
         from llamafu.adapters.change import Change
         from llamafu.cli.main import main
         made = Change.rows
@@ -487,9 +489,9 @@ def test_ctrl_c_leaves_nothing(tiny_model, tiny_adapter_a, tmp_path):
     assert process.stdout.readline() == "at work\n"
     assert len(list(tmp_path.iterdir())) == 1
     began = time.monotonic()
-    process.send_signal(signal.SIGINT)
+    process.send_signal(getattr(signal, name))
     _, said = process.communicate(timeout=60)
-    assert process.returncode == 130
+    assert process.returncode == status
     assert time.monotonic() - began < 10
     assert "Traceback" not in said
     assert list(tmp_path.iterdir()) == []

@@ -6,6 +6,7 @@ tests/data/peft_sums.json holds `probe` of every dW that PEFT 0.21.2 makes of `g
 """
 
 import json
+import os
 from pathlib import Path
 
 import numpy as np
@@ -13,6 +14,7 @@ import pytest
 from gguf import GGUFReader
 from test_convert import SIZES, arrays_of, base_of, write_folder
 from test_docs import ROOT, table
+from test_hf_config import TINY
 
 from llamafu.adapters import inspect_adapter, merge_adapters, read_adapter
 from llamafu.adapters.combine import merge_for_base
@@ -387,6 +389,19 @@ def test_a_full_disk_leaves_the_old_file(pair, tmp_path, monkeypatch):
     assert {path: path.read_bytes() for path in tmp_path.iterdir()} == before
 
 
+def test_a_failed_write_names_the_output(pair, tmp_path, monkeypatch, capsys):
+    def full(path, content):
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr("pathlib.Path.write_bytes", full)
+    for name in ("out.gguf", "/proc/out.gguf"):
+        out = tmp_path / name  # an absolute name stands for itself
+        assert main(["merge", str(pair[0]), "-o", str(out)]) == 1
+        error = capsys.readouterr().err
+        assert error.endswith(f": '{out}'\n")
+        assert ("No space left on device" in error) == (name == "out.gguf")
+
+
 def test_command(pair, tmp_path, capsys):
     out = tmp_path / "out.gguf"
     sources = [f"{pair[0]}=0.7", f"{pair[1]}=-0.3"]
@@ -402,6 +417,59 @@ def test_command(pair, tmp_path, capsys):
     for wrong in (["--method", "best"], ["--method", "ties"], ["--rank", "0"], [str(pair[0])]):
         assert main(["merge", *sources, "-o", str(out), "--force", *wrong]) == 2
     assert main(["merge", str(tmp_path / "absent.gguf"), "-o", str(out)]) == 1
+
+
+def test_what_is_read_is_never_replaced(tiny_model, tiny_adapter_a, tmp_path, capsys):
+    """Neither the base model, by any name, nor a file of a source's folder, be it a link; by none of the verbs that write."""
+    base = tmp_path / "base.gguf"
+    base.write_bytes(tiny_model.read_bytes())
+    (tmp_path / "link.gguf").hardlink_to(base)
+    folder, hub = write_folder(tmp_path / "P", arrays_of()), tmp_path / "hub"
+    hub.mkdir()
+    (hub / "config.json").write_text(json.dumps(TINY), encoding="utf-8")
+    (hub / "model.safetensors").write_bytes(b"weights")
+    (folder / "adapter_model.safetensors").rename(tmp_path / "blob.gguf")
+    (folder / "adapter_model.safetensors").symlink_to(tmp_path / "blob.gguf")
+    before = {path: path.read_bytes() for path in tmp_path.rglob("*") if path.is_file()}
+    gguf = ["--format", "gguf"]
+    for words, status in (
+        (["merge", folder, "--base", base, "-o", base], 2),
+        (["merge", folder, tiny_adapter_a, "--base", base, "-o", tmp_path / "link.gguf"], 2),
+        (["merge", folder, "--base", base, *gguf, "-o", folder / "adapter_model.safetensors"], 2),
+        (["merge", folder, "--base", base, *gguf, "-o", folder / "new.gguf"], 2),
+        (["merge", folder, "--base", base, "-o", tmp_path / "blob.gguf"], 2),
+        (["merge", folder, "--base", hub, *gguf, "-o", hub / "config.json"], 2),
+        (["convert", folder, "--base", base, "-o", base], 1),
+        (["convert", folder, "--base", base, "-o", tmp_path / "blob.gguf"], 1),
+        (["convert", folder, "--base", hub, "-o", hub / "model.safetensors"], 1),
+        (["convert", folder, "--base", hub, "-o", hub / "config.json"], 1),
+        (["inspect", tiny_adapter_a, "--plot", tmp_path / "P.png"], 2),
+    ):
+        if words[0] == "inspect":
+            (tmp_path / "P.png").write_bytes(tiny_adapter_a.read_bytes())
+            before[tmp_path / "P.png"] = tiny_adapter_a.read_bytes()
+            words[1] = words[-1]
+        assert main([*map(str, words), "--force"]) == status, words
+        error = capsys.readouterr().err
+        assert "that are read" in error or "lies in the folder" in error
+        assert {path: path.read_bytes() for path in tmp_path.rglob("*") if path.is_file()} == before
+
+
+def test_only_files_are_replaced(tiny_model, tiny_adapter_a, tmp_path, capsys):
+    folder, pipe = write_folder(tmp_path / "P", arrays_of()), tmp_path / "pipe.gguf"
+    os.mkfifo(pipe)
+    (tmp_path / "to.gguf").symlink_to(pipe)
+    (tmp_path / "folder.gguf").mkdir()
+    for verb in (
+        ["convert", folder, "--base", tiny_model],
+        ["merge", tiny_adapter_a],
+        ["bake", "-m", tiny_model, "--lora", tiny_adapter_a],
+    ):
+        for name, words in (("pipe", "no regular file"), ("to", "no regular file"), ("folder", "name of a file")):
+            for force in ([], ["--force"]):
+                assert main([*map(str, verb), "-o", str(tmp_path / f"{name}.gguf"), *force]) == 1
+                assert words in capsys.readouterr().err
+    assert pipe.is_fifo()
 
 
 # -- PEFT ---------------------------------------------------------------------------------------------------------

@@ -417,8 +417,10 @@ def test_failures_leave_no_page(tiny_model, tiny_adapter_a, tmp_path, capsys):
     (tmp_path / "latin.txt").write_bytes(b"\xe4\n")
     output = tmp_path / "page.html"
     output.write_text("of before")
+    itself = ["--prompts", str(output), "-o", str(output), "--force"]
     for asked, status, part in [
         ([*words(tiny_model, tiny_adapter_a), "-o", str(output)], 1, "page.html exists and is not replaced"),
+        ([*words(tiny_model, tiny_adapter_a), *itself], 2, "one of the files that are read"),
         ([*words(tiny_model, tmp_path / "no.gguf"), "-o", str(output), "--force"], 1, "no such adapter file"),
         ([*words(tiny_model, tiny_adapter_a, copy), "-o", str(output), "--force"], 1, "was given twice"),
         ([*words(tiny_model, tiny_adapter_a), "-o", str(tmp_path / "no" / "page.html")], 1, "there is no folder"),

@@ -140,6 +140,16 @@ def shard_paths(path: Path) -> list[Path]:
     return [path.with_name(f"{stem}-{number:05d}-of-{count}.gguf") for number in range(1, int(count) + 1)]
 
 
+def model_files(base: BaseModel) -> list[Path]:
+    """Return the files of the model that `base` is the header of, which nothing may be written over.
+
+    Beside a `config.json`, these are all but GGUF files.
+    """
+    if base.path.suffix != ".json":
+        return shard_paths(base.path)
+    return sorted(each for each in base.path.parent.iterdir() if each.suffix != ".gguf" and each.is_file())
+
+
 def read_header(path: Path) -> Container:
     """Read the header of one GGUF file; raises what `read_base` raises."""
     with _mapped(path) as view:

@@ -8,7 +8,8 @@ from typing import TYPE_CHECKING, NamedTuple
 
 import numpy as np
 
-from llamafu._whole_file import demand_free, demand_new, demand_parent, whole_file
+from llamafu._whole_file import demand_new, demand_parent, demand_place, whole_file
+from llamafu.adapters.base import model_files
 from llamafu.adapters.convert import HUB_ID
 from llamafu.adapters.export import peft_form, write_folder
 from llamafu.adapters.factors import factors, names, read_alike, strength, targets
@@ -128,8 +129,13 @@ def merge_for_base(
     _check_weights(adapters)
     weights = [float(weight) for weight in adapters.values()]
     output = Path(output)
+    refuse_source(output, adapters)
+    if base is not None:
+        refuse_source(output, model_files(base), what="files of the base model")
+    if form == "gguf":
+        demand_parent(output)
+        demand_place(output, overwrite=overwrite)
     files = read_alike(adapters, base)
-    refuse_source(output, (file.path for file in files))
     _refuse_activated(files)
     if keeps_ranks_apart(method):
         _refuse_unequal_ranks(files, method)
@@ -137,10 +143,6 @@ def merge_for_base(
         demand_new(output)
         for file in files:
             peft_form(file, base)
-    else:
-        demand_parent(output)
-        if not overwrite:
-            demand_free(output)
     widest = rank or max(file.info.rank for file in files)
     recipe = _Recipe(method, widest, density or 1.0, np.random.default_rng(seed))
     merged: dict[str, Factors] = {}

@@ -10,9 +10,9 @@ from typing import TYPE_CHECKING, Any, Literal, NamedTuple
 
 import numpy as np
 
-from llamafu._whole_file import demand_free, whole_file
+from llamafu._whole_file import demand_place, whole_file
 from llamafu.adapters.architectures import ARCHITECTURES
-from llamafu.adapters.base import BaseModel
+from llamafu.adapters.base import BaseModel, model_files
 from llamafu.adapters.compatibility import demand_fit
 from llamafu.adapters.container import invalid_file
 from llamafu.adapters.dora import MAGNITUDE, dora_of
@@ -25,7 +25,7 @@ from llamafu.adapters.peft import foreign
 from llamafu.adapters.pieces import Piece, exchanged_sides, joined, pieces_of
 from llamafu.adapters.source_names import source_names
 from llamafu.adapters.storing import DTYPES, stored_as
-from llamafu.adapters.write import adapter_bytes
+from llamafu.adapters.write import adapter_bytes, refuse_source
 from llamafu.errors import ErrorCode, LoraError, LoraIncompatibleError
 
 if TYPE_CHECKING:
@@ -99,8 +99,8 @@ def convert_peft(
     Raises:
         InvalidAdapterFileError: the folder is damaged or holds what a GGUF adapter cannot express; `.problems` has all.
         LoraIncompatibleError: it does not fit `base`, or the architecture cannot be converted.
-        LoraError: no `base`, an unknown dtype or dora, `output` lies in the folder or is the base model, or `drop` has what is
-            in no module's name.
+        LoraError: no `base`, an unknown dtype or dora, `output` lies in the folder or is a file of the base model, or `drop`
+            has what is in no module's name.
         ModelLoadError: `base` cannot be read, or has no weights where they are needed.
         OSError: `output` cannot be written, or exists and `overwrite` is false.
 
@@ -137,12 +137,12 @@ def convert_for_report(
         raise LoraError(message, code=ErrorCode.INVALID_PARAM)
     if not isinstance(base, BaseModel):
         base = read_any_base(base)
-    target = Path(os.path.realpath(output))
-    if target == Path(os.path.realpath(base.path)) or Path(os.path.realpath(folder)) in (target, *target.parents):
-        message = f"{output}: the output must be neither the base model nor in the folder {folder}; choose another place"
-        raise LoraError(message, code=ErrorCode.INVALID_PARAM)
-    if not overwrite:
-        demand_free(output)
+    try:
+        refuse_source(output, [folder])
+        refuse_source(output, model_files(base), what="files of the base model")
+    except ValueError as error:
+        raise LoraError(str(error), code=ErrorCode.INVALID_PARAM) from None
+    demand_place(output, overwrite=overwrite)
     made = converted(
         read_folder(folder),
         base,
@@ -151,7 +151,7 @@ def convert_for_report(
         dora=dora_of(dora, dora_rank, base, on_progress or (lambda _name, _share: None)),
     )
     demand_fit(made.file, base)
-    with whole_file(target, overwrite=overwrite) as unfinished:
+    with whole_file(Path(os.path.realpath(output)), overwrite=overwrite) as unfinished:
         unfinished.write_bytes(made.file.content)
     return made
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import mmap
+import re
 from typing import TYPE_CHECKING
 
 from llamafu.adapters.container import read_container
@@ -15,22 +16,40 @@ if TYPE_CHECKING:
     from pathlib import Path
 
 _LARGEST_CONFIG = 10_000_000  # bytes
-_OWN_WEIGHTS = ("adapter_model", "adapters")
-"""Of PEFT and of mlx-lm, which also keeps those of earlier steps: `0000100_adapters.safetensors`."""
-_WEIGHTS = (".gguf", ".safetensors", ".pth", ".ckpt")
-_MODEL_BIN = "pytorch_model"
+_FOLDERS = (".cache", ".git", "runs")
+"""Of a download, of a clone, and of a trainer's diagrams."""
+_FILES = re.compile(
+    r"adapter_config\.json|adapter_model(-\d{5}-of-\d{5})?\.(safetensors|bin)|adapter_model\.(safetensors|bin)\.index\.json"
+    r"|(\d+_)?adapters\.safetensors"  # of mlx-lm, with those of earlier steps
+    r"|(README|LICENSE|NOTICE|USE_POLICY)(\.md|\.txt)?|\.git(attributes|ignore)|\.DS_Store"
+    r"|tokenizer(_config)?\.json|(tokenizer|spiece|sentencepiece\.bpe)\.model|tokenizer\.model\.v\d+|tekken\.json|vocab\.(json|txt)"
+    r"|merges\.txt|special_tokens_map\.json|added_tokens\.json|chat_template\.(jinja|json)"
+    r"|(generation_|processor_|preprocessor_|video_preprocessor_)?config\.json"
+    r"|trainer_state\.json|training_args\.bin|(optimizer|scheduler|scaler)\.(pt|bin)|rng_state(_\d+)?\.pth"
+    r"|(all|train|eval|test|predict)_results\.json"
+)
+"""What is written beside an adapter's weights: its configuration, card, tokenizer, and a trainer's state."""
 _MOST_NAMED = 3
 
 
 def why_no_adapter(path: Path) -> str | None:
-    """Say what is at `path` in place of an adapter, as what follows "it is"; None for an adapter, sound or not.
-
-    A folder with more in it than one adapter is none either: whole models, or further folders.
-    """
+    """Say what is at `path` in place of an adapter, as what follows "it is"; None for an adapter, sound or not."""
     try:
         return _of_folder(path) if path.is_dir() else _of_file(path)
     except OSError as error:
         return f"not readable ({error.strerror})"
+
+
+def what_more(path: Path) -> str:
+    """Name what would be lost with the adapter at `path` if that were removed, since it is no part of it; empty for nothing.
+
+    Raises OSError where its folder cannot be read.
+    """
+    if not path.is_dir() or path.is_symlink():
+        return ""
+    more = sorted(f"{each.name}/" if each.is_dir() else each.name for each in path.iterdir() if _is_more(each))
+    rest = f" and {len(more) - _MOST_NAMED} more" if len(more) > _MOST_NAMED else ""
+    return f"{', '.join(more[:_MOST_NAMED])}{rest}"
 
 
 def _of_file(path: Path) -> str | None:
@@ -49,10 +68,6 @@ def _of_folder(path: Path) -> str | None:
     config = path / CONFIG
     if not config.is_file():
         return f"a folder without {CONFIG}"
-    more = sorted(f"{each.name}/" if each.is_dir() else each.name for each in path.iterdir() if _is_more(each))
-    if more:
-        rest = f" and {len(more) - _MOST_NAMED} more" if len(more) > _MOST_NAMED else ""
-        return f"a folder with more than an adapter in it ({', '.join(more[:_MOST_NAMED])}{rest})"
     try:
         with config.open("rb") as file:
             settings = json.loads(file.read(_LARGEST_CONFIG).decode("utf-8"))
@@ -63,8 +78,7 @@ def _of_folder(path: Path) -> str | None:
 
 
 def _is_more(path: Path) -> bool:
-    """Whether this, in an adapter's folder, is worth more than what PEFT writes there beside the adapter."""
+    """Whether this, in an adapter's folder, is none of what PEFT, mlx-lm, their trainers and downloads write there."""
     if path.is_dir():
-        return True
-    is_weights = path.suffix in _WEIGHTS or path.name.startswith(_MODEL_BIN)
-    return is_weights and path.stem not in _OWN_WEIGHTS and not path.stem.endswith("_adapters")
+        return path.name not in _FOLDERS
+    return _FILES.fullmatch(path.name) is None

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import tempfile
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
@@ -14,7 +15,6 @@ from llamafu.adapters.file import check_adapter
 from llamafu.adapters.info import is_flipped
 
 if TYPE_CHECKING:
-    import os
     from collections.abc import Iterable, Mapping
 
     from numpy.typing import NDArray
@@ -99,10 +99,19 @@ def adapter_bytes(architecture: str, metadata: Mapping[str, Field], tensors: Map
 
 
 def refuse_source(output: Path, sources: Iterable[str | os.PathLike[str]], what: str = "adapters") -> None:
-    """Raise ValueError if writing `output` would replace one of `sources`, by whatever name; `what` they are."""
-    for source in sources:
-        if output.exists() and output.samefile(source):
-            message = f"{output} is one of the {what} that are read; give the result another name"
+    """Raise ValueError if writing `output` would replace one of `sources`, by whatever name, or a file of one; `what` they are.
+
+    A folder among them is an adapter's: nothing is written into it.
+    """
+    place = Path(os.path.realpath(output))
+    for source in map(Path, sources):
+        is_folder = source.is_dir()
+        if is_folder and Path(os.path.realpath(source)) in place.parents:
+            message = f"{output} lies in the folder of the adapter {source}; choose another place"
+            raise ValueError(message)
+        read = [source, *source.iterdir()] if is_folder else [source]  # its files may be links to elsewhere
+        if output.exists() and any(each.exists() and output.samefile(each) for each in read):
+            message = f"{output} is one of the {what} that are read; choose another place"
             raise ValueError(message)
 
 

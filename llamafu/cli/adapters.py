@@ -37,7 +37,8 @@ def _list(arguments: argparse.Namespace) -> int:
     from llamafu.adapters.recognise import why_no_adapter
     from llamafu.server.folder import AdapterFolder, label
 
-    everything = AdapterFolder(arguments.folder).everything()
+    folder = AdapterFolder(arguments.folder)
+    everything, skipped = folder.everything(), folder.skipped()
     names = [found.name for found in everything]
     rows = [
         (label(found, alone=names.count(found.name) == 1), found, last_use(found.path), why_no_adapter(found.path))
@@ -55,6 +56,10 @@ def _list(arguments: argparse.Namespace) -> int:
             }
             for name, found, used, what in rows
         ]
+        report += [
+            {"name": name, "path": str(folder.folder / name), "size": 0, "last_used": None, "adapter": False, "what": what}
+            for name, what in skipped.items()
+        ]
         sys.stdout.write(json.dumps(report, indent=2) + "\n")
         return 0
     adapters = [(name, found.nbytes, _when(used)) for name, found, used, what in rows if what is None]
@@ -65,6 +70,9 @@ def _list(arguments: argparse.Namespace) -> int:
     if others:
         sys.stdout.write(f"\n{'no adapter':<{width}}  {'size':>10}  what it is\n")
         sys.stdout.writelines(_line(*row, width) for row in others)
+    if skipped:
+        sys.stdout.write("\nskipped\n")
+        sys.stdout.writelines(f"{name}: {reason}\n" for name, reason in skipped.items())
     return 0
 
 
@@ -81,7 +89,9 @@ def _remove(arguments: argparse.Namespace) -> int:
             return 1
         folder.delete(arguments.name)
     except NotFoundError as error:
-        message = f"{error} in {arguments.folder} (adapters: {', '.join(folder.scan()) or 'none'})"
+        skipped = {name.removesuffix(".gguf"): reason for name, reason in folder.skipped().items()}
+        reason = f"; it is skipped: {skipped[arguments.name]}" if arguments.name in skipped else ""
+        message = f"{error} in {arguments.folder} (adapters: {', '.join(folder.scan()) or 'none'}){reason}"
         raise LoraNotFoundError(message) from error
     except InvalidRequestError as error:
         raise LoraError(str(error)) from error

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from llamafu.cli.adapter_input import add_base, png, read_adapters
-from llamafu.cli.output import add_force, demand_free
+from llamafu.cli.output import add_force, demand_place
 from llamafu.cli.style import BOLD, DIM, Style
 
 if TYPE_CHECKING:
@@ -44,7 +44,7 @@ def _run(arguments: argparse.Namespace) -> int:
 
     if len(arguments.files) < 2:  # noqa: PLR2004
         arguments.refuse("give two adapters or more")
-    demand_free(arguments.plot, arguments)
+    demand_place(arguments.plot, arguments, arguments.files)
     comparison = compare_adapters(read_adapters(arguments.files, arguments))
     if arguments.plot:
         from llamafu.adapters.plots import plot_comparison

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any
 
 from llamafu.cli.adapter_input import add_base, png, read_adapters
 from llamafu.cli.heat_map import heat_map
-from llamafu.cli.output import add_force, demand_free
+from llamafu.cli.output import add_force, demand_place
 from llamafu.cli.style import BOLD, DIM, Style, colour
 
 if TYPE_CHECKING:
@@ -49,7 +49,7 @@ def add_parser(subparsers: Any) -> None:
 
 
 def _run(arguments: argparse.Namespace) -> int:
-    demand_free(None if arguments.plot == _IN_TEXT else arguments.plot, arguments)
+    demand_place(None if arguments.plot == _IN_TEXT else arguments.plot, arguments, [arguments.file])
     file = read_adapters([arguments.file], arguments)[0]
     if arguments.json and arguments.plot == _IN_TEXT:
         arguments.refuse("--json and a heat map in text exclude one another: --json has the norms; or name a PNG file")

@@ -8,14 +8,17 @@ import importlib
 import io
 import logging
 import os
+import signal
 import sys
+import threading
 from typing import TYPE_CHECKING, Any
 
 from llamafu._version import __version__
 from llamafu.errors import LlamafuError
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import Iterator, Sequence
+    from types import FrameType
 
 COMMANDS = tuple("demo complete chat inspect check convert compare merge bake sweep adapters serve bench lib doctor".split())
 """Modules of `llamafu.cli`, in the order of `--help`.
@@ -25,6 +28,8 @@ exit status. They import what is heavy (NumPy included) inside `run`.
 """
 
 FAILED, USAGE, INTERRUPTED, BROKEN_PIPE = 1, 2, 130, 141
+_SIGNALLED = 128
+"""Plus the signal's number: the status of what it ended, as a shell has it."""
 
 
 class Parser(argparse.ArgumentParser):
@@ -38,7 +43,10 @@ class Parser(argparse.ArgumentParser):
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Run one command; the exit status is 0, 1 (failed), 2 (usage), 130 (Ctrl-C) or 141 (the reader of a pipe left)."""
+    """Run one command; the exit status is 0, 1 (failed), 2 (usage), 130 (Ctrl-C) or 141 (the reader of a pipe left).
+
+    It is 128 + the number of a signal that ended it.
+    """
     try:
         words = sys.argv[1:] if argv is None else argv
         return _run(_parser(words).parse_args(words))
@@ -52,7 +60,8 @@ def _run(arguments: argparse.Namespace) -> int:
     if isinstance(sys.stdout, io.TextIOWrapper):
         sys.stdout.reconfigure(errors="replace")  # a model may say what the terminal's encoding cannot
     try:
-        status: int = arguments.run(arguments)
+        with _ended_in_order():
+            status: int = arguments.run(arguments)
         sys.stdout.flush()
     except KeyboardInterrupt:
         return INTERRUPTED
@@ -66,6 +75,24 @@ def _run(arguments: argparse.Namespace) -> int:
     except Exception as error:  # noqa: BLE001 - a bug of ours is one line too, and says how to see more
         return _failed(f"{type(error).__name__}: {error} (this is a bug; --debug shows where)", debug=debug)
     return status
+
+
+@contextlib.contextmanager
+def _ended_in_order() -> Iterator[None]:
+    """Let SIGTERM and SIGHUP end the command like Ctrl-C does, so that nothing unfinished stays on the disk."""
+
+    def end(number: int, _frame: FrameType | None) -> None:
+        raise SystemExit(_SIGNALLED + number)
+
+    numbers = [getattr(signal, name) for name in ("SIGTERM", "SIGHUP") if hasattr(signal, name)]
+    if threading.current_thread() is not threading.main_thread():
+        numbers = []
+    before = {number: signal.signal(number, end) for number in numbers if signal.getsignal(number) is signal.SIG_DFL}
+    try:
+        yield
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)
 
 
 def _parser(words: Sequence[str] = ()) -> Parser:

@@ -6,6 +6,7 @@ from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
     import argparse
+    from collections.abc import Iterable
     from pathlib import Path
 
 
@@ -14,9 +15,17 @@ def add_force(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--force", action="store_true", help="replace what is there under the name of the output")
 
 
-def demand_free(output: Path | None, arguments: argparse.Namespace) -> None:
-    """Raise FileExistsError, before the work, where the output would replace something and `--force` is not given."""
-    from llamafu import _whole_file
+def demand_place(output: Path | None, arguments: argparse.Namespace, sources: Iterable[Path]) -> None:
+    """Raise OSError, before the work, where the output is no file or would replace one and `--force` is not given.
 
-    if output is not None and not arguments.force:
-        _whole_file.demand_free(output)
+    That it would replace one of the `sources` of the work is a usage error.
+    """
+    from llamafu import _whole_file
+    from llamafu.adapters.write import refuse_source
+
+    if output is not None:
+        try:
+            refuse_source(output, sources, what="files")
+        except ValueError as error:
+            arguments.refuse(str(error))
+        _whole_file.demand_place(output, overwrite=arguments.force)

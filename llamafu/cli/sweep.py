@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from llamafu.cli.arguments import Use, add_model, load_adapters, model_path, option
-from llamafu.cli.output import add_force
+from llamafu.cli.output import add_force, demand_place
 from llamafu.cli.progress import Progress
 
 if TYPE_CHECKING:
@@ -79,10 +79,13 @@ def add_parser(subparsers: Any) -> None:
 
 def _run(arguments: argparse.Namespace) -> int:
     from llamafu._whole_file import whole_file
+    from llamafu.adapters.base import shard_paths
     from llamafu.cli.sweep_table import table
     from llamafu.sweep import page
 
     prompts, mixes = _asked(arguments)
+    read = [*shard_paths(Path(model_path(arguments.model))), *arguments.lora, *filter(None, [arguments.prompts])]
+    demand_place(arguments.output, arguments, read)
     if arguments.output is None:
         found = _sweep(arguments, prompts, mixes)
     else:

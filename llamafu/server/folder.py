@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING
 
 from llamafu.adapters.file import default_name
 from llamafu.adapters.peft import CONFIG
-from llamafu.adapters.recognise import why_no_adapter
+from llamafu.adapters.recognise import what_more, why_no_adapter
 from llamafu.service.errors import InvalidRequestError, NotFoundError
 
 if TYPE_CHECKING:
@@ -68,6 +68,13 @@ class AdapterFolder:
             paths = sorted((Path(entry.path) for entry in entries), key=lambda path: path.suffix != _SUFFIX)
         return sorted((one for path in paths if (one := self._found(path)) is not None), key=lambda found: found.name)
 
+    def skipped(self) -> dict[str, str]:
+        """Return what would be an adapter and is not taken as one, by the file's or folder's name, with the reason."""
+        with os.scandir(self.folder) as entries:
+            looked = {entry.name: self._look_at(Path(entry.path)) for entry in entries}
+        reasons = {name: found for name, found in sorted(looked.items()) if isinstance(found, str)}
+        return {name.encode("utf-8", "backslashreplace").decode(): reason for name, reason in reasons.items()}
+
     def scan(self) -> dict[str, Found]:
         """Return what is there now, by name, sorted."""
         found: dict[str, Found] = {}
@@ -78,11 +85,16 @@ class AdapterFolder:
     def to_remove(self, name: str) -> Found:
         """Return the adapter that `name` alone names; of a file and a folder of one name, `NAME.gguf` or `NAME/` is one.
 
-        `NotFoundError` where there is none, `InvalidRequestError` where there are two, or it is no adapter at all.
+        `NotFoundError` where there is none, `InvalidRequestError` where there are two, it is none, or has more in it.
         """
         found = self._only(name)
         if (what := why_no_adapter(found.path)) is not None:
             message = f"{found.path} is not removed, since it is no adapter but {what}"
+            raise InvalidRequestError(message, status=409)
+        if more := what_more(found.path):
+            message = (
+                f"{found.path} is not removed, since more than an adapter is in it: {more}; move that, or remove it by hand"
+            )
             raise InvalidRequestError(message, status=409)
         return found
 
@@ -167,22 +179,29 @@ class AdapterFolder:
             raise InvalidRequestError(message)
 
     def _found(self, path: Path) -> Found | None:
-        """Return the adapter at `path`, None where there is none, or it leads out of the folder, or just vanished."""
+        found = self._look_at(path)
+        return found if isinstance(found, Found) else None
+
+    def _look_at(self, path: Path) -> Found | str | None:
+        """Return the adapter at `path`, why it is skipped, or None where there is none, or it just vanished."""
         try:
             is_file = path.suffix == _SUFFIX and not path.is_dir()
             name = default_name(path)
-            if not is_name(name):
-                return None
-            if not path.resolve(strict=True).is_relative_to(self.folder):
-                return None
             if is_file and path.is_file():
                 files = [path]
             elif not is_file and (path / CONFIG).is_file():
                 files = sorted(each for each in path.iterdir() if each.is_file())
-                if not all(each.resolve(strict=True).is_relative_to(self.folder) for each in files):
-                    return None
             else:
+                is_other_case = path.suffix.lower() == _SUFFIX and path.is_file() and not is_file
+                return f"its name ends in {path.suffix}, not in {_SUFFIX}" if is_other_case else None
+            if name.startswith("."):
                 return None
+            if not is_name(name):
+                return "its name cannot be an adapter's; rename it"
+            for each in (path, *files):
+                if not each.resolve(strict=True).is_relative_to(self.folder):
+                    link = "it" if each == path else each.name
+                    return f"{link} is a link that leads out of the folder; put a copy in its place"
             stats = [each.stat() for each in files]
         except (OSError, RuntimeError):  # gone, unreadable, or links in a circle
             return None
