@@ -9,6 +9,7 @@ from torch_bytes import torch_bytes
 
 from llamafu import Llamafu
 from llamafu.adapters import AdapterReader, compare_adapters, convert_peft, export_peft, inspect_adapter, read_base
+from llamafu.adapters.hf_config import read_any_base
 from llamafu.cli.main import main
 from llamafu.errors import InvalidAdapterFileError
 from llamafu.server.folder import AdapterFolder
@@ -109,3 +110,40 @@ def test_a_config_is_compared_like_a_model(config, tmp_path, capsys):
     config.write_text(json.dumps(CONFIG | {"intermediate_size": 95}))
     assert main(["check", str(folder), "-m", str(config)]) == 1
     assert "the base model is 64 in, 95 out" in capsys.readouterr().out
+
+
+# -- names of tensors -----------------------------------------------------------------------------------------------
+
+WRAPPINGS = {
+    "of an adapter": lambda key: key.replace(".weight", ".default.weight"),
+    "in DDP": lambda key: f"module.{key}",
+    "without PEFT's prefix": lambda key: key.removeprefix("base_model.model."),
+    "in FSDP": lambda key: key.replace("layers.0.", "layers.0._fsdp_wrapped_module._checkpoint_wrapped_module."),
+}
+
+
+@pytest.mark.parametrize("rename", WRAPPINGS.values(), ids=WRAPPINGS)
+def test_state_dicts_that_were_saved_by_hand(rename, tmp_path):
+    arrays = arrays_of()
+    (tmp_path / "a").mkdir()
+    (tmp_path / "b").mkdir()
+    convert_peft(write_folder(tmp_path / "a" / "x", arrays), tmp_path / "a.gguf", base=base_of())
+    renamed = {rename(key): value for key, value in arrays.items()}
+    convert_peft(write_folder(tmp_path / "b" / "x", renamed), tmp_path / "b.gguf", base=base_of())
+    assert (tmp_path / "a.gguf").read_bytes() == (tmp_path / "b.gguf").read_bytes()
+
+
+def test_two_adapters_in_one_file_are_one_error(tmp_path):
+    arrays = {key.replace(".weight", f".{name}.weight"): value for key, value in arrays_of().items() for name in ("one", "two")}
+    with pytest.raises(InvalidAdapterFileError, match="the adapters 'one', 'two'") as caught:
+        convert_peft(write_folder(tmp_path / "x", arrays), tmp_path / "x.gguf", base=base_of())
+    assert len(caught.value.problems) == 1
+
+
+def test_configurations_with_a_byte_order_mark(config, tmp_path):
+    folder = write_folder(tmp_path / "x", arrays_of())
+    plain = convert_peft(folder, tmp_path / "plain.gguf", base=config)
+    for path in (config, folder / "adapter_config.json"):
+        path.write_bytes(b"\xef\xbb\xbf" + path.read_bytes())
+    assert convert_peft(folder, tmp_path / "marked.gguf", base=config) == plain
+    assert AdapterReader(read_any_base(config)).read(folder).info.base_model == plain.base_model

@@ -90,7 +90,7 @@ def read_mlx(
 
 def _config(content: bytes, *, name: str) -> _Config:
     try:
-        config = json.loads(content.decode("utf-8"), object_pairs_hook=unique)
+        config = json.loads(content.decode("utf-8-sig"), object_pairs_hook=unique)
     except (ValueError, RecursionError) as error:
         raise invalid_file(name, [f"no sound JSON: {error}"]) from error
     problems = _problems(config) if isinstance(config, dict) else ["no JSON object"]
