@@ -1,6 +1,7 @@
 """Adapters as people have them, and bases: names with dots, checkpoints without values, `config.json` in place of a model."""
 
 import json
+import tempfile
 
 import numpy as np
 import pytest
@@ -11,7 +12,7 @@ from llamafu import Llamafu
 from llamafu.adapters import AdapterReader, compare_adapters, convert_peft, export_peft, inspect_adapter, read_base
 from llamafu.adapters.hf_config import read_any_base
 from llamafu.cli.main import main
-from llamafu.errors import InvalidAdapterFileError
+from llamafu.errors import InvalidAdapterFileError, LoraError
 from llamafu.server.folder import AdapterFolder
 
 CONFIG = {
@@ -147,3 +148,36 @@ def test_configurations_with_a_byte_order_mark(config, tmp_path):
         path.write_bytes(b"\xef\xbb\xbf" + path.read_bytes())
     assert convert_peft(folder, tmp_path / "marked.gguf", base=config) == plain
     assert AdapterReader(read_any_base(config)).read(folder).info.base_model == plain.base_model
+
+
+@pytest.mark.parametrize(
+    "given", ["model.layers.0.mlp.up_proj", "base_model.model.model.layers.0.mlp.up_proj.lora_A.weight", "layers.0.mlp.up_proj"]
+)
+def test_drop_takes_the_names_that_errors_print(given, tmp_path):
+    info = convert_peft(write_folder(tmp_path / "x", arrays_of()), tmp_path / "o.gguf", base=base_of(), drop=[given])
+    assert info.metadata["llamafu.convert.dropped"] == ("model.layers.0.mlp.up_proj",)
+
+
+def test_drop_of_a_list_in_one_says_how(tmp_path):
+    folder = write_folder(tmp_path / "x", arrays_of())
+    with pytest.raises(LoraError, match="'q_proj,k_proj' in its name.* one name each time"):
+        convert_peft(folder, tmp_path / "o.gguf", base=base_of(), drop=["q_proj,k_proj"])
+
+
+def test_dora_where_there_is_none_needs_no_weights(config, tmp_path):
+    folder = write_folder(tmp_path / "x", arrays_of())
+    plain = convert_peft(folder, tmp_path / "plain.gguf", base=config)
+    assert convert_peft(folder, tmp_path / "dora.gguf", base=config, dora="svd").tensors == plain.tensors
+
+
+def test_magnitudes_without_use_dora_say_so(tmp_path, tiny_model):
+    name = "base_model.model.model.layers.0.mlp.up_proj.lora_magnitude_vector"
+    folder = write_folder(tmp_path / "x", arrays_of() | {name: np.ones(96, "f4")})
+    with pytest.raises(InvalidAdapterFileError, match="use_dora is not set; set it to true"):
+        convert_peft(folder, tmp_path / "o.gguf", base=tiny_model, dora="svd")
+
+
+def test_no_temporary_folder_is_needed(tmp_path, monkeypatch):
+    folder = write_folder(tmp_path / "x", arrays_of())
+    monkeypatch.setattr(tempfile, "tempdir", str(tmp_path / "nowhere"))
+    assert convert_peft(folder, tmp_path / "o.gguf", base=base_of()).rank == 4
