@@ -121,6 +121,9 @@ def _read(path: Path, folder: Path, most: int | None = None) -> bytes:
             return file.read()
     except (FileNotFoundError, NotADirectoryError) as error:
         message = f"{folder}: no PEFT adapter, it needs {CONFIG} and {' or '.join(WEIGHTS)}; mlx-lm's has {MLX_WEIGHTS}"
+        kept = sorted(path.name for path in folder.glob(f"*_{MLX_WEIGHTS}"))
+        if kept:
+            message += f"; there is mlx-lm's checkpoint {kept[-1]}: copy the one that is meant to {MLX_WEIGHTS}"
         raise AdapterFileNotFoundError(message) from error
     except IsADirectoryError as error:
         raise invalid_file(str(path), ["a folder; there must be a file"]) from error
