@@ -18,6 +18,7 @@ from llamafu.adapters.baked import Recipe
 from llamafu.adapters.base import read_base
 from llamafu.adapters.codec import NumpyCodec
 from llamafu.adapters.compatibility import check_compatibility
+from llamafu.adapters.ggml_type import GGMLType
 from llamafu.adapters.reader import AdapterReader
 from llamafu.adapters.shard import read_shards
 from llamafu.adapters.target_types import MUCH_LOST, became, chosen_kinds, kinds_that_keep
@@ -45,6 +46,8 @@ if TYPE_CHECKING:
 DTYPES = ("auto", "keep", "f32", "f16", "bf16", "q8_0")
 """What the changed tensors may become: what keeps the change, what they were, or a type that loses little of the sum."""
 
+NOTHING_KEEPS_MORE = "no type keeps more: the changes are too small beside the model's values, or cancel one another"
+
 logger = logging.getLogger("llamafu.baking")
 
 _CHOOSING = 0.1  # of the work: what types keep is measured
@@ -62,6 +65,8 @@ class Baked(NamedTuple):
     """The share that the tensors' own types keep, as far as that was asked."""
     became: tuple[Became, ...]
     """Tensors that got another type because of it."""
+    is_final: bool = False
+    """Whether no other type keeps more: each tensor has one that keeps its change, or F32."""
 
 
 def bake(
@@ -169,13 +174,14 @@ def bake_for_report(
         baked = _baked(job, outputs, dtype, None if calibration is None else (loaded, calibration, text))
         if baked.kept < least_kept:
             left = f"{outputs[0]} was not written: only {baked.kept:.0%} of the changes would be left in it"
-            message = f"{left}; {_advice(dtype, calibration)}, and least_kept=0 (--accept-loss) writes it all the same"
+            advice = _advice(dtype, calibration, is_final=baked.is_final)
+            message = f"{left}; {advice}, and least_kept=0 (--accept-loss) writes it all the same"
             raise LoraError(message)
     for one in baked.became:
         logger.warning("%s: %s, since these keep only %.0f%% of the changes", outputs[0], one, baked.by_own * 100)
     if baked.kept < MUCH_LOST:
         message = "%s: rounding kept only %.0f%% of the changes; %s"
-        logger.warning(message, outputs[0], baked.kept * 100, _advice(dtype, calibration))
+        logger.warning(message, outputs[0], baked.kept * 100, _advice(dtype, calibration, is_final=baked.is_final))
     return baked
 
 
@@ -193,11 +199,14 @@ def _baked(
         kinds, by_own = kinds_that_keep(job.shards, job.recipe, lambda share: job.on_progress(_CHOOSING * share))
     demand_space(outputs, job.shards, kinds)
     kept = job._replace(recipe=job.recipe._replace(kinds=kinds)).nearest()
-    return Baked(outputs[0], kept, by_own, tuple(became(own, kinds)))
+    is_final = (dtype == "auto" and by_own < MUCH_LOST) or all(kind is GGMLType.F32 for kind in kinds.values())
+    return Baked(outputs[0], kept, by_own, tuple(became(own, kinds)), is_final)
 
 
-def _advice(dtype: str, calibration: str | os.PathLike[str] | None) -> str:
+def _advice(dtype: str, calibration: str | os.PathLike[str] | None, *, is_final: bool) -> str:
     """Say what keeps more."""
+    if is_final:
+        return NOTHING_KEEPS_MORE
     finer = "the dtype 'q8_0', 'f16' or 'f32' keeps more"
     if calibration is not None:
         return finer

@@ -1,6 +1,7 @@
 """Adapters as people have them, and bases: names with dots, checkpoints without values, `config.json` in place of a model."""
 
 import json
+import tempfile
 
 import numpy as np
 import pytest
@@ -9,8 +10,9 @@ from torch_bytes import torch_bytes
 
 from llamafu import Llamafu
 from llamafu.adapters import AdapterReader, compare_adapters, convert_peft, export_peft, inspect_adapter, read_base
+from llamafu.adapters.hf_config import read_any_base
 from llamafu.cli.main import main
-from llamafu.errors import InvalidAdapterFileError
+from llamafu.errors import InvalidAdapterFileError, LoraError
 from llamafu.server.folder import AdapterFolder
 
 CONFIG = {
@@ -109,3 +111,73 @@ def test_a_config_is_compared_like_a_model(config, tmp_path, capsys):
     config.write_text(json.dumps(CONFIG | {"intermediate_size": 95}))
     assert main(["check", str(folder), "-m", str(config)]) == 1
     assert "the base model is 64 in, 95 out" in capsys.readouterr().out
+
+
+# -- names of tensors -----------------------------------------------------------------------------------------------
+
+WRAPPINGS = {
+    "of an adapter": lambda key: key.replace(".weight", ".default.weight"),
+    "in DDP": lambda key: f"module.{key}",
+    "without PEFT's prefix": lambda key: key.removeprefix("base_model.model."),
+    "in FSDP": lambda key: key.replace("layers.0.", "layers.0._fsdp_wrapped_module._checkpoint_wrapped_module."),
+}
+
+
+@pytest.mark.parametrize("rename", WRAPPINGS.values(), ids=WRAPPINGS)
+def test_state_dicts_that_were_saved_by_hand(rename, tmp_path):
+    arrays = arrays_of()
+    (tmp_path / "a").mkdir()
+    (tmp_path / "b").mkdir()
+    convert_peft(write_folder(tmp_path / "a" / "x", arrays), tmp_path / "a.gguf", base=base_of())
+    renamed = {rename(key): value for key, value in arrays.items()}
+    convert_peft(write_folder(tmp_path / "b" / "x", renamed), tmp_path / "b.gguf", base=base_of())
+    assert (tmp_path / "a.gguf").read_bytes() == (tmp_path / "b.gguf").read_bytes()
+
+
+def test_two_adapters_in_one_file_are_one_error(tmp_path):
+    arrays = {key.replace(".weight", f".{name}.weight"): value for key, value in arrays_of().items() for name in ("one", "two")}
+    with pytest.raises(InvalidAdapterFileError, match="the adapters 'one', 'two'") as caught:
+        convert_peft(write_folder(tmp_path / "x", arrays), tmp_path / "x.gguf", base=base_of())
+    assert len(caught.value.problems) == 1
+
+
+def test_configurations_with_a_byte_order_mark(config, tmp_path):
+    folder = write_folder(tmp_path / "x", arrays_of())
+    plain = convert_peft(folder, tmp_path / "plain.gguf", base=config)
+    for path in (config, folder / "adapter_config.json"):
+        path.write_bytes(b"\xef\xbb\xbf" + path.read_bytes())
+    assert convert_peft(folder, tmp_path / "marked.gguf", base=config) == plain
+    assert AdapterReader(read_any_base(config)).read(folder).info.base_model == plain.base_model
+
+
+@pytest.mark.parametrize(
+    "given", ["model.layers.0.mlp.up_proj", "base_model.model.model.layers.0.mlp.up_proj.lora_A.weight", "layers.0.mlp.up_proj"]
+)
+def test_drop_takes_the_names_that_errors_print(given, tmp_path):
+    info = convert_peft(write_folder(tmp_path / "x", arrays_of()), tmp_path / "o.gguf", base=base_of(), drop=[given])
+    assert info.metadata["llamafu.convert.dropped"] == ("model.layers.0.mlp.up_proj",)
+
+
+def test_drop_of_a_list_in_one_says_how(tmp_path):
+    folder = write_folder(tmp_path / "x", arrays_of())
+    with pytest.raises(LoraError, match="'q_proj,k_proj' in its name.* one name each time"):
+        convert_peft(folder, tmp_path / "o.gguf", base=base_of(), drop=["q_proj,k_proj"])
+
+
+def test_dora_where_there_is_none_needs_no_weights(config, tmp_path):
+    folder = write_folder(tmp_path / "x", arrays_of())
+    plain = convert_peft(folder, tmp_path / "plain.gguf", base=config)
+    assert convert_peft(folder, tmp_path / "dora.gguf", base=config, dora="svd").tensors == plain.tensors
+
+
+def test_magnitudes_without_use_dora_say_so(tmp_path, tiny_model):
+    name = "base_model.model.model.layers.0.mlp.up_proj.lora_magnitude_vector"
+    folder = write_folder(tmp_path / "x", arrays_of() | {name: np.ones(96, "f4")})
+    with pytest.raises(InvalidAdapterFileError, match="use_dora is not set; set it to true"):
+        convert_peft(folder, tmp_path / "o.gguf", base=tiny_model, dora="svd")
+
+
+def test_no_temporary_folder_is_needed(tmp_path, monkeypatch):
+    folder = write_folder(tmp_path / "x", arrays_of())
+    monkeypatch.setattr(tempfile, "tempdir", str(tmp_path / "nowhere"))
+    assert convert_peft(folder, tmp_path / "o.gguf", base=base_of()).rank == 4

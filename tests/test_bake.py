@@ -671,3 +671,12 @@ def _umask():
 
 def test_the_page_lists_every_dtype():
     assert [row[0] for row in table(ROOT / "docs" / "baking.md", "dtype")] == list(DTYPES)
+
+
+@pytest.mark.parametrize("dtype", ["auto", "f32"])
+def test_where_no_type_keeps_more_none_is_advised(dtype, tiny_model, tiny_adapter_a, tmp_path, capsys):
+    words = ["bake", "-m", str(tiny_model), "--lora", f"{tiny_adapter_a}=1e-12", "-o", str(tmp_path / "o.gguf")]
+    assert main([*words, "--dtype", dtype, "--accept-loss"]) == 0
+    said = capsys.readouterr().out
+    assert "no type keeps more" in said
+    assert "to keep more" not in said

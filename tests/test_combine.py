@@ -17,7 +17,7 @@ from test_docs import ROOT, table
 from test_hf_config import TINY
 
 from llamafu.adapters import inspect_adapter, merge_adapters, read_adapter
-from llamafu.adapters.combine import merge_for_base
+from llamafu.adapters.combine import form_of, merge_for_base
 from llamafu.adapters.methods import METHODS
 from llamafu.adapters.write import write_adapter
 from llamafu.cli.main import main
@@ -317,6 +317,16 @@ def test_f16_stays_f16_while_it_fits(tmp_path):
     types = [merge_adapters(dict.fromkeys(w, 1.0), tmp_path / "o.gguf").tensors[0].dtype for w in ([small], [small, wide])]
     types.append(merge_adapters({small: 1e12}, tmp_path / "o.gguf").tensors[0].dtype)
     assert types == ["F16", "F32", "F32"]
+
+
+def test_an_f16_folder_is_merged_as_f16(tmp_path):
+    """Into a file, whatever the case of its name's end."""
+    arrays = {name: array.astype("f2") for name, array in arrays_of().items()}
+    folder = write_folder(tmp_path / "x", arrays)
+    options = {"form": form_of(tmp_path / "o.GGUF"), "method": "svd", "rank": None, "density": None, "seed": None}
+    info = merge_for_base({folder: 0.7}, tmp_path / "o.GGUF", base=base_of(), **options)
+    assert {tensor.dtype for tensor in info.tensors} == {"F16"}
+    assert inspect_adapter(tmp_path / "o.GGUF").digest == info.digest
 
 
 @pytest.mark.parametrize(

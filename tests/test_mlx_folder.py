@@ -11,7 +11,7 @@ from tiny_model import Weights
 from llamafu import Engine, Llamafu
 from llamafu.adapters import bake, convert_peft, inspect_adapter
 from llamafu.cli.main import main
-from llamafu.errors import InvalidAdapterFileError, LoraLoadError
+from llamafu.errors import InvalidAdapterFileError, LlamafuError, LoraLoadError
 
 RANK, SCALE = 4, 5.0
 PARAMETERS = {"rank": RANK, "dropout": 0.0, "scale": SCALE}
@@ -184,7 +184,7 @@ def test_taken_wherever_a_folder_is(tmp_path, tiny_model, capsys):
         ([], {}, r"lora_parameters is \[\]"),
         ({**PARAMETERS, "rank": 0}, {}, "rank is 0; it must be a whole number from 1"),
         ({**PARAMETERS, "rank": None}, {}, "rank is None"),
-        ({**PARAMETERS, "scale": 0}, {}, "scale is 0; it must be a number above 0"),
+        ({**PARAMETERS, "scale": 0}, {}, "scale is 0; it must be a number other than 0"),
         ({**PARAMETERS, "scale": float("nan")}, {}, "scale is nan"),
         ({**PARAMETERS, "scale": 1e300}, {}, "lora_alpha is 4e"),
         ({**PARAMETERS, "alpha": 16}, {}, "alpha is 16: mlx-lm of before 2025 multiplied the scale by alpha / rank"),
@@ -236,4 +236,19 @@ def test_folders_with_nothing_and_damaged_ones(tmp_path):
     assert len(caught.value.problems) == 2
     (folder / "adapters.safetensors").unlink()
     with pytest.raises(LoraLoadError, match="mlx-lm's has adapters.safetensors"):
+        convert_peft(folder, tmp_path / "out.gguf", base=base_of())
+
+
+def test_numbers_as_they_are_found(tmp_path):
+    """A whole rank written as 4.0, no number of layers, and a scale that subtracts."""
+    arrays = arrays_of()
+    folder = write(tmp_path / "mlx", arrays, {**PARAMETERS, "rank": float(RANK), "scale": -SCALE}, num_layers=None)
+    convert_peft(folder, tmp_path / "out.gguf", base=base_of(), dtype="f32")
+    check(tmp_path / "out.gguf", {name: -change for name, change in expected(arrays).items()})
+
+
+def test_checkpoints_alone_are_named(tmp_path):
+    folder = write(tmp_path / "mlx", arrays_of())
+    (folder / "adapters.safetensors").rename(folder / "0000100_adapters.safetensors")
+    with pytest.raises(LlamafuError, match=r"0000100_adapters.safetensors: copy .* to adapters.safetensors"):
         convert_peft(folder, tmp_path / "out.gguf", base=base_of())

@@ -113,7 +113,7 @@ def _files(folder: Path) -> list[Path]:
     index = folder / _INDEX
     if index.is_file():
         try:
-            named = json.loads(index.read_text(encoding="utf-8"))["weight_map"].values()
+            named = json.loads(index.read_text(encoding="utf-8-sig"))["weight_map"].values()
             names = sorted({name for name in named if isinstance(name, str) and "/" not in name and "\\" not in name})
         except (ValueError, KeyError, TypeError, AttributeError, RecursionError, OSError) as error:
             message = f"{index}: no sound index of safetensors: {error!r}"

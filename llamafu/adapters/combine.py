@@ -186,7 +186,7 @@ def merge_for_base(
 
 def form_of(output: str | os.PathLike[str]) -> Form:
     """Tell what to write by the name of the output."""
-    return "gguf" if Path(output).suffix == ".gguf" else "peft"
+    return "gguf" if Path(output).suffix.lower() == ".gguf" else "peft"
 
 
 def _check_weights(adapters: Mapping[str | os.PathLike[str], float]) -> None:

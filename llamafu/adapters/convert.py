@@ -20,7 +20,7 @@ from llamafu.adapters.file import AdapterFile, check_adapter
 from llamafu.adapters.folder import PeftFolder, read_folder
 from llamafu.adapters.fusing import fused
 from llamafu.adapters.hf_config import read_any_base
-from llamafu.adapters.left_out import LeftOut
+from llamafu.adapters.left_out import LeftOut, module_of
 from llamafu.adapters.peft import foreign
 from llamafu.adapters.pieces import Piece, exchanged_sides, joined, pieces_of
 from llamafu.adapters.source_names import source_names
@@ -49,7 +49,6 @@ _IDLE = re.compile(
 )
 """What PEFT saves beside factors and does not answer with: copies of the base model's own embeddings, and what only training
 uses."""
-_PREFIX = re.compile(r"base_model\.model\.")
 DROPPED = "llamafu.convert.dropped"
 _LONGEST_NAME = 500  # characters
 HUB_ID = re.compile(r"([\w.-]*\w)/([\w.-]+)")
@@ -185,9 +184,9 @@ def converted(
     problems: list[str] = []
     modules = _by_module(arrays, left_out, problems, take_magnitudes=config.dora)
     if left_out.unused:
-        message = (
-            f"{folder.path}: no module has {', '.join(map(repr, left_out.unused))} in its name; drop takes whole parts of it"
-        )
+        hint = ", and one name each time it is given" if any("," in one for one in left_out.unused) else ""
+        named = ", ".join(map(repr, left_out.unused))
+        message = f"{folder.path}: no module has {named} in its name; drop takes whole parts of it{hint}"
         raise LoraError(message, code=ErrorCode.INVALID_PARAM)
     name, names = str(folder.weights_path), source_names(modules)
     pieces = _pieces(modules, config, base, problems, dora if config.dora else None)
@@ -262,7 +261,7 @@ def _by_module(
         if len(key) > _LONGEST_NAME:
             problems.append(f"tensor {key[:80]!r}... has a name of {len(key)} characters; at most {_LONGEST_NAME} are read")
             continue
-        if _IDLE.fullmatch(key) or left_out.takes(_module_of(key)):
+        if _IDLE.fullmatch(key) or left_out.takes(module_of(key)):
             continue
         match = _NAME.fullmatch(key) or (_MAGNITUDE.fullmatch(key) if take_magnitudes else None)
         if match is None:
@@ -275,11 +274,6 @@ def _by_module(
     if not modules and not problems:
         problems.append("all of its modules were left out" if left_out.modules else "the file has no tensors")
     return modules
-
-
-def _module_of(key: str) -> str:
-    """Return the module that a tensor of PEFT's belongs to, factor or not."""
-    return _PREFIX.sub("", key).partition(".lora_")[0].removesuffix(".weight").removesuffix(".bias")
 
 
 def _fields(alpha: float, config: PeftConfig, name: str) -> dict[str, Field]:

@@ -6,6 +6,7 @@ every rank, so factors can only come near it; how near is measured.
 
 from __future__ import annotations
 
+from functools import cached_property
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
@@ -46,17 +47,22 @@ class Cut(NamedTuple):
 class Dora:
     """Turns one adapter's modules into plain factors, and remembers what was cut off. One thread."""
 
-    def __init__(
-        self, base: BaseModel, weights: BaseWeights, rank: int | None, on_progress: Callable[[str, float], None]
-    ) -> None:
+    def __init__(self, base: BaseModel, rank: int | None, on_progress: Callable[[str, float], None]) -> None:
         self._base = base
-        self._weights = weights
         self._rank = rank
         self._on_progress = on_progress
         self.cut: list[Cut] = []
 
+    @cached_property
+    def _weights(self) -> BaseWeights:
+        """Opened when a module needs them: plain adapters do not."""
+        return base_weights(self._base)
+
     def plain(self, piece: Piece, magnitude: Matrix | None, done: float) -> Piece:
-        """Return factors of the strength 1 near the piece's whole change; raises ValueError where that cannot be computed."""
+        """Return factors of the strength 1 near the piece's whole change.
+
+        Raises ValueError where that cannot be computed, ModelLoadError where the base model has no weights.
+        """
         flipped = is_flipped(piece.target)
         a, b = (piece.a.T if flipped else piece.a), piece.b
         own = self._weights.matrix(piece.target, piece.expert, a.shape[1] if flipped else len(b))
@@ -99,7 +105,7 @@ class Dora:
 def dora_of(method: str | None, rank: int | None, base: BaseModel, on_progress: Callable[[str, float], None]) -> Dora | None:
     """Return how DoRA adapters for `base` become plain ones; None where that was not asked for.
 
-    Raises LoraError for options that are none, ModelLoadError where the base model has no weights.
+    Raises LoraError for options that are none.
     """
     message = None
     if method is None and rank is not None:
@@ -110,4 +116,4 @@ def dora_of(method: str | None, rank: int | None, base: BaseModel, on_progress: 
         message = f"dora_rank is {rank!r}; it must be a whole number from 1"
     if message is not None:
         raise LoraError(message, code=ErrorCode.INVALID_PARAM)
-    return None if method is None else Dora(base, base_weights(base), rank, on_progress)
+    return None if method is None else Dora(base, rank, on_progress)

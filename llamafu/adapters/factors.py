@@ -89,6 +89,6 @@ def names(files: Iterable[AdapterFile]) -> list[str]:
 def _read(path: Path, base: BaseModel | None) -> AdapterFile:
     if base is None:
         return read_adapter(path)
-    file = convert_folder(read_folder(path), base, dtype="f32") if path.is_dir() else read_adapter(path)
+    file = convert_folder(read_folder(path), base, dtype="exact") if path.is_dir() else read_adapter(path)
     demand_fit(file, base)
     return file

@@ -16,6 +16,7 @@ from llamafu.adapters.mlx import read_mlx
 from llamafu.adapters.peft import CONFIG, PeftConfig, parse_config
 from llamafu.adapters.pickled import read_pickled
 from llamafu.adapters.safetensors import read_safetensors
+from llamafu.adapters.tensor_names import saved_names
 from llamafu.errors import ErrorCode, InvalidAdapterFileError, LoraLoadError
 
 if TYPE_CHECKING:
@@ -72,9 +73,11 @@ class PeftFolder:
         except InvalidAdapterFileError as error:
             problems += error.problems
         try:
-            arrays = WEIGHTS[self.weights_path.name](self.weights, name=str(self.weights_path))
+            arrays = saved_names(WEIGHTS[self.weights_path.name](self.weights, name=str(self.weights_path)))
         except InvalidAdapterFileError as error:
             problems += error.problems
+        except ValueError as error:
+            problems.append(str(error))
         if config is None or arrays is None:
             raise invalid_file(str(self.path), problems)
         return config, arrays, ()
@@ -118,6 +121,9 @@ def _read(path: Path, folder: Path, most: int | None = None) -> bytes:
             return file.read()
     except (FileNotFoundError, NotADirectoryError) as error:
         message = f"{folder}: no PEFT adapter, it needs {CONFIG} and {' or '.join(WEIGHTS)}; mlx-lm's has {MLX_WEIGHTS}"
+        kept = sorted(path.name for path in folder.glob(f"*_{MLX_WEIGHTS}"))
+        if kept:
+            message += f"; there is mlx-lm's checkpoint {kept[-1]}: copy the one that is meant to {MLX_WEIGHTS}"
         raise AdapterFileNotFoundError(message) from error
     except IsADirectoryError as error:
         raise invalid_file(str(path), ["a folder; there must be a file"]) from error

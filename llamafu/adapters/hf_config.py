@@ -119,7 +119,7 @@ def _text(path: Path) -> str:
         if path.stat().st_size > _LARGEST:
             message = f"{path} has {path.stat().st_size} bytes; at most {_LARGEST} are read"
             raise ModelLoadError(message)
-        return path.read_text(encoding="utf-8")
+        return path.read_text(encoding="utf-8-sig")
     except OSError as error:
         if isinstance(error, ModelFileNotFoundError):
             raise

@@ -10,16 +10,21 @@ if TYPE_CHECKING:
     from collections.abc import Sequence
 
 
+_PREFIX = "base_model.model."
+
+
 class LeftOut:
     """Finds the modules that belong to a part, or that have a name in theirs, `layers.3` or `self_attn.q_proj`; notes them."""
 
     def __init__(self, drop: Sequence[str] | str) -> None:
         """`drop` are parts (`PARTS`) or names, whole from dot to dot; raises ValueError for one that is empty or no text."""
-        self._drop = (drop,) if isinstance(drop, str) else tuple(drop)
-        for one in self._drop:
-            if not isinstance(one, str) or not one.strip("."):
+        self._drop: dict[str, str] = {}
+        """What is looked for in modules' names, by what was given: a tensor's name stands for its module."""
+        for one in (drop,) if isinstance(drop, str) else drop:
+            if not isinstance(one, str) or not (part := module_of(one).strip(".")):
                 message = f"drop has {one!r}; it takes {', '.join(map(repr, PARTS))}, and modules' names or whole parts of them"
                 raise ValueError(message)
+            self._drop[one] = part
         self._used: set[str] = set()
         self._modules: dict[str, None] = {}
 
@@ -38,8 +43,13 @@ class LeftOut:
         if not self._drop:
             return False
         path, part = f".{module}.", part_of(module)
-        found = {one for one in self._drop if one == part or f".{one.strip('.')}." in path}
+        found = {given for given, one in self._drop.items() if one == part or f".{one}." in path}
         if found:
             self._used |= found
             self._modules[module] = None
         return bool(found)
+
+
+def module_of(key: str) -> str:
+    """Return the module that a tensor of PEFT's belongs to, factor or not."""
+    return key.removeprefix(_PREFIX).partition(".lora_")[0].removesuffix(".weight").removesuffix(".bias")

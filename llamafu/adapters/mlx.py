@@ -45,6 +45,8 @@ class _Config(NamedTuple):
     """How many of the last layers; below 1 for all."""
     keys: frozenset[str] | None
     """Modules, by their names in a layer or in the model; None for all."""
+    sign: int
+    """Of the scale; alpha has none, so B takes it."""
 
 
 def read_mlx(
@@ -78,7 +80,7 @@ def read_mlx(
             idle[factor[1]] = None
         else:
             try:
-                found |= _renamed(factor[1], factor[2], array, parsed.peft.rank)
+                found |= _renamed(factor[1], factor[2], array * parsed.sign if factor[2] == "b" else array, parsed.peft.rank)
             except ValueError as error:
                 problems.append(f"tensor {key[:200]!r} is {list(array.shape)}; {error}")
     if idle and not found and not problems:
@@ -90,17 +92,17 @@ def read_mlx(
 
 def _config(content: bytes, *, name: str) -> _Config:
     try:
-        config = json.loads(content.decode("utf-8"), object_pairs_hook=unique)
+        config = json.loads(content.decode("utf-8-sig"), object_pairs_hook=unique)
     except (ValueError, RecursionError) as error:
         raise invalid_file(name, [f"no sound JSON: {error}"]) from error
     problems = _problems(config) if isinstance(config, dict) else ["no JSON object"]
     if problems:
         raise invalid_file(name, problems)
     parameters = config["lora_parameters"]
-    rank, keys = parameters["rank"], parameters.get("keys")
-    said = {"r": rank, "lora_alpha": parameters["scale"] * rank, "base_model_name_or_path": config.get("model")}
+    rank, keys, scale = int(parameters["rank"]), parameters.get("keys"), parameters["scale"]
+    said = {"r": rank, "lora_alpha": abs(scale) * rank, "base_model_name_or_path": config.get("model")}
     peft = parse_config(json.dumps({"peft_type": "LORA", **said}).encode(), name=name)
-    return _Config(peft, _layers(config), None if keys is None else frozenset(keys))
+    return _Config(peft, _layers(config), None if keys is None else frozenset(keys), -1 if scale < 0 else 1)
 
 
 def _problems(config: Mapping[str, Any]) -> list[str]:
@@ -116,10 +118,10 @@ def _problems(config: Mapping[str, Any]) -> list[str]:
         return [f"lora_parameters is {_shown(parameters)}; it must have the rank and the scale"]
     rank, scale, alpha, keys = (parameters.get(key) for key in ("rank", "scale", "alpha", "keys"))
     problems = []
-    if type(rank) is not int or rank < 1:
+    if not isinstance(rank, int | float) or isinstance(rank, bool) or not rank >= 1 or rank % 1:
         problems.append(f"lora_parameters.rank is {_shown(rank)}; it must be a whole number from 1")
-    if not isinstance(scale, int | float) or isinstance(scale, bool) or not scale > 0:
-        problems.append(f"lora_parameters.scale is {_shown(scale)}; it must be a number above 0")
+    if not isinstance(scale, int | float) or isinstance(scale, bool) or not abs(scale) > 0:
+        problems.append(f"lora_parameters.scale is {_shown(scale)}; it must be a number other than 0")
     if alpha is not None and alpha != rank:
         problems.append(
             f"lora_parameters.alpha is {_shown(alpha)}: mlx-lm of before 2025 multiplied the scale by alpha / rank, newer ones "
@@ -134,7 +136,7 @@ def _problems(config: Mapping[str, Any]) -> list[str]:
 
 def _layers(config: Mapping[str, Any]) -> Any:
     """Return the number of last layers; older versions called it otherwise."""
-    return config.get("num_layers", config.get("lora_layers", -1))
+    return next((found for key in ("num_layers", "lora_layers") if (found := config.get(key)) is not None), -1)
 
 
 def _shown(value: object) -> str:

@@ -15,6 +15,7 @@ if TYPE_CHECKING:
 
 _LONGEST = 1000  # characters
 _MOST_WORK = 5_000  # states, and steps to make them
+_MOST_STEPS = 2_000  # kept by a pattern
 _DEEPEST = 40  # groups within groups
 _PLAIN = re.compile(r"[\w.^$-]*")
 _REPEAT = re.compile(r"([*+?]|\{([0-9]*)(,?)([0-9]*)\})\??")
@@ -58,6 +59,9 @@ class _State(NamedTuple):
 _Node = tuple[str, "list[_Node]", int, "int | None", "Callable[[str], object] | None"]
 """kind, parts, fewest and most repetitions, test of one character."""
 
+_Step = tuple[frozenset[int], str, bool, bool]
+"""The states, the next character ("" behind the last one), whether the name begins here, and whether it may end here."""
+
 
 class _Machine:
     """Every state that the pattern's reading so far may be in, advanced character by character."""
@@ -65,6 +69,7 @@ class _Machine:
     def __init__(self, pattern: str) -> None:
         self._work = 0
         self._states = [_State("last")]
+        self._steps: dict[_Step, frozenset[int] | None] = {}
         self._start = self._emit(_Parser(pattern).parse(), 0)
 
     @property
@@ -75,15 +80,25 @@ class _Machine:
     def match(self, text: str) -> bool:
         """Whether the pattern matches at the beginning of `text`."""
         last_line = len(text) - text.endswith("\n")
-        current = [self._start]
+        current = frozenset([self._start])
         for at in range(len(text) + 1):
-            waiting, done = self._settle(current, begin=at == 0, end=at >= last_line)
-            if done:
-                return True
-            if at == len(text):
-                break
-            current = [state.next for state in waiting if state.accepts is not None and state.accepts(text[at])]
+            step = (current, text[at : at + 1], at == 0, at >= last_line)
+            following = self._steps[step] if step in self._steps else self._take(step)
+            if not following:
+                return following is None
+            current = following
         return False
+
+    def _take(self, step: _Step) -> frozenset[int] | None:
+        """Find where a step leads, None where the last state is reached, and keep it: names of modules are much alike."""
+        current, character, begin, end = step
+        waiting, done = self._settle(list(current), begin=begin, end=end)
+        accepting = (state for state in waiting if character and state.accepts is not None and state.accepts(character))
+        following = None if done else frozenset(state.next for state in accepting)
+        if len(self._steps) >= _MOST_STEPS:
+            self._steps.clear()
+        self._steps[step] = following
+        return following
 
     def _settle(self, states: list[int], *, begin: bool, end: bool) -> tuple[list[_State], bool]:
         """Follow every way that costs no character; return the states that wait for one, and whether the last is reached."""

@@ -53,7 +53,7 @@ HARMLESS = frozenset(
             "lora_ga_config",
             "monteclora_config",
         ),
-        *("lora_dtype", "lorap_lr_ratio", "qalora_group_size", "runtime_config", "velora_config"),
+        *("lora_dtype", "lorap_emb_lr", "lorap_lr_ratio", "qalora_group_size", "runtime_config", "velora_config"),
         # how the base model stores its matrices; PEFT keeps the factors of both kinds alike
         *("fan_in_fan_out", "megatron_core"),
     )
@@ -68,13 +68,16 @@ READ = frozenset(
 )
 """Fields that are honoured, or judged by their value."""
 
+_MAGNITUDES = (
+    f"DoRA's magnitudes, and use_dora is not set; set it to true in {CONFIG}, and convert with dora='svd' (--dora svd)"
+)
 FOREIGN = {
     ".bias": "a trained bias; a GGUF adapter has no place for it, train with bias='none'",
     "norm.weight": "a trained norm; libllama would drop it in silence, train without it",
     "embed_tokens.weight": "a whole matrix of embeddings; train LoRA on it, or leave it as it is (save_embedding_layers=False)",
     "lm_head.weight": "a whole output matrix; train LoRA on it, or leave it as it is (save_embedding_layers=False)",
-    ".lora_magnitude_vector": "DoRA's magnitudes; convert with dora='svd' (--dora svd), which use_dora asks for",
-    ".lora_magnitude_vector.weight": "DoRA's magnitudes; convert with dora='svd' (--dora svd), which use_dora asks for",
+    ".lora_magnitude_vector": _MAGNITUDES,
+    ".lora_magnitude_vector.weight": _MAGNITUDES,
     ".trainable_tokens_delta": "trained rows of the embeddings; train without trainable_token_indices",
 }
 """Tensors that PEFT saves beside factors, by the ends of their names, and why they cannot be converted."""
@@ -140,7 +143,7 @@ def parse_config(content: bytes, *, name: str, dora: bool = False) -> PeftConfig
 
     """
     try:
-        config = json.loads(content.decode("utf-8"), object_pairs_hook=unique)
+        config = json.loads(content.decode("utf-8-sig"), object_pairs_hook=unique)
     except (ValueError, RecursionError) as error:
         raise invalid_file(name, [f"no sound JSON: {error}"]) from error
     if not isinstance(config, dict):

@@ -70,7 +70,7 @@ def _of_folder(path: Path) -> str | None:
         return f"a folder without {CONFIG}"
     try:
         with config.open("rb") as file:
-            settings = json.loads(file.read(_LARGEST_CONFIG).decode("utf-8"))
+            settings = json.loads(file.read(_LARGEST_CONFIG).decode("utf-8-sig"))
         kind = settings.get("peft_type", "LORA")
     except (ValueError, RecursionError, AttributeError):
         return f"a folder whose {CONFIG} is no sound JSON object"

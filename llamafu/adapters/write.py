@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import os
-import tempfile
+from io import BytesIO
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
 from gguf import GGUFValueType, GGUFWriter
+from gguf.gguf_writer import WriterState
 
 from llamafu._whole_file import whole_file
 from llamafu.adapters.file import check_adapter
@@ -82,20 +83,21 @@ def adapter_bytes(architecture: str, metadata: Mapping[str, Field], tensors: Map
 
     The NumPy type of a number or an array is its type in the file.
     """
-    with tempfile.TemporaryDirectory(prefix="llamafu-") as room:
-        path = Path(room) / "adapter.gguf"
-        writer = GGUFWriter(path, architecture)
-        try:
-            for key, value in {"general.type": "adapter", "adapter.type": "lora", **metadata}.items():
-                writer.add_key_value(key, *_typed(value))
-            for name, array in tensors.items():
-                writer.add_tensor(name, array)
-            writer.write_header_to_file()
-            writer.write_kv_data_to_file()
-            writer.write_tensors_to_file()
-        finally:
-            writer.close()
-        return path.read_bytes()
+    writer, content = GGUFWriter(None, architecture), BytesIO()
+    for key, value in {"general.type": "adapter", "adapter.type": "lora", **metadata}.items():
+        writer.add_key_value(key, *_typed(value))
+    for name, array in tensors.items():
+        writer.add_tensor(name, array)
+    # In memory, where a full disk cuts nothing short. The writer takes it for a file that it opened.
+    writer.fout, writer.state = [content], WriterState.EMPTY  # type: ignore[list-item]
+    writer.write_header_to_file()
+    writer.write_kv_data_to_file()
+    writer.write_ti_data_to_file()
+    writer.write_padding(content, content.tell())
+    for array in tensors.values():
+        content.write(np.ascontiguousarray(array).data)
+        writer.write_padding(content, content.tell())
+    return content.getvalue()
 
 
 def refuse_source(output: Path, sources: Iterable[str | os.PathLike[str]], what: str = "adapters") -> None:

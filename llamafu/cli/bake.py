@@ -57,7 +57,7 @@ def add_parser(subparsers: Any) -> None:
 
 def _run(arguments: argparse.Namespace) -> int:
     from llamafu.adapters.target_types import MUCH_LOST
-    from llamafu.baking import bake_for_report
+    from llamafu.baking import NOTHING_KEEPS_MORE, bake_for_report
 
     adapters = {one.path: one.scale for one in arguments.lora}
     if len(adapters) < len(arguments.lora):
@@ -89,6 +89,6 @@ def _run(arguments: argparse.Namespace) -> int:
             if arguments.calibrate or arguments.dtype != "keep"
             else "--calibrate auto or --dtype auto"
         )
-        said.append(f"use {finer} to keep more")
+        said.append(NOTHING_KEEPS_MORE if baked.is_final else f"use {finer} to keep more")
     sys.stdout.write(f"{'; '.join(said)}\n")
     return 0
