@@ -131,7 +131,7 @@ def _read(item: object, tokenize: Callable[[str], list[int]], n_vocab: int, whic
             message = f"{which} is empty; give some text"
             raise ValueError(message)
         tokens = tokenize(item)
-        if not tokens:
+        if tokens == tokenize(""):  # such as white space, where only the marks of beginning and end are left
             message = f"{which} has no tokens in this vocabulary; give some other text"
             raise ValueError(message)
         return tokens

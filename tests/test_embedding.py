@@ -249,6 +249,15 @@ def test_an_encoder_does_not_answer(encoder):
     assert cosine(llm.embed("the"), engine.embed("the")) > 0.9999
 
 
+def test_a_text_of_which_nothing_is_left_has_no_vector(tiny_dir):
+    """White space alone would have the vector of no text at all."""
+    with both(tiny_dir / "tiny-bert.gguf", kernel="none") as opened:
+        for embedder in opened:
+            for text in (" ", "\n\t", "\x00"):
+                with pytest.raises(ValueError, match="the text has no tokens in this vocabulary"):
+                    embedder.embed(text)
+
+
 def test_what_a_model_cannot_do_is_said(tiny_dir, tmp_path):
     with both(tiny_dir / "tiny-rank.gguf", kernel="none") as opened:
         for embedder in opened:

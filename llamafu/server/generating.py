@@ -132,6 +132,11 @@ class Generating:
     ) -> tuple[int, Sequence[np.ndarray[Any, np.dtype[np.float32]]]]:
         """Return how many tokens some texts have, and the vector of each."""
         tokens = [self._engine.tokenize(text) if isinstance(text, str) else text for text in texts]
+        blank = self._engine.tokenize("")
+        for text, own in zip(texts, tokens, strict=True):
+            if isinstance(text, str) and own == blank:
+                message = f"input: {text!r:.40} has no tokens in this model's vocabulary; give some other text"
+                raise InvalidRequestError(message)
         try:
             return sum(map(len, tokens)), self._engine.embed(tokens, lora=scales)  # type: ignore[return-value] # a matrix's rows
         except (ValueError, TypeError) as error:
