@@ -132,10 +132,10 @@ def merge_for_base(
     refuse_source(output, adapters)
     if base is not None:
         refuse_source(output, model_files(base), what="files of the base model")
+    files = read_alike(adapters, base)
     if form == "gguf":
         demand_parent(output)
         demand_place(output, overwrite=overwrite)
-    files = read_alike(adapters, base)
     _refuse_activated(files)
     if keeps_ranks_apart(method):
         _refuse_unequal_ranks(files, method)
