@@ -13,7 +13,9 @@ from schema_oracle import is_valid
 
 from llamafu.errors import GrammarError
 from llamafu.grammar import schema_to_gbnf
+from llamafu.grammar.constraint import Constraint
 from llamafu.grammar.keywords import _LEFT_OUT
+from llamafu.grammar.vocabulary import Vocabulary
 
 # Schemas, each with values whose JSON text must be accepted and values that must be refused.
 CASES: dict[str, tuple[Any, list[Any], list[Any]]] = {
@@ -252,6 +254,23 @@ NUMBERS = {
 def test_numbers_keep_to_their_bounds(name: str) -> None:
     schema, good, bad = NUMBERS[name]
     check(schema, good, bad)
+
+
+@pytest.mark.parametrize("step", [3, 29, 299])
+def test_multiples_have_an_end_and_never_too_many_alternatives(step: int) -> None:
+    pieces = [b"</s>", b"-", *(b"%0*d" % (length, i) for length in (1, 2, 3) for i in range(10**length))]
+    vocabulary = Vocabulary(pieces, [0], lambda _: None)
+    draw = random.Random(step)  # noqa: S311
+    grammar = schema_to_gbnf({"type": "integer", "multipleOf": step})
+    for width in (1, 2, 3):
+        text, constraint = b"", Constraint(grammar, vocabulary)
+        while not constraint.is_complete and any(constraint.allowed()):
+            tokens = [token for token in constraint.allowed().tolist() if token]
+            token = draw.choice([each for each in tokens if len(pieces[each]) == width and each > 1] or tokens)
+            text += pieces[token]
+            constraint.accept(token)
+        assert len(text) <= 20
+        assert int(text) % step == 0
 
 
 def test_what_is_not_enforced_is_taken_and_named_once(caplog: Any) -> None:

@@ -8,7 +8,7 @@ from decimal import Decimal
 from fractions import Fraction
 from typing import TYPE_CHECKING, Any
 
-from llamafu.grammar.decimals import MOST_DIVISOR, MOST_LISTED, Bound, decimal, decimals_between, multiples
+from llamafu.grammar.decimals import INTEGER_DIGITS, MOST_DIVISOR, MOST_LISTED, Bound, decimal, decimals_between, multiples
 from llamafu.grammar.keywords import join, leave_out, refuse
 from llamafu.grammar.pattern import emit, limit_length
 from llamafu.grammar.regex import FORMATS, parse_pattern
@@ -22,7 +22,6 @@ if TYPE_CHECKING:
 
 COMMA = '"," ws'
 QUOTE = r'"\x22"'
-_INTEGER_DIGITS = 19
 SCALARS = {  # each type's rule, then those that it needs
     "string": {
         "string": r'"\x22" char* "\x22"',
@@ -85,7 +84,7 @@ def integer(rules: Rules, flat: Schema, path: str) -> str:
         return _multiples(rules, Decimal(step), (low_bound, Bound(Decimal(min(highs))) if highs else None), path)
     if not lows and not highs:
         return scalar(rules, "integer")
-    farthest = 10 ** max(_INTEGER_DIGITS, *(len(str(bound)) + 1 for bound in lows + highs)) - 1
+    farthest = 10 ** max(INTEGER_DIGITS, *(len(str(bound)) + 1 for bound in lows + highs)) - 1
     low, high = max(lows, default=-farthest), min(highs, default=farthest)
     if low > high:
         refuse(path, f"no integer lies between {low} and {high}")
