@@ -17,6 +17,8 @@ from llamafu.grammar import schema_to_gbnf
 from llamafu.grammar.constraint import Constraint
 from llamafu.grammar.keywords import _LEFT_OUT
 from llamafu.grammar.vocabulary import Vocabulary
+from llamafu.options import Options
+from llamafu.sampling import constrain
 
 # Schemas, each with values whose JSON text must be accepted and values that must be refused.
 CASES: dict[str, tuple[Any, list[Any], list[Any]]] = {
@@ -286,6 +288,14 @@ def test_a_schema_joined_with_itself_stays_small() -> None:
     assert time.monotonic() - begun < 4
 
 
+@pytest.mark.parametrize(
+    "given", [{"json_schema": wrong} for wrong in ([], True, False, 5)] + [{"grammar": 5}, {"grammar": b""}]
+)
+def test_what_is_neither_schema_nor_grammar_is_named(given: Any) -> None:
+    with pytest.raises(GrammarError, match=r"^(json_schema|grammar): .* is no "):
+        constrain(None, Options(**given))  # type: ignore[arg-type]
+
+
 def test_what_is_not_enforced_is_taken_and_named_once(caplog: Any) -> None:
     _LEFT_OUT.clear()
     check({"format": "email"}, ['"a.b@example.org"'], ['"a@b"', '"@example.org"', '"a b@example.org"'])
@@ -328,9 +338,12 @@ def test_an_anchor_is_a_reference_too() -> None:
     )
 
 
-def test_three_hundred_branches_told_apart_are_no_trouble() -> None:
-    kinds = [{"type": "object", "properties": {"k": {"const": i}}, "required": ["k"]} for i in range(300)]
-    check({"oneOf": kinds}, ['{"k":299}'], ['{"k":300}'])
+def test_thousands_of_branches_told_apart_are_no_trouble() -> None:
+    kinds = [{"type": "object", "properties": {"k": {"const": i}}, "required": ["k"]} for i in range(3000)]
+    begun = time.monotonic()
+    grammar = schema_to_gbnf({"oneOf": kinds})
+    assert time.monotonic() - begun < 2
+    assert grammar.count("k-pair") > len(kinds)
 
 
 REFUSED = {

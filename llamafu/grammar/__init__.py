@@ -20,7 +20,7 @@ from llamafu.errors import GrammarError
 from llamafu.grammar.keywords import check, is_annotation, join, refuse
 from llamafu.grammar.rules import EVERY_CHAR, Rules, complement, json_chars, union
 from llamafu.grammar.scalars import COMMA, QUOTE, SCALARS, enumeration, integer, json_literal, limits, number, scalar, string
-from llamafu.grammar.schema import Schema, Schemas, is_closed, merge, narrow, tags, types
+from llamafu.grammar.schema import Schema, Schemas, is_closed, merge, narrow, tags, told_apart, types
 
 
 def schema_to_gbnf(schema: dict[str, Any] | str) -> str:
@@ -108,7 +108,8 @@ class _Compiler:
         rules = [self.value(part, where, f"{name}-{i}", above) for i, (part, where) in enumerate(chosen)]
         if keyword == "oneOf":
             marks = [tags(part) for part in merged]
-            for i, j in permutations(range(len(merged)), 2):
+            for i, j in () if told_apart(marks) else permutations(range(len(merged)), 2):
+                self.schemas.step()
                 if any(marks[j].get(key, values).isdisjoint(values) for key, values in marks[i].items()):
                     continue
                 if not self.schemas.exclude(merged[i], merged[j]):

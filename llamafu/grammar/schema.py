@@ -189,6 +189,14 @@ def tags(flat: Schema) -> dict[str, frozenset[str]]:
     return found
 
 
+def told_apart(marks: list[dict[str, frozenset[str]]]) -> bool:
+    """Whether one property has other values in each branch: seen at once, where pairs of branches would be many."""
+    shared = set(marks[0]).intersection(*marks)
+    return any(
+        len(frozenset().union(*(mark[key] for mark in marks))) == sum(len(mark[key]) for mark in marks) for key in shared
+    )
+
+
 def _evaluated(flat: Schema) -> Schema:
     """Return a flat schema whose `unevaluated...` apply to what nothing else speaks about; branches still may."""
     if flat.keys() & {"anyOf", "oneOf"}:
