@@ -77,6 +77,8 @@ CASES: dict[str, tuple[Any, list[Any], list[Any]]] = {
     ),
     "closed tuple": ({"prefixItems": [{"const": 1}, {"const": 2}], "items": False}, [[], [1], [1, 2]], [[2], [1, 2, 3]]),
     "anyOf": ({"anyOf": [{"type": "integer"}, {"type": "string", "maxLength": 1}]}, [5, "a"], ["ab", None]),
+    "anyOf with false": ({"anyOf": [False, {"const": 1}]}, [1], [2]),
+    "oneOf with false": ({"oneOf": [{"type": "null"}, False]}, [None], [2]),
     "anyOf beside": (
         {"type": "object", "properties": {"a": {"type": "integer"}}, "anyOf": [{"required": ["a"]}, {"required": ["b"]}]},
         [{"a": 1}, {"b": 1}, {"a": 1, "b": 2}],

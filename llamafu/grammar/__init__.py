@@ -102,8 +102,14 @@ class _Compiler:
     def choice(self, flat: Schema, keyword: str, path: str, name: str, above: frozenset[str]) -> str:
         """Return alternatives for `anyOf`, or for a `oneOf` whose branches can be shown to exclude each other."""
         rest = {key: value for key, value in flat.items() if key != keyword}
-        branches = [(branch, join(path, keyword, i)) for i, branch in enumerate(flat[keyword])]
-        merged = [merge(rest, self.schemas.flatten(branch, where), where) for branch, where in branches]
+        branches, merged = [], []
+        for i, branch in enumerate(flat[keyword]):
+            where = join(path, keyword, i)
+            if branch is not False:  # which allows nothing, and the others still something
+                branches.append((branch, where))
+                merged.append(merge(rest, self.schemas.flatten(branch, where), where))
+        if not branches:
+            refuse(join(path, keyword), "each of its branches is false, so nothing could be generated")
         chosen = [(part, where) if rest else (branch, where) for part, (branch, where) in zip(merged, branches, strict=True)]
         rules = [self.value(part, where, f"{name}-{i}", above) for i, (part, where) in enumerate(chosen)]
         if keyword == "oneOf":
