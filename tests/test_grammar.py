@@ -353,6 +353,8 @@ REFUSED = {
     "multipleOf": ({"type": "integer", "multipleOf": 7, "minimum": 3}, "#/multipleOf: 7 is supported with both bounds"),
     "no multiple": ({"type": "number", "multipleOf": 0.5, "minimum": 0.1, "maximum": 0.4}, "#: no multiple of 0.5"),
     "illegal multipleOf": ({"type": "integer", "multipleOf": 0}, "#/multipleOf: 0.*above 0"),
+    "far maximum": ({"type": "number", "maximum": -1e300}, "#/maximum: a bound beyond 1e100"),
+    "far minimum": ({"type": "integer", "minimum": 10**400}, "#/minimum: a bound beyond 1e100"),
     "deep pattern": ({"pattern": "(" * 5000}, "nested too deep"),
     "long enum": ({"enum": [f"{i:0100}" for i in range(12000)]}, "more than 1,000,000 bytes"),
     "uniqueItems": ({"type": "array", "uniqueItems": True}, "#/uniqueItems: "),
