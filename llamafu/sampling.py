@@ -6,6 +6,7 @@ import hashlib
 import math
 import secrets
 from collections import Counter, deque
+from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
 from llamafu._native.sampler import Sampler
@@ -208,7 +209,13 @@ def _seed(seed: int | None) -> int:
 
 def _grammar(options: Options) -> str | None:
     if options.json_schema is None:
+        if options.grammar is not None and not isinstance(options.grammar, str):
+            message = f"grammar: {options.grammar!r} is no text; legal is GBNF as str"
+            raise GrammarError(message)
         return options.grammar
+    if not isinstance(options.json_schema, str | Mapping):
+        message = f"json_schema: {options.json_schema!r} is no schema; legal are a mapping and JSON text"
+        raise GrammarError(message)
     from llamafu.grammar import schema_to_gbnf
 
     schema = options.json_schema

@@ -20,7 +20,7 @@ from llamafu.errors import GrammarError
 from llamafu.grammar.keywords import check, is_annotation, join, refuse
 from llamafu.grammar.rules import EVERY_CHAR, Rules, complement, json_chars, union
 from llamafu.grammar.scalars import COMMA, QUOTE, SCALARS, enumeration, integer, json_literal, limits, number, scalar, string
-from llamafu.grammar.schema import Schema, Schemas, is_closed, merge, narrow, tags, types
+from llamafu.grammar.schema import Schema, Schemas, is_closed, merge, narrow, tags, told_apart, types
 
 
 def schema_to_gbnf(schema: dict[str, Any] | str) -> str:
@@ -102,13 +102,20 @@ class _Compiler:
     def choice(self, flat: Schema, keyword: str, path: str, name: str, above: frozenset[str]) -> str:
         """Return alternatives for `anyOf`, or for a `oneOf` whose branches can be shown to exclude each other."""
         rest = {key: value for key, value in flat.items() if key != keyword}
-        branches = [(branch, join(path, keyword, i)) for i, branch in enumerate(flat[keyword])]
-        merged = [merge(rest, self.schemas.flatten(branch, where), where) for branch, where in branches]
+        branches, merged = [], []
+        for i, branch in enumerate(flat[keyword]):
+            where = join(path, keyword, i)
+            if branch is not False:  # which allows nothing, and the others still something
+                branches.append((branch, where))
+                merged.append(merge(rest, self.schemas.flatten(branch, where), where))
+        if not branches:
+            refuse(join(path, keyword), "each of its branches is false, so nothing could be generated")
         chosen = [(part, where) if rest else (branch, where) for part, (branch, where) in zip(merged, branches, strict=True)]
         rules = [self.value(part, where, f"{name}-{i}", above) for i, (part, where) in enumerate(chosen)]
         if keyword == "oneOf":
             marks = [tags(part) for part in merged]
-            for i, j in permutations(range(len(merged)), 2):
+            for i, j in () if told_apart(marks) else permutations(range(len(merged)), 2):
+                self.schemas.step()
                 if any(marks[j].get(key, values).isdisjoint(values) for key, values in marks[i].items()):
                     continue
                 if not self.schemas.exclude(merged[i], merged[j]):

@@ -215,7 +215,11 @@ class Automaton:
             if rule not in calls:
                 calls[rule] = set()
                 heapq.heappush(ranks, (network.rank[rule], rule))
-            calls[rule].add((network.after[node], links))
+            after = network.after[node]
+            if network.kind[after] == END:  # nothing is left to come back for: the text's place is no deeper than before
+                calls[rule] |= self._links[links]
+            else:
+                calls[rule].add((after, links))
 
         for node, links in list(at.items()):
             if network.kind[node] == CALL:

@@ -12,16 +12,19 @@ from decimal import Context, Decimal
 from fractions import Fraction
 from typing import TYPE_CHECKING
 
-from llamafu.grammar.rules import char_class, integers, literal
+from llamafu.grammar.rules import char_class, integers, literal, union
 
 if TYPE_CHECKING:
     from llamafu.grammar.rules import Rules
 
 _EXACT_DIGITS = 15
+INTEGER_DIGITS = 19
+"""So many digits whole numbers without bounds have: as many as those of 64 bits."""
 MOST_LISTED = 2000
 """So many multiples between two bounds are listed one by one."""
 MOST_DIVISOR = 300
-"""Multiples of so large a number are told by the remainders of their digits."""
+"""Multiples of so large a number are supported without bounds."""
+_MOST_REMAINDERS = 30
 _EXACT = Context(prec=5000)
 
 
@@ -126,13 +129,31 @@ def _written(value: Decimal) -> str:
 
 
 def _divisible(rules: Rules, step: int) -> str:
-    """Return a rule for the whole numbers above 0 that `step` divides: a rule for each remainder so far."""
-    names = [rules.reserve(f"rest-{rest}") for rest in range(step)]
-    for rest, name in enumerate(names):
-        ways = [f'"{digit}" {names[(10 * rest + digit) % step]}' for digit in range(10)]
-        rules.define(name, " | ".join([*ways, *(['""'] if rest == 0 else [])]))
-    starts = " | ".join(f'"{digit}" {names[digit % step]}' for digit in range(1, 10))
-    return rules.add("multiple", starts)
+    """Return a rule for the whole numbers above 0 that `step` divides: a rule for each remainder and digits still to come.
+
+    Without a count of digits a model could go on for ever. Multiples of a large number are listed: tokens of three digits reach
+    every remainder at once, and following them all takes too many steps.
+    """
+    if step > _MOST_REMAINDERS:
+        return rules.add("multiple", " | ".join(literal(str(step * count)) for count in range(1, MOST_LISTED)))
+    shorter = {0: '""'}  # remainder -> the rule of what may follow it in so many digits or fewer
+    for left in range(1, INTEGER_DIGITS):
+        longer = {}
+        for rest in range(step):
+            ways = [*(['""'] if rest == 0 else []), *_digit_by_digit(rest, 0, step, shorter)]
+            if ways:
+                longer[rest] = rules.add(f"rest-{rest}-{left}", " | ".join(ways))
+        shorter = longer
+    return rules.add("multiple", " | ".join(_digit_by_digit(0, 1, step, shorter)))
+
+
+def _digit_by_digit(rest: int, first: int, step: int, following: dict[int, str]) -> list[str]:
+    """Return alternatives for a digit from `first` on after the remainder `rest`, each with what may follow it."""
+    digits: dict[str, list[int]] = {}
+    for digit in range(first, 10):
+        if (then := (10 * rest + digit) % step) in following:
+            digits.setdefault(following[then], []).append(48 + digit)
+    return [f"{char_class(union((code, code) for code in codes))} {then}" for then, codes in digits.items()]
 
 
 def _split(value: Decimal) -> tuple[str, str]:

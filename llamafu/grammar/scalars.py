@@ -8,8 +8,8 @@ from decimal import Decimal
 from fractions import Fraction
 from typing import TYPE_CHECKING, Any
 
-from llamafu.grammar.decimals import MOST_DIVISOR, MOST_LISTED, Bound, decimal, decimals_between, multiples
-from llamafu.grammar.keywords import join, leave_out, refuse
+from llamafu.grammar.decimals import INTEGER_DIGITS, MOST_DIVISOR, MOST_LISTED, Bound, decimal, decimals_between, multiples
+from llamafu.grammar.keywords import BOUNDS, join, leave_out, refuse
 from llamafu.grammar.pattern import emit, limit_length
 from llamafu.grammar.regex import FORMATS, parse_pattern
 from llamafu.grammar.rules import MAX_REPETITIONS, integers, literal
@@ -22,7 +22,8 @@ if TYPE_CHECKING:
 
 COMMA = '"," ws'
 QUOTE = r'"\x22"'
-_INTEGER_DIGITS = 19
+_FARTHEST_DIGITS = 100
+_FARTHEST = 10**_FARTHEST_DIGITS
 SCALARS = {  # each type's rule, then those that it needs
     "string": {
         "string": r'"\x22" char* "\x22"',
@@ -75,6 +76,7 @@ def string(rules: Rules, flat: Schema, path: str) -> str:
 
 def integer(rules: Rules, flat: Schema, path: str) -> str:
     """Return the body for exactly the integers within the bounds that `multipleOf` divides."""
+    _check_bounds(flat, path)
     lows = [math.ceil(flat["minimum"])] if "minimum" in flat else []
     lows += [math.floor(flat["exclusiveMinimum"]) + 1] if "exclusiveMinimum" in flat else []
     highs = [math.floor(flat["maximum"])] if "maximum" in flat else []
@@ -85,7 +87,7 @@ def integer(rules: Rules, flat: Schema, path: str) -> str:
         return _multiples(rules, Decimal(step), (low_bound, Bound(Decimal(min(highs))) if highs else None), path)
     if not lows and not highs:
         return scalar(rules, "integer")
-    farthest = 10 ** max(_INTEGER_DIGITS, *(len(str(bound)) + 1 for bound in lows + highs)) - 1
+    farthest = 10 ** max(INTEGER_DIGITS, *(len(str(bound)) + 1 for bound in lows + highs)) - 1
     low, high = max(lows, default=-farthest), min(highs, default=farthest)
     if low > high:
         refuse(path, f"no integer lies between {low} and {high}")
@@ -94,6 +96,7 @@ def integer(rules: Rules, flat: Schema, path: str) -> str:
 
 def number(rules: Rules, flat: Schema, path: str) -> str:
     """Return the body for decimals within the bounds that `multipleOf` divides; without either also with exponents."""
+    _check_bounds(flat, path)
     low = _tightest(max, flat, "minimum", "exclusiveMinimum")
     high = _tightest(min, flat, "maximum", "exclusiveMaximum")
     if "multipleOf" in flat:
@@ -104,6 +107,14 @@ def number(rules: Rules, flat: Schema, path: str) -> str:
     if not body:
         refuse(path, "no number lies between its bounds")
     return body
+
+
+def _check_bounds(flat: Schema, path: str) -> None:
+    for keyword in BOUNDS:
+        if abs(flat.get(keyword, 0)) > _FARTHEST:
+            refuse(
+                join(path, keyword), f"a bound beyond 1e{_FARTHEST_DIGITS} is not supported, for each digit makes a rule longer"
+            )
 
 
 def _tightest(choose: Callable[..., Decimal], flat: Schema, plain: str, exclusive: str) -> Bound | None:

@@ -82,9 +82,9 @@ class Schemas:
         self._steps = 0
         self._anchors: dict[str, Any] | None = None
 
-    def step(self) -> None:
-        """Count that a schema is looked at."""
-        self._steps += 1
+    def step(self, count: int = 1) -> None:
+        """Count that a schema is looked at, or work that takes as long as looking at so many."""
+        self._steps += count
         if self._steps > MOST_STEPS:
             refuse("#", f"more than {MOST_STEPS:,} steps are needed to compile it: it joins its parts into ever more ones")
 
@@ -137,8 +137,11 @@ class Schemas:
             if ref in seen:
                 refuse(join(path, "$ref"), f"{ref!r} refers to itself without anything between")
             flat = self.flatten(self.resolve(ref, path), ref, (*seen, ref))
-        for i, part in enumerate(schema.get("allOf", ())):
-            flat = merge(flat, self.flatten(part, join(path, "allOf", i), seen), path)
+        parts = {canonical(part): (i, part) for i, part in reversed(list(enumerate(schema.get("allOf", ()))))}
+        for i, part in reversed(parts.values()):
+            more = self.flatten(part, join(path, "allOf", i), seen)
+            self.step(10 + len(flat.get("properties", ())) + len(more.get("properties", ())))
+            flat = merge(flat, more, path)
         own = {key: value for key, value in schema.items() if not is_annotation(key) and key not in {"$ref", "allOf", "const"}}
         if "format" in own and own["format"] not in FORMATS:
             leave_out(f"format {own.pop('format')!r}")
@@ -186,6 +189,14 @@ def tags(flat: Schema) -> dict[str, frozenset[str]]:
     return found
 
 
+def told_apart(marks: list[dict[str, frozenset[str]]]) -> bool:
+    """Whether one property has other values in each branch: seen at once, where pairs of branches would be many."""
+    shared = set(marks[0]).intersection(*marks)
+    return any(
+        len(frozenset().union(*(mark[key] for mark in marks))) == sum(len(mark[key]) for mark in marks) for key in shared
+    )
+
+
 def _evaluated(flat: Schema) -> Schema:
     """Return a flat schema whose `unevaluated...` apply to what nothing else speaks about; branches still may."""
     if flat.keys() & {"anyOf", "oneOf"}:
@@ -204,6 +215,10 @@ def is_closed(schema: Schema) -> bool:
 
 def merge(left: Schema, right: Schema, path: str) -> Schema:
     """Return a flat schema for what is valid under both flat schemas; `path` is where they meet."""
+    if not left:
+        return right
+    if left == right and canonical(left) == canonical(right):  # == takes 1 for true
+        return left
     merged = {**left, **right}
     for keyword in (left.keys() & right.keys()) - {"properties", "additionalProperties"}:
         old, new = left[keyword], right[keyword]
