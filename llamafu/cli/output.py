@@ -21,6 +21,7 @@ def demand_place(output: Path | None, arguments: argparse.Namespace, sources: It
     That it would replace one of the `sources` of the work is a usage error.
     """
     from llamafu import _whole_file
+
     if output is None:
         return
     from llamafu.adapters.write import refuse_source
