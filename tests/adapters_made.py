@@ -13,15 +13,15 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from llamafu.adapters.base import read_base
+from llamafu.adapters.gguf.base_model import read_base
+from llamafu.adapters.gguf.writer import write_adapter
 from llamafu.adapters.info import is_expert
-from llamafu.adapters.write import write_adapter
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
     from pathlib import Path
 
-    from llamafu.adapters.base import BaseModel
+    from llamafu.adapters.gguf.base_model import BaseModel
     from llamafu.adapters.info import AdapterInfo
 
 # What the graphs of the tiny models multiply by adapters; embeddings, norms and convolution kernels are not among them.

@@ -87,12 +87,12 @@ def reference(tiny_model):
 @pytest.fixture(scope="module")
 def real():
     """Proof of a libllama that works here."""
-    from llamafu._native import finding, proof_cache
     from llamafu.errors import LibraryNotFoundError
+    from llamafu.libraries import discovery, verify
 
     named = os.environ.get("LLAMAFU_TEST_LIB")
     try:
-        return proof_cache.prove(Path(named)) if named else finding.find()
+        return verify.prove(Path(named)) if named else discovery.find()
     except LibraryNotFoundError as error:
         pytest.skip(f"no libllama to test with: {error}")
 

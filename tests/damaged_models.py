@@ -6,7 +6,7 @@ import random
 import struct
 from typing import TYPE_CHECKING
 
-from llamafu.adapters.container import read_container
+from llamafu.adapters.gguf.reader import read_container
 
 if TYPE_CHECKING:
     from collections.abc import Callable

@@ -55,7 +55,7 @@ def forced(monkeypatch: Any) -> Iterator[dict[int, Case]]:
             pass
 
     with monkeypatch.context() as patch:
-        patch.setattr("llamafu.engine.core.Picker", Picker)
+        patch.setattr("llamafu.engine.scheduler.Picker", Picker)
         yield scripts
 
 

@@ -8,7 +8,7 @@ from served import wait_for
 from serving import ADMIN, API, FakeEngine, serving
 
 from llamafu.client import TabbyClient
-from llamafu.example_adapters import example_adapters
+from llamafu.examples.adapters import example_adapters
 
 
 @pytest.fixture(scope="module")

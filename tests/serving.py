@@ -12,15 +12,15 @@ from unittest import mock
 import numpy as np
 import uvicorn
 
-from llamafu import _last_use
-from llamafu.chat_options import split_options
-from llamafu.completion import AppliedLora, Completion, Timings, TokenLogprob, Usage
 from llamafu.engine import Request
 from llamafu.errors import ContextOverflowError, InvalidAdapterFileError, LoraNotFoundError, QueueFullError
+from llamafu.generation.chat_options import split_options
+from llamafu.generation.completion import AppliedLora, Completion, Timings, TokenLogprob, Usage
 from llamafu.server import app as application
-from llamafu.server.keys import Guard, KeyRing
-from llamafu.server.serve import config_of
+from llamafu.server.auth.keys import Guard, KeyRing
+from llamafu.server.run import config_of
 from llamafu.server.settings import Settings
+from llamafu.server.storage import last_use
 
 API, ADMIN = "my-api-key", "my-admin-key"
 
@@ -168,7 +168,7 @@ def serving(engine, **options):
     thread = threading.Thread(target=server.run, daemon=True)
     with (
         tempfile.TemporaryDirectory() as data,
-        mock.patch.object(_last_use, "data_dir", return_value=Path(data)),
+        mock.patch.object(last_use, "data_dir", return_value=Path(data)),
         mock.patch.object(application, "_LOOK", 0.03),  # the watcher reads it at every look
     ):
         thread.start()

@@ -30,7 +30,7 @@ from gguf_bytes import (
 from hypothesis import given, settings
 
 from llamafu.adapters import check_adapter, check_compatibility, read_base
-from llamafu.adapters.base import ModelFileNotFoundError
+from llamafu.adapters.gguf.base_model import ModelFileNotFoundError
 from llamafu.errors import ErrorCode, ModelLoadError
 
 Q = "blk.0.attn_q.weight"

@@ -34,8 +34,8 @@ from gguf_bytes import (
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
-from llamafu.adapters.container import read_container
-from llamafu.adapters.ggml_type import BLOCKS, GGMLType
+from llamafu.adapters.gguf.ggml_type import BLOCKS, GGMLType
+from llamafu.adapters.gguf.reader import read_container
 from llamafu.errors import InvalidAdapterFileError
 
 TENSORS = adapter_tensors()

@@ -10,10 +10,10 @@ from torch_bytes import torch_bytes
 
 from llamafu import Llamafu
 from llamafu.adapters import AdapterReader, compare_adapters, convert_peft, export_peft, inspect_adapter, read_base
-from llamafu.adapters.hf_config import read_any_base
+from llamafu.adapters.peft.hf_config import read_any_base
 from llamafu.cli.main import main
 from llamafu.errors import InvalidAdapterFileError, LoraError
-from llamafu.server.folder import AdapterFolder
+from llamafu.server.storage.adapter_folder import AdapterFolder
 
 CONFIG = {
     "model_type": "llama",

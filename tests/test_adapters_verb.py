@@ -7,9 +7,9 @@ import shutil
 
 import pytest
 
-from llamafu._last_use import last_use, note_use
 from llamafu.cli.main import main
-from llamafu.example_adapters import example_adapters
+from llamafu.examples.adapters import example_adapters
+from llamafu.server.storage.last_use import last_use, note_use
 
 
 @pytest.fixture

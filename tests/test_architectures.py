@@ -18,7 +18,7 @@ from test_convert import reordered, write_folder
 from tiny_model import Weights
 
 from llamafu.adapters import BaseModel, convert_peft, read_adapter
-from llamafu.adapters.architectures import ARCHITECTURES
+from llamafu.adapters.peft.architectures import ARCHITECTURES
 from llamafu.errors import InvalidAdapterFileError, LoraIncompatibleError
 
 HIDDEN, KV, WIDE, HEADS, KV_HEADS, VOCABULARY, EXPERTS, RANK = 64, 32, 96, 4, 2, 317, 4, 4

@@ -15,8 +15,8 @@ from forced import alone, check, opened, run_forced
 from numba import njit
 from tiny_model import FIRST_BYTE
 
-from llamafu._native import attention_kernel as k
-from llamafu._native import words as w
+from llamafu._native.batched_lora import attention_kernels as k
+from llamafu._native.batched_lora import shared_state as w
 from llamafu.engine import Engine
 
 SRC, NE, NB, OP, PARAMS, DATA, KIND, TENSOR = 0, 48, 80, 112, 120, 184, 192, 200  # offsets of our own tensors, in bytes

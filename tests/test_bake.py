@@ -20,14 +20,13 @@ from test_convert import tiny_factors, write_folder
 from test_docs import ROOT, table
 
 from llamafu import Llamafu
-from llamafu._native import finding
+from llamafu._native.ggml_codec import GgmlCodec
 from llamafu._native.library import open_library
-from llamafu._native.quants import GgmlCodec
 from llamafu.adapters import bake, convert_peft, inspect_adapter, read_base
-from llamafu.adapters.codec import NumpyCodec, row_bytes
-from llamafu.adapters.shard import read_shards
-from llamafu.adapters.write import write_adapter
-from llamafu.baking import DTYPES
+from llamafu.adapters.gguf.codec import NumpyCodec, row_bytes
+from llamafu.adapters.gguf.shard import read_shards
+from llamafu.adapters.gguf.writer import write_adapter
+from llamafu.baking.bake import DTYPES
 from llamafu.cli import bake as command
 from llamafu.cli.main import main
 from llamafu.errors import (
@@ -39,7 +38,8 @@ from llamafu.errors import (
     LoraLoadError,
     ModelLoadError,
 )
-from llamafu.example_model import example_model
+from llamafu.examples.model import example_model
+from llamafu.libraries import discovery
 
 PIRATE = ROOT / "examples" / "adapters" / "pirate.gguf"
 BOTH = ("Q4_0", "Q4_1", "Q5_0", "Q5_1", "Q8_0", "BF16", "F16")
@@ -48,7 +48,7 @@ BLOCKS = "Q2_K Q3_K Q4_K Q5_K Q6_K IQ4_NL IQ4_XS".split()
 
 @pytest.fixture(scope="module")
 def ggml():
-    proven = finding.find()
+    proven = discovery.find()
     return GgmlCodec(open_library(proven.path, proven.family))
 
 
@@ -62,7 +62,7 @@ def no_library(monkeypatch):
 
     monkeypatch.delenv("LLAMAFU_LIB", raising=False)
     monkeypatch.setattr("llamafu._native.library._loaded", None)
-    monkeypatch.setattr("llamafu._native.finding.find", nothing)
+    monkeypatch.setattr("llamafu.libraries.discovery.find", nothing)
 
 
 def data(path):
@@ -271,7 +271,7 @@ def test_embeddings_and_experts(tmp_path):
     factors = {**shapes, "token_embd.weight": (32, 40)}
     adapters = {make(tmp_path / f"{seed}.gguf", seed=seed, shapes=factors): seed / 2 for seed in (1, 2)}
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr("llamafu.adapters.baked._VALUES", 100)
+        patch.setattr("llamafu.baking.writer._VALUES", 100)
         out = bake(model, adapters, tmp_path / "out.gguf", n_threads=3)
     wanted = values(model)
     for path, scale in adapters.items():
@@ -475,7 +475,7 @@ def test_a_signal_leaves_nothing(tiny_model, tiny_adapter_a, tmp_path, name, sta
         import os, signal, sys, time
         signal.signal(signal.SIGINT, signal.default_int_handler)
         signal.signal(signal.SIGHUP, signal.SIG_DFL)  # which nohup changes
-        from llamafu.adapters.change import Change
+        from llamafu.baking.weight_delta import Change
         from llamafu.cli.main import main
         made = Change.rows
         def slowly(*arguments):

@@ -8,7 +8,7 @@ import pytest
 from llamafu.adapters import inspect_adapter
 from llamafu.cli.main import main
 from llamafu.engine import Engine
-from llamafu.engine.measure import measure, write_random_adapter
+from llamafu.engine.benchmark import measure, write_random_adapter
 
 FEW = ["--tokens", "4", "--rounds", "2", "--threads", "1"]
 

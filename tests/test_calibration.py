@@ -7,25 +7,25 @@ from gguf import quants
 from test_bake import TEXT, data, divergence, logits, no_library, write_model  # noqa: F401 - a fixture
 from test_combine import make
 
-from llamafu._native import finding
 from llamafu._native.context import Context, ContextOptions
+from llamafu._native.ggml_codec import GgmlCodec
+from llamafu._native.graph.matmul_hook import Products
 from llamafu._native.library import open_library
 from llamafu._native.model import Model
-from llamafu._native.products import Products
-from llamafu._native.quants import GgmlCodec
 from llamafu.adapters import bake, read_base
-from llamafu.adapters.baked import Recipe
-from llamafu.adapters.fitting import fit, lens
-from llamafu.adapters.ggml_type import GGMLType
-from llamafu.adapters.grid import RANGES, put_together, taken_apart
+from llamafu.adapters.gguf.ggml_type import GGMLType
+from llamafu.adapters.gguf.shard import read_shards
 from llamafu.adapters.reader import AdapterReader
-from llamafu.adapters.shard import read_shards
-from llamafu.calibration import Calibration, places
-from llamafu.calibration_text import _SAMPLE, FEWEST_TOKENS, WINDOW, own_windows, packed, read_windows
+from llamafu.baking.calibration import Calibration, places
+from llamafu.baking.calibration_data import _SAMPLE, FEWEST_TOKENS, WINDOW, own_windows, packed, read_windows
+from llamafu.baking.fidelity import likeness
+from llamafu.baking.gptq import fit, lens
+from llamafu.baking.quant_blocks import RANGES, put_together, taken_apart
+from llamafu.baking.sequential import Rounding
+from llamafu.baking.writer import Recipe
 from llamafu.cli.main import main
 from llamafu.errors import DecodeError, LibraryNotFoundError, LoraError, ModelLoadError
-from llamafu.likeness import likeness
-from llamafu.rounding import Rounding
+from llamafu.libraries import discovery
 
 
 @pytest.fixture
@@ -87,7 +87,7 @@ def test_a_type_that_holds_the_change_is_not_stretched():
 
 @pytest.fixture
 def model(tiny_dir):
-    proven = finding.find()
+    proven = discovery.find()
     opened = Model(open_library(proven.path, proven.family), tiny_dir / "tiny-q4_0.gguf")
     yield opened
     opened.close()
@@ -146,7 +146,7 @@ def test_inputs_are_what_the_matrices_see(tiny_model, reference):
 
     What writes to the residual stream is added to it: in the first layer to the embeddings.
     """
-    proven = finding.find()
+    proven = discovery.find()
     opened = Model(open_library(proven.path, proven.family), tiny_model)
     met = {}
     try:
@@ -305,7 +305,7 @@ def test_a_model_without_coarse_types_is_baked_as_ever(tiny_model, tiny_adapter_
 def test_command(tiny_dir, tiny_adapter_b, tmp_path, capsys, monkeypatch):
     """`auto`: the model writes the text itself."""
     for name in ("_QUESTIONS", "_OPENINGS"):
-        monkeypatch.setattr(f"llamafu.calibration_text.{name}", ("What is it?", "The"))
+        monkeypatch.setattr(f"llamafu.baking.calibration_data.{name}", ("What is it?", "The"))
     out = tmp_path / "out.gguf"
     words = ["bake", "-m", str(tiny_dir / "tiny-q4_0.gguf"), "--lora", str(tiny_adapter_b), "-o", str(out)]
     assert main([*words, "--calibrate", "auto"]) == 0
@@ -348,7 +348,7 @@ def test_a_library_is_needed(no_library, tiny_dir, tiny_adapter_a, tmp_path, tex
 def test_auto_reads_the_sample_and_what_the_model_writes(model, monkeypatch):
     """Answers to every question twice, by other seeds; then plain text, then the sample."""
     for name in ("_QUESTIONS", "_OPENINGS"):
-        monkeypatch.setattr(f"llamafu.calibration_text.{name}", ("What is it?", "The"))
+        monkeypatch.setattr(f"llamafu.baking.calibration_data.{name}", ("What is it?", "The"))
     windows = own_windows(model, {}, 1)
     sample = read_windows(model, _SAMPLE.read_text("utf-8"))
     assert windows[6:] == sample

@@ -375,7 +375,7 @@ FOR_EVER = "{% for a in range(90000) %}{% for b in range(90000) %}{% endfor %}{%
 
 
 def test_a_template_that_does_not_end_is_one_error(url, template, monkeypatch):
-    monkeypatch.setattr("llamafu.template.SECONDS", 0.2)
+    monkeypatch.setattr("llamafu.generation.jinja_template.SECONDS", 0.2)
     template(FOR_EVER)
     status, message = asked(url)
     assert (status, "ran for more than 0.2 s" in message) == (400, True)

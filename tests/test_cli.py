@@ -8,12 +8,14 @@ from pathlib import Path
 
 import pytest
 
-from llamafu import __version__, _paths, doctor
-from llamafu._native import finding, processor, proof_cache
+from llamafu import __version__
+from llamafu._native import cpu
+from llamafu._util import paths
 from llamafu.cli import doctor as doctor_command
 from llamafu.cli.main import main
 from llamafu.cli.progress import Progress
 from llamafu.errors import LlamafuError
+from llamafu.libraries import discovery, doctor, verify
 
 ROOT = Path(__file__).resolve().parent.parent
 
@@ -101,7 +103,7 @@ def test_reader_that_leaves(home):
 
 def test_lib_list(home, real, capsys):
     """Each candidate with its origin and what came of it; `lib` alone means `lib list`."""
-    broken = _paths.library_dir() / "built" / "libllama.so"
+    broken = paths.library_dir() / "built" / "libllama.so"
     broken.parent.mkdir(parents=True)
     broken.write_text("no library")
     assert main(["lib", "list", "--json"]) == 0
@@ -145,7 +147,7 @@ def test_doctor(home, real, capsys):
     """One screen, and the same as JSON."""
     assert main(["doctor"]) == 0
     screen = capsys.readouterr().out
-    assert all(words in screen for words in (__version__, str(real.path), real.family, str(_paths.library_dir()), "to mend"))
+    assert all(words in screen for words in (__version__, str(real.path), real.family, str(paths.library_dir()), "to mend"))
     assert len(screen.splitlines()) < 40
     assert main(["doctor", "--json"]) == 0
     report = json.loads(capsys.readouterr().out)
@@ -159,7 +161,7 @@ def test_doctor(home, real, capsys):
 def test_doctor_without_a_library(home, monkeypatch, capsys):
     """No usable libllama is exit status 1, and the last line says what to do."""
     monkeypatch.delenv("LLAMAFU_LIB")
-    monkeypatch.setattr(finding, "_sources", lambda _: iter(()))
+    monkeypatch.setattr(discovery, "_sources", lambda _: iter(()))
     assert main(["doctor"]) == 1
     assert "to mend   llamafu lib install" in capsys.readouterr().out.splitlines()[-1]
     monkeypatch.undo()
@@ -170,9 +172,9 @@ def test_doctor_without_a_library(home, monkeypatch, capsys):
 
 def test_doctor_on_unused_features(home, real, monkeypatch):
     """A CPU that can more than the library uses is said, with the command; a copy compiled here is left alone."""
-    monkeypatch.setattr(processor, "flags", lambda: frozenset({"avx2", "avx512f"}))
-    plain = proof_cache.Proven(real.path, real.family, "", (), "CPU : AVX2 = 1 | AVX512 = 0 | ", False, "")
-    monkeypatch.setattr(finding, "find", lambda: plain)
+    monkeypatch.setattr(cpu, "flags", lambda: frozenset({"avx2", "avx512f"}))
+    plain = verify.Proven(real.path, real.family, "", (), "CPU : AVX2 = 1 | AVX512 = 0 | ", False, "")
+    monkeypatch.setattr(discovery, "find", lambda: plain)
     report = doctor.examine()
     assert (report.cpu_used, report.cpu_unused) == (("AVX2",), ("AVX512",))
     (mend,) = report.mends
@@ -181,8 +183,8 @@ def test_doctor_on_unused_features(home, real, monkeypatch):
     assert not mend.needed
     assert report.healthy
     assert "does not free adapters" in doctor_command._screen(report)
-    monkeypatch.setattr(_paths, "library_dir", lambda: real.path.parent.parent)
-    monkeypatch.setattr(finding, "BUILT", real.path.parent.name)
+    monkeypatch.setattr(paths, "library_dir", lambda: real.path.parent.parent)
+    monkeypatch.setattr(discovery, "BUILT", real.path.parent.name)
     assert doctor.examine().mends == ()
 
 

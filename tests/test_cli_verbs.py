@@ -23,9 +23,9 @@ from llamafu.cli.arguments import Use, use
 from llamafu.cli.main import main
 from llamafu.cli.side_by_side import SideBySide
 from llamafu.cli.style import BOLD, Style
-from llamafu.completion import AppliedLora, Completion, Timings, Usage
 from llamafu.errors import LlamafuError
-from llamafu.example_adapters import example_adapters
+from llamafu.examples.adapters import example_adapters
+from llamafu.generation.completion import AppliedLora, Completion, Timings, Usage
 
 ROOT = Path(__file__).resolve().parents[1]
 GREEDY = {"temperature": 0, "max_tokens": 12}

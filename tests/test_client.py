@@ -25,8 +25,8 @@ from llamafu.client import (
     TabbyClient,
 )
 from llamafu.client.failure import seconds
-from llamafu.completion import AppliedLora, Usage
 from llamafu.errors import ClosedError
+from llamafu.generation.completion import AppliedLora, Usage
 from llamafu.service import AsyncLoraService, LoraService
 
 # Fixtures.

@@ -21,7 +21,7 @@ from llamafu.client import (
     ServerTimeoutError,
     TabbyClient,
 )
-from llamafu.completion import Usage
+from llamafu.generation.completion import Usage
 
 # Fixtures.
 connect = both_clients.connect

@@ -22,11 +22,11 @@ from tiny_model import Weights
 
 from llamafu import Llamafu
 from llamafu.adapters import BaseModel, convert_peft, inspect_adapter, read_adapter, read_base
-from llamafu.adapters.safetensors import read_safetensors
-from llamafu.adapters.safetensors import safetensors_bytes as written
+from llamafu.adapters.peft.safetensors import read_safetensors
+from llamafu.adapters.peft.safetensors import safetensors_bytes as written
 from llamafu.cli.main import main
 from llamafu.errors import InvalidAdapterFileError, LoraError, LoraIncompatibleError, LoraLoadError
-from llamafu.example_model import example_model
+from llamafu.examples.model import example_model
 
 EXAMPLES = Path(__file__).resolve().parent.parent / "examples" / "adapters"
 HIDDEN, KV, WIDE, HEADS, KV_HEADS = 64, 32, 96, 4, 2
@@ -468,8 +468,8 @@ def test_terminal(tmp_path, tiny_model, capsys):
 
 def test_a_strength_that_f16_cannot_make_up_for_is_refused():
     """B times a tiny ratio of alphas would be zeros in F16."""
-    from llamafu.adapters.pieces import Piece
-    from llamafu.adapters.storing import folded
+    from llamafu.adapters.peft.factor_mapping import Piece
+    from llamafu.adapters.peft.factor_storage import folded
 
     a, b = np.ones((2, 4), np.float32), np.full((4, 2), 1e-3, np.float32)
     pieces = [Piece("blk.0.attn_q.weight", a, b, 16.0), Piece("blk.1.attn_q.weight", a, b, 1e-5)]

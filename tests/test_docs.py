@@ -27,14 +27,14 @@ from served import served as server_process
 from test_architectures import MODELS
 
 from llamafu import errors
-from llamafu.adapters.architectures import ARCHITECTURES
-from llamafu.adapters.hf_config import MODEL_TYPES
-from llamafu.adapters.peft import FOREIGN, HARMLESS, REFUSED
+from llamafu.adapters.peft.architectures import ARCHITECTURES
+from llamafu.adapters.peft.config import FOREIGN, HARMLESS, REFUSED
+from llamafu.adapters.peft.hf_config import MODEL_TYPES
 from llamafu.cli.main import _parser
 from llamafu.errors import ErrorCode, LlamafuError
-from llamafu.example_adapters import example_adapters
-from llamafu.example_model import example_model
-from llamafu.options import Options
+from llamafu.examples.adapters import example_adapters
+from llamafu.examples.model import example_model
+from llamafu.generation.options import Options
 
 ROOT = Path(__file__).resolve().parent.parent
 DOCS = sorted((ROOT / "docs").rglob("*.md"))
@@ -311,7 +311,7 @@ def test_refusals_are_those_of_the_code():
 
 def test_layers_are_those_of_the_linter():
     contract = project()["tool"]["importlinter"]["contracts"][0]
-    rows = table(ROOT / "CONTRIBUTING.md", "Layer")
+    rows = table(ROOT / "CONTRIBUTING.md", "Package")
     assert [row[0] for row in rows] == [layer.replace(" : ", ", ") for layer in contract["layers"]]
 
 

@@ -18,7 +18,6 @@ from forced import STRICT, Case, alone, check, opened, run_forced
 from test_convert import arrays_of, write_folder
 from tiny_model import FIRST_BYTE
 
-from llamafu import chat
 from llamafu.adapters import convert_peft
 from llamafu.adapters.file import read_adapter
 from llamafu.engine import Engine, Request
@@ -35,6 +34,7 @@ from llamafu.errors import (
     MultimodalError,
     QueueFullError,
 )
+from llamafu.generation import chat_template
 
 LONG = {"temperature": 0, "ignore_eos": True, "max_tokens": 400}
 SHORT = {"temperature": 0, "ignore_eos": True, "max_tokens": 4}
@@ -232,7 +232,7 @@ def test_long_prompt_beside_short_ones(tiny_model):
 
 def test_large_mix_is_not_passed_for_ever(tiny_model, tmp_path, monkeypatch):
     """A request for most of the bank gets its turn although small ones keep coming."""
-    monkeypatch.setattr("llamafu.engine.core._PATIENCE", 5)
+    monkeypatch.setattr("llamafu.engine.scheduler._PATIENCE", 5)
     make_adapter(tmp_path / "large.gguf", tiny_model, seed=1, rank=30)
     for i in range(4):
         make_adapter(tmp_path / f"s{i}.gguf", tiny_model, seed=2 + i, rank=4)
@@ -610,7 +610,7 @@ def test_submitting_does_not_block_the_loop(tiny_model, tiny_dir, tmp_path, monk
 
     with made(tiny_model, path, kernel="none") as engine:
         monkeypatch.setattr("llamafu.engine.registry.read_adapter", slowly(read_adapter))
-        monkeypatch.setattr("llamafu.engine.asking.chat_module.tokenize", slowly(chat.tokenize))
+        monkeypatch.setattr("llamafu.engine.submission.chat_module.tokenize", slowly(chat_template.tokenize))
         asyncio.run(main(engine))
         assert max(gaps) < 0.3
         assert empty(engine)

@@ -10,10 +10,10 @@ from adapters_made import make_various
 from forced import Case, alone, check, opened, run_forced
 from tiny_model import FIRST_BYTE
 
-from llamafu._native.rows import RowTable
+from llamafu._native.batched_lora.row_table import RowTable
 from llamafu.engine import batch
-from llamafu.engine.kv import KvMemory
-from llamafu.engine.pager import Pager
+from llamafu.engine.bank_units import Pager
+from llamafu.engine.kv_cache import KvMemory
 
 
 def tokens(seed, count):

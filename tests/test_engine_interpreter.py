@@ -8,7 +8,7 @@ import time
 
 import pytest
 
-from llamafu.engine import Engine, Request, interpreter
+from llamafu.engine import Engine, Request, switch_interval
 
 
 @pytest.fixture
@@ -48,19 +48,19 @@ def test_shorter_while_an_engine_computes(tiny_model, tiny_adapter_a):
 
 @pytest.mark.usefixtures("interval")
 def test_several_engines_and_what_the_program_sets():
-    interpreter.hurry()
-    interpreter.hurry()
-    interpreter.rest()
+    switch_interval.hurry()
+    switch_interval.hurry()
+    switch_interval.rest()
     assert sys.getswitchinterval() == pytest.approx(0.0005)
-    interpreter.rest()
+    switch_interval.rest()
     assert sys.getswitchinterval() == pytest.approx(0.01)
-    interpreter.hurry()
+    switch_interval.hurry()
     sys.setswitchinterval(0.02)
-    interpreter.rest()
+    switch_interval.rest()
     assert sys.getswitchinterval() == pytest.approx(0.02)
     sys.setswitchinterval(0.0001)
-    interpreter.hurry()
-    interpreter.rest()
+    switch_interval.hurry()
+    switch_interval.rest()
     assert sys.getswitchinterval() == pytest.approx(0.0001)
 
 

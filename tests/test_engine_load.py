@@ -8,7 +8,7 @@ import pytest
 from forced import STRICT
 
 from llamafu.engine import Engine, Request
-from llamafu.engine.kv import BLOCK
+from llamafu.engine.kv_cache import BLOCK
 
 LONG = {"temperature": 0, "ignore_eos": True, "max_tokens": 400}
 SHORT = {"temperature": 0, "ignore_eos": True, "max_tokens": 4}

@@ -14,12 +14,12 @@ from test_engine_schedules import accounts, agrees
 from tiny_model import FIRST_BYTE
 
 from llamafu import Llamafu
-from llamafu._native import chains
+from llamafu._native.graph import adapter_ops
 from llamafu.adapters.file import read_adapter
-from llamafu.adapters.write import write_adapter
+from llamafu.adapters.gguf.writer import write_adapter
 from llamafu.engine import Engine, Request
 from llamafu.errors import LlamafuError, ModelLoadError
-from llamafu.example_model import example_model
+from llamafu.examples.model import example_model
 
 ROOT = Path(__file__).resolve().parent.parent
 LOUDER = 1.5
@@ -177,9 +177,11 @@ def test_alora(tiny_model, tiny_dir, kernel, monkeypatch):
 
 def test_odd_tensors_fall_back(tiny_model, tmp_path, monkeypatch):
     """What the bank cannot hold is computed in a group of its own, and the stats say why."""
-    seen = chains._Survey._chain
+    seen = adapter_ops._Survey._chain
     monkeypatch.setattr(
-        chains._Survey, "_chain", lambda self, target, first: None if "blk.1.attn_q" in target else seen(self, target, first)
+        adapter_ops._Survey,
+        "_chain",
+        lambda self, target, first: None if "blk.1.attn_q" in target else seen(self, target, first),
     )
     other, odd = tmp_path / "other.gguf", tmp_path / "odd.gguf"
     make_adapter(other, tiny_model, seed=1, tensors=["blk.0.ffn_up.weight"], rank=4)

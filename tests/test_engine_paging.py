@@ -13,9 +13,9 @@ from served import wait_for
 
 from llamafu import Engine
 from llamafu.adapters import read_adapter
-from llamafu.adapters.values import as_stored
+from llamafu.adapters.gguf.values import as_stored
 from llamafu.engine import bank as bank_module
-from llamafu.engine import filling as filling_module
+from llamafu.engine import bank_loader as filling_module
 from llamafu.engine.bank import Bank
 from llamafu.engine.request import Request
 from llamafu.errors import ClosedError, LoraLoadError

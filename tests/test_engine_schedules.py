@@ -15,8 +15,8 @@ from tiny_model import FIRST_BYTE
 
 from llamafu import Llamafu
 from llamafu.engine import Engine, Request
-from llamafu.engine.kv import BLOCK, KvMemory
-from llamafu.engine.pager import Pager
+from llamafu.engine.bank_units import Pager
+from llamafu.engine.kv_cache import BLOCK, KvMemory
 
 QUIET = [HealthCheck.function_scoped_fixture, HealthCheck.too_slow, HealthCheck.data_too_large]
 PATIENCE = 20.0

@@ -23,7 +23,7 @@ import pytest
 from gguf import GGUFReader
 
 from llamafu.adapters import BaseModel, convert_peft
-from llamafu.adapters.architectures import interleave_heads
+from llamafu.adapters.peft.architectures import interleave_heads
 
 ROOT = Path(__file__).resolve().parents[1]
 ADAPTERS = ROOT / "examples" / "adapters"

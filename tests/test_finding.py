@@ -7,10 +7,10 @@ from pathlib import Path
 
 import pytest
 
-from llamafu import _paths
-from llamafu._native import finding
-from llamafu._native.finding import Candidate, candidates, find, library_in
+from llamafu._util import paths
 from llamafu.errors import AbiMismatchError, LibraryNotFoundError
+from llamafu.libraries import discovery
+from llamafu.libraries.discovery import Candidate, candidates, find, library_in
 
 
 @pytest.fixture
@@ -21,8 +21,8 @@ def alone(real, monkeypatch, tmp_path):
     monkeypatch.setenv("LLAMAFU_DATA", str(tmp_path / "data"))
     monkeypatch.setenv("LLAMAFU_CACHE", str(tmp_path / "cache"))
     monkeypatch.setenv("LD_LIBRARY_PATH", "")
-    monkeypatch.setattr(finding, "_PACKAGES", {})
-    monkeypatch.setattr(finding, "_known_to_the_system", lambda: iter(()))
+    monkeypatch.setattr(discovery, "_PACKAGES", {})
+    monkeypatch.setattr(discovery, "_known_to_the_system", lambda: iter(()))
     return tmp_path
 
 
@@ -35,8 +35,8 @@ def text_file(path):
 
 def own_copy(name, target):
     """Make a folder the own copy `name`."""
-    _paths.library_dir().mkdir(parents=True, exist_ok=True)
-    (_paths.library_dir() / name).symlink_to(target, target_is_directory=True)
+    paths.library_dir().mkdir(parents=True, exist_ok=True)
+    (paths.library_dir() / name).symlink_to(target, target_is_directory=True)
 
 
 @pytest.mark.parametrize("inside", [".", "lib", "bin", "build/bin"])
@@ -62,15 +62,17 @@ def test_order(alone, monkeypatch):
     """Argument, setting, own build, own prebuilt, packages, system: in this order, each file once."""
     argument = text_file(alone / "argument" / "libllama.so")
     setting = text_file(alone / "setting" / "libllama.so")
-    built = text_file(_paths.library_dir() / "built" / "lib" / "libllama.so")
-    prebuilt = text_file(_paths.library_dir() / "prebuilt" / "lib" / "libllama.so.0")
+    built = text_file(paths.library_dir() / "built" / "lib" / "libllama.so")
+    prebuilt = text_file(paths.library_dir() / "prebuilt" / "lib" / "libllama.so.0")
     package = text_file(alone / "site" / "some_package" / "native" / "linux" / "libllama.so")
     system = text_file(alone / "system" / "libllama.so.0")
     (alone / "site" / "some_package" / "__init__.py").write_text("raise SystemExit('a package was imported')")
     monkeypatch.setenv("LLAMAFU_LIB", str(setting.parent))
     monkeypatch.syspath_prepend(alone / "site")
-    monkeypatch.setattr(finding, "_PACKAGES", {"absent": ("no_such_package", (".",)), "some": ("some_package", ("native/*",))})
-    monkeypatch.setattr(finding, "_known_to_the_system", lambda: iter([built, system]))
+    monkeypatch.setattr(
+        discovery, "_PACKAGES", {"absent": ("no_such_package", (".",)), "some": ("some_package", ("native/*",))}
+    )
+    monkeypatch.setattr(discovery, "_known_to_the_system", lambda: iter([built, system]))
     assert candidates(argument) == [
         Candidate(argument, "the library argument", explicit=True),
         Candidate(setting, "LLAMAFU_LIB", explicit=True),
@@ -142,15 +144,15 @@ def test_broken_copies_are_passed_over(alone, real):
 def test_later_sources_are_not_looked_at(alone, real, monkeypatch):
     """A hit ends the search: the system's index is not read for nothing."""
     own_copy("built", real.path.parent)
-    monkeypatch.setattr(finding, "_known_to_the_system", lambda: pytest.fail("the system was asked"))
+    monkeypatch.setattr(discovery, "_known_to_the_system", lambda: pytest.fail("the system was asked"))
     assert find() == real
 
 
 def test_error_names_everything(alone, monkeypatch):
     """Each candidate, its origin, its cause, and the one command that mends it, on one line."""
-    built = text_file(_paths.library_dir() / "built" / "libllama.so")
+    built = text_file(paths.library_dir() / "built" / "libllama.so")
     system = text_file(alone / "system" / "libllama.so")
-    monkeypatch.setattr(finding, "_known_to_the_system", lambda: iter([system]))
+    monkeypatch.setattr(discovery, "_known_to_the_system", lambda: iter([system]))
     with pytest.raises(LibraryNotFoundError) as caught:
         find()
     message = str(caught.value)
@@ -162,7 +164,7 @@ def test_error_names_everything(alone, monkeypatch):
 
 def test_broken_prebuilt_is_not_fetched_again(alone):
     """Where the prebuilt library itself fails, compiling is what helps."""
-    text_file(_paths.library_dir() / "prebuilt" / "lib" / "libllama.so.0")
+    text_file(paths.library_dir() / "prebuilt" / "lib" / "libllama.so.0")
     with pytest.raises(LibraryNotFoundError, match="compile one on this machine: `llamafu lib build`"):
         find()
 
@@ -172,7 +174,7 @@ def test_nothing_at_all(alone):
     with pytest.raises(LibraryNotFoundError) as caught:
         find()
     assert all(
-        words in str(caught.value) for words in ("LLAMAFU_LIB is not set", str(_paths.library_dir()), "`llamafu lib install`")
+        words in str(caught.value) for words in ("LLAMAFU_LIB is not set", str(paths.library_dir()), "`llamafu lib install`")
     )
 
 

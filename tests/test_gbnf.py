@@ -12,11 +12,11 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from llamafu.errors import GrammarError
-from llamafu.grammar.automaton import NOTHING, Automaton, Budget
-from llamafu.grammar.constraint import Constraint
-from llamafu.grammar.gbnf import parse
-from llamafu.grammar.network import Network
-from llamafu.grammar.vocabulary import Vocabulary
+from llamafu.generation.grammar.automaton import NOTHING, Automaton, Budget
+from llamafu.generation.grammar.constraint import Constraint
+from llamafu.generation.grammar.gbnf import parse
+from llamafu.generation.grammar.network import Network
+from llamafu.generation.grammar.vocabulary import Vocabulary
 
 PROFILE = settings(max_examples=80, deadline=None, derandomize=True)
 END = 0

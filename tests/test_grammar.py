@@ -13,12 +13,12 @@ from gbnf_matcher import Grammar
 from schema_oracle import is_valid
 
 from llamafu.errors import GrammarError
-from llamafu.grammar import schema_to_gbnf
-from llamafu.grammar.constraint import Constraint
-from llamafu.grammar.keywords import _LEFT_OUT
-from llamafu.grammar.vocabulary import Vocabulary
-from llamafu.options import Options
-from llamafu.sampling import constrain
+from llamafu.generation.grammar import schema_to_gbnf
+from llamafu.generation.grammar.constraint import Constraint
+from llamafu.generation.grammar.keywords import _LEFT_OUT
+from llamafu.generation.grammar.vocabulary import Vocabulary
+from llamafu.generation.options import Options
+from llamafu.generation.sampling import constrain
 
 # Schemas, each with values whose JSON text must be accepted and values that must be refused.
 CASES: dict[str, tuple[Any, list[Any], list[Any]]] = {

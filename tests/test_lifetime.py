@@ -453,8 +453,8 @@ def test_daemon_thread_at_exit(tiny_dir, work):
         run(
             tiny_dir,
             f"""
-import llamafu.model
-llamafu.model._PATIENCE = {0.5 if work.startswith("stuck") else 10.0}
+import llamafu.model.llamafu
+llamafu.model.llamafu._PATIENCE = {0.5 if work.startswith("stuck") else 10.0}
 llm = opened()
 def work():
     {DAEMONS[work].strip().replace(chr(10), chr(10) + "    ")}

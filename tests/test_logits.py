@@ -5,10 +5,10 @@ import pytest
 
 from llamafu._native.adapter import Adapter
 from llamafu._native.context import Context, ContextOptions
-from llamafu._native.finding import find
 from llamafu._native.library import open_library
 from llamafu._native.model import Model
 from llamafu.adapters import merge_adapters, read_adapter
+from llamafu.libraries.discovery import find
 
 TOLERANCE = 1e-3
 TOKENS = [0, 40, 76, 105, 112, 112, 36, 90, 115, 260, 261, 33, 17, 200, 4, 255, 300, 301, 77]

@@ -86,9 +86,9 @@ def test_mirrored_functions(tiny_model, tiny_adapter_a, tiny_dir, tmp_path):
     """Codes in, codes out, with the C header's numbers."""
     from llamafu import _native
     from llamafu._native.context import ContextOptions
-    from llamafu._native.finding import find
     from llamafu._native.library import open_library
     from llamafu.adapters.file import read_adapter
+    from llamafu.libraries.discovery import find
 
     proven = find()
     library = open_library(proven.path, proven.family)
@@ -120,10 +120,10 @@ def test_builds_that_never_free_reuse_by_content(tiny_model, tiny_adapter_a, mon
     """Where the library's free does nothing, a freed adapter is taken up again; its old handle is dead all the same."""
     from dataclasses import replace
 
-    import llamafu.model
+    import llamafu.model.llamafu
 
-    find = llamafu.model.find
-    monkeypatch.setattr(llamafu.model, "find", lambda library: replace(find(library), frees_adapters=False))
+    find = llamafu.model.llamafu.find
+    monkeypatch.setattr(llamafu.model.llamafu, "find", lambda library: replace(find(library), frees_adapters=False))
     with Llamafu(tiny_model, n_ctx=64) as llm:
         first = llm.load_lora_adapter(tiny_adapter_a)
         wanted = llm.complete("Once", lora={first: 1.0}, **GREEDY).tokens

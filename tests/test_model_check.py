@@ -10,17 +10,17 @@ from damaged_models import Damage
 from llamafu import Llamafu
 from llamafu._native import model_check
 from llamafu._native.checks import explain
-from llamafu._native.finding import find
 from llamafu._native.library import open_library
 from llamafu._native.model_check import check_model
-from llamafu.adapters.base import read_base, read_model
+from llamafu.adapters.gguf.base_model import read_base, read_model
 from llamafu.errors import ModelLoadError
+from llamafu.libraries.discovery import find
 
 
 @pytest.fixture
 def runs(monkeypatch, tmp_path):
     """Every child process that was started to open a model; nothing is remembered from before."""
-    monkeypatch.setattr("llamafu._native.model_check._paths.cache_dir", lambda: tmp_path / "cache")
+    monkeypatch.setattr("llamafu._native.model_check.paths.cache_dir", lambda: tmp_path / "cache")
     started = []
     really = model_check.run_child
 

@@ -11,8 +11,8 @@ from tiny_model import Weights
 
 from llamafu import Llamafu
 from llamafu.adapters import AdapterReader, convert_peft, export_peft, merge_adapters
-from llamafu.adapters.module_name import decoder_module, part_of
-from llamafu.adapters.safetensors import read_safetensors
+from llamafu.adapters.peft.module_name import decoder_module, part_of
+from llamafu.adapters.peft.safetensors import read_safetensors
 from llamafu.cli.main import main
 from llamafu.errors import InvalidAdapterFileError, LoraError
 

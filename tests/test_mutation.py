@@ -293,7 +293,7 @@ class Adapter:
     """A sound adapter file, whole and taken apart."""
 
     def __init__(self, path):
-        from llamafu.adapters.container import read_container
+        from llamafu.adapters.gguf.reader import read_container
 
         self.data = path.read_bytes()
         container = read_container(self.data, name=path.name)

@@ -8,7 +8,7 @@ import pytest
 from hypothesis import assume, given, settings
 from hypothesis import strategies as st
 
-from llamafu.adapters.name_pattern import NamePattern
+from llamafu.adapters.peft.name_pattern import NamePattern
 
 NAME = "model.layers.12.self_attn.q_proj"
 atoms = st.sampled_from(["a", "b", ".", r"\.", "[ab]", "[^a]", r"\d", "^", "$", "1", "[]a]", r"[\]a-b]", "{", "}", "a,"])

@@ -14,12 +14,12 @@ from test_combine import NAME, dense, make
 from test_docs import ROOT
 
 from llamafu.adapters import adapter_norms, compare_adapters, merge_adapters, read_adapter
+from llamafu.adapters.analysis.plots import comparison_figure, norms_figure
 from llamafu.adapters.info import split_name
-from llamafu.adapters.plots import comparison_figure, norms_figure
 from llamafu.cli.heat_map import heat_map
 from llamafu.cli.main import main
 from llamafu.cli.style import Style
-from llamafu.example_adapters import example_adapters
+from llamafu.examples.adapters import example_adapters
 
 SHAPES = {
     "blk.0.attn_q.weight": (20, 12),

@@ -14,7 +14,7 @@ from serving import ADMIN, API, FakeEngine, serving
 
 from llamafu.engine import Engine
 from llamafu.server.app import make_app
-from llamafu.server.keys import Guard
+from llamafu.server.auth.keys import Guard
 from llamafu.server.settings import Settings
 
 MAY_COME = {*range(200, 205), 400, 401, 403, 404, 405, 408, 409, 413, 415, 429}

@@ -19,7 +19,7 @@ ROOT = Path(__file__).resolve().parents[1]
 DEPENDENCIES = ("cffi", "_cffi_backend", "numpy", "gguf", "platformdirs")
 FAMILIES = sorted(path.parent.name for path in ROOT.glob("cdefs/*/llama.h"))
 NOT_COPIED = shutil.ignore_patterns(
-    *(".git", ".venv", "__pycache__", ".*_cache", ".hypothesis", ".fixtures", "abi", "dist", "build")
+    *(".git", ".venv", "__pycache__", ".*_cache", ".hypothesis", ".fixtures", "layout[0-9]*.py", "dist", "build")
 )
 LITTER = ("llamafu/__pycache__/x.cpython-311.pyc", "tests/.fixtures/x.gguf", ".venv/x.py", ".hypothesis/x", "dist/x.whl")
 
@@ -129,20 +129,25 @@ def test_sdist_has_every_source_and_no_litter(sdist):
         *ROOT.glob("scripts/*.py"),
         *ROOT.glob("cdefs/**/*.h"),
     ]
-    expected = {path.relative_to(ROOT).as_posix() for path in sources if "abi" not in path.parts}
+    expected = {path.relative_to(ROOT).as_posix() for path in sources if not path.stem.startswith("layout")}
     expected |= {"pyproject.toml", "README.md", "LICENSE", "CHANGELOG.md", "Makefile", "build_ffi.py", "llamafu/py.typed"}
     expected |= {"examples/adapters/pirate/adapter_model.safetensors", "tests/data/peft_answers.json"}
     assert not expected - names
-    assert not [name for name in names if name in LITTER or "__pycache__" in name or "/abi/" in name]
+    assert not [name for name in names if name in LITTER or "__pycache__" in name or "/abi/layout" in name]
 
 
 def test_wheel_has_the_package_and_nothing_else(wheel):
     names = names_in(wheel)
     metadata = {name for name in names if name.startswith(f"llamafu-{__version__}.dist-info/")}
-    modules = {path.relative_to(ROOT).as_posix() for path in ROOT.glob("llamafu/**/*.py") if "abi" not in path.parts}
-    modules |= {f"llamafu/_native/abi/{family}.py" for family in ("__init__", *FAMILIES)}
-    data = {"llamafu/py.typed", "llamafu/calibration_sample.txt", "llamafu/examples/pirate.gguf", "llamafu/examples/shout.gguf"}
-    data |= {path.relative_to(ROOT).as_posix() for path in ROOT.glob("llamafu/_native/proof/*")}
+    modules = {path.relative_to(ROOT).as_posix() for path in ROOT.glob("llamafu/**/*.py") if not path.stem.startswith("layout")}
+    modules |= {f"llamafu/_native/abi/{family}.py" for family in FAMILIES}
+    data = {
+        "llamafu/py.typed",
+        "llamafu/baking/calibration_sample.txt",
+        "llamafu/examples/pirate.gguf",
+        "llamafu/examples/shout.gguf",
+    }
+    data |= {path.relative_to(ROOT).as_posix() for path in ROOT.glob("llamafu/libraries/proof/*")}
     data |= {path.relative_to(ROOT).as_posix() for path in ROOT.glob("llamafu/server/page/*")}
     assert len(FAMILIES) > 10
     assert len(data) >= 6
@@ -181,7 +186,7 @@ def test_installed_wheel_works_without_the_checkout(python, tiny_model, tiny_ada
 
 
 def test_installed_wheel_brings_its_examples(python, room):
-    code = "from llamafu.example_adapters import example_adapters; [print(path) for path in example_adapters().values()]"
+    code = "from llamafu.examples.adapters import example_adapters; [print(path) for path in example_adapters().values()]"
     paths = [Path(line) for line in run(python, "-c", code, cwd=room).splitlines()]
     assert [path.name for path in paths] == ["pirate.gguf", "shout.gguf"]
     assert all(path.is_relative_to(room / "environment") for path in paths)

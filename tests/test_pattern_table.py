@@ -8,7 +8,7 @@ from hypothesis import strategies as st
 from test_convert import arrays_of, base_of, check_changes, write_folder
 
 from llamafu.adapters import convert_peft
-from llamafu.adapters.pattern_table import PatternTable
+from llamafu.adapters.peft.pattern_table import PatternTable
 
 names = st.text("ab.1", max_size=6)
 patterns = st.one_of(

@@ -17,8 +17,8 @@ from test_convert import arrays_of, base_of, safetensors_bytes, with_tensor, wri
 from torch_bytes import torch_bytes
 
 from llamafu import Llamafu
-from llamafu.adapters import AdapterReader, convert, convert_peft, inspect_adapter
-from llamafu.adapters.peft import FOREIGN, HARMLESS, READ, REFUSED, parse_config
+from llamafu.adapters import AdapterReader, convert_peft, inspect_adapter
+from llamafu.adapters.peft.config import FOREIGN, HARMLESS, READ, REFUSED, convert, parse_config
 from llamafu.cli.main import main
 from llamafu.errors import InvalidAdapterFileError, LlamafuError, LoraError, LoraLoadError
 

@@ -26,7 +26,7 @@ from damage import damages, mutate
 from hypothesis import given, settings
 from torch_bytes import archive, dictionary, name, number, numbers, storage, tensor, text, torch_bytes, whole
 
-from llamafu.adapters.pickled import read_pickled
+from llamafu.adapters.peft.torch_pickle import read_pickled
 from llamafu.errors import InvalidAdapterFileError
 
 REAL = (Path(__file__).parent / "data" / "torch_weights.bin").read_bytes()

@@ -6,7 +6,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from llamafu import Llamafu
-from llamafu.prefix import CUT, Segment, plan
+from llamafu.model.prefix_cache import CUT, Segment, plan
 
 NONE, ONE, TWO = (), (("a", 1.0),), (("a", 0.5),)
 

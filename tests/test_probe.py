@@ -9,10 +9,12 @@ from pathlib import Path
 
 import pytest
 
-from llamafu._native import child, families, probe, proof_cache
-from llamafu._native.proof_cache import Refusal, examine, prove
-from llamafu._native.wanted import REQUIRED, SET_GENERATIONS
+from llamafu._native.abi import families
+from llamafu._native.abi.symbols import REQUIRED, SET_GENERATIONS
+from llamafu._util import child_process
 from llamafu.errors import AbiMismatchError, LibraryNotFoundError
+from llamafu.libraries import probe, verify
+from llamafu.libraries.verify import Refusal, examine, prove
 
 ROOT = Path(__file__).resolve().parent.parent
 COMPILER = shutil.which("cc") or shutil.which("gcc")
@@ -120,7 +122,7 @@ def test_real_library_is_proven(real, cache):
 def test_proof_is_remembered(real, monkeypatch):
     """A second look starts no child."""
     first = prove(real.path)
-    monkeypatch.setattr(child, "run", lambda *_, **__: pytest.fail("a child was started"))
+    monkeypatch.setattr(child_process, "run", lambda *_, **__: pytest.fail("a child was started"))
     assert prove(real.path) == first
 
 
@@ -272,7 +274,7 @@ def test_crash_in_use_is_contained(real, beside):
 @needs_compiler
 def test_hang_is_stopped(tmp_path, monkeypatch):
     """A library that never returns is given up."""
-    monkeypatch.setattr(proof_cache, "_TIMEOUT", 1.0)
+    monkeypatch.setattr(verify, "_TIMEOUT", 1.0)
     source = "#include <unistd.h>\n__attribute__((constructor)) static void start(void) { sleep(30); }"
     assert "did not answer within 1 s" in refusal(compile_shim(tmp_path / "libllama.so", source)).cause
 
@@ -299,6 +301,6 @@ def test_child_finds_the_package_without_help(tmp_path):
     """The probe answers in a bare environment too."""
     path = tmp_path / "libllama.so"
     path.write_text("no library")
-    done = child.run("llamafu._native.probe", str(path), timeout=60)
+    done = child_process.run("llamafu.libraries.probe", str(path), timeout=60)
     assert done.returncode == 0, done.stderr
     assert json.loads(done.stdout)["ok"] is False

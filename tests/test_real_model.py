@@ -13,8 +13,8 @@ import pytest
 
 from llamafu import Llamafu
 from llamafu._native.model import Model
-from llamafu.chat import render
-from llamafu.example_model import example_model
+from llamafu.examples.model import example_model
+from llamafu.generation.chat_template import render
 
 ROOT = Path(__file__).resolve().parent.parent
 PEFT = json.loads((ROOT / "tests" / "data" / "peft_answers.json").read_text("utf-8"))

@@ -119,7 +119,7 @@ def test_the_reference_refuses_what_it_cannot_compute(reference, tiny_dir, tmp_p
 
 
 def test_the_shipped_proof_is_what_the_script_makes(tmp_path):
-    shipped = Path(llamafu.__file__).parent / "_native" / "proof"
+    shipped = Path(llamafu.__file__).parent / "libraries" / "proof"
     write_proof(tmp_path)
     made, stored = (json.loads((folder / "expected.json").read_text("utf-8")) for folder in (tmp_path, shipped))
     assert stored["sha256"] == made["sha256"] == {name: sha256(shipped / name) for name in stored["sha256"]}

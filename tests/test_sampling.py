@@ -14,9 +14,9 @@ from gbnf_matcher import Grammar
 from llamafu import Llamafu
 from llamafu.engine import Engine, Request
 from llamafu.errors import DecodeError, GrammarError
-from llamafu.grammar import schema_to_gbnf
-from llamafu.options import Options
-from llamafu.sampling import ENDED, Picker, constrain
+from llamafu.generation.grammar import schema_to_gbnf
+from llamafu.generation.options import Options
+from llamafu.generation.sampling import ENDED, Picker, constrain
 
 VOCAB = 317  # tokens of the tiny model
 BORDERS = {
@@ -150,7 +150,7 @@ def test_a_complete_grammar_ends_the_answer(llm, engine, options, ignore_eos):
 def test_a_grammar_that_grows_ends_its_own_request_alone(engine, monkeypatch):
     """A bound that is met while it runs is this request's error; the one beside it goes on."""
     beside = engine.submit(Request(prompt="Once", max_tokens=200, ignore_eos=True, temperature=0))
-    monkeypatch.setattr("llamafu.grammar.constraint.MOST_FOR_A_TOKEN", 20)
+    monkeypatch.setattr("llamafu.generation.grammar.constraint.MOST_FOR_A_TOKEN", 20)
     with pytest.raises(GrammarError, match="more than 20 steps"):
         engine.complete("x", grammar='root ::= ("a" [a-z]* "b"?)* "c" | "d" root "e"', max_tokens=50, seed=1)
     assert len(beside.result(60).tokens) == 200
@@ -164,7 +164,7 @@ def test_compiling_is_done_by_who_asks(engine, monkeypatch):
         threads.append(threading.current_thread().name)
         return true(*arguments)
 
-    monkeypatch.setattr("llamafu.engine.asking.constrain", watched)
+    monkeypatch.setattr("llamafu.engine.submission.constrain", watched)
     assert engine.complete("x", grammar='root ::= "yes"', seed=1).text == "yes"
     assert threads == [threading.current_thread().name]
 

@@ -6,10 +6,10 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from llamafu.nulls import without_nulls
-from llamafu.options import Options
-from llamafu.server.bodies import ChatBody, CompletionBody, read_body, read_json
-from llamafu.server.choice import chosen
+from llamafu._util.nulls import without_nulls
+from llamafu.generation.options import Options
+from llamafu.server.schemas.adapter_choice import chosen
+from llamafu.server.schemas.requests import ChatBody, CompletionBody, read_body, read_json
 from llamafu.service import InvalidRequestError, NotFoundError
 
 HI = [{"role": "user", "content": "hi"}]

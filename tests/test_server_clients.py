@@ -6,7 +6,7 @@ import httpx
 import pytest
 from serving import API, FakeEngine, serving
 
-from llamafu.example_adapters import example_adapters
+from llamafu.examples.adapters import example_adapters
 
 GO = {"User-Agent": "Go-http-client/1.1", "Accept": "application/json"}
 

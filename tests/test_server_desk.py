@@ -11,8 +11,8 @@ from served import ADMIN, API, served
 from serving import FakeEngine, serving
 
 from llamafu.adapters import inspect_adapter, read_adapter
-from llamafu.example_adapters import example_adapters
-from llamafu.server import facts as facts_module
+from llamafu.examples.adapters import example_adapters
+from llamafu.server.routes import adapter_info as facts_module
 
 PAGE = Path(facts_module.__file__).parent / "page"
 

@@ -6,7 +6,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from llamafu.server.folder import AdapterFolder, Numbers, is_name
+from llamafu.server.storage.adapter_folder import AdapterFolder, Numbers, is_name
 from llamafu.service import InvalidRequestError, NotFoundError
 
 

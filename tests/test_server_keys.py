@@ -7,9 +7,9 @@ import tomllib
 
 import pytest
 
-from llamafu.server import keys
-from llamafu.server.gate import open_gate
-from llamafu.server.keys import Guard, KeyFile, KeyRing, presented, read_keys, write_new_keys
+from llamafu.server.auth import keys
+from llamafu.server.auth.keys import Guard, KeyFile, KeyRing, presented, read_keys, write_new_keys
+from llamafu.server.auth.startup_keys import open_gate
 from llamafu.server.settings import Settings
 from llamafu.service import AuthenticationError, PermissionDeniedError
 

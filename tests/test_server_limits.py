@@ -11,11 +11,12 @@ import pytest
 from served import wait_for
 from serving import ADMIN, API, FakeEngine, serving
 
-from llamafu.example_adapters import example_adapters
-from llamafu.server import connection as connections
-from llamafu.server import exchange, uploading
+from llamafu.examples.adapters import example_adapters
 from llamafu.server.app import make_app
-from llamafu.server.keys import Guard, KeyRing
+from llamafu.server.auth.keys import Guard, KeyRing
+from llamafu.server.http import connection as connections
+from llamafu.server.http import endpoint
+from llamafu.server.routes import upload
 from llamafu.server.settings import Settings
 
 HEAD = f"POST /v1/completions HTTP/1.1\r\nHost: x\r\nX-Api-Key: {API}\r\nContent-Length: 100\r\n"
@@ -58,14 +59,14 @@ def test_half_a_head_after_a_whole_request():
 
 
 def test_a_body_that_does_not_come():
-    quick = mock.patch.object(exchange, "_BODY", 0.2)
+    quick = mock.patch.object(endpoint, "_BODY", 0.2)
     with quick, serving(FakeEngine()) as address, connected(address) as slow:
         slow.sendall(f'{HEAD}\r\n{{"prompt": '.encode())
         assert read(slow, b"was not there after 0.2 s").startswith(b"HTTP/1.1 408 ")
 
 
 def test_an_upload_that_stops(tmp_path):
-    with mock.patch.object(uploading, "_PAUSE", 0.2), serving(FakeEngine(), adapters=tmp_path) as address:
+    with mock.patch.object(upload, "_PAUSE", 0.2), serving(FakeEngine(), adapters=tmp_path) as address:
         head = f"POST /v1/lora/upload HTTP/1.1\r\nHost: x\r\nX-Admin-Key: {ADMIN}\r\nContent-Length: 10000\r\n"
         with connected(address) as slow:
             slow.sendall(f"{head}Content-Type: multipart/form-data; boundary=x\r\n\r\n--x\r\n".encode())

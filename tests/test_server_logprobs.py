@@ -7,9 +7,9 @@ import pytest
 from serving import API, serving
 
 from llamafu import Engine, Llamafu
-from llamafu.completion import Piece, TokenLogprob
 from llamafu.errors import EmptyPromptError
-from llamafu.server.logprobs import TokenReports
+from llamafu.generation.completion import Piece, TokenLogprob
+from llamafu.server.schemas.logprobs import TokenReports
 
 TEXT = "a😀漢é"
 GRAMMAR = f'root ::= "{TEXT}"'

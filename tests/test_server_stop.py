@@ -15,8 +15,8 @@ from llamafu.client import AsyncTabbyClient
 PROGRAM = """
 import sys
 from serving import API, FakeEngine
-from llamafu.server.keys import Guard, KeyRing
-from llamafu.server.serve import serve
+from llamafu.server.auth.keys import Guard, KeyRing
+from llamafu.server.run import serve
 from llamafu.server.settings import Settings
 
 engine = FakeEngine()

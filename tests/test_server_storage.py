@@ -10,9 +10,9 @@ import pytest
 from served import wait_for
 from serving import ADMIN, API, FakeEngine, serving
 
-from llamafu._last_use import last_use, note_use
 from llamafu.errors import LoraIncompatibleError
-from llamafu.example_adapters import example_adapters
+from llamafu.examples.adapters import example_adapters
+from llamafu.server.storage.last_use import last_use, note_use
 
 HI = [{"role": "user", "content": "ahoy there"}]
 # Fixtures.

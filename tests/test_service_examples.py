@@ -10,8 +10,8 @@ import pytest
 from served import ADMIN, API, served
 
 from llamafu.errors import LlamafuError
-from llamafu.example_adapters import example_adapters
-from llamafu.example_model import example_model
+from llamafu.examples.adapters import example_adapters
+from llamafu.examples.model import example_model
 
 PROGRAMS = Path(__file__).resolve().parents[1] / "examples" / "service"
 TWO = ("1. pirate (scaling: 0.80)", "2. shout (scaling: 0.50)")

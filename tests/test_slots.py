@@ -11,12 +11,12 @@ from hypothesis import strategies as st
 from test_engine_schedules import agrees
 from tiny_model import FIRST_BYTE
 
-from llamafu._native import layout as layouts
-from llamafu._native.layout import Layout, lay_out, strength_levels, with_spare
-from llamafu._native.rows import RowTable
-from llamafu.adapters.container import read_container
+from llamafu._native.batched_lora import slot_layout as layouts
+from llamafu._native.batched_lora.row_table import RowTable
+from llamafu._native.batched_lora.slot_layout import Layout, lay_out, strength_levels, with_spare
+from llamafu.adapters.gguf.reader import read_container
 from llamafu.engine import Request
-from llamafu.engine.pager import Pager
+from llamafu.engine.bank_units import Pager
 from llamafu.errors import DecodeError
 
 N_IN, N_OUT = 5, 7

@@ -17,7 +17,7 @@ from llamafu import Llamafu
 from llamafu.cli import sweep_table
 from llamafu.cli.main import main
 from llamafu.errors import ContextOverflowError, DecodeError, InvalidScaleError, LoraNotFoundError
-from llamafu.sampling import log_softmax
+from llamafu.generation.sampling import log_softmax
 from llamafu.sweep import MOST_ANSWERS, Answer, Sweep, SweptAdapter, divergences, label, mixes, page, sweep
 
 PROMPT = [BOS, *(FIRST_BYTE + byte for byte in b"Once upon a time")]

@@ -5,7 +5,7 @@ import time
 import pytest
 
 from llamafu.errors import ErrorCode, LlamafuError, TemplateLimitError
-from llamafu.template import compiled
+from llamafu.generation.jinja_template import compiled
 
 LIMITED = {
     "{% for a in range(90000) %}{% for b in range(90000) %}{% endfor %}{% endfor %}": "ran for more than",
@@ -35,7 +35,7 @@ REFUSED = {
 @pytest.mark.parametrize("text", [*LIMITED, *REFUSED], ids=range(len(LIMITED) + len(REFUSED)))
 def test_no_template_goes_beyond_its_bounds(text, monkeypatch):
     if text in LIMITED and LIMITED[text] == "ran for more than":
-        monkeypatch.setattr("llamafu.template.SECONDS", 0.2)
+        monkeypatch.setattr("llamafu.generation.jinja_template.SECONDS", 0.2)
     began = time.perf_counter()
     with pytest.raises(LlamafuError) as caught:
         compiled(text)(x=99, y=[1], big="b" * 1000)

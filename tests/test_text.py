@@ -10,7 +10,7 @@ import pytest
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
-from llamafu.text import TextAssembler
+from llamafu.generation.stop_strings import TextAssembler
 
 PROFILE = settings(max_examples=400, deadline=None, derandomize=True)
 

@@ -9,7 +9,7 @@ import pytest
 
 from llamafu import Llamafu
 from llamafu.errors import ClosedError, LlamafuError, LoraNotFoundError
-from llamafu.turns import IDLE
+from llamafu.model.context_lock import IDLE
 
 THREADS = 8
 LIMIT = 60  # seconds, for what takes less than one

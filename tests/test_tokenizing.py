@@ -13,11 +13,11 @@ from tiny_vocabularies import KINDS, PRE_TOKENIZERS, add_spm
 
 from llamafu import Engine, Llamafu
 from llamafu._native import long_texts
-from llamafu._native.finding import find
 from llamafu._native.library import open_library
 from llamafu._native.model import Model
 from llamafu._native.model_check import check_model
 from llamafu.errors import TokenizeError
+from llamafu.libraries.discovery import find
 
 EVERY = bool(os.environ.get("LLAMAFU_FUZZ_COUNT"))
 NAMES = [name for row in PRE_TOKENIZERS for name in (row if EVERY else row[:1])]

@@ -34,7 +34,7 @@ def main(arguments: list[str]) -> int:
     bound_memory(model)
     sys.path += [folder, site]
     if family.startswith("header:"):
-        ffi: Any = importlib.import_module("llamafu._native.families").load(family).ffi
+        ffi: Any = importlib.import_module("llamafu._native.abi.families").load(family).ffi
     else:
         ffi = importlib.import_module(family).ffi
     lib = ffi.dlopen(path, ffi.RTLD_NOW | ffi.RTLD_LOCAL)

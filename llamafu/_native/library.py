@@ -9,7 +9,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from llamafu._native import backends, families
+from llamafu._native import backends
+from llamafu._native.abi import families
 from llamafu._native.logs import LogBridge
 from llamafu.errors import AbiMismatchError, LibraryNotFoundError
 

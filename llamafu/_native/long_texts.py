@@ -9,8 +9,8 @@ import threading
 import time
 from typing import TYPE_CHECKING
 
-from llamafu._native import child
 from llamafu._native.model_check import command, environment
+from llamafu._util import child_process
 from llamafu.errors import ClosedError, TokenizeError
 
 if TYPE_CHECKING:
@@ -112,7 +112,7 @@ class LongTexts:
         for pipe in (process.stdin, process.stdout):
             if pipe is not None:
                 pipe.close()
-        return child.ending(process.returncode)
+        return child_process.ending(process.returncode)
 
     def _refusal(self, text: bytes, ending: str, *, late: bool) -> str:
         run = max(map(len, _BREAK.split(text)))

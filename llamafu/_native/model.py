@@ -4,20 +4,20 @@ from __future__ import annotations
 
 import functools
 import os
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, TypeVar, cast
 
 from llamafu._native.checks import create, explain, not_null
 from llamafu._native.long_texts import LongTexts
 from llamafu.errors import ClosedError, ModelLoadError, TokenizeError
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import Callable, Sequence
     from pathlib import Path
 
     from llamafu._native.library import Library
     from llamafu._native.model_check import CheckedModel
-    from llamafu.grammar.vocabulary import Vocabulary
 
+T = TypeVar("T")
 _ROOM = 256
 
 
@@ -31,6 +31,7 @@ class Model:
 
     def __init__(self, library: Library, path: Path, *, n_gpu_layers: int = 0, checked: CheckedModel | None = None) -> None:
         self.library = library
+        self._derived: dict[Callable[[Model], Any], Any] = {}
         self._long_texts = None if checked is None else LongTexts(library, checked)
         params = library.lib.llama_model_default_params()
         params.n_gpu_layers = n_gpu_layers
@@ -183,14 +184,14 @@ class Model:
         """Every token that ends a generation."""
         return frozenset(token for token in range(self.n_vocab) if self.is_end(token))
 
-    @functools.cached_property
-    def vocabulary(self) -> Vocabulary:
-        """The tokens' texts as grammars read them: control tokens write nothing."""
-        from llamafu.grammar.vocabulary import Vocabulary
+    def derived(self, make: Callable[[Model], T]) -> T:
+        """Return what `make` makes of this model: made once, and kept for as long as the model is."""
+        if make not in self._derived:
+            self._derived[make] = make(self)
+        return cast("T", self._derived[make])
 
-        return Vocabulary([self.piece(token) for token in range(self.n_vocab)], self.end_tokens, self._single_token)
-
-    def _single_token(self, text: str) -> int | None:
+    def single_token(self, text: str) -> int | None:
+        """Return the one token that a text such as `<|end|>` is, None when it is none or several."""
         tokens = self.tokenize(text.encode(), add_special=False, parse_special=True)
         return tokens[0] if len(tokens) == 1 else None
 

@@ -19,8 +19,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from llamafu import _paths
-from llamafu._native import child
+from llamafu._util import child_process, paths
 from llamafu._version import __version__
 from llamafu.errors import ModelLoadError
 
@@ -55,7 +54,7 @@ def check_model(library: Library, path: Path) -> CheckedModel:
 
     Raises `ModelLoadError`, with libllama's last words, where opening it kills the child.
     """
-    kept = _paths.cache_dir() / "opened" / f"{_key(library, path)}.json"
+    kept = paths.cache_dir() / "opened" / f"{_key(library, path)}.json"
     with contextlib.suppress(OSError, ValueError, TypeError, KeyError):  # absent or damaged: then it is opened again
         known = json.loads(kept.read_text(encoding="utf-8"))
         return CheckedModel(path, int(known["longest_run"]), bool(known["breaks"]))
@@ -121,7 +120,7 @@ def _try(library: Library, path: Path) -> CheckedModel:
         return CheckedModel(path, _NO_LIMIT, breaks=True)
     if (missing := next((doing for stage, doing in _STAGES if stage.encode() not in stages), None)) is not None:
         words = last_words(done.stderr)
-        message = f"cannot load the model {path}: {missing} ended a process ({child.ending(done.returncode)})"
+        message = f"cannot load the model {path}: {missing} ended a process ({child_process.ending(done.returncode)})"
         mend = "the file is damaged or made for another libllama: fetch or convert it again"
         raise ModelLoadError(f"{message}; {mend}; libllama says: {words}" if words else f"{message}; {mend}")
     return CheckedModel(path, _SHORT_RUN if b"spells" in stages else 0, breaks=b"words" in stages)

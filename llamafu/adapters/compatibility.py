@@ -15,8 +15,8 @@ from llamafu.errors import LoraIncompatibleError
 if TYPE_CHECKING:
     from collections.abc import Iterable
 
-    from llamafu.adapters.base import BaseModel
     from llamafu.adapters.file import AdapterFile
+    from llamafu.adapters.gguf.base_model import BaseModel
 
 
 @dataclass(frozen=True, slots=True)

@@ -8,10 +8,10 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from llamafu.adapters.compatibility import demand_fit
-from llamafu.adapters.convert import convert_folder
 from llamafu.adapters.file import AdapterFile, default_name, read_adapter
-from llamafu.adapters.folder import read_folder
 from llamafu.adapters.info import is_flipped
+from llamafu.adapters.peft.convert import convert_folder
+from llamafu.adapters.peft.folder import read_folder
 from llamafu.errors import LoraIncompatibleError
 
 if TYPE_CHECKING:
@@ -20,7 +20,7 @@ if TYPE_CHECKING:
 
     from numpy.typing import NDArray
 
-    from llamafu.adapters.base import BaseModel
+    from llamafu.adapters.gguf.base_model import BaseModel
 
     Factors = tuple[NDArray[np.float64], NDArray[np.float64]]
 

@@ -16,9 +16,9 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, NamedTuple
 
-from llamafu.adapters.container import Container, invalid_file, read_container
+from llamafu.adapters.gguf.reader import Container, invalid_file, read_container
+from llamafu.adapters.gguf.values import USABLE_TYPES, as_float32, not_finite
 from llamafu.adapters.info import AdapterInfo, is_expert, is_flipped, summarise
-from llamafu.adapters.values import USABLE_TYPES, as_float32, not_finite
 from llamafu.errors import ErrorCode, LoraLoadError
 
 if TYPE_CHECKING:
@@ -27,8 +27,8 @@ if TYPE_CHECKING:
     import numpy as np
     from numpy.typing import NDArray
 
+    from llamafu.adapters.gguf.tensor_entry import TensorEntry
     from llamafu.adapters.info import TensorInfo
-    from llamafu.adapters.tensor_entry import TensorEntry
 
 _SUFFIX_A, _SUFFIX_B = ".lora_a", ".lora_b"
 _PEEK_ABOVE = 64 << 20  # bytes; larger files show in their header that they are adapters before all is read

@@ -10,8 +10,8 @@ from typing import TYPE_CHECKING
 if TYPE_CHECKING:
     from collections.abc import Mapping
 
-    from llamafu.adapters.container import Value
-    from llamafu.adapters.tensor_entry import TensorEntry
+    from llamafu.adapters.gguf.reader import Value
+    from llamafu.adapters.gguf.tensor_entry import TensorEntry
 
 _LAYERED = re.compile(r"(.*?)blk\.([0-9]+)\.(.+)", re.DOTALL)
 

@@ -11,13 +11,13 @@ from typing import TYPE_CHECKING, Literal
 
 from llamafu.adapters.compatibility import CompatibilityReport, check_compatibility
 from llamafu.adapters.file import AdapterFile, read_adapter
-from llamafu.adapters.peft import CONFIG
+from llamafu.adapters.peft.config import CONFIG
 from llamafu.errors import ErrorCode, InvalidAdapterFileError, LoraError, LoraIncompatibleError
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
-    from llamafu.adapters.base import BaseModel
+    from llamafu.adapters.gguf.base_model import BaseModel
 
 _MOST_KEPT = 256 << 20  # bytes
 
@@ -59,8 +59,8 @@ class AdapterReader:
                 raise LoraError(message, code=ErrorCode.INVALID_PARAM)
             return read_adapter(path)
         # They import gguf's writer and more, which GGUF files do not need.
-        from llamafu.adapters.convert import convert_folder
-        from llamafu.adapters.folder import read_folder
+        from llamafu.adapters.peft.convert import convert_folder
+        from llamafu.adapters.peft.folder import read_folder
 
         folder = read_folder(path)
         digest = "\n".join((folder.digest, *map(str, drop)))

@@ -7,9 +7,9 @@ import mmap
 import re
 from typing import TYPE_CHECKING
 
-from llamafu.adapters.container import read_container
 from llamafu.adapters.file import other_kind
-from llamafu.adapters.peft import CONFIG
+from llamafu.adapters.gguf.reader import read_container
+from llamafu.adapters.peft.config import CONFIG
 from llamafu.errors import InvalidAdapterFileError
 
 if TYPE_CHECKING:

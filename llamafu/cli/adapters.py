@@ -13,7 +13,7 @@ from llamafu.errors import LoraError, LoraNotFoundError
 if TYPE_CHECKING:
     import argparse
 
-    from llamafu.server.folder import Found
+    from llamafu.server.storage.adapter_folder import Found
 
 
 def add_parser(subparsers: Any) -> None:
@@ -33,9 +33,9 @@ def add_parser(subparsers: Any) -> None:
 
 
 def _list(arguments: argparse.Namespace) -> int:
-    from llamafu._last_use import last_use
     from llamafu.adapters.recognise import why_no_adapter
-    from llamafu.server.folder import AdapterFolder, label
+    from llamafu.server.storage.adapter_folder import AdapterFolder, label
+    from llamafu.server.storage.last_use import last_use
 
     folder = AdapterFolder(arguments.folder)
     everything, skipped = folder.everything(), folder.skipped()
@@ -77,8 +77,8 @@ def _list(arguments: argparse.Namespace) -> int:
 
 
 def _remove(arguments: argparse.Namespace) -> int:
-    from llamafu._last_use import forget_use
-    from llamafu.server.folder import AdapterFolder
+    from llamafu.server.storage.adapter_folder import AdapterFolder
+    from llamafu.server.storage.last_use import forget_use
     from llamafu.service.errors import InvalidRequestError, NotFoundError
 
     folder = AdapterFolder(arguments.folder)

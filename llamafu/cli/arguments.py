@@ -10,14 +10,14 @@ from typing import TYPE_CHECKING, Any, cast
 
 from llamafu.cli.progress import Progress
 from llamafu.errors import LoraError, LoraNotFoundError
-from llamafu.options import Options
+from llamafu.generation.options import Options
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable
 
-    from llamafu.lora import LoraAdapter
-    from llamafu.model import Llamafu
-    from llamafu.options import OptionArguments
+    from llamafu.generation.options import OptionArguments
+    from llamafu.lora.handles import LoraAdapter
+    from llamafu.model.llamafu import Llamafu
 
 EXAMPLE = "example"
 """The word that means the example model where a model file is expected."""
@@ -153,17 +153,18 @@ def model_path(text: str) -> Path:
     """Return the path of the model that `-m` names, fetching the example model if it is meant."""
     if text != EXAMPLE:
         return Path(text)
-    from llamafu import _paths, example_model
+    from llamafu._util import paths
+    from llamafu.examples import model
 
     with Progress() as progress:
-        if not os.environ.get(example_model.ENVIRONMENT) and not (_paths.model_dir() / example_model.NAME).is_file():
+        if not os.environ.get(model.ENVIRONMENT) and not (paths.model_dir() / model.NAME).is_file():
             progress.show("fetching the example model, SmolLM2-135M-Instruct (92 MB, once)")
-        return example_model.example_model()
+        return model.example_model()
 
 
 def open_model(arguments: argparse.Namespace) -> Llamafu:
     """Open the model of the command line, and apply its adapters."""
-    from llamafu.model import Llamafu
+    from llamafu.model.llamafu import Llamafu
 
     if problem := complaint(arguments.lora, arguments.scale_range):
         arguments.refuse(f"argument --lora: {problem}")
@@ -199,7 +200,7 @@ def load_adapters(llm: Llamafu, uses: Iterable[Use]) -> dict[LoraAdapter | str, 
 
 
 def _load(llm: Llamafu, path: Path) -> LoraAdapter:
-    from llamafu.example_adapters import example_adapters
+    from llamafu.examples.adapters import example_adapters
 
     named = str(path)
     loaded = {adapter.name: adapter for adapter in llm.lora_adapters}
@@ -222,7 +223,7 @@ class _ScaleRange(argparse.Action):
     def __call__(
         self, parser: argparse.ArgumentParser, namespace: argparse.Namespace, values: Any, option_string: str | None = None
     ) -> None:
-        from llamafu.lora import check_scale_range
+        from llamafu.lora.handles import check_scale_range
 
         del parser, option_string
         try:

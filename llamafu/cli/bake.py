@@ -56,8 +56,8 @@ def add_parser(subparsers: Any) -> None:
 
 
 def _run(arguments: argparse.Namespace) -> int:
-    from llamafu.adapters.target_types import MUCH_LOST
-    from llamafu.baking import NOTHING_KEEPS_MORE, bake_for_report
+    from llamafu.baking.bake import NOTHING_KEEPS_MORE, bake_for_report
+    from llamafu.baking.target_types import MUCH_LOST
 
     adapters = {one.path: one.scale for one in arguments.lora}
     if len(adapters) < len(arguments.lora):

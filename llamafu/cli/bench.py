@@ -12,7 +12,7 @@ import tempfile
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from llamafu._native.processor import usable_cpus
+from llamafu._native.cpu import usable_cpus
 from llamafu.cli.arguments import EXAMPLE, at_least, model_path
 from llamafu.cli.progress import Progress
 
@@ -20,8 +20,8 @@ if TYPE_CHECKING:
     import argparse
 
     from llamafu.engine import Engine
-    from llamafu.engine.measure import Run
-    from llamafu.options import LoraScales
+    from llamafu.engine.benchmark import Run
+    from llamafu.generation.options import LoraScales
 
 _RANK, _N_BATCH = 8, 512
 _ROOM = 128  # tokens of memory for each request beside its answer
@@ -62,7 +62,7 @@ def _counts(text: str) -> list[int]:
 def _run(arguments: argparse.Namespace) -> int:
     from llamafu.adapters import inspect_adapter
     from llamafu.engine import Engine
-    from llamafu.engine.measure import write_random_adapter
+    from llamafu.engine.benchmark import write_random_adapter
 
     most, threads = max(arguments.k), arguments.threads or usable_cpus()
     given = arguments.lora[:most]
@@ -108,7 +108,7 @@ def _run(arguments: argparse.Namespace) -> int:
 
 def _measure(engine: Engine, names: list[str], arguments: argparse.Namespace) -> list[dict[str, Any]]:
     """Run every kind in turn, round by round, for each number of requests."""
-    from llamafu.engine.measure import measure
+    from llamafu.engine.benchmark import measure
 
     numbers, order = itertools.count(), list(_SIDES)
     rounds = arguments.rounds + 1  # the first reads the adapters and does not count
@@ -157,7 +157,7 @@ def _spread(values: list[float]) -> dict[str, float]:
 
 def _conditions(engine: Engine, threads: int, library: str | None) -> dict[str, Any]:
     from llamafu import __version__
-    from llamafu._native.finding import find
+    from llamafu.libraries.discovery import find
 
     found, stats = find(library), engine.stats()
     return {

@@ -15,8 +15,8 @@ from llamafu.errors import ContextOverflowError, LlamafuError
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
-    from llamafu.completion import Completion
-    from llamafu.model import Llamafu
+    from llamafu.generation.completion import Completion
+    from llamafu.model.llamafu import Llamafu
 
 _HELP = """\
 /lora NAME=SCALE ...   exactly these adapters from now on, such as /lora pirate=0.5 shout=0.2; files are loaded

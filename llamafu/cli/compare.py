@@ -47,7 +47,7 @@ def _run(arguments: argparse.Namespace) -> int:
     demand_place(arguments.plot, arguments, arguments.files)
     comparison = compare_adapters(read_adapters(arguments.files, arguments))
     if arguments.plot:
-        from llamafu.adapters.plots import plot_comparison
+        from llamafu.adapters.analysis.plots import plot_comparison
 
         plot_comparison(comparison, arguments.plot)
     if arguments.json:

@@ -13,7 +13,7 @@ from llamafu.cli.progress import Progress
 if TYPE_CHECKING:
     import argparse
 
-    from llamafu.adapters.storing import Stored
+    from llamafu.adapters.peft.factor_storage import Stored
 
 _MOST_NAMED = 3
 
@@ -52,8 +52,8 @@ def add_parser(subparsers: Any) -> None:
 
 
 def _run(arguments: argparse.Namespace) -> int:
-    from llamafu.adapters.convert import DROPPED, convert_for_report
-    from llamafu.adapters.precision import percent
+    from llamafu.adapters.peft.convert import DROPPED, convert_for_report
+    from llamafu.adapters.peft.storage_loss import percent
 
     if arguments.dora_rank and not arguments.dora:
         arguments.refuse("--dora-rank is for --dora svd; give both")
@@ -83,7 +83,7 @@ def _run(arguments: argparse.Namespace) -> int:
 
 def _loss(stored: Stored) -> str:
     """Say what the type lost, and what to do where that is much."""
-    from llamafu.adapters.precision import percent
+    from llamafu.adapters.peft.storage_loss import percent
 
     if stored.instead is not None:
         return f"F32, since F16 would lose up to {percent(stored.instead)} of a tensor's change"

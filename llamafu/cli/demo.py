@@ -12,7 +12,7 @@ import time
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
-from llamafu._native.processor import usable_cpus
+from llamafu._native.cpu import usable_cpus
 from llamafu.cli.arguments import EXAMPLE, model_path
 from llamafu.cli.side_by_side import SideBySide
 from llamafu.cli.style import BOLD, DIM, Style, colour
@@ -21,11 +21,11 @@ from llamafu.errors import LlamafuError
 if TYPE_CHECKING:
     from collections.abc import Iterable, Iterator
 
-    from llamafu.completion import AppliedLora, Completion
     from llamafu.engine import Engine
-    from llamafu.engine.ticket import Event
-    from llamafu.model import Llamafu
-    from llamafu.options import LoraScales
+    from llamafu.engine.request_handle import Event
+    from llamafu.generation.completion import AppliedLora, Completion
+    from llamafu.generation.options import LoraScales
+    from llamafu.model.llamafu import Llamafu
 
 _QUESTION = "Tell me about the sea."
 _N_CTX, _MAX_TOKENS = 1024, 60
@@ -78,8 +78,8 @@ def _question(text: str) -> str:
 
 
 def _run(arguments: argparse.Namespace) -> int:
-    from llamafu.example_adapters import example_adapters
-    from llamafu.model import Llamafu
+    from llamafu.examples.adapters import example_adapters
+    from llamafu.model.llamafu import Llamafu
 
     style = Style(sys.stdout)
     messages = [{"role": "user", "content": arguments.question}]
@@ -102,7 +102,7 @@ def _run(arguments: argparse.Namespace) -> int:
 def _together(messages: list[dict[str, str]], style: Style) -> None:
     """Let every mix answer in one batch, and say what that took."""
     from llamafu.engine import Engine
-    from llamafu.example_adapters import example_adapters
+    from llamafu.examples.adapters import example_adapters
 
     sys.stdout.write("\n" + style(f"The same {len(_MIXES)} again, in one batch", BOLD) + "\n\n")
     sys.stdout.flush()

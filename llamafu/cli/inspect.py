@@ -55,8 +55,8 @@ def _run(arguments: argparse.Namespace) -> int:
         arguments.refuse("--json and a heat map in text exclude one another: --json has the norms; or name a PNG file")
     name = arguments.file.resolve().name
     if arguments.plot not in (None, _IN_TEXT):
-        from llamafu.adapters.norms import adapter_norms
-        from llamafu.adapters.plots import plot_norms
+        from llamafu.adapters.analysis.norms import adapter_norms
+        from llamafu.adapters.analysis.plots import plot_norms
 
         plot_norms(adapter_norms(file), arguments.plot, name=name)
     if arguments.json:
@@ -65,7 +65,7 @@ def _run(arguments: argparse.Namespace) -> int:
     style = Style(sys.stdout)
     sys.stdout.write(_screen(name, file.info, style))
     if arguments.plot == _IN_TEXT:
-        from llamafu.adapters.norms import adapter_norms
+        from llamafu.adapters.analysis.norms import adapter_norms
 
         columns = shutil.get_terminal_size().columns
         lines = heat_map(adapter_norms(file), style, width=columns, unicode=_has_blocks(sys.stdout.encoding))
@@ -77,7 +77,7 @@ def _run(arguments: argparse.Namespace) -> int:
 
 def _report(file: AdapterFile) -> dict[str, Any]:
     """Return all that there is to say, in what strict JSON knows: null for a missing norm, words for odd metadata."""
-    from llamafu.adapters.norms import adapter_norms
+    from llamafu.adapters.analysis.norms import adapter_norms
 
     return {
         **dataclasses.asdict(file.info),

@@ -11,8 +11,8 @@ from typing import TYPE_CHECKING, Any
 from llamafu.cli.progress import Progress
 
 if TYPE_CHECKING:
-    from llamafu._native.finding import Candidate
-    from llamafu._native.proof_cache import Proven, Refusal
+    from llamafu.libraries.discovery import Candidate
+    from llamafu.libraries.verify import Proven, Refusal
 
 
 def add_parser(subparsers: Any) -> None:
@@ -46,8 +46,8 @@ def _positive(text: str) -> int:
 
 
 def _list(arguments: argparse.Namespace) -> int:
-    from llamafu._native.finding import advice, candidates, explain
-    from llamafu._native.proof_cache import Proven, Refusal, examine
+    from llamafu.libraries.discovery import advice, candidates, explain
+    from llamafu.libraries.verify import Proven, Refusal, examine
 
     rows = [(candidate, examine(candidate.path)) for candidate in candidates()]
     refused = [candidate for candidate, answer in rows if isinstance(answer, Refusal)]
@@ -72,7 +72,7 @@ def _list(arguments: argparse.Namespace) -> int:
 
 
 def _as_text(candidate: Candidate, answer: Proven | Refusal, *, used: bool) -> str:
-    from llamafu._native.proof_cache import Proven
+    from llamafu.libraries.verify import Proven
 
     head = f"{candidate.path}\n    from: {candidate.origin}\n"
     if isinstance(answer, Proven):
@@ -83,7 +83,7 @@ def _as_text(candidate: Candidate, answer: Proven | Refusal, *, used: bool) -> s
 
 
 def _as_json(candidate: Candidate, answer: Proven | Refusal) -> dict[str, Any]:
-    from llamafu._native.proof_cache import Proven
+    from llamafu.libraries.verify import Proven
 
     known = answer if isinstance(answer, Proven) else None
     return {
@@ -99,7 +99,7 @@ def _as_json(candidate: Candidate, answer: Proven | Refusal) -> dict[str, Any]:
 
 
 def _install(arguments: argparse.Namespace) -> int:
-    from llamafu.install import REQUIREMENT, install, installed
+    from llamafu.libraries.install import REQUIREMENT, install, installed
 
     there = None if arguments.force else installed()
     if there is not None:
@@ -113,7 +113,7 @@ def _install(arguments: argparse.Namespace) -> int:
 
 
 def _build(arguments: argparse.Namespace) -> int:
-    from llamafu.build import build
+    from llamafu.libraries.build import build
 
     with Progress() as progress:
         proven = build(arguments.source, jobs=arguments.jobs, report=progress.show)

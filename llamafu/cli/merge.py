@@ -7,7 +7,7 @@ import time
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from llamafu.adapters.methods import METHODS
+from llamafu.adapters.merge.methods import METHODS
 from llamafu.cli.arguments import EXAMPLE, model_path, use
 from llamafu.cli.output import add_force
 from llamafu.cli.progress import Progress
@@ -54,8 +54,8 @@ def add_parser(subparsers: Any) -> None:
 
 def _run(arguments: argparse.Namespace) -> int:
     from llamafu.adapters import read_base
-    from llamafu.adapters.combine import form_of, merge_for_base
-    from llamafu.adapters.precision import percent
+    from llamafu.adapters.merge.merge import form_of, merge_for_base
+    from llamafu.adapters.peft.storage_loss import percent
 
     adapters = {one.path: one.scale for one in arguments.adapters}
     if len(adapters) < len(arguments.adapters):

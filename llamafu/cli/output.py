@@ -20,15 +20,15 @@ def demand_place(output: Path | None, arguments: argparse.Namespace, sources: It
 
     That it would replace one of the `sources` of the work is a usage error.
     """
-    from llamafu import _whole_file
+    from llamafu._util import atomic
 
     if output is None:
         return
-    from llamafu.adapters.write import refuse_source
+    from llamafu.adapters.gguf.writer import refuse_source
 
     if output is not None:
         try:
             refuse_source(output, sources, what="files")
         except ValueError as error:
             arguments.refuse(str(error))
-        _whole_file.demand_place(output, overwrite=arguments.force)
+        atomic.demand_place(output, overwrite=arguments.force)

@@ -78,8 +78,8 @@ def add_parser(subparsers: Any) -> None:
 
 
 def _run(arguments: argparse.Namespace) -> int:
-    from llamafu._whole_file import whole_file
-    from llamafu.adapters.base import shard_paths
+    from llamafu._util.atomic import whole_file
+    from llamafu.adapters.gguf.base_model import shard_paths
     from llamafu.cli.sweep_table import table
     from llamafu.sweep import page
 
@@ -148,7 +148,7 @@ def _prompts(arguments: argparse.Namespace) -> list[str]:
 
 def _sweep(arguments: argparse.Namespace, prompts: list[str], mixes: list[dict[str, float]]) -> Sweep:
     from llamafu.adapters.file import default_name
-    from llamafu.model import Llamafu
+    from llamafu.model.llamafu import Llamafu
     from llamafu.sweep import sweep
 
     every = [0.0, 1.0, *(scale for mix in mixes for scale in mix.values())]

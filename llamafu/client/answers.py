@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from typing import Any
 
-from llamafu.completion import AppliedLora, Usage
+from llamafu.generation.completion import AppliedLora, Usage
 from llamafu.service.fields import Fields, as_number
 
 

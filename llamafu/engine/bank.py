@@ -10,8 +10,8 @@ from typing import TYPE_CHECKING, Protocol
 import numpy as np
 
 from llamafu.adapters.info import is_expert
-from llamafu.engine.filling import Filling
-from llamafu.engine.pager import Pager
+from llamafu.engine.bank_loader import Filling
+from llamafu.engine.bank_units import Pager
 from llamafu.errors import LoraError
 
 if TYPE_CHECKING:
@@ -19,9 +19,9 @@ if TYPE_CHECKING:
 
     from numpy.typing import NDArray
 
-    from llamafu._native.rows import RowTable
+    from llamafu._native.batched_lora.row_table import RowTable
     from llamafu.engine.registry import Content
-    from llamafu.lora import State
+    from llamafu.lora.handles import State
 
 
 class Store(Protocol):

@@ -5,14 +5,14 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-from llamafu._native.rows import RowTable
+from llamafu._native.batched_lora.row_table import RowTable
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Iterator, Sequence
 
     from llamafu.engine.bank import Bank
     from llamafu.engine.sequence import SequenceRun
-    from llamafu.lora import State
+    from llamafu.lora.handles import State
 
 
 @dataclass(frozen=True, slots=True)

@@ -8,23 +8,23 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, Self
 
 from llamafu._native.context import FLASH_ATTENTION, MOST_THREADS, ContextOptions
-from llamafu._native.finding import find
+from llamafu._native.cpu import usable_cpus
 from llamafu._native.library import open_library
-from llamafu._native.processor import usable_cpus
-from llamafu.adapters.base import read_model
-from llamafu.adapters.peft import CONFIG
-from llamafu.embedding import demand_room, read_texts
-from llamafu.engine.asking import Asking
-from llamafu.engine.core import Core
-from llamafu.engine.embed import embed, longest_text
+from llamafu.adapters.gguf.base_model import read_model
+from llamafu.adapters.peft.config import CONFIG
+from llamafu.engine.embedding import embed, longest_text
 from llamafu.engine.registry import Registry
-from llamafu.engine.room import DTYPES, Room
+from llamafu.engine.runtime import DTYPES, Room
+from llamafu.engine.scheduler import Core
 from llamafu.engine.stats import EngineStats, Percentiles
+from llamafu.engine.submission import Asking
 from llamafu.engine.worker import Worker
 from llamafu.errors import LoraError, LoraIncompatibleError
-from llamafu.lora import check_scale, check_scale_range
-from llamafu.options import check_whole
-from llamafu.pooling import choose_pooling, demand_one, pool, shaped
+from llamafu.generation.options import check_whole
+from llamafu.generation.pooling import choose_pooling, demand_one, pool, shaped
+from llamafu.libraries.discovery import find
+from llamafu.lora.handles import check_scale, check_scale_range
+from llamafu.model.embedding import demand_room, read_texts
 
 if TYPE_CHECKING:
     import os
@@ -35,10 +35,10 @@ if TYPE_CHECKING:
 
     from llamafu.adapters.file import AdapterFile
     from llamafu.adapters.info import AdapterInfo
-    from llamafu.embedding import Texts
     from llamafu.engine.registry import Content
-    from llamafu.options import LoraScales
-    from llamafu.pooling import Pooling
+    from llamafu.generation.options import LoraScales
+    from llamafu.generation.pooling import Pooling
+    from llamafu.model.embedding import Texts
 
 _MOST = 2**31 - 1
 

@@ -11,12 +11,12 @@ from functools import partial
 from typing import TYPE_CHECKING
 
 from llamafu.adapters.compatibility import demand_fit
-from llamafu.adapters.convert import convert_folder
 from llamafu.adapters.file import AdapterFile, default_name, read_adapter
-from llamafu.adapters.folder import read_folder
-from llamafu.adapters.peft import CONFIG
-from llamafu.adapters.values import as_stored
-from llamafu.engine.spool import Copy, Spool
+from llamafu.adapters.gguf.values import as_stored
+from llamafu.adapters.peft.config import CONFIG
+from llamafu.adapters.peft.convert import convert_folder
+from llamafu.adapters.peft.folder import read_folder
+from llamafu.engine.adapter_copies import Copy, Spool
 from llamafu.errors import LoraError, LoraLoadError, LoraNotFoundError
 
 if TYPE_CHECKING:
@@ -27,10 +27,10 @@ if TYPE_CHECKING:
     import numpy as np
     from numpy.typing import NDArray
 
-    from llamafu.adapters.base import BaseModel
     from llamafu.adapters.file import Pair
+    from llamafu.adapters.gguf.base_model import BaseModel
+    from llamafu.adapters.gguf.tensor_entry import TensorEntry
     from llamafu.adapters.info import AdapterInfo
-    from llamafu.adapters.tensor_entry import TensorEntry
 
 _TICK = 2_000_000_000
 """Nanoseconds: the coarsest clock of a file system (FAT's). Two changes within a tick may look like one."""

@@ -6,19 +6,19 @@ import time
 from functools import partial
 from typing import TYPE_CHECKING
 
-from llamafu.completion import Completion, FinishReason, Piece, Timings, TokenLogprob, Usage
-from llamafu.generation import activation, prompt_states
-from llamafu.text import TextAssembler
+from llamafu.generation.completion import Completion, FinishReason, Piece, Timings, TokenLogprob, Usage
+from llamafu.generation.stop_strings import TextAssembler
+from llamafu.model.decode_loop import activation, prompt_states
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
 
-    from llamafu.engine.mix import Mix
+    from llamafu.engine.adapter_scales import Mix
     from llamafu.engine.request import Request
-    from llamafu.engine.ticket import Ticket
-    from llamafu.grammar.constraint import Constraint
-    from llamafu.lora import State
-    from llamafu.sampling import Picker
+    from llamafu.engine.request_handle import Ticket
+    from llamafu.generation.grammar.constraint import Constraint
+    from llamafu.generation.sampling import Picker
+    from llamafu.lora.handles import State
 
 
 class SequenceRun:

@@ -5,13 +5,13 @@ from __future__ import annotations
 import threading
 from typing import TYPE_CHECKING, TypeVar
 
-from llamafu.engine import interpreter
+from llamafu.engine import switch_interval
 from llamafu.errors import ClosedError, QueueFullError
 
 if TYPE_CHECKING:
     from collections.abc import Callable
 
-    from llamafu.engine.core import Core
+    from llamafu.engine.scheduler import Core
     from llamafu.engine.sequence import SequenceRun
 
 _T = TypeVar("_T")
@@ -116,7 +116,7 @@ class Worker:
 
     def _run(self) -> None:
         core = self._core
-        interpreter.hurry()
+        switch_interval.hurry()
         try:
             while self._next():
                 try:
@@ -124,17 +124,17 @@ class Worker:
                 except Exception as error:  # noqa: BLE001 - nobody knows what is left of the step
                     core.fail_running(error)
         finally:
-            interpreter.rest()
+            switch_interval.rest()
             self._end()
 
     def _next(self) -> bool:
         """Wait for work, take what has come; False at the end."""
         with self._changed:
             if not self._has_work:
-                interpreter.rest()
+                switch_interval.rest()
                 while not self._has_work:
                     self._changed.wait()
-                interpreter.hurry()
+                switch_interval.hurry()
             arrivals, self._arrivals = self._arrivals, []
             for sequence in arrivals:
                 self._core.waiting.add(sequence)

@@ -16,19 +16,19 @@ from starlette.middleware.cors import CORSMiddleware
 from starlette.responses import JSONResponse, Response
 from starlette.routing import Route
 
-from llamafu.server import operations as op
-from llamafu.server.access import Access
-from llamafu.server.adapter_routes import AdapterRoutes
-from llamafu.server.catalog import Catalog
-from llamafu.server.desk import Desk
-from llamafu.server.exchange import endpoint, refusal
-from llamafu.server.facts import Facts
-from llamafu.server.folder import AdapterFolder
-from llamafu.server.generating import Generating
-from llamafu.server.metrics import KIND, Metrics
-from llamafu.server.openapi import Entry, document
-from llamafu.server.small_routes import SmallRoutes
-from llamafu.server.uploading import Uploading
+from llamafu.server.http.access_log import Access
+from llamafu.server.http.endpoint import endpoint, refusal
+from llamafu.server.http.metrics import KIND, Metrics
+from llamafu.server.routes import operations as op
+from llamafu.server.routes.adapter_info import Facts
+from llamafu.server.routes.adapters import AdapterRoutes
+from llamafu.server.routes.generation import Generating
+from llamafu.server.routes.mixer_page import Desk
+from llamafu.server.routes.models_and_tokens import SmallRoutes
+from llamafu.server.routes.upload import Uploading
+from llamafu.server.schemas.openapi import Entry, document
+from llamafu.server.storage.adapter_folder import AdapterFolder
+from llamafu.server.storage.catalog import Catalog
 from llamafu.service.errors import InvalidRequestError, NotFoundError
 
 if TYPE_CHECKING:
@@ -37,9 +37,9 @@ if TYPE_CHECKING:
     from starlette.requests import Request
     from starlette.types import ASGIApp
 
-    from llamafu.server.engine import ServedEngine
-    from llamafu.server.exchange import Exchange
-    from llamafu.server.keys import Guard
+    from llamafu.server.auth.keys import Guard
+    from llamafu.server.http.endpoint import Exchange
+    from llamafu.server.protocols import ServedEngine
     from llamafu.server.settings import Settings
 
 _LOG = logging.getLogger("llamafu.server")

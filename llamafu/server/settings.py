@@ -11,8 +11,8 @@ from dataclasses import MISSING, dataclass, field, fields
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from llamafu.lora import check_scale_range
-from llamafu.server.keys import check_key
+from llamafu.lora.handles import check_scale_range
+from llamafu.server.auth.keys import check_key
 
 if TYPE_CHECKING:
     import argparse

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
-from llamafu.sampling import log_softmax
+from llamafu.generation.sampling import log_softmax
 
 if TYPE_CHECKING:
     import numpy as np

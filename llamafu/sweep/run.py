@@ -11,10 +11,10 @@ from llamafu.sweep.mixes import check_size
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping, Sequence
 
-    from llamafu.completion import Completion, FinishReason
-    from llamafu.lora import LoraAdapter
-    from llamafu.model import Llamafu
-    from llamafu.options import LoraScales, OptionArguments
+    from llamafu.generation.completion import Completion, FinishReason
+    from llamafu.generation.options import LoraScales, OptionArguments
+    from llamafu.lora.handles import LoraAdapter
+    from llamafu.model.llamafu import Llamafu
 
     _Mix = Mapping[str, float] | Mapping[LoraAdapter, float] | Mapping[LoraAdapter | str, float]
 

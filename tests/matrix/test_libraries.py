@@ -14,11 +14,11 @@ from pathlib import Path
 import pytest
 from upstream_tree import upstream_tree
 
-from llamafu import _paths
-from llamafu._native.proof_cache import Proven, examine
+from llamafu._util import paths
+from llamafu.libraries.verify import Proven, examine
 
 ROOT = Path(__file__).resolve().parent.parent.parent
-STORE = _paths.cache_dir() / "matrix"
+STORE = paths.cache_dir() / "matrix"
 TESTS = ["tests/test_logits.py", "tests/test_model.py", "tests/test_lora.py", "tests/test_generate.py", "tests/test_prefix.py"]
 TESTS += ["tests/test_engine_logits.py", "tests/test_slots.py", "tests/test_attention.py", "tests/test_calibration.py"]
 

@@ -14,9 +14,9 @@ from test_bake import PIRATE, ggml, requantised  # noqa: F401 - a fixture
 
 from llamafu import Engine, Llamafu
 from llamafu.adapters import bake
-from llamafu.calibration_text import _QUESTIONS
-from llamafu.chat import render
+from llamafu.baking.calibration_data import _QUESTIONS
 from llamafu.engine import Request
+from llamafu.generation.chat_template import render
 
 WINDOW = 512
 FEWEST = 3500  # tokens of each text: the paired difference then has a standard error of 0.3 to 0.5 %

@@ -13,9 +13,9 @@ from test_convert import HEADS, HIDDEN, KV_HEADS, SIZES, WIDE, base_of
 from transformers import LlamaConfig, LlamaForCausalLM, Qwen2Config, Qwen2ForCausalLM
 
 from llamafu.adapters import convert_peft, export_peft, merge_adapters
-from llamafu.adapters.combine import merge_for_base
-from llamafu.adapters.methods import METHODS, keeps_ranks_apart
-from llamafu.adapters.safetensors import read_safetensors, safetensors_bytes
+from llamafu.adapters.merge.merge import merge_for_base
+from llamafu.adapters.merge.methods import METHODS, keeps_ranks_apart
+from llamafu.adapters.peft.safetensors import read_safetensors, safetensors_bytes
 
 SHAPE = {
     "vocab_size": 96,

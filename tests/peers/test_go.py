@@ -13,8 +13,8 @@ from pathlib import Path
 import pytest
 from served import ADMIN, API, served
 
-from llamafu.example_adapters import example_adapters
-from llamafu.example_model import example_model
+from llamafu.examples.adapters import example_adapters
+from llamafu.examples.model import example_model
 
 SOURCE = Path(__file__).parent / "go"
 GO = shutil.which("go", path=f"{Path(sys.executable).parent}{os.pathsep}{os.environ.get('PATH', '')}")

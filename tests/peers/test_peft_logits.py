@@ -15,9 +15,9 @@ from safetensors.torch import save_file
 from tiny_hf import EXPERTS, HIDDEN, MODELS, WIDE, make_model, write_gguf
 
 from llamafu import Llamafu
-from llamafu.adapters import convert_peft, inspect_adapter, pieces
-from llamafu.adapters.architectures import ARCHITECTURES
-from llamafu.adapters.peft import PeftConfig
+from llamafu.adapters import convert_peft, inspect_adapter
+from llamafu.adapters.peft.architectures import ARCHITECTURES
+from llamafu.adapters.peft.config import PeftConfig, factor_mapping
 
 TOKENS = [0, 40, 76, 105, 112, 112, 36, 90, 115, 260, 261, 33, 17, 200, 4, 255, 300, 301, 77]
 DIFFERENCE, DIVERGENCE = 1e-3, 1e-6
@@ -192,5 +192,5 @@ def test_wrong_rows_are_seen(kind, model, tmp_path, monkeypatch):
 @pytest.mark.parametrize("kind", PARAMETERS, indirect=True)
 def test_exchanged_experts_are_seen(kind, model, tmp_path, monkeypatch):
     """Gate taken for up, and up for gate."""
-    monkeypatch.setitem(pieces._PARAMETERS, "gate_up_proj", ("up_proj", "gate_proj"))
+    monkeypatch.setitem(factor_mapping._PARAMETERS, "gate_up_proj", ("up_proj", "gate_proj"))
     assert broken(kind, model, tmp_path)

@@ -10,7 +10,7 @@ from tiny_hf import HIDDEN, make_model, write_gguf
 from transformers import AutoConfig, AutoModel, AutoModelForImageTextToText
 
 from llamafu.adapters import convert_peft, inspect_adapter, merge_adapters, read_adapter, read_base
-from llamafu.adapters.combine import merge_for_base
+from llamafu.adapters.merge.merge import merge_for_base
 from llamafu.errors import InvalidAdapterFileError
 
 

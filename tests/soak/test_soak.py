@@ -25,8 +25,8 @@ from llamafu import Engine, Llamafu
 from llamafu.adapters import export_peft
 from llamafu.engine import Request, Ticket
 from llamafu.errors import LlamafuError, LoraError, QueueFullError
-from llamafu.example_adapters import example_adapters
-from llamafu.example_model import example_model
+from llamafu.examples.adapters import example_adapters
+from llamafu.examples.model import example_model
 
 BOUND = 120.0
 """Seconds within which every request ends, whatever happens around it."""

@@ -1,0 +1,1 @@
+"""What adapters look like beside each other: norms, similarities, plots."""

@@ -1,0 +1,131 @@
+"""A base model's own matrices, for what cannot be said without them: from a GGUF file, or a folder of safetensors."""
+
+from __future__ import annotations
+
+import json
+import mmap
+import re
+from typing import TYPE_CHECKING, Any, Protocol
+
+import numpy as np
+
+from llamafu.adapters.gguf.codec import NumpyCodec, unreadable
+from llamafu.adapters.gguf.shard import read_shards
+from llamafu.adapters.peft.architectures import ARCHITECTURES, arranged
+from llamafu.adapters.peft.fused_qkv import home_and_rows
+from llamafu.adapters.peft.hf_config import CONFIG
+from llamafu.adapters.peft.safetensors import read_one, read_places
+from llamafu.errors import InvalidAdapterFileError, ModelLoadError
+
+if TYPE_CHECKING:
+    from pathlib import Path
+
+    from numpy.typing import NDArray
+
+    from llamafu.adapters.gguf.base_model import BaseModel
+    from llamafu.adapters.gguf.tensor_entry import TensorEntry
+    from llamafu.adapters.peft.safetensors import Place
+
+    Matrix = NDArray[np.floating[Any]]
+
+_EXPERT = re.compile(r"(.+\.experts)\.([0-9]{1,5})\.(\w+)")
+_INDEX, _SUFFIX = "model.safetensors.index.json", ".safetensors"
+
+
+class BaseWeights(Protocol):
+    """Finds matrices by the base tensor's name, with the rows in GGUF's order."""
+
+    def matrix(self, target: str, expert: int | None, rows: int) -> Matrix:
+        """Return a matrix (`rows`, in), of an expert where one is named; ValueError where it is not there or not readable."""
+
+
+def base_weights(base: BaseModel) -> BaseWeights:
+    """Return the weights of the model that `base` is the header of; raises ModelLoadError where it has none."""
+    return _Folder(base) if base.path.name == CONFIG or base.path.suffix == ".json" else _Gguf(base)
+
+
+class _Gguf:
+    """Of a GGUF model, of any type that can be turned into numbers."""
+
+    def __init__(self, base: BaseModel) -> None:
+        self._base = base
+        self._places: dict[str, tuple[Path, TensorEntry]] = {}
+        for shard in read_shards(base.path):
+            self._places |= {name: (shard.path, entry) for name, entry in shard.container.tensors.items()}
+
+    def matrix(self, target: str, expert: int | None, rows: int) -> Matrix:
+        """Read and dequantise it; a part of a fused one is cut out."""
+        home, part = home_and_rows(target, rows, self._base)
+        if home not in self._places:
+            message = f"the base model has no {home!r}"
+            raise ValueError(message)
+        path, entry = self._places[home]
+        if entry.type is None or (problem := unreadable(entry.type)):
+            message = f"{home!r} of the base model: {'its type is unknown here' if entry.type is None else problem}"
+            raise ValueError(message)
+        width, height, *stack = entry.shape
+        size = entry.nbytes // int(np.prod(stack or [1]))
+        with path.open("rb") as file:
+            file.seek(entry.offset + (expert or 0) * size)
+            raw = file.read(size)
+        values = np.empty((height, width), np.float32)
+        NumpyCodec().decode(raw, entry.type, values)
+        return values if part is None else values[part]
+
+
+class _Folder:
+    """Of a model on Hugging Face's hub: the safetensors beside its config.json."""
+
+    def __init__(self, base: BaseModel) -> None:
+        self._base = base
+        folder = base.path.parent
+        architecture = ARCHITECTURES[base.architecture]
+        self._places: dict[tuple[str, int | None], tuple[Path, Place]] = {}
+        for path in _files(folder):
+            try:
+                with path.open("rb") as file, mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ) as content:
+                    places = read_places(content, name=str(path))
+            except (InvalidAdapterFileError, OSError, ValueError) as error:  # ValueError: an empty file cannot be mapped
+                message = f"{path}: the base model's weights cannot be read: {error}"
+                raise ModelLoadError(message) from error
+            for key, place in places.items():
+                module, expert = key.removesuffix(".weight"), None
+                if (single := _EXPERT.fullmatch(module)) is not None:
+                    module, expert = f"{single[1]}.{single[3]}", int(single[2])
+                if key.endswith(".weight") and (target := architecture.target_of(module)) is not None:
+                    self._places[target, expert] = (path, place)
+
+    def matrix(self, target: str, expert: int | None, rows: int) -> Matrix:
+        """Read it, and bring its rows into GGUF's order; a part of a fused one is cut out."""
+        home, part = home_and_rows(target, rows, self._base)
+        if (home, expert) not in self._places:
+            of = "" if expert is None else f" of expert {expert}"
+            message = f"the safetensors of {self._base.path.parent} have no {home!r}{of}"
+            raise ValueError(message)
+        path, place = self._places[home, expert]
+        with path.open("rb") as file:
+            values = read_one(file, place)
+        return arranged(values, home, self._base) if part is None else values[part]
+
+
+def _files(folder: Path) -> list[Path]:
+    """Return the safetensors of the model in `folder`: those that its index names, or all of its `model*.safetensors`."""
+    index = folder / _INDEX
+    if index.is_file():
+        try:
+            named = json.loads(index.read_text(encoding="utf-8-sig"))["weight_map"].values()
+            names = sorted({name for name in named if isinstance(name, str) and "/" not in name and "\\" not in name})
+        except (ValueError, KeyError, TypeError, AttributeError, RecursionError, OSError) as error:
+            message = f"{index}: no sound index of safetensors: {error!r}"
+            raise ModelLoadError(message) from error
+    else:
+        names = sorted(path.name for path in folder.glob(f"model*{_SUFFIX}"))
+    files = [folder / name for name in names]
+    missing = next((path for path in files if not path.is_file()), None)
+    if not files or missing is not None:
+        what = f"{missing} is not there" if missing is not None else f"{folder} has no model{_SUFFIX}"
+        message = (
+            f"{what}: the base model's weights are needed; give its GGUF file, or the folder with its safetensors, as base"
+        )
+        raise ModelLoadError(message)
+    return files

@@ -1,0 +1,263 @@
+"""What PEFT's `adapter_config.json` says, and whether a GGUF adapter can say it too."""
+
+from __future__ import annotations
+
+import json
+import math
+import re
+import reprlib
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+from llamafu.adapters.gguf.reader import invalid_file
+from llamafu.adapters.peft.pattern_table import PatternTable
+from llamafu.adapters.peft.safetensors import unique
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Mapping
+
+CONFIG = "adapter_config.json"
+_ALPHAS = (1e-30, 1e30)  # what float32 holds with room to spare; 0 would mean the strength 1 to libllama
+_MOST_RANK = 1 << 20
+_VERSION = re.compile(r"([0-9]{1,5})\.([0-9]{1,5})\.([0-9]{1,5})(\.?dev)?")
+_TURNED = (0, 19, 1)
+_MOST_WORK = 50_000  # states of all patterns
+
+REFUSED = {
+    "arrow_config": "routing between adapters; merge it into plain LoRA",
+    "kasa_config": "a third factor and a base model that was cut down; train plain LoRA",
+    "layer_replication": "a base model with other layers; train on the layers as they are",
+    "lora_bias": "a bias after B; train without it",
+    "megatron_config": "Megatron's parallel layers; save the adapter for the layers of transformers",
+    "modules_to_save": "whole matrices that were trained; train LoRA on them instead, or merge them into the base model",
+    "trainable_token_indices": "rows of the embeddings that were trained; merge them into the base model",
+    "use_bdlora": "block-diagonal factors; train without it",
+    "use_dora": "a magnitude of every row beside the factors; convert it with dora='svd' (llamafu convert --dora svd)",
+    "use_qalora": "inputs that are pooled in groups; train without it",
+}
+"""Fields of the configuration that change what the factors mean so that no GGUF adapter can follow: what they stand for."""
+
+HARMLESS = frozenset(
+    (
+        # what an adapter is called and where it comes from
+        *("auto_mapping", "base_model_name_or_path", "revision", "task_type"),
+        # which modules are adapted: those that have tensors in the file, and no others
+        *("ensure_weight_tying", "exclude_modules", "layers_pattern", "layers_to_transform", "target_modules"),
+        # how it was initialised and trained
+        *(
+            "corda_config",
+            "eva_config",
+            "inference_mode",
+            "loftq_config",
+            "lora_dropout",
+            "lora_ga_config",
+            "monteclora_config",
+        ),
+        *("lora_dtype", "lorap_emb_lr", "lorap_lr_ratio", "qalora_group_size", "runtime_config", "velora_config"),
+        # how the base model stores its matrices; PEFT keeps the factors of both kinds alike
+        *("fan_in_fan_out", "megatron_core"),
+    )
+)
+"""Fields that change nothing about a finished adapter's effect. Tensors that they may bring along are judged by name."""
+
+READ = frozenset(
+    (
+        *("peft_type", "r", "lora_alpha", "use_rslora", "rank_pattern", "alpha_pattern", "target_parameters"),
+        *("alora_invocation_tokens", "invocation_string", "bias", "init_lora_weights", "peft_version"),
+    )
+)
+"""Fields that are honoured, or judged by their value."""
+
+_MAGNITUDES = (
+    f"DoRA's magnitudes, and use_dora is not set; set it to true in {CONFIG}, and convert with dora='svd' (--dora svd)"
+)
+FOREIGN = {
+    ".bias": "a trained bias; a GGUF adapter has no place for it, train with bias='none'",
+    "norm.weight": "a trained norm; libllama would drop it in silence, train without it",
+    "embed_tokens.weight": "a whole matrix of embeddings; train LoRA on it, or leave it as it is (save_embedding_layers=False)",
+    "lm_head.weight": "a whole output matrix; train LoRA on it, or leave it as it is (save_embedding_layers=False)",
+    ".lora_magnitude_vector": _MAGNITUDES,
+    ".lora_magnitude_vector.weight": _MAGNITUDES,
+    ".trainable_tokens_delta": "trained rows of the embeddings; train without trainable_token_indices",
+}
+"""Tensors that PEFT saves beside factors, by the ends of their names, and why they cannot be converted."""
+
+_SAME_BASE = ("gaussian", "eva", "orthogonal", "mica")
+_OTHER_BASE = ("pissa", "olora", "corda", "loftq", "lora_ga")
+"""Initialisations that leave the base model's weights alone, and those that change them: then the factors fit no base
+model that is published."""
+
+
+@dataclass(frozen=True, slots=True)
+class PeftConfig:
+    """A checked LoRA configuration."""
+
+    rank: int
+    alpha: float
+    rslora: bool
+    """Whether the strength is alpha / sqrt(rank) and not alpha / rank."""
+    rank_pattern: PatternTable[int]
+    alpha_pattern: PatternTable[float]
+    base_model: str | None
+    """Hub id or path of the model it was trained on."""
+    invocation_tokens: tuple[int, ...]
+    """Of an activated adapter (aLoRA)."""
+    target_parameters: tuple[str, ...]
+    """Ends of the names of parameters that were adapted directly, such as a layer's stack of experts."""
+    version: str | None
+    """Of PEFT, as it calls itself; None where the configuration does not say it (before 0.18)."""
+    dora: bool = False
+    """Whether there are magnitudes beside the factors, and they are honoured."""
+
+    @property
+    def exchanges_sides(self) -> bool | None:
+        """Whether this PEFT gave A and B of parameters that hold all experts each other's sides; None where that is not known.
+
+        It did so up to 0.19.0. What was called 0.19.1 before its release may have done either.
+        """
+        found = _VERSION.match(self.version or "")
+        if found is None:
+            return None
+        numbers = tuple(map(int, found.group(1, 2, 3)))
+        return None if numbers == _TURNED and found[4] else numbers < _TURNED
+
+    def adapts_parameter(self, name: str) -> bool:
+        """Whether the parameter with this full name, `model.layers.0.mlp.experts.down_proj`, was adapted directly."""
+        return any(f".{name}".endswith(f".{ending}") for ending in self.target_parameters)
+
+    def rank_of(self, module: str) -> int:
+        """Rank of the module with this full name, `model.layers.0.self_attn.q_proj`."""
+        return self.rank_pattern.find(module, self.rank)
+
+    def alpha_of(self, module: str) -> float:
+        """Alpha of this module as libllama means it: divided by the rank it gives PEFT's strength, rsLoRA's too."""
+        alpha = self.alpha_pattern.find(module, self.alpha)
+        return alpha * math.sqrt(self.rank_of(module)) if self.rslora else alpha
+
+
+def parse_config(content: bytes, *, name: str, dora: bool = False) -> PeftConfig:
+    """Check the configuration `content`; `name` is for messages. `dora`: whether `use_dora` can be honoured.
+
+    Raises:
+        InvalidAdapterFileError: it is damaged, or says what no GGUF adapter can; `.problems` names every such key.
+
+    """
+    try:
+        config = json.loads(content.decode("utf-8-sig"), object_pairs_hook=unique)
+    except (ValueError, RecursionError) as error:
+        raise invalid_file(name, [f"no sound JSON: {error}"]) from error
+    if not isinstance(config, dict):
+        raise invalid_file(name, ["no JSON object"])
+    problems = _unrepresentable(config, dora=dora)
+    ranks = _patterns(config, "rank_pattern", _is_rank, problems)
+    alphas = _patterns(config, "alpha_pattern", _is_alpha, problems)
+    problems += _malformed(config)
+    if problems:
+        raise invalid_file(name, problems)
+    return PeftConfig(
+        rank=config["r"],
+        alpha=float(config["lora_alpha"]),
+        rslora=bool(config.get("use_rslora")),
+        rank_pattern=ranks,
+        alpha_pattern=alphas,
+        base_model=config.get("base_model_name_or_path") or None,
+        invocation_tokens=tuple(config.get("alora_invocation_tokens") or ()),
+        target_parameters=tuple(config.get("target_parameters") or ()),
+        dora=bool(config.get("use_dora")),
+        version=version if isinstance(version := config.get("peft_version"), str) else None,
+    )
+
+
+def foreign(tensor: str) -> str:
+    """Say what this tensor is if it is no factor, as the end of a sentence."""
+    return next((f": {what}" for ending, what in FOREIGN.items() if tensor.endswith(ending)), "")
+
+
+def _unrepresentable(config: Mapping[str, Any], *, dora: bool) -> list[str]:
+    """Name what changes the meaning of the factors and cannot be said in a GGUF adapter."""
+    kind = config.get("peft_type")
+    if kind != "LORA":
+        return [f"peft_type is {_shown(kind)}; only 'LORA' can be converted, other methods have no place in a GGUF adapter"]
+    problems = [
+        f"{key} is {_shown(config[key])}: {what}. A GGUF adapter cannot express it"
+        for key, what in REFUSED.items()
+        if config.get(key) and not (dora and key == "use_dora" and config[key] is True)
+    ]
+    problems += [
+        f"{key!r} is {_shown(value)}, a field that is not known here: it may change what the adapter does; "
+        "if it only matters to training, remove it from the configuration"
+        for key, value in config.items()
+        if value and key not in READ | HARMLESS and key not in REFUSED
+    ]
+    start = config.get("init_lora_weights")
+    if isinstance(start, str) and start.startswith(_OTHER_BASE):
+        problems.append(
+            f"init_lora_weights is {_shown(start)}, which changed the base model's weights; let PEFT save it as plain LoRA "
+            "(save_pretrained with path_initial_model_for_weight_conversion)"
+        )
+    elif not isinstance(start, bool | None) and start not in _SAME_BASE:
+        problems.append(
+            f"init_lora_weights is {_shown(start)}, which is not known here: it may have changed the base model's weights; "
+            f"known are true, false, {', '.join(_SAME_BASE)}"
+        )
+    if config.get("invocation_string") and not config.get("alora_invocation_tokens"):
+        problems.append("invocation_string is given without alora_invocation_tokens; add the tokens")
+    return problems
+
+
+def _malformed(config: Mapping[str, Any]) -> list[str]:
+    problems = []
+    if not _is_rank(config.get("r")):
+        problems.append(f"r is {_shown(config.get('r'))}; it must be a whole number from 1 to {_MOST_RANK}")
+    if not _is_alpha(config.get("lora_alpha")):
+        problems.append(f"lora_alpha is {_shown(config.get('lora_alpha'))}; it must be a number from 1e-30 to 1e30")
+    if not isinstance(config.get("use_rslora"), bool | None):
+        problems.append(f"use_rslora is {_shown(config['use_rslora'])}; it must be true or false")
+    if config.get("bias") not in (None, "none", "all", "lora_only"):
+        problems.append(f"bias is {_shown(config['bias'])}; it must be 'none', 'all' or 'lora_only'")
+    base = config.get("base_model_name_or_path")
+    if not isinstance(base, str | None) or not (base or "").isprintable():
+        problems.append(f"base_model_name_or_path is {_shown(base)}; it must be printable text")
+    tokens = config.get("alora_invocation_tokens") or []
+    if not isinstance(tokens, list) or not all(type(token) is int and 0 <= token < 1 << 32 for token in tokens):
+        problems.append(f"alora_invocation_tokens is {_shown(tokens)}; it must be a list of token numbers")
+    parameters = config.get("target_parameters") or []
+    if not isinstance(parameters, list) or not all(isinstance(name, str) and name for name in parameters):
+        problems.append(f"target_parameters is {_shown(parameters)}; it must be a list of names")
+    return problems
+
+
+def _patterns(config: Mapping[str, Any], key: str, legal: Callable[[object], bool], problems: list[str]) -> PatternTable[Any]:
+    """Prepare the numbers by module that the field `key` gives."""
+    table: PatternTable[Any] = PatternTable()
+    values = config.get(key) or {}
+    if not isinstance(values, dict) or not all(legal(value) for value in values.values()):
+        problems.append(f"{key} is {_shown(values)}; each name in it needs a number above 0")
+        return table
+    for name, value in values.items():
+        try:
+            table.add(name, value)
+        except ValueError as error:
+            problems.append(f"{key}: {_shown(name)} is no pattern of names that can be used: {error}")
+            continue
+        if table.size > _MOST_WORK:
+            problems.append(f"{key} has {len(values)} patterns, which are too many and too large; name the modules")
+            break
+    return table
+
+
+def _is_rank(value: object) -> bool:
+    return type(value) is int and 0 < value <= _MOST_RANK
+
+
+def _is_alpha(value: object) -> bool:
+    return isinstance(value, int | float) and not isinstance(value, bool) and _ALPHAS[0] <= value <= _ALPHAS[1]
+
+
+def _shown(value: object) -> str:
+    """Write a value of the configuration, which may be of any size and depth."""
+    return _SHORT.repr(value)
+
+
+_SHORT = reprlib.Repr()
+_SHORT.maxstring = _SHORT.maxother = 80

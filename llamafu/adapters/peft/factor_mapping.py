@@ -1,0 +1,222 @@
+"""PEFT's pairs of factors become those of GGUF tensors: one matrix each, or one expert of a stack."""
+
+from __future__ import annotations
+
+import re
+from collections import Counter
+from typing import TYPE_CHECKING, Any, NamedTuple
+
+import numpy as np
+
+from llamafu.adapters.info import is_expert, is_flipped
+from llamafu.adapters.peft.architectures import ARCHITECTURES, arranged
+from llamafu.adapters.peft.module_name import decoder_module, described, part_of
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping, Sequence
+
+    from numpy.typing import NDArray
+
+    from llamafu.adapters.gguf.base_model import BaseModel
+    from llamafu.adapters.peft.config import PeftConfig
+
+    Matrix = NDArray[np.floating[Any]]
+
+_EXPERT = re.compile(r"(.+\.experts)\.([0-9]{1,5})\.(\w+)")
+_STACKED = re.compile(r"(.+\.experts)((?:\.base_layer)*)")
+_PARAMETERS = {"gate_up_proj": ("gate_proj", "up_proj"), "down_proj": ("down_proj",)}
+"""The parameters that hold all experts of a layer since transformers 5, in its order, and the projections in each."""
+_PAIRS = (["A", "B"], ["embedding_A", "embedding_B"])
+_MOST_EXPERTS = 4096  # far more than any libllama takes; a header that lies must not fill the memory
+
+
+class Piece(NamedTuple):
+    """Factors for one base tensor, in NumPy's order: A is (rank, in), B is (out, rank); both with the experts in front."""
+
+    target: str
+    a: Matrix
+    b: Matrix
+    alpha: float
+    """Divided by the rank, as libllama does with the file's one alpha, it gives PEFT's strength."""
+    expert: int | None = None
+    """Which one of the stack it is for; None for a whole tensor."""
+
+
+def pieces_of(module: str, sides: dict[str, Matrix], config: PeftConfig, base: BaseModel, *, exchanged: bool) -> list[Piece]:
+    """Name and arrange the factors of one PEFT module; raises ValueError saying what is wrong with them.
+
+    `exchanged` is what `exchanged_sides` says of all modules.
+    """
+    if (stacked := _STACKED.fullmatch(module)) is not None:
+        return _parameter(stacked[1], _parameter_name(module, config), sides, config, base, exchanged=exchanged)
+    single = _EXPERT.fullmatch(module)
+    target = _target(f"{single[1]}.{single[3]}" if single else module, base)
+    embedding = any(side.startswith("embedding_") for side in sides)
+    if is_flipped(target) != embedding:
+        kinds = (
+            ("factors of token embeddings", "a linear layer")
+            if embedding
+            else ("factors of a linear layer", "token embeddings")
+        )
+        names = "lora_A and lora_B" if embedding else "lora_embedding_A and lora_embedding_B"
+        message = f"it has {kinds[0]}, and is {kinds[1]} in the base model, whose factors are called {names}; save it with PEFT"
+        raise ValueError(message)
+    if is_expert(target) != bool(single):
+        message = (
+            "it is a stack of all experts, whose factors are read one expert at a time (experts.0.up_proj), or as PEFT writes "
+            "them for target_parameters"
+        )
+        raise ValueError(message)
+    # A parameter that was adapted directly has a name of its own, which the patterns of ranks and alphas are matched with.
+    name = f"{module}.weight" if config.adapts_parameter(f"{module}.weight") else module
+    a, b = _matrices(sides, config.rank_of(name))
+    expert = None
+    if single:
+        expert, count = int(single[2]), _expert_count(base)
+        if expert >= count:
+            message = f"there is no expert {expert}; the base model has {count}, from 0"
+            raise ValueError(message)
+    return [Piece(target, a.T if embedding else a, arranged(b, target, base), config.alpha_of(name), expert)]
+
+
+def exchanged_sides(modules: Mapping[str, dict[str, Matrix]], config: PeftConfig, base: BaseModel) -> bool:
+    """Whether A and B of the parameters that hold all experts have each other's sides, as PEFT wrote them before 0.19.1.
+
+    The sizes decide, of whichever parameter has two that differ, and else the version. Raises ValueError where neither does.
+    """
+    readings = {False, True}
+    found = False
+    for module, sides in modules.items():
+        if (stacked := _STACKED.fullmatch(module)) is None or sorted(sides) != _PAIRS[0]:
+            continue
+        if {side.ndim for side in sides.values()} != {2}:
+            continue
+        sizes = _parameter_sizes(stacked[1], _parameter_name(module, config), base)
+        stored = (sides["A"].shape[-1], sides["B"].shape[0])
+        if sizes is not None and stored in (sizes, sizes[::-1]):
+            readings &= {exchanged for exchanged in (False, True) if stored == (sizes[::-1] if exchanged else sizes)}
+            found = True
+    if not found or not readings:
+        return False  # whatever does not fit is found when sizes are compared
+    if len(readings) == 1:
+        return readings.pop()
+    if config.exchanges_sides is None:
+        message = (
+            "the factors of its experts (target_parameters) fit the base model in both layouts that PEFT has had, and "
+            f"peft_version is {config.version!r}, which does not say which; write the version of PEFT that saved it into "
+            'adapter_config.json, such as "peft_version": "0.18.1"'
+        )
+        raise ValueError(message)
+    return config.exchanges_sides
+
+
+def joined(pieces: Sequence[Piece], base: BaseModel) -> Piece:
+    """Return the one piece of a base tensor, or stack its experts: those that were not adapted are left as they are.
+
+    Experts share a rank and an alpha in GGUF: the smaller ranks are filled up with zeros, and B makes up for other alphas.
+    """
+    first = pieces[0]
+    if first.expert is None:
+        return first
+    rank = max(piece.a.shape[0] for piece in pieces)
+    alphas = [piece.alpha if piece.a.shape[0] == rank else piece.alpha * rank / piece.a.shape[0] for piece in pieces]
+    alpha = Counter(alphas).most_common(1)[0][0]
+    count = _expert_count(base)
+    a = np.zeros((count, rank, first.a.shape[1]), np.result_type(*(piece.a for piece in pieces)))
+    b = np.zeros((count, first.b.shape[0], rank), np.result_type(*(piece.b for piece in pieces)))
+    for piece, own in zip(pieces, alphas, strict=True):
+        if (piece.a.shape[1], piece.b.shape[0]) != (a.shape[2], b.shape[1]):
+            message = f"its experts are of different sizes, {list(piece.b.shape)} and {list(first.b.shape)}"
+            raise ValueError(message)
+        a[piece.expert, : piece.a.shape[0]] = piece.a
+        b[piece.expert, :, : piece.b.shape[1]] = piece.b if own == alpha else piece.b.astype(np.float64) * (own / alpha)
+    return Piece(first.target, a, b, alpha)
+
+
+def _target(module: str, base: BaseModel) -> str:
+    """Name the base tensor of a module; raises ValueError saying why there is none."""
+    architecture = ARCHITECTURES[base.architecture]
+    target = architecture.target_of(module)
+    if target is not None:
+        return target
+    if part := part_of(module):
+        message = (
+            f"it belongs to the {described(part)}, which GGUF keeps in a file of its own, that no adapter reaches; "
+            f"leave it out with drop=[{part!r}] (llamafu convert --drop {part})"
+        )
+    elif decoder_module(module) is None:
+        message = (
+            "its name is none of a decoder's (model.layers.0..., language_model.model.layers.0..., embed_tokens, lm_head); "
+            "leave it out with drop=[...] (llamafu convert --drop) and a part of its name, if the answers can do without it"
+        )
+    else:
+        message = (
+            f"{base.architecture!r} models have no such linear layer: theirs are {', '.join(architecture.leaves)}; give the "
+            "base model that it was trained on, or leave it out with drop=[...] (llamafu convert --drop)"
+        )
+    raise ValueError(message)
+
+
+def _parameter_name(module: str, config: PeftConfig) -> str | None:
+    """Name the parameter that a stack's factors are for. PEFT wraps one after another: the first lies deepest."""
+    stacked = _STACKED.fullmatch(module)
+    assert stacked is not None  # noqa: S101 - the caller looked
+    adapted = [name for name in _PARAMETERS if config.adapts_parameter(f"{stacked[1]}.{name}")]
+    depth = stacked[2].count(".")
+    return adapted[-1 - depth] if depth < len(adapted) else None
+
+
+def _parameter_sizes(module: str, parameter: str | None, base: BaseModel) -> tuple[int, int] | None:
+    """Return the in and out of one expert's share of a parameter; None where the base model does not say."""
+    names = _PARAMETERS.get(parameter or "", ())
+    targets = [ARCHITECTURES[base.architecture].target_of(f"{module}.{name}") for name in names]
+    whole = (targets[0] or "").replace("ffn_gate_exps", "ffn_gate_up_exps") if targets else ""
+    shapes = [base.tensors.get(whole)] if whole in base.tensors else [base.tensors.get(target or "") for target in targets]
+    known = [shape for shape in shapes if shape is not None]
+    return (known[0][0], sum(shape[1] for shape in known)) if known and len(known) == len(shapes) else None
+
+
+def _parameter(
+    module: str, parameter: str | None, sides: dict[str, Matrix], config: PeftConfig, base: BaseModel, *, exchanged: bool
+) -> list[Piece]:
+    """Take the factors of a parameter that holds all experts apart."""
+    if parameter is None:
+        message = (
+            "it holds all experts of a layer, and target_parameters in adapter_config.json does not name the parameter that "
+            f"its factors are for, {' or '.join(f'mlp.experts.{name}' for name in _PARAMETERS)}: it is "
+            f"{list(config.target_parameters)}"
+        )
+        raise ValueError(message)
+    projections = _PARAMETERS[parameter]
+    targets = [_target(f"{module}.{name}", base) for name in projections]
+    count, rank = _expert_count(base), config.rank_of(f"{module}.{parameter}")
+    a, b = _matrices(sides, count * rank)
+    a, b = a.reshape(count, rank, -1), b.reshape(-1, rank, count).transpose(2, 0, 1)
+    if exchanged:
+        a, b = b.transpose(0, 2, 1), a.transpose(0, 2, 1)
+    if b.shape[1] % len(projections):
+        message = f"B has {b.shape[1]} rows, which do not split into those of {' and '.join(projections)}"
+        raise ValueError(message)
+    alpha = config.alpha_of(f"{module}.{parameter}")
+    return [Piece(target, a, part, alpha) for target, part in zip(targets, np.split(b, len(projections), axis=1), strict=True)]
+
+
+def _matrices(sides: dict[str, Matrix], rank: int) -> tuple[Matrix, Matrix]:
+    names = sorted(sides)
+    if names not in _PAIRS:
+        listed = ", ".join(f"lora_{name}" for name in names)
+        message = f"{listed} has no partner" if len(names) == 1 else f"{listed} are no pair"
+        raise ValueError(message)
+    a, b = (sides[name] for name in names)
+    if a.ndim != 2 or b.ndim != 2 or a.shape[0] != rank or b.shape[1] != rank or 0 in a.shape + b.shape:  # noqa: PLR2004 - matrices
+        message = f"A is {list(a.shape)} and B is {list(b.shape)}; they must be [{rank}, in] and [out, {rank}]"
+        raise ValueError(message)
+    return a, b
+
+
+def _expert_count(base: BaseModel) -> int:
+    count = base.metadata.get(f"{base.architecture}.expert_count")
+    if not isinstance(count, int) or not 1 <= count <= _MOST_EXPERTS:
+        message = f"it belongs to an expert, of which the base model has none ({base.architecture}.expert_count is {count!r})"
+        raise ValueError(message)
+    return count

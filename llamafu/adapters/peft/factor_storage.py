@@ -1,0 +1,102 @@
+"""The type of a converted adapter's tensors: chosen by what it loses of their changes."""
+
+from __future__ import annotations
+
+import logging
+from typing import TYPE_CHECKING, Any, NamedTuple
+
+import numpy as np
+
+from llamafu.adapters.gguf.reader import invalid_file
+from llamafu.adapters.info import is_flipped
+from llamafu.adapters.peft.storage_loss import MOST_LOST, narrowed, percent, share_lost
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+    from numpy.typing import NDArray
+
+    from llamafu.adapters.peft.factor_mapping import Piece
+
+    Matrix = NDArray[np.floating[Any]]
+
+logger = logging.getLogger("llamafu.adapters")
+
+_KINDS = {"f16": "<f2", "f32": "<f4"}
+_MAY_LOSE = {"auto": MOST_LOST, "exact": 0.0}
+"""The share of a tensor's change that F16 may lose for it to be taken."""
+DTYPES = (*_MAY_LOSE, *_KINDS)
+"""What may be asked for."""
+
+
+class Stored(NamedTuple):
+    """The type of a converted adapter's tensors, and what it loses."""
+
+    dtype: str
+    """"f16" or "f32"."""
+    lost: float
+    """The largest share of a tensor's change: see `share_lost`."""
+    where: str
+    """That tensor."""
+    instead: float | None = None
+    """Where F32 was taken because of it: what F16 would have lost."""
+
+    @property
+    def is_much(self) -> bool:
+        """Whether it is more than is lost without having been asked for."""
+        return self.lost > MOST_LOST
+
+    def __str__(self) -> str:
+        at = f" ({self.where})" if self.where else ""
+        return f"{self.dtype.upper()}: the largest loss of a tensor's change is {percent(self.lost)}{at}"
+
+
+def stored_as(pieces: Sequence[Piece], alpha: float, dtype: str, name: str) -> tuple[list[tuple[str, Matrix]], Stored]:
+    """Return the GGUF tensors in the type that `dtype` says or leads to, and what it loses; log that."""
+    if dtype == "f32":
+        return folded(pieces, alpha, "<f4", name)
+    tensors, stored = folded(pieces, alpha, "<f2", name, is_named=dtype == "f16")
+    if dtype == "f16":
+        level = logging.WARNING if stored.is_much else logging.INFO
+        logger.log(level, "%s: %s%s", name, stored, "; choose the dtype 'f32' to keep it" if stored.is_much else "")
+    elif stored.lost > _MAY_LOSE[dtype]:
+        logger.info("%s: %s; F32 is taken", name, stored)
+        tensors, exact = folded(pieces, alpha, "<f4", name)
+        return tensors, exact._replace(instead=stored.lost)
+    return tensors, stored
+
+
+def folded(
+    pieces: Sequence[Piece], alpha: float, dtype: str, name: str, *, is_named: bool = True
+) -> tuple[list[tuple[str, Matrix]], Stored]:
+    """Return the GGUF tensors. Where the file's one alpha would give a wrong strength, B makes up for it.
+
+    Raises InvalidAdapterFileError where the type `dtype` that `is_named` holds them not at all, or loses what B makes up for.
+    """
+    problems = []
+    tensors: list[tuple[str, Matrix]] = []
+    worst, where = 0.0, ""
+    for piece in pieces:
+        target, a, b, own = piece.target, piece.a, piece.b, piece.alpha
+        share = 1 if own == alpha else own / float(np.float32(alpha))
+        b = b if share == 1 else b.astype(np.float64) * share
+        stored = (narrowed(a, dtype), narrowed(b, dtype))
+        as_matrices = [(one.T, other) if is_flipped(target) else (one, other) for one, other in ((a, b), stored)]
+        lost = share_lost(*as_matrices)
+        if is_named:
+            problems += [
+                f"{target}.lora_{side} has values beyond {np.finfo(dtype).max:g}; choose the dtype 'f32'"
+                for side, values in zip("ab", stored, strict=True)
+                if not np.isfinite(values).all()
+            ]
+            if share != 1 and MOST_LOST < lost < np.inf:
+                problems.append(
+                    f"{target}.lora_b has alpha {own:g} where most have {alpha:g}, and its values are too "
+                    f"small for {np.dtype(dtype).name} once that is made up for; choose the dtype 'f32'"
+                )
+        if lost > worst:
+            worst, where = lost, target
+        tensors += [(f"{target}.lora_{side}", values) for side, values in zip("ab", stored, strict=True)]
+    if problems:
+        raise invalid_file(name, problems)
+    return tensors, Stored("f16" if dtype == "<f2" else "f32", worst, where)

@@ -1,0 +1,55 @@
+"""Modules of a folder that are not to be converted."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from llamafu.adapters.peft.module_name import PARTS, part_of
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+
+_PREFIX = "base_model.model."
+
+
+class LeftOut:
+    """Finds the modules that belong to a part, or that have a name in theirs, `layers.3` or `self_attn.q_proj`; notes them."""
+
+    def __init__(self, drop: Sequence[str] | str) -> None:
+        """`drop` are parts (`PARTS`) or names, whole from dot to dot; raises ValueError for one that is empty or no text."""
+        self._drop: dict[str, str] = {}
+        """What is looked for in modules' names, by what was given: a tensor's name stands for its module."""
+        for one in (drop,) if isinstance(drop, str) else drop:
+            if not isinstance(one, str) or not (part := module_of(one).strip(".")):
+                message = f"drop has {one!r}; it takes {', '.join(map(repr, PARTS))}, and modules' names or whole parts of them"
+                raise ValueError(message)
+            self._drop[one] = part
+        self._used: set[str] = set()
+        self._modules: dict[str, None] = {}
+
+    @property
+    def modules(self) -> tuple[str, ...]:
+        """Those that were found, in order."""
+        return tuple(self._modules)
+
+    @property
+    def unused(self) -> tuple[str, ...]:
+        """What was to be left out and is in no module."""
+        return tuple(one for one in self._drop if one not in self._used)
+
+    def takes(self, module: str) -> bool:
+        """Whether this module is to be left out."""
+        if not self._drop:
+            return False
+        path, part = f".{module}.", part_of(module)
+        found = {given for given, one in self._drop.items() if one == part or f".{one}." in path}
+        if found:
+            self._used |= found
+            self._modules[module] = None
+        return bool(found)
+
+
+def module_of(key: str) -> str:
+    """Return the module that a tensor of PEFT's belongs to, factor or not."""
+    return key.removeprefix(_PREFIX).partition(".lora_")[0].removesuffix(".weight").removesuffix(".bias")

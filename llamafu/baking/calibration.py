@@ -1,0 +1,157 @@
+"""Rounding by what goes into a model's matrices while it reads a text with its adapters on: what a calibrated `bake` does."""
+
+from __future__ import annotations
+
+from contextlib import ExitStack, closing
+from typing import TYPE_CHECKING
+
+from llamafu._native.adapter import Adapter
+from llamafu._native.context import Context, ContextOptions
+from llamafu._native.graph.matmul_hook import Products
+from llamafu._native.memory_needs import machine_bytes
+from llamafu._native.model import Model
+from llamafu._native.model_check import check_model
+from llamafu.adapters.gguf.ggml_type import BLOCKS
+from llamafu.adapters.info import is_expert
+from llamafu.baking.calibration_data import WINDOW, own_windows, packed, read_windows, spread
+from llamafu.baking.fidelity import Likeness, likeness
+from llamafu.baking.quant_blocks import RANGES
+from llamafu.baking.sequential import Place, Rounding
+from llamafu.errors import ErrorCode, LibraryNotFoundError, LoraError
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Mapping, Sequence
+    from pathlib import Path
+    from typing import Self
+
+    from llamafu._native.library import Library
+    from llamafu.adapters.gguf.shard import Shard
+    from llamafu.baking.writer import Recipe
+
+_HELD = 20  # windows that are kept back for measuring
+_MOST_ROWS = 3 << 15  # of one decode; half of them are tokens of the text
+_ROW_VALUES = 24  # that a row takes in a decode, as a multiple of the width of the model
+_LOGITS = 1 << 29  # bytes of them: nobody reads them, but rows without any leave the last layer early
+_PART = 1 / 4  # of the machine's memory that a decode may take
+
+
+def places(shards: Sequence[Shard], recipe: Recipe) -> dict[str, Place]:
+    """Return the matrices that are to be calibrated, in the files' order; raises LoraError if there are some that cannot be."""
+    found: dict[str, Place] = {}
+    problems: dict[str, list[str]] = {}
+    for shard in shards:
+        for entry in shard.container.tensors.values():
+            kind = recipe.kinds.get(entry.name)
+            if kind is None:
+                continue
+            if kind in RANGES and not is_expert(entry.name):
+                found[entry.name] = Place(shard.path, entry)
+            elif kind in RANGES:
+                problems.setdefault(_UNSEEN, []).append(entry.name)
+            elif BLOCKS[kind][0] > 1:
+                types = ", ".join(known.name for known in RANGES)
+                why = f"its type {kind.name} cannot be calibrated, only {types} can; choose the dtype 'f16' instead"
+                problems.setdefault(why, []).append(entry.name)
+    if problems:
+        message = "; ".join(f"{_listed(names)}: {why}" for why, names in problems.items())
+        raise LoraError(message, code=ErrorCode.INVALID_PARAM)
+    return found
+
+
+_UNSEEN = (
+    "no plain matrix product uses it (as with stacks of experts and token embeddings), so it has no inputs to calibrate with; "
+    "bake without calibration"
+)
+
+
+def _listed(names: Sequence[str]) -> str:
+    return f"{names[0]} and {len(names) - 1} more" if names[1:] else names[0]
+
+
+class Calibration:
+    """A model at `path` and the adapters of `recipe`, by libllama on the CPU, and a text; None for the sample and its own.
+
+    Close it after use. One thread at a time. Raises LibraryNotFoundError where there is no `library`.
+    """
+
+    def __init__(self, library: Library | None, path: Path, recipe: Recipe, *, text: str | None) -> None:
+        if library is None:
+            message = "calibration runs the model, and no libllama is in use; get one with `llamafu lib install`"
+            raise LibraryNotFoundError(message)
+        self._recipe = recipe
+        self._open = ExitStack()
+        with ExitStack() as failed:
+            failed.callback(self.close)
+            self._model = self._open.enter_context(closing(Model(library, path, checked=check_model(library, path))))
+            self._adapters: dict[Adapter, float] = {}
+            for file, scale in recipe.uses:
+                adapter = Adapter(self._model, file.content, label=file.path.name)
+                self._adapters[self._open.enter_context(closing(adapter))] = scale
+            if text is None:
+                windows = own_windows(self._model, self._adapters, recipe.n_threads)
+            else:
+                windows = read_windows(self._model, text)
+            failed.pop_all()
+        stride = max(2, len(windows) // _HELD)
+        self._held = spread(windows[1::stride], min(_HELD, len(windows[1::stride])))
+        self._read = [window for number, window in enumerate(windows) if number % stride != 1]
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
+
+    def close(self) -> None:
+        """Free the model. Idempotent."""
+        self._open.close()
+
+    def fitted(self, matrices: Mapping[str, Place], on_progress: Callable[[float], None]) -> dict[str, bytes]:
+        """Round the matrices in one decode of the whole text; raises LoraError for one that has no inputs."""
+        rounding = Rounding(matrices, self._recipe, on_progress)
+        hook = Products(self._model.library, matrices, rounding.take)
+        most = self._model.library.lib.llama_max_parallel_sequences() // 2
+        texts = packed(self._read, most, self._most_rows() // 2)
+        count, length = len(texts), len(texts[0])
+        rows = 2 * count * length
+        step = max(1, -(-rows * 4 * self._model.n_vocab // _LOGITS))
+        outputs = [place % step == 0 for place in range(length)] * (2 * count)
+        options = ContextOptions(
+            n_ctx=rows, n_batch=rows, n_threads=self._recipe.n_threads, n_seq_max=2 * count, n_outputs=sum(outputs)
+        )
+        with closing(Context(self._model, options, hook=hook)) as context:
+            tokens = [token for text in texts for token in text] * 2
+            sequences = [number for number in range(2 * count) for _ in range(length)]
+            code = context.compute(tokens, [*range(length)] * (2 * count), sequences, outputs)
+            hook.check()
+            if code:
+                raise context.failure(code, "the calibration text could not be read")
+        if missing := hook.missing:
+            message = f"{_listed(missing)}: {_UNSEEN}"
+            raise LoraError(message, code=ErrorCode.INVALID_PARAM)
+        return rounding.fitted
+
+    def _most_rows(self) -> int:
+        """Say how many rows one decode may have: all of their values are in memory at once.
+
+        Older builds set room aside for all of their logits, though few are asked for, and where sequences share one memory,
+        there is a mask for every pair of rows.
+        """
+        memory, model = _PART * machine_bytes(), self._model
+        most = min(memory / (4 * _ROW_VALUES * model.n_embd), _MOST_ROWS)
+        if "n_outputs_max" not in model.library.context_fields:
+            most = min(most, 2 * memory / (4 * model.n_vocab))
+        return int(most if model.library.parts_memory else min(most, (memory / 6) ** 0.5))
+
+    def likeness(self, baked: Path) -> Likeness:
+        """Compare a baked model with this one and its adapters, on the part of the text that was not read."""
+        with ExitStack() as opened:
+            model = opened.enter_context(
+                closing(Model(self._model.library, baked, checked=check_model(self._model.library, baked)))
+            )
+            contexts = []
+            for source, adapters in ((self._model, {}), (self._model, self._adapters), (model, {})):
+                options = ContextOptions(n_ctx=WINDOW, n_batch=WINDOW, n_threads=self._recipe.n_threads)
+                contexts.append(opened.enter_context(closing(Context(source, options))))
+                contexts[-1].set_adapters(adapters)
+            return likeness(contexts[0], contexts[1], contexts[2], self._held)

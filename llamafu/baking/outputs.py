@@ -1,0 +1,64 @@
+"""The files of a baked model: what they are called, and what must not be written over."""
+
+from __future__ import annotations
+
+import errno
+import re
+import shutil
+from typing import TYPE_CHECKING
+
+from llamafu.adapters.gguf.writer import refuse_source
+from llamafu.baking.writer import lengths
+from llamafu.errors import ModelLoadError
+
+if TYPE_CHECKING:
+    import os
+    from collections.abc import Iterable, Mapping, Sequence
+    from pathlib import Path
+
+    from llamafu.adapters.gguf.base_model import BaseModel
+    from llamafu.adapters.gguf.ggml_type import GGMLType
+    from llamafu.adapters.gguf.shard import Shard
+
+_SHARD_NAME = re.compile(r"-[0-9]{5}-of-[0-9]{5}$")
+
+
+def output_paths(output: Path, base: BaseModel, shards: Sequence[Shard]) -> list[Path]:
+    """Name the files to write: `big.gguf` is `big-00001-of-00002.gguf` and the other one where the model has two."""
+    count = shards[0].container.metadata.get("split.count", 1)
+    if count not in (0, 1, len(shards)):
+        message = (
+            f"{base.path} is one of {count} shards (split.count), and its name does not lead to the others; give them the "
+            "names that they had, which end in -00001-of-00002.gguf or the like"
+        )
+        raise ModelLoadError(message)
+    match = _SHARD_NAME.search(output.stem)
+    if len(shards) > 1:
+        stem = output.stem[: match.start()] if match else output.stem
+        outputs = [output.with_name(f"{stem}-{i:05d}-of-{len(shards):05d}.gguf") for i in range(1, len(shards) + 1)]
+        fits = match is None or output in outputs
+    else:
+        outputs, fits = [output], match is None
+    if not fits:
+        message = f"{output} is named like a shard, and the result has {len(shards)} files; give a name without -NNNNN-of-NNNNN"
+        raise ValueError(message)
+    return outputs
+
+
+def refuse_sources(outputs: Sequence[Path], shards: Sequence[Shard], adapters: Iterable[str | os.PathLike[str]]) -> None:
+    """Raise ValueError where a file to write is one of those that are read, or lies in the folder of an adapter."""
+    for place in outputs:
+        refuse_source(place, [shard.path for shard in shards], what="files of the model")
+        refuse_source(place, adapters)
+
+
+def demand_space(outputs: Sequence[Path], shards: Sequence[Shard], kinds: Mapping[str, GGMLType]) -> None:
+    """Raise OSError where the result would not fit on its disk."""
+    folder = outputs[0].parent
+    if not folder.is_dir():
+        return  # the writer says so
+    wanted = sum(len(shard.head) + sum(lengths(shard, kinds).values()) for shard in shards)
+    free = shutil.disk_usage(folder).free
+    if wanted > free:
+        message = f"the result takes {wanted} bytes, and {free} are free in {folder}; free some, or choose another place for"
+        raise OSError(errno.ENOSPC, message, str(outputs[0]))

@@ -1,0 +1,159 @@
+"""The types that changed tensors get: those that were named, or the coarsest ones that keep the change."""
+
+from __future__ import annotations
+
+from collections import Counter
+from concurrent.futures import ThreadPoolExecutor
+from typing import TYPE_CHECKING, NamedTuple
+
+from llamafu.adapters.gguf.codec import row_bytes
+from llamafu.adapters.gguf.ggml_type import BLOCKS, GGMLType
+from llamafu.baking.weight_delta import Change
+from llamafu.baking.writer import changed, changed_block, matrix_blocks, share_kept
+from llamafu.errors import ErrorCode, LoraError
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterable, Mapping, Sequence
+
+    from llamafu.adapters.file import AdapterFile
+    from llamafu.adapters.gguf.codec import Codec
+    from llamafu.adapters.gguf.shard import Shard
+    from llamafu.adapters.gguf.tensor_entry import TensorEntry
+    from llamafu.baking.writer import Recipe
+
+MUCH_LOST = 0.9
+"""Below this share of the changes a baked model is not what its adapters made it."""
+_SAMPLE = 8  # blocks of a tensor
+_FINER = {
+    GGMLType.F16: (GGMLType.F32,),
+    GGMLType.BF16: (GGMLType.F16, GGMLType.F32),
+    GGMLType.Q8_0: (GGMLType.F16, GGMLType.F32),
+}
+_FINEST = (GGMLType.Q8_0, GGMLType.F16, GGMLType.F32)
+
+
+class Became(NamedTuple):
+    """Tensors that got a finer type than they had."""
+
+    source: GGMLType
+    target: GGMLType
+    tensors: int
+
+    def __str__(self) -> str:
+        return f"{self.tensors} tensor{'s' if self.tensors > 1 else ''} of {self.source.name} became {self.target.name}"
+
+
+class _Kept(NamedTuple):
+    """The changes that a type keeps, as the projection on those that should be, and these squared; see `write_baked`."""
+
+    kept: float
+    whole: float
+
+
+def chosen_kinds(
+    shards: Sequence[Shard], uses: Sequence[tuple[AdapterFile, float]], dtype: str, codec: Codec
+) -> dict[str, GGMLType]:
+    """Choose the type of every changed tensor; raises LoraError, once a reason, when it cannot be read or written."""
+    names = {name for file, _ in uses for name in file.pairs}
+    kinds: dict[str, GGMLType] = {}
+    problems: dict[str, list[str]] = {}
+    for shard in shards:
+        for entry in shard.container.tensors.values():
+            if entry.name not in names:
+                continue
+            if entry.type is None:
+                problem: str | None = "its type is unknown to the gguf package; a newer one may know it"
+            else:
+                kinds[entry.name] = kind = entry.type if dtype in ("auto", "keep") else GGMLType[dtype.upper()]
+                block = BLOCKS[kind][0]
+                problem = codec.problem(entry.type, kind)
+                if entry.shape[0] % block:
+                    problem = f"its rows of {entry.shape[0]} values do not divide into {kind.name} blocks of {block}"
+            if problem:
+                problems.setdefault(problem, []).append(entry.name)
+    if problems:
+        named = [f"{names[0]}{f' and {len(names) - 1} more' if names[1:] else ''}: {why}" for why, names in problems.items()]
+        raise LoraError("; ".join(named), code=ErrorCode.INVALID_PARAM)
+    return kinds
+
+
+def kinds_that_keep(
+    shards: Sequence[Shard], recipe: Recipe, on_progress: Callable[[float], None]
+) -> tuple[dict[str, GGMLType], float]:
+    """Return the types of `recipe`, which are the tensors' own, or finer ones; and the share that their own keep.
+
+    Where their own keep less than 90 % of all changes, each tensor that is under it gets the coarsest type that is not. What
+    a type keeps is measured on a sample of the rows.
+    """
+    places = [
+        (shard, entry, recipe.kinds[entry.name])
+        for shard in shards
+        for entry in shard.container.tensors.values()
+        if entry.name in recipe.kinds
+    ]
+    own: dict[str, _Kept | None] = {}
+    with ThreadPoolExecutor(recipe.n_threads, "llamafu-bake") as pool:
+        for shard, entry, kind in places:
+            own[entry.name] = _kept(shard, entry, kind, recipe, pool)
+            on_progress(len(own) / len(places))
+        found = [one for one in own.values() if one is not None]
+        is_held = len(found) == len(own)
+        share = share_kept(sum(one.kept for one in found), sum(one.whole for one in found)) if is_held else 0.0
+        if share >= MUCH_LOST:
+            return dict(recipe.kinds), share
+        kinds = {
+            entry.name: kind if _is_enough(own[entry.name]) else _finer(shard, entry, kind, recipe, pool)
+            for shard, entry, kind in places
+        }
+    return kinds, share
+
+
+def became(before: Mapping[str, GGMLType], after: Mapping[str, GGMLType]) -> list[Became]:
+    """Count the tensors that got another type, the most first."""
+    pairs = Counter((kind, after[name]) for name, kind in before.items() if after[name] is not kind)
+    return [Became(*kinds, count) for kinds, count in pairs.most_common()]
+
+
+def _is_enough(kept: _Kept | None) -> bool:
+    return kept is not None and share_kept(*kept) >= MUCH_LOST
+
+
+def _finer(shard: Shard, entry: TensorEntry, kind: GGMLType, recipe: Recipe, pool: ThreadPoolExecutor) -> GGMLType:
+    """Return the coarsest type that keeps the change of this tensor, F32 where none else does."""
+    for finer in _FINER.get(kind, _FINEST):
+        is_possible = entry.shape[0] % BLOCKS[finer][0] == 0 and recipe.codec.problem(kind, finer) is None
+        if is_possible and _is_enough(_kept(shard, entry, finer, recipe, pool)):
+            return finer
+    return GGMLType.F32
+
+
+def _kept(shard: Shard, entry: TensorEntry, target: GGMLType, recipe: Recipe, pool: ThreadPoolExecutor) -> _Kept | None:
+    """Measure what `target` keeps of a tensor's change, as for the whole of it; None where it cannot hold the sum."""
+    assert entry.type is not None  # noqa: S101 - it was chosen by it
+    source, change = entry.type, Change(entry.name, recipe.uses)
+    blocks = list(matrix_blocks(entry, source, target))
+    step = -(-len(blocks) // _SAMPLE)
+
+    def measured(some: Iterable[int]) -> _Kept:
+        def one(number: int) -> _Kept:
+            block = blocks[number]
+            before = block.matrix * entry.shape[1] + block.first
+            size = row_bytes(block.width, source)
+            with shard.path.open("rb") as file:
+                file.seek(entry.offset + before * size)
+                raw = file.read(block.rows * size)
+            if len(raw) != block.rows * size:
+                raise changed(shard.path)
+            made = changed_block(raw, block, change, recipe.codec)
+            return _Kept(made.kept, made.whole)
+
+        found = list(pool.map(one, some))
+        return _Kept(sum(each.kept for each in found), sum(each.whole for each in found))
+
+    try:
+        sampled = measured(range(0, len(blocks), step))
+        if step > 1 and not sampled.whole:  # of a stack of experts, say, only few may be changed
+            return measured(range(len(blocks)))
+        return _Kept(sampled.kept * step, sampled.whole * step)
+    except LoraError:
+        return None

@@ -1,0 +1,120 @@
+"""The pieces of one answer, in an event loop."""
+
+from __future__ import annotations
+
+import contextlib
+import threading
+import weakref
+from collections import deque
+from collections.abc import AsyncIterator
+from typing import TYPE_CHECKING, cast
+
+from llamafu.engine.request_handle import completed
+from llamafu.errors import LlamafuError
+from llamafu.generation.completion import Piece
+
+if TYPE_CHECKING:
+    import asyncio
+    from collections.abc import Callable
+
+    from llamafu.engine.request import Request
+    from llamafu.engine.request_handle import Event, Ticket
+    from llamafu.generation.completion import Completion
+
+    Submit = Callable[[Request, Callable[[Event], None]], Ticket]
+
+
+class AsyncStream(AsyncIterator[str]):
+    """Pieces of text as they come, then `completion`. For one event loop; only `cancel` may be called from any thread.
+
+    A reader that is late gets what has come meanwhile as one piece. With `logprobs`, each is a `Piece`.
+    """
+
+    def __init__(self, submit: Submit, request: Request, loop: asyncio.AbstractEventLoop) -> None:
+        """Submit the request; any thread. Raises what `submit` raises."""
+        self._loop = loop
+        self._inbox: deque[Event] = deque()
+        self._waiter: asyncio.Future[None] | None = None
+        self._completion: Completion | None = None
+        self._over = False
+        mailbox = _mailbox(loop)
+        self._ticket = submit(request, lambda event: mailbox.put(self, event))
+
+    async def __anext__(self) -> str:
+        if self._over:
+            raise StopAsyncIteration
+        while not self._inbox:
+            self._waiter = self._loop.create_future()
+            await self._waiter
+        pieces: list[str] = []
+        while self._inbox and isinstance(self._inbox[0], str):
+            pieces.append(cast("str", self._inbox.popleft()))
+        if len(pieces) == 1:
+            return pieces[0]
+        if pieces:
+            told = [entry for piece in pieces if isinstance(piece, Piece) for entry in piece.logprobs]
+            return Piece("".join(pieces), tuple(told)) if told else "".join(pieces)
+        self._over = True
+        outcome = self._inbox.popleft()
+        assert not isinstance(outcome, str)  # noqa: S101 - all of these were taken
+        self._completion = completed(outcome)
+        raise StopAsyncIteration
+
+    @property
+    def completion(self) -> Completion:
+        """The whole, once the pieces have ended; LlamafuError before."""
+        if self._completion is None:
+            message = "this stream has no completion: it has not ended, or it was closed before its end"
+            raise LlamafuError(message)
+        return self._completion
+
+    def cancel(self) -> None:
+        """End the request before its next step: the pieces then end, and `completion` has what there was until then."""
+        if not self._ticket.done:
+            self._ticket.cancel()
+
+    async def aclose(self) -> None:
+        """End the request before its next step, and wait for nothing. Idempotent, and without effect after the end."""
+        self._over = True
+        self.cancel()
+
+    def take(self, event: Event) -> None:
+        """Receive an event; in the loop."""
+        self._inbox.append(event)
+        if self._waiter is not None and not self._waiter.done():
+            self._waiter.set_result(None)
+
+
+class _Mailbox:
+    """Brings events from engines' threads to one event loop. All that come before it looks wake it once."""
+
+    def __init__(self, loop: asyncio.AbstractEventLoop) -> None:
+        self._loop = weakref.ref(loop)  # the loop's own dictionary entry must not keep it
+        self._lock = threading.Lock()
+        self._events: list[tuple[AsyncStream, Event]] = []
+
+    def put(self, stream: AsyncStream, event: Event) -> None:
+        """Let an event wait for the loop; any thread."""
+        with self._lock:
+            self._events.append((stream, event))
+            if len(self._events) > 1:
+                return
+        loop = self._loop()
+        if loop is not None:
+            with contextlib.suppress(RuntimeError):  # the loop is closed: nobody reads any more
+                loop.call_soon_threadsafe(self._deliver)
+
+    def _deliver(self) -> None:
+        with self._lock:
+            events, self._events = self._events, []
+        for stream, event in events:
+            stream.take(event)
+
+
+_MAILBOXES: weakref.WeakKeyDictionary[asyncio.AbstractEventLoop, _Mailbox] = weakref.WeakKeyDictionary()
+_MAILBOXES_LOCK = threading.Lock()
+
+
+def _mailbox(loop: asyncio.AbstractEventLoop) -> _Mailbox:
+    with _MAILBOXES_LOCK:
+        return _MAILBOXES.setdefault(loop, _Mailbox(loop))

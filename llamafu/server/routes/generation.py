@@ -1,0 +1,284 @@
+"""The routes that generate: completions, chats, embeddings."""
+
+from __future__ import annotations
+
+import asyncio
+import base64
+import json
+import weakref
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import ExitStack
+from dataclasses import dataclass, replace
+from functools import partial
+from typing import TYPE_CHECKING, Any, TypeGuard
+
+from starlette.requests import ClientDisconnect
+from starlette.responses import JSONResponse, Response
+
+from llamafu.engine.request import Request
+from llamafu.errors import LlamafuError, QueueFullError
+from llamafu.server.http.sse import dialect_of
+from llamafu.server.http.streaming import EventStream, events_of, gathered
+from llamafu.server.schemas.adapter_choice import chosen
+from llamafu.server.schemas.requests import ChatBody, CompletionBody, read_body
+from llamafu.server.schemas.responses import Writer
+from llamafu.service.errors import APIError, ContextLengthExceededError, InvalidRequestError
+from llamafu.service.fields import Fields, kind_of
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Mapping, Sequence
+
+    import numpy as np
+    from starlette.requests import Request as HttpRequest
+    from starlette.types import ASGIApp
+
+    from llamafu.generation.completion import Completion
+    from llamafu.server.http.endpoint import Exchange
+    from llamafu.server.http.metrics import Metrics
+    from llamafu.server.protocols import Pieces, ServedEngine
+    from llamafu.server.schemas.requests import GenerationBody
+    from llamafu.server.settings import Settings
+    from llamafu.server.storage.catalog import Catalog
+
+_SEEDS = 2**64
+MOST_EMBEDDED = 2048
+"""Texts of one request."""
+_EMBEDDED_AT_ONCE = 16
+"""Texts of one request after which those of others get their turn."""
+
+
+class Generating:
+    """Handlers over one engine. `base` is the base model's id."""
+
+    def __init__(self, engine: ServedEngine, catalog: Catalog, metrics: Metrics, *, base: str, settings: Settings) -> None:
+        self._engine = engine
+        self._catalog = catalog
+        self._metrics = metrics
+        self._live: weakref.WeakSet[Pieces] = weakref.WeakSet()
+        self._base = base
+        self._limit = settings.max_time
+        self._longest = settings.max_prompt
+        self._ping = settings.ping
+        self._ending = False
+        # One at a time is what the engine does, and those that wait for it hold up nothing else.
+        self._embedder = ThreadPoolExecutor(1, thread_name_prefix="llamafu-embed")
+        self._embedding = 0
+        self._most_embedding = settings.max_queue
+
+    def end_all(self) -> None:
+        """End every request, those too that are only being read now, with what there is: the server stops."""
+        self._ending = True
+        for stream in list(self._live):
+            stream.cancel()
+
+    async def completions(self, exchange: Exchange) -> ASGIApp:
+        """`POST /v1/completions`."""
+        body = await exchange.body(partial(read_body, CompletionBody))
+
+        def start(prompt: str | list[int]) -> Callable[[dict[str, Any]], Request]:
+            return lambda options: Request(prompt=prompt, **options)
+
+        return await self._answer(exchange, body, [start(prompt) for prompt in body.prompt], chat=False)
+
+    async def chats(self, exchange: Exchange) -> ASGIApp:
+        """`POST /v1/chat/completions`."""
+        body = await exchange.body(partial(read_body, ChatBody))
+        make = lambda options: self._engine.request_of_chat(body.messages, {**options, **body.chat_options()})  # noqa: E731 - as above
+        return await self._answer(exchange, body, [make], chat=True)
+
+    async def embeddings(self, exchange: Exchange) -> ASGIApp:
+        """`POST /v1/embeddings`."""
+        body = await exchange.body(read_embedding)
+        texts, scales = body.texts, self._chosen(body.lora, body.model)
+        if self._embedding >= self._most_embedding:
+            message = f"{self._embedding} requests wait to be embedded, of at most {self._most_embedding}; try again later"
+            raise QueueFullError(message)
+        self._embedding += 1
+        try:
+            loop, embed = asyncio.get_running_loop(), partial(self._embedded, body, scales=scales)
+            tokens = 0
+            entries: list[str] = []
+            for start in range(0, len(texts), _EMBEDDED_AT_ONCE):
+                count, some = await loop.run_in_executor(self._embedder, embed, start)
+                tokens += count
+                entries += some
+        finally:
+            self._embedding -= 1
+        usage = {"prompt_tokens": tokens, "total_tokens": tokens}
+        head = json.dumps({"object": "list", "model": body.model or self._base, "usage": usage})
+        # Thousands of vectors are written piece by piece, as they came: streams do not wait while one is made into text.
+        return Response(f'{head[:-1]}, "data": [{", ".join(entries)}]}}', media_type="application/json")
+
+    def _embedded(self, body: EmbeddingBody, start: int, *, scales: Mapping[str, float] | None) -> tuple[int, list[str]]:
+        """Return how many tokens some texts have, from number `start` on, and the answer's entry for each, as JSON."""
+        tokens, vectors = self._vectors(body.texts[start : start + _EMBEDDED_AT_ONCE], scales=scales)
+        width = len(vectors[0])
+        if body.width not in {None, width}:
+            message = f"dimensions is {body.width}, but this model's vectors have {width} numbers each; leave it out"
+            raise InvalidRequestError(message)
+        return tokens, [
+            json.dumps(
+                {
+                    "object": "embedding",
+                    "index": index,
+                    "embedding": base64.b64encode(vector.astype("<f4").tobytes()).decode() if body.as_text else vector.tolist(),
+                }
+            )
+            for index, vector in enumerate(vectors, start)
+        ]
+
+    def _vectors(
+        self, texts: Sequence[str | list[int]], *, scales: Mapping[str, float] | None
+    ) -> tuple[int, Sequence[np.ndarray[Any, np.dtype[np.float32]]]]:
+        """Return how many tokens some texts have, and the vector of each."""
+        tokens = [self._engine.tokenize(text) if isinstance(text, str) else text for text in texts]
+        blank = self._engine.tokenize("")
+        for text, own in zip(texts, tokens, strict=True):
+            if isinstance(text, str) and own == blank:
+                message = f"input: {text!r:.40} has no tokens in this model's vocabulary; give some other text"
+                raise InvalidRequestError(message)
+        try:
+            return sum(map(len, tokens)), self._engine.embed(tokens, lora=scales)  # type: ignore[return-value] # a matrix's rows
+        except (ValueError, TypeError) as error:
+            if isinstance(error, LlamafuError):
+                raise
+            message = f"input: {error}"
+            raise InvalidRequestError(message) from error
+
+    async def _answer(
+        self, exchange: Exchange, body: GenerationBody, makers: Sequence[Callable[[dict[str, Any]], Request]], *, chat: bool
+    ) -> ASGIApp:
+        options: dict[str, Any] = {**body.options()}
+        scales = self._chosen(body.lora, body.model)
+        if scales is not None:
+            options["lora"] = scales
+        streams = await self._start(makers, options, body.n)
+        writer = Writer(body.model or self._base, chat)
+        if body.stream:
+            usage = body.stream_options is not None and body.stream_options.include_usage
+            dialect = dialect_of(exchange.request.headers)
+            events = events_of(streams, writer, self._metrics.finished, dialect=dialect, with_usage=usage, ping=self._ping)
+            return EventStream(events)
+        completions = await while_there(exchange.request, streams)
+        for completion in completions:
+            self._metrics.finished(completion)
+        return JSONResponse(writer.whole(completions))
+
+    async def _start(
+        self, makers: Sequence[Callable[[dict[str, Any]], Request]], options: dict[str, Any], n: int
+    ) -> list[Pieces]:
+        """Queue every answer; when one is refused, so are all. Answers of one seed get seeds that follow each other."""
+        streams: list[Pieces] = []
+        loop = asyncio.get_running_loop()
+
+        def start() -> None:
+            for make in makers:
+                request = self._limited(make(options))
+                for index in range(n):
+                    seed = request.seed if request.seed in {None, -1} else (request.seed + index) % _SEEDS
+                    streams.append(self._engine.open_stream(replace(request, seed=seed), loop))
+
+        try:
+            await asyncio.to_thread(start)  # reading a long prompt takes its time
+        except BaseException as error:
+            for stream in streams:
+                stream.cancel()
+            if isinstance(error, ValueError | TypeError) and not isinstance(error, LlamafuError | APIError):
+                raise InvalidRequestError(str(error)) from error  # an option that the engine does not take
+            raise
+        self._live.update(streams)
+        if self._ending:
+            self.end_all()
+        return streams
+
+    def _limited(self, request: Request) -> Request:
+        """Hold a request to the limits of this server."""
+        if self._longest is not None:
+            prompt = self._engine.tokenize(request.prompt) if isinstance(request.prompt, str) else request.prompt
+            if len(prompt) > self._longest:
+                message = f"the prompt has {len(prompt)} tokens, and this server takes {self._longest}; shorten it"
+                raise ContextLengthExceededError(message)
+            request = replace(request, prompt=prompt)
+        return replace(request, timeout=self._limit)
+
+    def _chosen(self, lora: object, model: str | None) -> dict[str, float] | None:
+        scales = chosen(
+            lora,
+            model,
+            base=self._base,
+            names=self._engine.adapters,
+            name_of=self._catalog.name,
+            scale_range=self._engine.scale_range,
+        )
+        self._catalog.used(self._engine.active_lora_adapters if scales is None else scales)
+        return scales
+
+
+async def while_there(request: HttpRequest, streams: Sequence[Pieces]) -> list[Completion]:
+    """Return the completions; `ClientDisconnect`, with everything ended, once the client leaves."""
+
+    async def left() -> None:
+        while (await request.receive())["type"] != "http.disconnect":
+            pass
+
+    working, leaving = asyncio.create_task(gathered(streams)), asyncio.create_task(left())
+    with ExitStack() as stack:
+        stack.callback(leaving.cancel)
+        stack.callback(working.cancel)
+        await asyncio.wait({working, leaving}, return_when=asyncio.FIRST_COMPLETED)
+        if not working.done():
+            raise ClientDisconnect
+        return working.result()
+
+
+@dataclass(frozen=True, slots=True)
+class EmbeddingBody:
+    """What an embedding request asks for; `lora` unread, `width` None where no `dimensions` were asked for."""
+
+    texts: list[str | list[int]]
+    as_text: bool
+    model: str | None
+    lora: object
+    width: int | None
+
+
+def read_embedding(data: object) -> EmbeddingBody:
+    """Read the body of an embedding request; `InvalidRequestError`."""
+    fields = Fields(data)
+    texts = _texts(fields)
+    form = fields.text("encoding_format", "float")
+    if form not in {"float", "base64"}:
+        fields.complain("encoding_format", f"is {form!r}; give 'float' or 'base64'")
+    model = fields.text("model") if fields.has("model") else None
+    lora = fields.take("lora")
+    width = fields.whole("dimensions", 0, low=1) or None
+    fields.refuse_others(["model", "user"])
+    fields.finish()
+    return EmbeddingBody(texts, form == "base64", model, lora, width)
+
+
+def _texts(fields: Fields) -> list[str | list[int]]:
+    given = fields.take("input")
+    items = given if isinstance(given, list) and not _are_tokens(given) else [given]
+    texts: list[str | list[int]] = []
+    for place, item in enumerate(items):
+        if (isinstance(item, str) and item) or _are_tokens(item):
+            texts.append(item)
+        else:
+            where = "input" if items == [given] else f"input[{place}]"
+            fields.complain(where, f"is {_or_empty(item)}; give a string that is not empty, token ids, or a list of either")
+            break
+    if len(items) > MOST_EMBEDDED:
+        fields.complain("input", f"has {len(items)} texts; give at most {MOST_EMBEDDED} at a time")
+    if not items:
+        fields.complain("input", "is an empty list; give a string that is not empty, token ids, or a list of either")
+    return texts
+
+
+def _are_tokens(item: object) -> TypeGuard[list[int]]:
+    return isinstance(item, list) and bool(item) and all(isinstance(n, int) and not isinstance(n, bool) for n in item)
+
+
+def _or_empty(item: object) -> str:
+    kind = kind_of(item)
+    return kind.replace("a ", "an empty ", 1) if item in ("", []) else kind
