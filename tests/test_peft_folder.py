@@ -18,7 +18,8 @@ from torch_bytes import torch_bytes
 
 from llamafu import Llamafu
 from llamafu.adapters import AdapterReader, convert_peft, inspect_adapter
-from llamafu.adapters.peft.config import FOREIGN, HARMLESS, READ, REFUSED, convert, parse_config
+from llamafu.adapters.peft import convert
+from llamafu.adapters.peft.config import FOREIGN, HARMLESS, READ, REFUSED, parse_config
 from llamafu.cli.main import main
 from llamafu.errors import InvalidAdapterFileError, LlamafuError, LoraError, LoraLoadError
 

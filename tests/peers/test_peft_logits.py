@@ -16,8 +16,9 @@ from tiny_hf import EXPERTS, HIDDEN, MODELS, WIDE, make_model, write_gguf
 
 from llamafu import Llamafu
 from llamafu.adapters import convert_peft, inspect_adapter
+from llamafu.adapters.peft import factor_mapping
 from llamafu.adapters.peft.architectures import ARCHITECTURES
-from llamafu.adapters.peft.config import PeftConfig, factor_mapping
+from llamafu.adapters.peft.config import PeftConfig
 
 TOKENS = [0, 40, 76, 105, 112, 112, 36, 90, 115, 260, 261, 33, 17, 200, 4, 255, 300, 301, 77]
 DIFFERENCE, DIVERGENCE = 1e-3, 1e-6
