@@ -1,9 +1,13 @@
 """One declaration of each option: what is derived from it, and what static type checkers need written out agrees with it."""
 
+import argparse
 from dataclasses import dataclass, field, fields
 
 import pytest
 
+from llamafu.cli.arguments import add_sampling, sampling
+from llamafu.client import options as client
+from llamafu.generation.chat_options import CHAT_OPTION_SPECS, ChatArguments, ChatOptions
 from llamafu.generation.option_spec import about, list_options, specs_of
 from llamafu.generation.options import OPTION_SPECS, OptionArguments, Options
 
@@ -23,13 +27,24 @@ def annotations(arguments):
 
 def test_type_checkers_see_the_options_as_they_are():
     assert annotations(OptionArguments) == {spec.name: spec.annotation for spec in OPTION_SPECS}
+    assert annotations(ChatArguments) == {spec.name: spec.annotation for spec in (*OPTION_SPECS, *CHAT_OPTION_SPECS)}
 
 
-def test_every_option_is_described():
-    assert [spec.name for spec in OPTION_SPECS] == [one.name for one in fields(Options)]
-    for spec in OPTION_SPECS:
-        assert f"\n{spec.name}: {spec.annotation} = {spec.default!r}" in Options.__doc__
-        assert f"\n    {spec.doc}" in Options.__doc__
+def test_the_client_has_every_option_that_json_can_say():
+    """`None` is the server's choice; left out are those that HTTP takes in another form, or that a server does not take."""
+    for arguments, specs in ((client.GenerationArguments, OPTION_SPECS), (client.ChatArguments, CHAT_OPTION_SPECS)):
+        written = annotations(arguments)
+        for spec in specs:
+            if spec.name not in {"media", "lora", "logprobs", "json_schema", "chat_template"}:
+                assert written[spec.name] == f"{spec.annotation.removesuffix(' | None')} | None"
+
+
+@pytest.mark.parametrize(("options", "specs"), [(Options, OPTION_SPECS), (ChatOptions, CHAT_OPTION_SPECS)])
+def test_every_option_is_described(options, specs):
+    assert [spec.name for spec in specs] == [one.name for one in fields(options)]
+    for spec in specs:
+        assert f"\n{spec.name}: {spec.annotation} = {spec.default!r}" in options.__doc__
+        assert f"\n    {spec.doc}" in options.__doc__
         assert "\n" not in spec.doc
         assert not spec.doc.endswith(".")
         spec.check(spec.default)
@@ -64,3 +79,18 @@ def test_a_declared_range_is_checked(place, legal, illegal, message):
         with pytest.raises(ValueError) as raised:  # noqa: PT011 - the message is compared as a whole
             spec.check(value)
         assert str(raised.value) == message.format(value)
+
+
+def test_the_command_line_follows():
+    """Flags, their help, limits and defaults, and what the library is called with."""
+    parser = argparse.ArgumentParser(exit_on_error=False)
+    add_sampling(parser, specs_of(MadeUp))
+    assert "--depth N" in parser.format_help()
+    assert "so many levels (3)" in parser.format_help()
+    assert "--words" not in parser.format_help()
+    assert sampling(parser.parse_args(["--heat", "2.5"]), specs_of(MadeUp)) == {"depth": 3, "heat": 2.5}
+    with pytest.raises(argparse.ArgumentError, match="depth=6 is not a whole number from 1 to 5"):
+        parser.parse_args(["--depth", "6"])
+    parser = argparse.ArgumentParser()
+    add_sampling(parser)
+    assert Options(**sampling(parser.parse_args([]))) == Options(stop=[])

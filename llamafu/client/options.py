@@ -15,9 +15,14 @@ _ON_THE_WIRE = {"repeat_penalty": "repetition_penalty"}
 class GenerationArguments(TypedDict, total=False):
     """Options of completions and chats. What is left out or None is the server's choice; 0 and False are sent as such.
 
-    `model`: an adapter's name is that adapter at scale 1, on Llamafu's server. `lora`: {adapter name: scale} for this
-    request alone, `{}` is the base model. `n`: so many answers. `logprobs`: for completions a number of alternatives, for
-    chats true, with `top_logprobs` for the number. `extra_body`: more fields, sent as they are.
+    What those mean that are not listed here, and their limits, `llamafu.generation.options.Options` says.
+
+    model: the name of the model, or on Llamafu's server of an adapter, which acts at scale 1.
+    lora: {adapter name: scale} for this request alone; {} is the base model.
+    n: number of answers.
+    logprobs: for completions the number of alternatives to report; for chats True, the number is `top_logprobs`.
+    response_format: OpenAI's wrapping of a JSON Schema.
+    extra_body: more fields of the request's body, sent as they are.
     """
 
     model: str | None
@@ -42,7 +47,11 @@ class GenerationArguments(TypedDict, total=False):
 
 
 class ChatArguments(GenerationArguments, total=False):
-    """Options of chats: those of completions, tools as OpenAI describes them, and what the chat template is given."""
+    """Options of chats beside those of completions; `llamafu.generation.chat_options.ChatOptions` explains the template's.
+
+    top_logprobs: number of alternatives to report beside each token.
+    tool_choice: OpenAI's; which of the tools the answer may or must call.
+    """
 
     top_logprobs: int | None
     tools: Sequence[Mapping[str, Any]] | None

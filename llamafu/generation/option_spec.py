@@ -6,6 +6,7 @@ docstrings, the command line and the table in docs/generating.md are made from t
 
 from __future__ import annotations
 
+import inspect
 from dataclasses import dataclass, fields
 from typing import TYPE_CHECKING, Any, Literal
 
@@ -51,8 +52,8 @@ class OptionSpec:
 
     @property
     def limits(self) -> str:
-        """The legal numbers, such as "from 0 to 1"; empty where there is no limit."""
-        return "" if self.low is None else range_text(self.low, self.high, above=self.above)
+        """The legal numbers, such as "from 0 to 1" or "at least 1"; empty where there is no limit."""
+        return "" if self.low is None else range_text(self.low, self.high, above=self.above).removeprefix("of ")
 
     def check(self, value: object) -> None:
         """Raise ValueError unless `value` is legal. Values of the kinds "bool", "text" and "object" are not looked at."""
@@ -92,7 +93,7 @@ def specs_of(options: type) -> tuple[OptionSpec, ...]:
 
 def list_options(summary: str | None, specs: Sequence[OptionSpec]) -> str:
     """Return a docstring: `summary`, then each option with its type, default, limits and meaning."""
-    lines = [str(summary), ""]
+    lines = [inspect.cleandoc(summary or ""), ""]
     for spec in specs:
         limits = f", {spec.limits}" if spec.limits else ""
         lines += [f"{spec.name}: {spec.annotation} = {spec.default!r}{limits}", f"    {spec.doc}"]

@@ -1,6 +1,10 @@
-"""Options of one generation: names, defaults and limits in one place.
+"""Options of one generation: names, types, limits, defaults and meanings in one place.
 
 `complete`, `stream`, `chat` and `stream_chat` take them as keyword arguments; an unknown one is a `TypeError`.
+
+A new option is a field of `Options` and a line of `OptionArguments`, a step of `generation.sampling.Picker` and its test.
+The flag of the command line follows from the field. What has to be written out follows by a test that fails until it
+agrees: the client's `GenerationArguments` and the table in docs/generating.md.
 """
 
 from __future__ import annotations
@@ -83,11 +87,11 @@ class Options:
     seed: int | None = field(
         default=None,
         metadata=about(
-            "start of the random numbers, any integer of 64 bits; None and -1 draw a new one", low=LEAST_SEED, high=MOST_SEED
+            "any integer of 64 bits makes a run repeatable; -1, or none, draws a new one", low=LEAST_SEED, high=MOST_SEED
         ),
     )
     stop: str | Sequence[str] = field(
-        default=(), metadata=about("one string or several that end the text and are not part of it")
+        default=(), metadata=about("the text ends before this string, or before the first of several")
     )
     grammar: str | None = field(
         default=None, metadata=about("GBNF that the text must follow; not beside json_schema", flag=False)
