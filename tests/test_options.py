@@ -32,7 +32,7 @@ def test_type_checkers_see_the_options_as_they_are():
 
 def test_the_client_has_every_option_that_json_can_say():
     """`None` is the server's choice; left out are those that HTTP takes in another form, or that a server does not take."""
-    for arguments, specs in ((client.GenerationArguments, OPTION_SPECS), (client.ChatArguments, CHAT_OPTION_SPECS)):
+    for arguments, specs in ((client.GenerationArguments, OPTION_SPECS), (client.ChatGenerationArguments, CHAT_OPTION_SPECS)):
         written = annotations(arguments)
         for spec in specs:
             if spec.name not in {"media", "lora", "logprobs", "json_schema", "chat_template"}:

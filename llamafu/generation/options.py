@@ -9,12 +9,12 @@ agrees: the client's `GenerationArguments` and the table in docs/generating.md.
 
 from __future__ import annotations
 
-import difflib
 import inspect
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, Self, TypedDict, TypeVar, Union
 
+from llamafu._util.arguments import did_you_mean
 from llamafu.generation.option_spec import OptionSpec, about, list_options, specs_of, texts_of
 
 if TYPE_CHECKING:
@@ -164,6 +164,5 @@ def refuse_unknown(arguments: Mapping[str, Any], names: Sequence[str]) -> None:
     """Raise TypeError for an argument that is none of `names`, with the nearest and all of them."""
     for name in arguments:
         if name not in names:
-            near = difflib.get_close_matches(name, names, 1)
-            message = f"unknown option {name!r}{f'; did you mean {near[0]!r}?' if near else ''} (options: {', '.join(names)})"
+            message = f"unknown option {name!r}{did_you_mean(name, names)} (options: {', '.join(names)})"
             raise TypeError(message)
