@@ -6,14 +6,13 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from llamafu.generation.completion import AppliedLora
-from llamafu.lora.handles import check_scale
+from llamafu.lora.scales import check_scale
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
     from llamafu.engine.registry import Content
-    from llamafu.generation.options import Scale
-    from llamafu.lora.handles import State
+    from llamafu.lora.scales import Scale, State
 
 
 @dataclass(frozen=True, slots=True)

@@ -21,7 +21,7 @@ if TYPE_CHECKING:
 
     from llamafu._native.batched_lora.row_table import RowTable
     from llamafu.engine.registry import Content
-    from llamafu.lora.handles import State
+    from llamafu.lora.scales import State
 
 
 class Store(Protocol):

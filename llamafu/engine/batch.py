@@ -12,7 +12,7 @@ if TYPE_CHECKING:
 
     from llamafu.engine.bank import Bank
     from llamafu.engine.sequence import SequenceRun
-    from llamafu.lora.handles import State
+    from llamafu.lora.scales import State
 
 
 @dataclass(frozen=True, slots=True)

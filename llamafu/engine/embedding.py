@@ -9,8 +9,8 @@ import numpy as np
 
 from llamafu._native.batched_lora.row_table import RowTable
 from llamafu.errors import DecodeError, QueueFullError, UnsupportedError
+from llamafu.lora.activation import activation, prompt_states
 from llamafu.model import embedding
-from llamafu.model.decode_loop import activation, prompt_states
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -20,7 +20,7 @@ if TYPE_CHECKING:
     from llamafu.engine.adapter_scales import Mix
     from llamafu.engine.runtime import Room
     from llamafu.engine.scheduler import Core
-    from llamafu.lora.handles import State
+    from llamafu.lora.scales import State
 
 
 def longest_text(room: Room) -> tuple[int, str]:

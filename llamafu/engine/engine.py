@@ -23,7 +23,7 @@ from llamafu.errors import LoraError, LoraIncompatibleError
 from llamafu.generation.options import check_whole
 from llamafu.generation.pooling import choose_pooling, demand_one, pool, shaped
 from llamafu.libraries.discovery import find
-from llamafu.lora.handles import check_scale, check_scale_range
+from llamafu.lora.scales import check_scale, check_scale_range
 from llamafu.model.embedding import demand_room, read_texts
 
 if TYPE_CHECKING:
@@ -36,8 +36,8 @@ if TYPE_CHECKING:
     from llamafu.adapters.file import AdapterFile
     from llamafu.adapters.info import AdapterInfo
     from llamafu.engine.registry import Content
-    from llamafu.generation.options import LoraScales
     from llamafu.generation.pooling import Pooling
+    from llamafu.lora.scales import LoraScales
     from llamafu.model.embedding import Texts
 
 _MOST = 2**31 - 1

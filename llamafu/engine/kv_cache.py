@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Protocol
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
-    from llamafu.lora.handles import State
+    from llamafu.lora.scales import State
 
 BLOCK = 64
 """Tokens that are kept or forgotten together."""

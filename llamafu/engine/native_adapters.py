@@ -10,7 +10,7 @@ if TYPE_CHECKING:
     from llamafu._native.adapter import Adapter
     from llamafu._native.instance import Instance
     from llamafu.engine.registry import Content
-    from llamafu.lora.handles import State
+    from llamafu.lora.scales import State
 
 _LIMIT = 8
 """How many stay loaded while nobody uses them."""

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 
 from llamafu.generation.completion import Completion, FinishReason, Piece, Timings, TokenLogprob, Usage
 from llamafu.generation.stop_strings import TextAssembler
-from llamafu.model.decode_loop import activation, prompt_states
+from llamafu.lora.activation import activation, prompt_states
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
@@ -18,7 +18,7 @@ if TYPE_CHECKING:
     from llamafu.engine.request_handle import Ticket
     from llamafu.generation.grammar.constraint import Constraint
     from llamafu.generation.sampling import Picker
-    from llamafu.lora.handles import State
+    from llamafu.lora.scales import State
 
 
 class SequenceRun:

@@ -28,7 +28,8 @@ if TYPE_CHECKING:
     from llamafu.engine.runtime import Room
     from llamafu.engine.worker import Worker
     from llamafu.generation.chat_options import ChatArguments
-    from llamafu.generation.options import LoraScales, OptionArguments
+    from llamafu.generation.options import OptionArguments
+    from llamafu.lora.scales import LoraScales
 
 
 class Asking:

@@ -11,7 +11,10 @@ from llamafu.adapters.compatibility import CompatibilityReport, demand_fit
 from llamafu.adapters.file import default_name
 from llamafu.adapters.reader import AdapterReader
 from llamafu.errors import ClosedError
-from llamafu.lora.handles import LoraAdapter, LoraSet, LoraUse, Registry, check_scale
+from llamafu.lora.active_set import LoraSet, LoraUse
+from llamafu.lora.handles import LoraAdapter
+from llamafu.lora.registry import HandleRegistry
+from llamafu.lora.scales import check_scale
 
 if TYPE_CHECKING:
     import os
@@ -22,7 +25,7 @@ if TYPE_CHECKING:
     from llamafu._native.model import Model
     from llamafu.adapters.file import AdapterFile
     from llamafu.adapters.gguf.base_model import BaseModel
-    from llamafu.generation.options import LoraScales
+    from llamafu.lora.scales import LoraScales
     from llamafu.model.decode_loop import Desk
 
 
@@ -36,7 +39,7 @@ class LoraHost:
         self._reader = AdapterReader(base)
         self._prober = prober
         self.scale_range = scale_range
-        self._registry = Registry()
+        self._registry = HandleRegistry()
         self._active: dict[LoraAdapter, float] = {}
         self._fitting: set[str] = set()
         self._lock = threading.RLock()
@@ -145,7 +148,7 @@ class LoraHost:
             raise
         return native
 
-    def _scale_of(self, adapter: LoraAdapter) -> float | None:
+    def scale_of(self, adapter: LoraAdapter) -> float | None:
         """Scale of `adapter` in the active set, None when it is not in it."""
         with self._held():
             return self._active.get(adapter)

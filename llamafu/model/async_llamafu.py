@@ -23,9 +23,9 @@ if TYPE_CHECKING:
 
     from llamafu.adapters.compatibility import CompatibilityReport
     from llamafu.generation.completion import Completion
-    from llamafu.generation.options import LoraScales
     from llamafu.generation.pooling import Pooling
     from llamafu.lora.handles import LoraAdapter
+    from llamafu.lora.scales import LoraScales
     from llamafu.model.embedding import Texts
     from llamafu.model.stream import Stream
 

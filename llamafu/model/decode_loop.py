@@ -11,16 +11,18 @@ from llamafu.errors import ContextOverflowError, EmptyPromptError, LlamafuError,
 from llamafu.generation.completion import AppliedLora, Completion, FinishReason, Timings, TokenLogprob, Usage
 from llamafu.generation.sampling import ENDED, Picker, constrain
 from llamafu.generation.stop_strings import TextAssembler
+from llamafu.lora.activation import activation, states_of
 from llamafu.model.prefix_cache import Segment, plan
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterable, Mapping, Sequence
+    from collections.abc import Sequence
 
     from llamafu._native.context import Context
     from llamafu._native.instance import Instance
     from llamafu._native.model import Model
     from llamafu.generation.options import Options
-    from llamafu.lora.handles import LoraAdapter, LoraSet, State
+    from llamafu.lora.active_set import LoraSet
+    from llamafu.lora.scales import State
     from llamafu.model.context_lock import Turns
     from llamafu.model.prefix_cache import PrefixCache
 
@@ -194,32 +196,3 @@ def demand_continuing(context: Context) -> None:
             "model that completes texts"
         )
         raise UnsupportedError(message)
-
-
-def activation(prompt: Sequence[int], invocation: tuple[int, ...]) -> int:
-    """Return the position from which an adapter acts: 0 for a plain one; past the prompt when its invocation is not there."""
-    if not invocation:
-        return 0
-    width = len(invocation)
-    found = (i for i in range(len(prompt) - width, -1, -1) if tuple(prompt[i : i + width]) == invocation)
-    return next(found, len(prompt) + 1)
-
-
-def prompt_states(starts: Iterable[int], length: int, acting: Callable[[int], State]) -> list[State]:
-    """State of each of the `length` tokens of a prompt: an aLoRA acts from the last occurrence of its invocation tokens on.
-
-    `starts` are the positions from which adapters act; `acting` returns the state of those that act at a position.
-    """
-    borders = sorted({0, *(start for start in starts if start < length)})
-    states: list[State] = []
-    for border, following in zip(borders, [*borders[1:], length], strict=True):
-        states += [acting(border)] * (following - border)
-    return states
-
-
-def states_of(lora: LoraSet, starts: Mapping[LoraAdapter, int], length: int) -> list[State]:
-    """State of each prompt token under a set of adapters; `starts` has the position from which each acts."""
-    first = lora.first
-    return prompt_states(
-        starts.values(), length, lambda place: lora.state({a: scale for a, scale in first.items() if starts[a] <= place})
-    )

@@ -7,13 +7,13 @@ from operator import index
 from typing import TYPE_CHECKING, Any
 
 from llamafu.errors import ContextOverflowError, UnsupportedError
-from llamafu.model.decode_loop import activation, states_of
+from llamafu.lora.activation import activation, states_of
 
 if TYPE_CHECKING:
     import numpy as np
 
     from llamafu._native.context import Context
-    from llamafu.lora.handles import LoraSet
+    from llamafu.lora.active_set import LoraSet
     from llamafu.model.decode_loop import Desk
 
 Texts = str | Sequence[int] | Sequence[str | Sequence[int]]

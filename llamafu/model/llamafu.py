@@ -21,7 +21,7 @@ from llamafu.generation.chat_options import ChatArguments, split_options, takes_
 from llamafu.generation.options import OptionArguments, Options, check_whole, takes_options
 from llamafu.generation.pooling import choose_pooling, demand_one, pool, shaped
 from llamafu.libraries.discovery import find
-from llamafu.lora.handles import check_scale_range
+from llamafu.lora.scales import check_scale_range
 from llamafu.model import state_file
 from llamafu.model.adapters import LoraHost
 from llamafu.model.context_lock import Turns
@@ -38,8 +38,8 @@ if TYPE_CHECKING:
     import numpy as np
 
     from llamafu.generation.completion import Completion
-    from llamafu.generation.options import LoraScales
     from llamafu.generation.pooling import Pooling
+    from llamafu.lora.scales import LoraScales
     from llamafu.model.embedding import Texts
 
 _INT32_MAX = 2**31 - 1

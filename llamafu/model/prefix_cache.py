@@ -15,7 +15,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
 
     from llamafu._native.context import Context
-    from llamafu.lora.handles import State
+    from llamafu.lora.scales import State
 
 CUT = 64
 """Tokens of one prefill batch: large enough to keep prefill fast, small enough to lose little of a prefix."""

@@ -5,7 +5,8 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any
 
 from llamafu.errors import ContextOverflowError, DecodeError
-from llamafu.model.decode_loop import activation, demand_continuing, states_of
+from llamafu.lora.activation import activation, states_of
+from llamafu.model.decode_loop import demand_continuing
 from llamafu.model.prefix_cache import plan
 
 if TYPE_CHECKING:
@@ -13,7 +14,8 @@ if TYPE_CHECKING:
 
     import numpy as np
 
-    from llamafu.lora.handles import LoraSet, State
+    from llamafu.lora.active_set import LoraSet
+    from llamafu.lora.scales import State
     from llamafu.model.decode_loop import Desk
 
 

@@ -12,8 +12,9 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Mapping, Sequence
 
     from llamafu.generation.completion import Completion, FinishReason
-    from llamafu.generation.options import LoraScales, OptionArguments
+    from llamafu.generation.options import OptionArguments
     from llamafu.lora.handles import LoraAdapter
+    from llamafu.lora.scales import LoraScales
     from llamafu.model.llamafu import Llamafu
 
     _Mix = Mapping[str, float] | Mapping[LoraAdapter, float] | Mapping[LoraAdapter | str, float]
