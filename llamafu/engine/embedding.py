@@ -9,8 +9,8 @@ import numpy as np
 
 from llamafu._native.batched_lora.row_table import RowTable
 from llamafu.errors import DecodeError, QueueFullError, UnsupportedError
+from llamafu.generation import embedding_input
 from llamafu.lora.activation import activation, prompt_states
-from llamafu.model import embedding
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -26,7 +26,7 @@ if TYPE_CHECKING:
 def longest_text(room: Room) -> tuple[int, str]:
     """Return how many tokens one text may have, and what says so: it is one batch, so that what runs goes on after it."""
     context = room.instance.context
-    longest, why = embedding.longest_text(context)
+    longest, why = embedding_input.longest_text(context)
     if context.n_batch < longest:
         return context.n_batch, f"one batch of this engine takes {context.n_batch} (n_batch)"
     return longest, why

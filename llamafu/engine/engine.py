@@ -20,11 +20,11 @@ from llamafu.engine.stats import EngineStats, Percentiles
 from llamafu.engine.submission import Asking
 from llamafu.engine.worker import Worker
 from llamafu.errors import LoraError, LoraIncompatibleError
+from llamafu.generation.embedding_input import check_text_lengths, read_texts
 from llamafu.generation.options import check_whole
 from llamafu.generation.pooling import choose_pooling, demand_one, pool, shaped
 from llamafu.libraries.discovery import find
 from llamafu.lora.scales import check_scale, check_scale_range
-from llamafu.model.embedding import demand_room, read_texts
 
 if TYPE_CHECKING:
     import os
@@ -36,9 +36,9 @@ if TYPE_CHECKING:
     from llamafu.adapters.file import AdapterFile
     from llamafu.adapters.info import AdapterInfo
     from llamafu.engine.registry import Content
+    from llamafu.generation.embedding_input import Texts
     from llamafu.generation.pooling import Pooling
     from llamafu.lora.scales import LoraScales
-    from llamafu.model.embedding import Texts
 
 _MOST = 2**31 - 1
 
@@ -241,7 +241,7 @@ class Engine(Asking):
         with room.sharing() as model:
             texts, is_one = read_texts(text, self.tokenize, model.n_vocab)
         demand_one(chosen, is_one=is_one)
-        demand_room(texts, *longest_text(room))
+        check_text_lengths(texts, *longest_text(room))
         mix = self._mix(lora)
         self._read_ahead(mix.contents)
         vectors: list[np.ndarray[Any, np.dtype[np.float32]]] = []

@@ -16,8 +16,8 @@ from llamafu.generation import chat_template as chat_module
 from llamafu.generation.chat_options import split_options, takes_chat_options
 from llamafu.generation.completion import Completion
 from llamafu.generation.options import Options, takes_options
+from llamafu.generation.prompt import check_prompt, demand_continuing
 from llamafu.generation.sampling import constrain
-from llamafu.model.decode_loop import check_prompt, demand_continuing
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Callable, Iterable, Iterator, Mapping, Sequence

@@ -23,10 +23,10 @@ if TYPE_CHECKING:
 
     from llamafu.adapters.compatibility import CompatibilityReport
     from llamafu.generation.completion import Completion
+    from llamafu.generation.embedding_input import Texts
     from llamafu.generation.pooling import Pooling
     from llamafu.lora.handles import LoraAdapter
     from llamafu.lora.scales import LoraScales
-    from llamafu.model.embedding import Texts
     from llamafu.model.stream import Stream
 
 _P = ParamSpec("_P")

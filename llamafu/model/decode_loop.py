@@ -7,8 +7,9 @@ import time
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-from llamafu.errors import ContextOverflowError, EmptyPromptError, LlamafuError, UnsupportedError
+from llamafu.errors import ContextOverflowError, LlamafuError
 from llamafu.generation.completion import AppliedLora, Completion, FinishReason, Timings, TokenLogprob, Usage
+from llamafu.generation.prompt import check_prompt, demand_continuing
 from llamafu.generation.sampling import ENDED, Picker, constrain
 from llamafu.generation.stop_strings import TextAssembler
 from llamafu.lora.activation import activation, states_of
@@ -17,9 +18,7 @@ from llamafu.model.prefix_cache import Segment, plan
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
-    from llamafu._native.context import Context
     from llamafu._native.instance import Instance
-    from llamafu._native.model import Model
     from llamafu.generation.options import Options
     from llamafu.lora.active_set import LoraSet
     from llamafu.lora.scales import State
@@ -178,21 +177,3 @@ class Generation:
     def _release(self) -> None:
         self._picker.close()
         self._desk.turns.leave(self)
-
-
-def check_prompt(prompt: Sequence[int], model: Model) -> None:
-    """Raise `EmptyPromptError` for a prompt without tokens: there is nothing that an answer could follow."""
-    if not prompt:
-        why = "" if model.adds_bos else ", and this model's vocabulary puts none before it (no BOS)"
-        message = f"the prompt is empty: it has no tokens{why}; give a text or at least one token id"
-        raise EmptyPromptError(message)
-
-
-def demand_continuing(context: Context) -> None:
-    """Raise `UnsupportedError` for a model that cannot go on with a text."""
-    if not context.continues:
-        message = (
-            "this model cannot answer: it reads a text as a whole and makes vectors of it (an encoder); use embed, or open a "
-            "model that completes texts"
-        )
-        raise UnsupportedError(message)

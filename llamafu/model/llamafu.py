@@ -18,15 +18,17 @@ from llamafu.adapters.gguf.base_model import read_model
 from llamafu.errors import MultimodalError
 from llamafu.generation import chat_template as chat_module
 from llamafu.generation.chat_options import ChatArguments, split_options, takes_chat_options
+from llamafu.generation.embedding_input import check_text_lengths, longest_text, read_texts
 from llamafu.generation.options import OptionArguments, Options, check_whole, takes_options
 from llamafu.generation.pooling import choose_pooling, demand_one, pool, shaped
+from llamafu.generation.prompt import demand_continuing
 from llamafu.libraries.discovery import find
 from llamafu.lora.scales import check_scale_range
 from llamafu.model import state_file
 from llamafu.model.adapters import LoraHost
 from llamafu.model.context_lock import Turns
-from llamafu.model.decode_loop import Desk, Generation, demand_continuing
-from llamafu.model.embedding import SEQUENCES, batches_of, demand_room, embed_batch, longest_text, read_texts, together
+from llamafu.model.decode_loop import Desk, Generation
+from llamafu.model.embedding import SEQUENCES, batches_of, embed_batch, together
 from llamafu.model.prefix_cache import PrefixCache
 from llamafu.model.stream import Stream
 from llamafu.model.teacher_forcing import forced_logits
@@ -38,9 +40,9 @@ if TYPE_CHECKING:
     import numpy as np
 
     from llamafu.generation.completion import Completion
+    from llamafu.generation.embedding_input import Texts
     from llamafu.generation.pooling import Pooling
     from llamafu.lora.scales import LoraScales
-    from llamafu.model.embedding import Texts
 
 _INT32_MAX = 2**31 - 1
 _MOST_THREADS = 512
@@ -173,7 +175,7 @@ class Llamafu(LoraHost):
             texts, is_one = read_texts(text, self.tokenize, model.n_vocab)
         demand_one(chosen, is_one=is_one)
         context = self._instance.context
-        demand_room(texts, *longest_text(context))
+        check_text_lengths(texts, *longest_text(context))
         acting = self._lora_set(lora)
         sequences = context.n_seq_max if together(acting) else 1
         vectors = []

@@ -5,8 +5,8 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any
 
 from llamafu.errors import ContextOverflowError, DecodeError
+from llamafu.generation.prompt import demand_continuing
 from llamafu.lora.activation import activation, states_of
-from llamafu.model.decode_loop import demand_continuing
 from llamafu.model.prefix_cache import plan
 
 if TYPE_CHECKING:
