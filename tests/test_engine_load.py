@@ -24,7 +24,7 @@ def engine(tiny_model, tiny_adapter_a, tiny_adapter_b):
 
 def spied(engine, monkeypatch):
     """Note the rows of every sequence, call by call."""
-    context = engine._room.instance.context
+    context = engine._runtime.instance.context
     calls, compute = [], context.compute
 
     def note(tokens, positions, sequences, outputs):
@@ -36,7 +36,7 @@ def spied(engine, monkeypatch):
 
 
 def speaking(engine, prompt="hello", **options):
-    """Submit a request, and return its ticket once it has said something."""
+    """Submit a request, and return its handle once it has said something."""
     said = threading.Event()
     ticket = engine.submit(Request(prompt=prompt, **{**LONG, **options}), lambda _: said.set())
     assert said.wait(20)
@@ -84,7 +84,7 @@ def test_what_is_queued_takes_the_new_set_and_nobody_waits_for_a_step(tiny_model
         engine.set_lora_adapters({"b": 1.0})
         first = speaking(engine)
         follows, named = (engine.submit(Request(prompt="hello", lora=lora, **SHORT)) for lora in (None, {"b": 0.5}))
-        context = engine._room.instance.context
+        context = engine._runtime.instance.context
         inside, leave, compute = threading.Event(), threading.Event(), context.compute
 
         def held(*arguments):

@@ -18,74 +18,74 @@ if TYPE_CHECKING:
     from numpy.typing import NDArray
 
     from llamafu.engine.adapter_scales import Mix
-    from llamafu.engine.runtime import Room
-    from llamafu.engine.scheduler import Core
+    from llamafu.engine.runtime import EngineRuntime
+    from llamafu.engine.scheduler import Scheduler
     from llamafu.lora.scales import State
 
 
-def longest_text(room: Room) -> tuple[int, str]:
+def longest_text(runtime: EngineRuntime) -> tuple[int, str]:
     """Return how many tokens one text may have, and what says so: it is one batch, so that what runs goes on after it."""
-    context = room.instance.context
+    context = runtime.instance.context
     longest, why = embedding_input.longest_text(context)
     if context.n_batch < longest:
         return context.n_batch, f"one batch of this engine takes {context.n_batch} (n_batch)"
     return longest, why
 
 
-def embed(core: Core, texts: Sequence[Sequence[int]], mix: Mix) -> list[NDArray[np.float32]]:
+def embed(scheduler: Scheduler, texts: Sequence[Sequence[int]], mix: Mix) -> list[NDArray[np.float32]]:
     """Return the last layer's vectors of the tokens of the first texts, as many as one batch and the memory take.
 
-    Shape [n_tokens, n_embd] each. The engine's thread only. Raises QueueFullError when there is no room for one text.
+    Shape [n_tokens, n_embd] each. The engine's thread only. Raises QueueFullError when the memory cannot take one text.
     """
-    bank = core.room.bank
+    bank = scheduler.runtime.bank
     if bank is None or not all(map(bank.holds, mix.contents)) or not (bank.store.compiled or mix.uses):
-        core.natives.load(mix.contents, core.digests_in_use())
-        return _computed(core, texts, mix, banked=False)
+        scheduler.native_adapters.load(mix.contents, scheduler.digests_in_use())
+        return _computed(scheduler, texts, mix, banked=False)
     if not bank.acquire(mix.contents):
         message = "the bank is full of adapters that run; try again later"
         raise QueueFullError(message)
     try:
-        return _computed(core, texts, mix, banked=True)
+        return _computed(scheduler, texts, mix, banked=True)
     finally:
         bank.release(mix.contents)
 
 
-def _computed(core: Core, texts: Sequence[Sequence[int]], mix: Mix, *, banked: bool) -> list[NDArray[np.float32]]:
+def _computed(scheduler: Scheduler, texts: Sequence[Sequence[int]], mix: Mix, *, banked: bool) -> list[NDArray[np.float32]]:
     """Compute one batch of texts: by the bank, row by row, or all under one state."""
-    context = core.room.instance.context
+    context = scheduler.runtime.instance.context
     states = [_states(text, mix) for text in texts]
     if not banked:
         texts = texts[: _alike(states, reads_whole=not context.continues)]
-    numbers = _open(core, texts)
+    numbers = _open(scheduler, texts)
     chosen = texts[: len(numbers)]
     try:
-        rows = _decode(core, chosen, numbers, states, banked=banked)
+        rows = _decode(scheduler, chosen, numbers, states, banked=banked)
     finally:
         for number in numbers:
-            core.kv.close(number, keep=False)
+            scheduler.kv.close(number, keep=False)
     if not np.isfinite(rows).all():
-        core.start_over()
+        scheduler.start_over()
         message = "the vector is not finite: the model, or an adapter at this scale, computes numbers that are too large"
         raise DecodeError(message)
     return np.split(rows, np.cumsum([len(text) for text in chosen])[:-1])
 
 
 def _decode(
-    core: Core, texts: Sequence[Sequence[int]], numbers: Sequence[int], states: Sequence[list[State]], *, banked: bool
+    scheduler: Scheduler, texts: Sequence[Sequence[int]], numbers: Sequence[int], states: Sequence[list[State]], *, banked: bool
 ) -> NDArray[np.float32]:
-    room, bank = core.room, core.room.bank
-    context, count = room.instance.context, sum(map(len, texts))
+    runtime, bank = scheduler.runtime, scheduler.runtime.bank
+    context, count = runtime.instance.context, sum(map(len, texts))
     if banked and bank is not None:
         every = [state for of_text in states[: len(texts)] for state in of_text]
-        room.enter_bank(RowTable.of([(len(list(same)), *bank.units(dict(state))) for state, same in groupby(every)]))
+        runtime.enter_bank(RowTable.of([(len(list(same)), *bank.units(dict(state))) for state, same in groupby(every)]))
     else:
-        core.natives.enter(states[0][0])
+        scheduler.native_adapters.enter(states[0][0])
     tokens = [token for text in texts for token in text]
     places = [place for text in texts for place in range(len(text))]
     sequences = [number for number, text in zip(numbers, texts, strict=True) for _ in text]
     context.set_embeddings(on=True)
     try:
-        while (code := context.compute(tokens, places, sequences, [True] * count)) == 1 and core.kv.evict_one():
+        while (code := context.compute(tokens, places, sequences, [True] * count)) == 1 and scheduler.kv.evict_one():
             pass  # the memory is full in a way that counting did not foresee
         if code != 0:
             raise context.failure(code, f"embedding {len(texts)} texts of {count} tokens failed")
@@ -96,13 +96,13 @@ def _decode(
         context.set_embeddings(on=False)
 
 
-def _open(core: Core, texts: Sequence[Sequence[int]]) -> list[int]:
+def _open(scheduler: Scheduler, texts: Sequence[Sequence[int]]) -> list[int]:
     """Take sequence numbers for the first texts, as many as one batch, the memory and the free numbers allow."""
-    limit, total = core.room.instance.context.n_batch, 0
+    limit, total = scheduler.runtime.instance.context.n_batch, 0
     numbers: list[int] = []
     for text in texts:
         total += len(text)
-        if total > limit or not core.kv.make_room(total) or (place := core.kv.open([0], [()])) is None:
+        if total > limit or not scheduler.kv.make_space(total) or (place := scheduler.kv.open([0], [()])) is None:
             break
         numbers.append(place[0])
     if not numbers:

@@ -13,9 +13,9 @@ from llamafu._native.library import open_library
 from llamafu.adapters.gguf.base_model import read_model
 from llamafu.adapters.peft.config import CONFIG
 from llamafu.engine.embedding import embed, longest_text
-from llamafu.engine.registry import Registry
-from llamafu.engine.runtime import DTYPES, Room
-from llamafu.engine.scheduler import Core
+from llamafu.engine.registry import AdapterRegistry
+from llamafu.engine.runtime import DTYPES, EngineRuntime
+from llamafu.engine.scheduler import Scheduler
 from llamafu.engine.stats import EngineStats, Percentiles
 from llamafu.engine.submission import Asking
 from llamafu.engine.worker import Worker
@@ -116,7 +116,7 @@ class Engine(Asking):
             unified=True,
             positions=base.positions,
         )
-        room = Room(
+        runtime = EngineRuntime(
             loaded,
             base,
             options,
@@ -126,11 +126,13 @@ class Engine(Asking):
             bank_dtype=bank_dtype,
             kernel=kernel,
         )
-        self._room = room
-        self._core = Core(room, max_sequences=max_sequences)
-        self._registry = Registry(base, partial(_demand_usable, room))  # not a method: it would keep this object alive
+        self._runtime = runtime
+        self._scheduler = Scheduler(runtime, max_sequences=max_sequences)
+        self._registry = AdapterRegistry(
+            base, partial(_demand_usable, runtime)
+        )  # not a method: it would keep this object alive
         self._active: dict[str, float] = {}
-        self._worker = Worker(self._core, max_sequences=max_sequences, max_queue=max_queue)
+        self._worker = Worker(self._scheduler, max_sequences=max_sequences, max_queue=max_queue)
         self._finalizer = weakref.finalize(self, _stop, self._worker, self._registry)
         try:
             if adapters_dir is not None:
@@ -159,7 +161,7 @@ class Engine(Asking):
             message = f"{name!r} is in the active set ({self._active}); set another with set_lora_adapters first"
             raise LoraError(message)
         self._registry.remove(name)
-        self._worker.call(lambda core: core.room.unpin_all_but(self._digests()))
+        self._worker.call(lambda scheduler: scheduler.runtime.unpin_all_but(self._digests()))
 
     def pin_adapter(self, name: str) -> None:
         """Read an adapter into the bank now, and keep it there until it is removed.
@@ -169,9 +171,9 @@ class Engine(Asking):
         content = self._registry.resolve(name)
         self._read_ahead([content])
 
-        def pin(core: Core) -> None:
-            core.room.unpin_all_but(self._digests())  # a file that was changed had another content when it was pinned
-            core.room.pin(name, content)
+        def pin(scheduler: Scheduler) -> None:
+            scheduler.runtime.unpin_all_but(self._digests())  # a file that was changed had another content when it was pinned
+            scheduler.runtime.pin(name, content)
 
         self._worker.call(pin)
 
@@ -188,7 +190,7 @@ class Engine(Asking):
     @property
     def lora_targets(self) -> frozenset[str]:
         """Names of the model's tensors that adapters can change: those that its graph multiplies by them."""
-        return self._room.used
+        return self._runtime.used
 
     @property
     def active_lora_adapters(self) -> dict[str, float]:
@@ -205,20 +207,20 @@ class Engine(Asking):
         mix = self._mix(checked)
         self._active = checked
         if include_queued:
-            self._worker.post(lambda core: core.retarget(mix))  # waiting for it would be waiting for a step
+            self._worker.post(lambda scheduler: scheduler.retarget(mix))  # waiting for it would be waiting for a step
 
     # -- texts ---------------------------------------------------------------------------------------------------
 
     def tokenize(self, text: str, *, add_special: bool = True, parse_special: bool = True) -> list[int]:
         """Return the token ids of `text`; `add_special` adds BOS where the model wants one."""
         self._demand_open()
-        with self._room.sharing() as model:
+        with self._runtime.sharing() as model:
             return model.tokenize(text, add_special=add_special, parse_special=parse_special)
 
     def detokenize(self, tokens: Sequence[int], *, special: bool = False) -> str:
         """Return the text of token ids; control tokens are spelled out when `special`."""
         self._demand_open()
-        with self._room.sharing() as model:
+        with self._runtime.sharing() as model:
             return model.detokenize(tokens, special=special)
 
     def embed(
@@ -236,18 +238,18 @@ class Engine(Asking):
         batch does not take, `QueueFullError` while running requests leave no memory, and what `Llamafu.embed` raises.
         """
         self._demand_open()
-        room = self._room
-        chosen = choose_pooling(pooling, room.base.architecture, room.base.metadata)
-        with room.sharing() as model:
+        runtime = self._runtime
+        chosen = choose_pooling(pooling, runtime.base.architecture, runtime.base.metadata)
+        with runtime.sharing() as model:
             texts, is_one = read_texts(text, self.tokenize, model.n_vocab)
         demand_one(chosen, is_one=is_one)
-        check_text_lengths(texts, *longest_text(room))
+        check_text_lengths(texts, *longest_text(runtime))
         mix = self._mix(lora)
         self._read_ahead(mix.contents)
         vectors: list[np.ndarray[Any, np.dtype[np.float32]]] = []
         while len(vectors) < len(texts):
             waiting = texts[len(vectors) :]
-            rows = self._worker.call(lambda core: embed(core, waiting, mix))  # noqa: B023 - it is called at once
+            rows = self._worker.call(lambda scheduler: embed(scheduler, waiting, mix))  # noqa: B023 - it is called at once
             vectors += [pool(of_text, chosen, normalize=normalize) for of_text in rows]
         return shaped(vectors, is_one=is_one)
 
@@ -255,12 +257,12 @@ class Engine(Asking):
 
     def stats(self) -> EngineStats:
         """Return what happened so far, in numbers."""
-        core = self._core
-        recorder, bank = core.recorder, self._room.bank
+        scheduler = self._scheduler
+        recorder, bank = scheduler.recorder, self._runtime.bank
         return EngineStats(
             tokens_per_second=recorder.rate(),
             queued=self._worker.queued,
-            running=len(core.running),
+            running=len(scheduler.running),
             finished=recorder.finished,
             cancelled=recorder.cancelled,
             failed=recorder.failed,
@@ -270,33 +272,33 @@ class Engine(Asking):
             batch_sizes=dict(recorder.batch_sizes),
             ttft=Percentiles.of(recorder.ttft),
             itl=Percentiles.of(recorder.itl),
-            bank_units=bank.pager.capacity if bank else 0,
-            bank_units_used=bank.pager.used if bank else 0,
+            bank_units=bank.allocator.capacity if bank else 0,
+            bank_units_used=bank.allocator.used if bank else 0,
             page_ins=bank.page_ins if bank else 0,
             page_in_seconds=bank.page_in_seconds if bank else 0.0,
-            prefix_hits=core.kv.hits,
+            prefix_hits=scheduler.kv.hits,
             preemptions=recorder.preemptions,
             mixed_steps=recorder.mixed_steps,
             plain_steps=recorder.plain_steps,
             fallback_steps=recorder.fallback_steps,
             fallback_reasons=dict(recorder.fallback_reasons),
             failed_steps=recorder.failed_steps,
-            kernel=self._room.plan.kernel,
-            attention=self._room.attention,
+            kernel=self._runtime.plan.kernel,
+            attention=self._runtime.attention,
         )
 
     def forget_times(self) -> None:
         """Take the percentiles of `stats` from what happens from now on only; the counts go on."""
 
-        def forget(core: Core) -> None:
-            core.recorder.ttft.clear()
-            core.recorder.itl.clear()
+        def forget(scheduler: Scheduler) -> None:
+            scheduler.recorder.ttft.clear()
+            scheduler.recorder.itl.clear()
 
         self._worker.call(forget)
 
     def close(self) -> None:
         """End every request with `ClosedError` and free everything. Idempotent."""
-        if self._room.instance.is_ours:
+        if self._runtime.instance.is_ours:
             self._finalizer()
 
     def __enter__(self) -> Self:
@@ -311,8 +313,8 @@ class Engine(Asking):
     # -- helpers -------------------------------------------------------------------------------------------------
 
     def _read_ahead(self, contents: Sequence[Content]) -> None:
-        """Let adapters be read into the bank, if they can be, a piece a step."""
-        while self._worker.call(lambda core: core.read_ahead(contents)):
+        """Let adapters be read into the bank, if they can be, a chunk a step."""
+        while self._worker.call(lambda scheduler: scheduler.read_ahead(contents)):
             pass
 
     def _digests(self) -> set[str]:
@@ -327,15 +329,15 @@ class Engine(Asking):
                 self.add_adapter(path)
 
 
-def _demand_usable(room: Room, file: AdapterFile) -> None:
+def _demand_usable(runtime: EngineRuntime, file: AdapterFile) -> None:
     """Refuse an adapter that would do nothing somewhere."""
-    unused = sorted(set(file.pairs) - room.used)
+    unused = sorted(set(file.pairs) - runtime.used)
     problems = tuple(f"{name}: this model's graph computes it without adapters" for name in unused)
     if problems:
         message = f"{file.path} would be used in part only: {'; '.join(problems)}; train it without these targets"
         raise LoraIncompatibleError(message, problems=problems)
 
 
-def _stop(worker: Worker, registry: Registry) -> None:
+def _stop(worker: Worker, registry: AdapterRegistry) -> None:
     worker.stop()
     registry.close()

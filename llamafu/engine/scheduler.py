@@ -9,9 +9,9 @@ from typing import TYPE_CHECKING
 
 from llamafu.engine.batch import groups_of
 from llamafu.engine.batching import pack
-from llamafu.engine.decode_step import Decoder
-from llamafu.engine.kv_cache import KvMemory
-from llamafu.engine.native_adapters import Natives
+from llamafu.engine.decode_step import DecodeStep
+from llamafu.engine.kv_cache import KvCache
+from llamafu.engine.native_adapters import NativeAdapterCache
 from llamafu.engine.stats import Recorder
 from llamafu.engine.waiting_queue import WaitingQueue
 from llamafu.errors import DecodeError
@@ -26,7 +26,7 @@ if TYPE_CHECKING:
     from llamafu.engine.adapter_scales import Mix
     from llamafu.engine.batch import Group, Part
     from llamafu.engine.registry import Content
-    from llamafu.engine.runtime import Room
+    from llamafu.engine.runtime import EngineRuntime
     from llamafu.engine.sequence import SequenceRun
     from llamafu.generation.completion import FinishReason
 
@@ -37,40 +37,42 @@ _PATIENCE = 64
 """How often a sequence that has to wait for memory or for the bank lets a later one start first."""
 
 
-class Core:
+class Scheduler:
     """Runs sequences. Every method is the engine thread's; `waiting` is shared, under the engine's lock."""
 
-    def __init__(self, room: Room, *, max_sequences: int) -> None:
-        context = room.instance.context
-        self.room = room
+    def __init__(self, runtime: EngineRuntime, *, max_sequences: int) -> None:
+        context = runtime.instance.context
+        self.runtime = runtime
         self.waiting = WaitingQueue()
         self.running: list[SequenceRun] = []
         self.recorder = Recorder()
-        self.kv = KvMemory(context, size=context.n_ctx, sequences=context.n_seq_max, reuse=not room.instance.model.is_recurrent)
-        self.natives = Natives(room.instance)
-        self._decoder = Decoder(room, self.natives, self.recorder)
+        self.kv = KvCache(
+            context, size=context.n_ctx, sequences=context.n_seq_max, reuse=not runtime.instance.model.is_recurrent
+        )
+        self.native_adapters = NativeAdapterCache(runtime.instance)
+        self._decode_step = DecodeStep(runtime, self.native_adapters, self.recorder)
         self._most = max_sequences
         self._deadline = math.inf
         self._suspicious = False
-        self._pieces: dict[int, bytes] = {}
-        self._ends = room.instance.model.end_tokens
+        self._token_bytes: dict[int, bytes] = {}
+        self._ends = runtime.instance.model.end_tokens
 
     def step(self) -> None:
         """Compute one batch: a token of every running sequence, and a share of the prompts that are due."""
         began = time.perf_counter()
         self._end_due(began)
         self._deadline = began + _READING if self.running else math.inf
-        bank = self.room.bank
+        bank = self.runtime.bank
         if bank is not None:
             bank.work(self._deadline)
         self._admit()
         if bank is not None:
             bank.forget_failures()
-        parts = self._fitting(pack(self.running, self.room.instance.context.n_batch))
+        parts = self._fitting(pack(self.running, self.runtime.instance.context.n_batch))
         if bank is not None and not bank.store.compiled:  # it has less to do where rows follow the bank
-            parts.sort(key=lambda part: bank.place(part.sequence.states[part.start]))
+            parts.sort(key=lambda part: bank.first_unit(part.sequence.states[part.start]))
         tokens = 0
-        for group in groups_of(parts, self._why_not, together=not self.room.instance.model.is_recurrent):
+        for group in groups_of(parts, self._fallback_reason, together=not self.runtime.instance.model.is_recurrent):
             tokens += self._compute(group)
         if parts:
             self.recorder.step(began, len(parts), tokens)
@@ -102,13 +104,13 @@ class Core:
 
     def read_ahead(self, contents: Sequence[Content]) -> bool:
         """Go on with reading adapters into the bank, as long as those that run may wait; whether there is more to do."""
-        bank = self.room.bank
+        bank = self.runtime.bank
         if bank is None or not contents or not all(map(bank.holds, contents)):
             return False
         if bank.acquire(contents, time.perf_counter() + _READING if self.running else math.inf):
             bank.release(contents)
             return False
-        return bank.is_filling(contents)
+        return bank.is_loading(contents)
 
     def start_over(self) -> None:
         """Let everything that runs be computed anew: a call has left numbers in the memory that are not finite."""
@@ -152,7 +154,7 @@ class Core:
 
     def _start(self, sequence: SequenceRun) -> bool:
         """Begin, or resume, a sequence; False when it has to wait."""
-        if len(sequence.tokens) + 1 > self.kv.room and not self.kv.make_room(len(sequence.tokens) + 1):
+        if len(sequence.tokens) + 1 > self.kv.free_tokens and not self.kv.make_space(len(sequence.tokens) + 1):
             return False
         try:
             if not sequence.holds_adapters and not self._acquire(sequence):
@@ -162,7 +164,7 @@ class Core:
                 return False
             sequence.number, sequence.computed = place
             if sequence.picker is None:
-                model = self.room.instance.model
+                model = self.runtime.instance.model
                 prompt = sequence.tokens[: sequence.prompt_length]
                 sequence.picker = Picker(model, sequence.request, prompt, sequence.constraint)
                 sequence.cached = sequence.computed
@@ -175,24 +177,24 @@ class Core:
         return True
 
     def _acquire(self, sequence: SequenceRun) -> bool:
-        bank = self.room.bank
+        bank = self.runtime.bank
         banked = self._banked(sequence)
         if banked and bank is not None and not bank.acquire(banked, self._deadline):
             bank.refuse_too_large({content.digest: content.info.rank for content in banked})  # of late, something was pinned
             return False
         sequence.holds_adapters = True
         if not banked:
-            self.natives.load(sequence.mix.contents, self.digests_in_use())
+            self.native_adapters.load(sequence.mix.contents, self.digests_in_use())
         return True
 
     def _banked(self, sequence: SequenceRun) -> Sequence[Content]:
-        return () if self._why_not(sequence) else sequence.mix.contents
+        return () if self._fallback_reason(sequence) else sequence.mix.contents
 
-    def _why_not(self, sequence: SequenceRun) -> str:
+    def _fallback_reason(self, sequence: SequenceRun) -> str:
         """Why its rows cannot be computed beside any others; nothing, where they can."""
-        bank = self.room.bank
+        bank = self.runtime.bank
         if bank is None:
-            return self.room.plan.why_not
+            return self.runtime.plan.fallback_reason
         names = [use.name for use in sequence.mix.uses if not bank.holds(use.content)]
         return (
             f"the bank cannot hold {', '.join(names)}: the graph computes some of its tensors in another way" if names else ""
@@ -223,8 +225,8 @@ class Core:
 
     def _wipe(self) -> None:
         """Overwrite the memory, in which nothing runs: forgetting alone leaves the numbers there."""
-        self.kv.make_room(self.kv.size)
-        self.room.instance.context.clear()
+        self.kv.make_space(self.kv.size)
+        self.runtime.instance.context.clear()
 
     def _acquit(self, sequence: SequenceRun) -> None:
         """Take a sequence's token alone for proof; it waits while others are still suspected."""
@@ -249,20 +251,20 @@ class Core:
             self.kv.close(sequence.number)
             sequence.number = None
         if sequence.holds_adapters:
-            if (bank := self.room.bank) is not None:
+            if (bank := self.runtime.bank) is not None:
                 bank.release(self._banked(sequence))
             sequence.holds_adapters = False
         if sequence.picker is not None:
             sequence.picker.close()
         if isinstance(outcome, BaseException):
             self.recorder.failed += 1
-        sequence.ticket.end(outcome)  # type: ignore[arg-type] # a completion or an error
+        sequence.handle.end(outcome)  # type: ignore[arg-type] # a completion or an error
 
     # -- what is computed ----------------------------------------------------------------------------------------
 
     def _fitting(self, parts: list[Part]) -> list[Part]:
-        """Make room in the memory for all parts: evict what is kept, then preempt the youngest sequences."""
-        while not self.kv.make_room(sum(part.count for part in parts)):
+        """Free memory for all parts: evict what is kept, then preempt the youngest sequences."""
+        while not self.kv.make_space(sum(part.count for part in parts)):
             youngest = max(self.running, key=lambda sequence: sequence.arrived)
             parts = [part for part in parts if part.sequence is not youngest]
             self._preempt(youngest)
@@ -290,15 +292,15 @@ class Core:
         return made
 
     def _decode(self, group: Group, parts: list[Part]) -> tuple[list[Part], NDArray[np.float32]]:
-        """Decode parts, fewer when the memory has no room for all; return those, and the logits of each one's last row."""
-        context = self.room.instance.context
+        """Decode parts, fewer when the memory cannot take all; return those, and the logits of each one's last row."""
+        context = self.runtime.instance.context
         while parts:
-            code = self._decoder.decode(group, parts)
+            code = self._decode_step.run(group, parts)
             if code == 0:
                 break
             if code != 1:
                 raise context.failure(code, f"decoding {sum(p.count for p in parts)} rows failed")
-            # The memory is full in a way that counting did not foresee (it may have to be in one piece).
+            # The memory is full in a way that counting did not foresee (it may have to be contiguous).
             if not self.kv.evict_one():
                 youngest = max((part.sequence for part in parts), key=lambda sequence: sequence.arrived)
                 if len(self.running) == 1:
@@ -315,7 +317,7 @@ class Core:
         whole = True
         for part in parts:
             if part.sequence.number is not None:
-                whole &= self.room.instance.context.cut(part.start, part.sequence.number)
+                whole &= self.runtime.instance.context.cut(part.start, part.sequence.number)
         if len(parts) == 1:
             self._end(parts[0].sequence, error)
         elif not whole:  # a recurrent memory keeps no way back
@@ -346,12 +348,12 @@ class Core:
         """Pick one token; return how many there are now more."""
         assert sequence.picker is not None  # noqa: S101 - it runs
         try:
-            token, report = sequence.picker.pick(self.room.instance.context, row, logits)  # type: ignore[arg-type]
+            token, report = sequence.picker.pick(self.runtime.instance.context, row, logits)  # type: ignore[arg-type]
             if token == ENDED or token in self._ends:
                 self._finish(sequence, "stop")
                 return 0
             since, is_first = sequence.last_token, sequence.first_token is None
-            reason = sequence.accept(token, report, self._piece(token), now)
+            reason = sequence.accept(token, report, self._bytes_of(token), now)
             if sequence.picker.is_complete:
                 reason = "stop"
         except DecodeError as error:
@@ -374,8 +376,8 @@ class Core:
             self._acquit(sequence)
         return 1
 
-    def _piece(self, token: int) -> bytes:
-        piece = self._pieces.get(token)
-        if piece is None:
-            piece = self._pieces[token] = self.room.instance.model.piece(token)
-        return piece
+    def _bytes_of(self, token: int) -> bytes:
+        found = self._token_bytes.get(token)
+        if found is None:
+            found = self._token_bytes[token] = self.runtime.instance.model.piece(token)
+        return found

@@ -15,7 +15,7 @@ if TYPE_CHECKING:
 
     from llamafu.engine.adapter_scales import Mix
     from llamafu.engine.request import Request
-    from llamafu.engine.request_handle import Ticket
+    from llamafu.engine.request_handle import RequestHandle
     from llamafu.generation.grammar.constraint import Constraint
     from llamafu.generation.sampling import Picker
     from llamafu.lora.scales import State
@@ -32,14 +32,14 @@ class SequenceRun:
         request: Request,
         prompt: Sequence[int],
         mix: Mix,
-        ticket: Ticket,
+        handle: RequestHandle,
         *,
         limit: int,
         constraint: Constraint | None = None,
     ) -> None:
         self.request = request
         self.constraint = constraint
-        self.ticket = ticket
+        self.handle = handle
         self.tokens = list(prompt)
         self.prompt_length = len(prompt)
         self.most = min(request.max_tokens, limit - len(prompt))
@@ -94,9 +94,9 @@ class SequenceRun:
 
     def due(self, now: float) -> bool:
         """Whether it is to be ended before its next step: cancelled, or out of time."""
-        return self.ticket.cancelled or (self.deadline is not None and now >= self.deadline)
+        return self.handle.cancelled or (self.deadline is not None and now >= self.deadline)
 
-    def accept(self, token: int, report: TokenLogprob | None, piece: bytes, now: float) -> FinishReason | None:
+    def accept(self, token: int, report: TokenLogprob | None, token_bytes: bytes, now: float) -> FinishReason | None:
         """Take a new token; return why it ends the sequence, None when it does not."""
         self.tokens.append(token)
         if report is not None:
@@ -104,7 +104,7 @@ class SequenceRun:
         if self.first_token is None:
             self.first_token = now
         self.last_token = now
-        if shown := self.text.push(piece):
+        if shown := self.text.push(token_bytes):
             self._tell(shown)
         if self.text.stopped:
             return "stop"
@@ -117,7 +117,7 @@ class SequenceRun:
         """Hand out a piece of text, with what was reported since the last one if that was asked for."""
         if self.request.logprobs is not None:
             text, self._told = Piece(text, tuple(self.logprobs[self._told :])), len(self.logprobs)
-        self.ticket.tell(text)
+        self.handle.emit(text)
 
     def finish(self, reason: FinishReason, now: float) -> Completion:
         """Say the rest and return the completion."""

@@ -63,7 +63,7 @@ class EngineStats:
     prefix_hits: int
     """Requests that found a prefix of theirs computed."""
     preemptions: int
-    """Running requests that made room for older ones, to be resumed later."""
+    """Running requests that gave their memory to older ones, to be resumed later."""
     mixed_steps: int
     """Decode calls whose rows had different adapters or scales."""
     plain_steps: int

@@ -7,9 +7,9 @@ import contextlib
 from typing import TYPE_CHECKING, Any, Unpack, cast
 
 from llamafu.engine.adapter_scales import Mix, Use
-from llamafu.engine.async_stream import AsyncStream
+from llamafu.engine.async_stream import AsyncRequestStream
 from llamafu.engine.request import Request
-from llamafu.engine.request_handle import Ticket
+from llamafu.engine.request_handle import RequestHandle
 from llamafu.engine.sequence import SequenceRun
 from llamafu.errors import ContextOverflowError, LoraError, MultimodalError
 from llamafu.generation import chat_template as chat_module
@@ -23,9 +23,9 @@ if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Callable, Iterable, Iterator, Mapping, Sequence
 
     from llamafu._native.model import Model
-    from llamafu.engine.registry import Registry
+    from llamafu.engine.registry import AdapterRegistry
     from llamafu.engine.request_handle import Event
-    from llamafu.engine.runtime import Room
+    from llamafu.engine.runtime import EngineRuntime
     from llamafu.engine.worker import Worker
     from llamafu.generation.chat_options import ChatArguments
     from llamafu.generation.options import OptionArguments
@@ -35,8 +35,8 @@ if TYPE_CHECKING:
 class Asking:
     """What `Engine` inherits: everything that submits requests. Any thread; the async methods in any event loop."""
 
-    _room: Room
-    _registry: Registry
+    _runtime: EngineRuntime
+    _registry: AdapterRegistry
     _worker: Worker
     _active: dict[str, float]
     scale_range: tuple[float, float]
@@ -62,12 +62,12 @@ class Asking:
 
     def complete_many(self, requests: Iterable[Request]) -> list[Completion]:
         """Answer several requests at once, each with its own adapters and options; raises the first error. Blocks."""
-        tickets = self._submit([(request, Ticket(self._worker.wake)) for request in requests])
+        handles = self._submit([(request, RequestHandle(self._worker.wake)) for request in requests])
         try:
-            return [ticket.result() for ticket in tickets]
+            return [handle.result() for handle in handles]
         except BaseException:
-            for ticket in tickets:
-                ticket.cancel()
+            for handle in handles:
+                handle.cancel()
             raise
 
     @takes_options
@@ -104,21 +104,21 @@ class Asking:
             if isinstance(event, str):
                 yield event
 
-    def submit(self, request: Request, listener: Callable[[Event], None] | None = None) -> Ticket:
+    def submit(self, request: Request, listener: Callable[[Event], None] | None = None) -> RequestHandle:
         """Let a request wait for its turn, and return what its pieces and its completion are got from.
 
         `listener`, if given, is called with each of them instead, on the engine's thread: it must return at once.
         """
-        ticket = Ticket(self._worker.wake, listener)
-        self._submit([(request, ticket)])
-        return ticket
+        handle = RequestHandle(self._worker.wake, listener)
+        self._submit([(request, handle)])
+        return handle
 
-    def open_stream(self, request: Request, loop: asyncio.AbstractEventLoop | None = None) -> AsyncStream:
+    def open_stream(self, request: Request, loop: asyncio.AbstractEventLoop | None = None) -> AsyncRequestStream:
         """Let a request wait for its turn, and return its pieces for an event loop, the running one unless another is given.
 
         Raises what is wrong with the request here and now, as `complete` does; with `loop`, any thread.
         """
-        return AsyncStream(self.submit, request, asyncio.get_running_loop() if loop is None else loop)
+        return AsyncRequestStream(self.submit, request, asyncio.get_running_loop() if loop is None else loop)
 
     async def events(self, request: Request) -> AsyncIterator[str | Completion]:
         """Yield pieces of text as they come, then the completion; leaving early cancels the request."""
@@ -133,7 +133,7 @@ class Asking:
 
     @property
     def _model(self) -> Model:
-        return self._room.instance.model
+        return self._runtime.instance.model
 
     async def _await(self, make: Callable[[], Request]) -> Completion:
         completion: Completion | None = None
@@ -160,30 +160,30 @@ class Asking:
     def _chat_request(self, messages: Sequence[Mapping[str, Any]], options: ChatArguments) -> Request:
         chat, others = split_options(options)
         self._demand_open()
-        demand_continuing(self._room.instance.context)
-        with self._room.sharing() as model:
+        demand_continuing(self._runtime.instance.context)
+        with self._runtime.sharing() as model:
             tokens = chat_module.tokenize(model, messages, chat)
         return _request(tokens, others)
 
-    def _submit(self, asked: Sequence[tuple[Request, Ticket]]) -> list[Ticket]:
+    def _submit(self, asked: Sequence[tuple[Request, RequestHandle]]) -> list[RequestHandle]:
         self._worker.demand_open()
-        demand_continuing(self._room.instance.context)
-        self._worker.demand_room(len(asked))  # before tokenizing, and before an adapter is copied
-        self._worker.submit([self._sequence(request, ticket) for request, ticket in asked])
-        return [ticket for _, ticket in asked]
+        demand_continuing(self._runtime.instance.context)
+        self._worker.demand_capacity(len(asked))  # before tokenizing, and before an adapter is copied
+        self._worker.submit([self._sequence(request, handle) for request, handle in asked])
+        return [handle for _, handle in asked]
 
-    def _sequence(self, request: Request, ticket: Ticket) -> SequenceRun:
+    def _sequence(self, request: Request, handle: RequestHandle) -> SequenceRun:
         if request.media:
             message = f"media has {len(request.media)} entries, but an engine reads text only"
             raise MultimodalError(message)
         if isinstance(request.prompt, str):
-            with self._room.sharing() as model:
+            with self._runtime.sharing() as model:
                 prompt: Sequence[int] = model.tokenize(request.prompt, add_special=True, parse_special=True)
         else:
             prompt = [self._checked_token(token) for token in request.prompt]
-        with self._room.sharing() as model:
+        with self._runtime.sharing() as model:
             check_prompt(prompt, model)
-        context = self._room.instance.context
+        context = self._runtime.instance.context
         if len(prompt) >= context.longest:
             message = (
                 f"the prompt has {len(prompt)} tokens, but the engine's memory holds {context.capacity}, one of them "
@@ -191,9 +191,9 @@ class Asking:
             )
             raise ContextOverflowError(message)
         mix = self._mix(request.lora)
-        with self._room.sharing() as model:
+        with self._runtime.sharing() as model:
             constraint = constrain(model, request)
-        return SequenceRun(request, prompt, mix, ticket, limit=context.longest, constraint=constraint)
+        return SequenceRun(request, prompt, mix, handle, limit=context.longest, constraint=constraint)
 
     def _checked_token(self, token: object) -> int:
         if isinstance(token, bool) or not isinstance(token, int) or not 0 <= token < self._model.n_vocab:
@@ -218,18 +218,18 @@ class Asking:
                 message = f"{known.name!r} and {name!r} are the same content (digest {content.digest[:12]}); give one of them"
                 raise LoraError(message)
             uses[content.digest] = Use(name, content, scale)
-        bank = self._room.bank
+        bank = self._runtime.bank
         if bank is not None and all(bank.holds(use.content) for use in uses.values()):
             ranks = {digest: use.content.info.rank for digest, use in uses.items()}
             bank.refuse_too_large(ranks)
         return Mix(tuple(uses.values()), self.scale_range)
 
-    def _pieces(self, ticket: Ticket) -> Iterator[str]:  # a method: the iterator keeps its engine alive
+    def _pieces(self, handle: RequestHandle) -> Iterator[str]:  # a method: the iterator keeps its engine alive
         try:
-            yield from ticket.pieces()
+            yield from handle.pieces()
         finally:
-            if not ticket.done:
-                ticket.cancel()
+            if not handle.done:
+                handle.cancel()
 
     def _demand_open(self) -> None:
         self._worker.demand_open()
@@ -240,6 +240,6 @@ def _request(prompt: str | Sequence[int], options: OptionArguments) -> Request:
     return Request(prompt=prompt, **options)
 
 
-def _cancel_opened(opening: asyncio.Future[AsyncStream]) -> None:
+def _cancel_opened(opening: asyncio.Future[AsyncRequestStream]) -> None:
     if not opening.cancelled() and opening.exception() is None:
         opening.result().cancel()
