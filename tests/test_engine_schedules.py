@@ -106,9 +106,9 @@ def prompt_of(arrival):
 
 def agrees(llm, prompt, lora, said):
     """Every token is the reference's choice, teacher-forced along the answer, wherever that choice is clear."""
-    llm._desk.cache.clear()
+    llm._session.cache.clear()
     logits = llm.next_logits(prompt, said[:-1], lora=lora)
-    logits[:, list(llm._instance.model.end_tokens)] = -np.inf  # they were not to be chosen
+    logits[:, list(llm._session.instance.model.end_tokens)] = -np.inf  # they were not to be chosen
     top = np.sort(logits, axis=-1)
     clear = top[:, -1] - top[:, -2] > CLEAR
     return (np.array(said) == logits.argmax(-1))[clear].all()

@@ -53,7 +53,7 @@ def test_warm_and_cold_give_the_same_bytes(pair, requests):
     """Random prompts and adapter changes at Q4_0: tokens and logprobs equal those of an empty cache, bit for bit."""
     warm, cold = pair
     for prompt, lora in requests:
-        cold._desk.cache.clear()
+        cold._session.cache.clear()
         tokens, logprobs, cached = run(cold, prompt, lora)
         assert cached == 0
         assert run(warm, prompt, lora)[:2] == (tokens, logprobs)
@@ -90,7 +90,7 @@ def test_breaking_the_key_is_seen(tiny_dir, monkeypatch):
     with Llamafu(tiny_dir / "tiny-q4_0.gguf") as llm:
         llm.load_lora_adapter(tiny_dir / "a.gguf")
         wanted = run(llm, "Once upon a time", {"a": 1.0})[1]
-        llm._desk.cache.clear()
+        llm._session.cache.clear()
         run(llm, "Once upon a time", {})
         stale = run(llm, "Once upon a time", {"a": 1.0})
         assert stale[2] > 0

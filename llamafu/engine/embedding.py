@@ -10,16 +10,18 @@ import numpy as np
 from llamafu._native.batched_lora.row_table import RowTable
 from llamafu.errors import DecodeError, QueueFullError, UnsupportedError
 from llamafu.generation import embedding_input
-from llamafu.lora.activation import activation, prompt_states
+from llamafu.generation.embedding_batch import compute_batch, embedding_mode, split_by_text
+from llamafu.lora.activation import Activation
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
     from numpy.typing import NDArray
 
-    from llamafu.engine.adapter_scales import Mix
+    from llamafu.engine.registry import Content
     from llamafu.engine.runtime import EngineRuntime
     from llamafu.engine.scheduler import Scheduler
+    from llamafu.lora.active_set import LoraSet
     from llamafu.lora.scales import State
 
 
@@ -32,7 +34,7 @@ def longest_text(runtime: EngineRuntime) -> tuple[int, str]:
     return longest, why
 
 
-def embed(scheduler: Scheduler, texts: Sequence[Sequence[int]], mix: Mix) -> list[NDArray[np.float32]]:
+def embed(scheduler: Scheduler, texts: Sequence[Sequence[int]], mix: LoraSet[Content]) -> list[NDArray[np.float32]]:
     """Return the last layer's vectors of the tokens of the first texts, as many as one batch and the memory take.
 
     Shape [n_tokens, n_embd] each. The engine's thread only. Raises QueueFullError when the memory cannot take one text.
@@ -50,10 +52,12 @@ def embed(scheduler: Scheduler, texts: Sequence[Sequence[int]], mix: Mix) -> lis
         bank.release(mix.contents)
 
 
-def _computed(scheduler: Scheduler, texts: Sequence[Sequence[int]], mix: Mix, *, banked: bool) -> list[NDArray[np.float32]]:
+def _computed(
+    scheduler: Scheduler, texts: Sequence[Sequence[int]], mix: LoraSet[Content], *, banked: bool
+) -> list[NDArray[np.float32]]:
     """Compute one batch of texts: by the bank, row by row, or all under one state."""
     context = scheduler.runtime.instance.context
-    states = [_states(text, mix) for text in texts]
+    states = [Activation(mix, text).prompt_states() for text in texts]
     if not banked:
         texts = texts[: _alike(states, reads_whole=not context.continues)]
     numbers = _open(scheduler, texts)
@@ -67,33 +71,24 @@ def _computed(scheduler: Scheduler, texts: Sequence[Sequence[int]], mix: Mix, *,
         scheduler.start_over()
         message = "the vector is not finite: the model, or an adapter at this scale, computes numbers that are too large"
         raise DecodeError(message)
-    return np.split(rows, np.cumsum([len(text) for text in chosen])[:-1])
+    return split_by_text(rows, chosen)
 
 
 def _decode(
     scheduler: Scheduler, texts: Sequence[Sequence[int]], numbers: Sequence[int], states: Sequence[list[State]], *, banked: bool
 ) -> NDArray[np.float32]:
     runtime, bank = scheduler.runtime, scheduler.runtime.bank
-    context, count = runtime.instance.context, sum(map(len, texts))
+    context = runtime.instance.context
     if banked and bank is not None:
         every = [state for of_text in states[: len(texts)] for state in of_text]
         runtime.enter_bank(RowTable.of([(len(list(same)), *bank.units(dict(state))) for state, same in groupby(every)]))
     else:
         scheduler.native_adapters.enter(states[0][0])
-    tokens = [token for text in texts for token in text]
-    places = [place for text in texts for place in range(len(text))]
-    sequences = [number for number, text in zip(numbers, texts, strict=True) for _ in text]
-    context.set_embeddings(on=True)
-    try:
-        while (code := context.compute(tokens, places, sequences, [True] * count)) == 1 and scheduler.kv.evict_one():
-            pass  # the memory is full in a way that counting did not foresee
-        if code != 0:
-            raise context.failure(code, f"embedding {len(texts)} texts of {count} tokens failed")
-        if banked and bank is not None:
-            bank.store.check()
-        return context.take_embeddings(count)
-    finally:
-        context.set_embeddings(on=False)
+    with embedding_mode(context):
+        rows = compute_batch(context, texts, numbers, evict=scheduler.kv.evict_one)  # counting foresees most, not all
+    if banked and bank is not None:
+        bank.store.check()
+    return rows
 
 
 def _open(scheduler: Scheduler, texts: Sequence[Sequence[int]]) -> list[int]:
@@ -109,16 +104,6 @@ def _open(scheduler: Scheduler, texts: Sequence[Sequence[int]]) -> list[int]:
         message = "the engine's memory is full of running requests; try again later"
         raise QueueFullError(message)
     return numbers
-
-
-def _states(tokens: Sequence[int], mix: Mix) -> list[State]:
-    """The adapter state of each token: an aLoRA acts from its invocation on."""
-    starts = {use.content.digest: activation(tokens, use.content.info.invocation_tokens) for use in mix.uses}
-
-    def acting(place: int) -> State:
-        return mix.state(mix.first, frozenset(digest for digest, start in starts.items() if start <= place))
-
-    return prompt_states(starts.values(), len(tokens), acting)
 
 
 def _alike(states: Sequence[list[State]], *, reads_whole: bool) -> int:

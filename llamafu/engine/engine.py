@@ -20,9 +20,8 @@ from llamafu.engine.stats import EngineStats, Percentiles
 from llamafu.engine.submission import Asking
 from llamafu.engine.worker import Worker
 from llamafu.errors import LoraError, LoraIncompatibleError
-from llamafu.generation.embedding_input import check_text_lengths, read_texts
+from llamafu.generation.embedding_input import EmbeddingInput, check_text_lengths
 from llamafu.generation.options import check_whole
-from llamafu.generation.pooling import choose_pooling, demand_one, pool, shaped
 from llamafu.libraries.discovery import find
 from llamafu.lora.scales import check_scale, check_scale_range
 
@@ -239,19 +238,17 @@ class Engine(Asking):
         """
         self._demand_open()
         runtime = self._runtime
-        chosen = choose_pooling(pooling, runtime.base.architecture, runtime.base.metadata)
         with runtime.sharing() as model:
-            texts, is_one = read_texts(text, self.tokenize, model.n_vocab)
-        demand_one(chosen, is_one=is_one)
-        check_text_lengths(texts, *longest_text(runtime))
+            given = EmbeddingInput.read(text, pooling=pooling, normalize=normalize, base=runtime.base, model=model)
+        check_text_lengths(given.texts, *longest_text(runtime))
         mix = self._mix(lora)
         self._read_ahead(mix.contents)
         vectors: list[np.ndarray[Any, np.dtype[np.float32]]] = []
-        while len(vectors) < len(texts):
-            waiting = texts[len(vectors) :]
+        while len(vectors) < len(given.texts):
+            waiting = given.texts[len(vectors) :]
             rows = self._worker.call(lambda scheduler: embed(scheduler, waiting, mix))  # noqa: B023 - it is called at once
-            vectors += [pool(of_text, chosen, normalize=normalize) for of_text in rows]
-        return shaped(vectors, is_one=is_one)
+            vectors += map(given.pooled, rows)
+        return given.shaped(vectors)
 
     # -- state and end -------------------------------------------------------------------------------------------
 

@@ -15,7 +15,7 @@ from llamafu.engine.native_adapters import NativeAdapterCache
 from llamafu.engine.stats import Recorder
 from llamafu.engine.waiting_queue import WaitingQueue
 from llamafu.errors import DecodeError
-from llamafu.generation.sampling import ENDED, Picker
+from llamafu.generation.sampling import ENDED, TokenSampler
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -23,12 +23,12 @@ if TYPE_CHECKING:
     import numpy as np
     from numpy.typing import NDArray
 
-    from llamafu.engine.adapter_scales import Mix
     from llamafu.engine.batch import Group, Part
     from llamafu.engine.registry import Content
     from llamafu.engine.runtime import EngineRuntime
     from llamafu.engine.sequence import SequenceRun
     from llamafu.generation.completion import FinishReason
+    from llamafu.lora.active_set import LoraSet
 
 _LOG = logging.getLogger("llamafu.engine")
 _READING = 0.02
@@ -94,7 +94,7 @@ class Scheduler:
 
     # -- between steps -------------------------------------------------------------------------------------------
 
-    def retarget(self, mix: Mix) -> None:
+    def retarget(self, mix: LoraSet[Content]) -> None:
         """Give requests that follow the active set and have not started a new one."""
         for sequence in self.waiting:
             if sequence.request.lora is None and not sequence.holds_adapters:
@@ -166,7 +166,7 @@ class Scheduler:
             if sequence.picker is None:
                 model = self.runtime.instance.model
                 prompt = sequence.tokens[: sequence.prompt_length]
-                sequence.picker = Picker(model, sequence.request, prompt, sequence.constraint)
+                sequence.picker = TokenSampler(model, sequence.request, prompt, sequence.constraint)
                 sequence.cached = sequence.computed
                 self.recorder.cached_tokens += sequence.cached
         except Exception as error:  # noqa: BLE001 - its adapter's file is not the others' fault

@@ -6,7 +6,6 @@ import asyncio
 import contextlib
 from typing import TYPE_CHECKING, Any, Unpack, cast
 
-from llamafu.engine.adapter_scales import Mix, Use
 from llamafu.engine.async_stream import AsyncRequestStream
 from llamafu.engine.request import Request
 from llamafu.engine.request_handle import RequestHandle
@@ -18,12 +17,13 @@ from llamafu.generation.completion import Completion
 from llamafu.generation.options import Options, takes_options
 from llamafu.generation.prompt import check_prompt, demand_continuing
 from llamafu.generation.sampling import constrain
+from llamafu.lora.active_set import LoraSet, LoraUse
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Callable, Iterable, Iterator, Mapping, Sequence
 
     from llamafu._native.model import Model
-    from llamafu.engine.registry import AdapterRegistry
+    from llamafu.engine.registry import AdapterRegistry, Content
     from llamafu.engine.request_handle import Event
     from llamafu.engine.runtime import EngineRuntime
     from llamafu.engine.worker import Worker
@@ -201,13 +201,13 @@ class Asking:
             raise ValueError(message)
         return token
 
-    def _mix(self, lora: LoraScales | Mapping[str, float] | None) -> Mix:
+    def _mix(self, lora: LoraScales | Mapping[str, float] | None) -> LoraSet[Content]:
         """Resolve names to today's contents, and refuse at once what can never run."""
         scales = self._active if lora is None else lora
         if not hasattr(scales, "items"):
             message = f"lora={scales!r} is no mapping of names to scales; give {{name: scale}}, or {{}} for the base model"
             raise TypeError(message)
-        uses: dict[str, Use] = {}
+        uses: dict[str, LoraUse[Content]] = {}
         for name, scale in scales.items():
             if not isinstance(name, str):
                 message = f"an engine knows adapters by name, not by {name!r}"
@@ -217,12 +217,12 @@ class Asking:
             if known is not None:
                 message = f"{known.name!r} and {name!r} are the same content (digest {content.digest[:12]}); give one of them"
                 raise LoraError(message)
-            uses[content.digest] = Use(name, content, scale)
+            uses[content.digest] = LoraUse(name, content, scale)
         bank = self._runtime.bank
         if bank is not None and all(bank.holds(use.content) for use in uses.values()):
             ranks = {digest: use.content.info.rank for digest, use in uses.items()}
             bank.refuse_too_large(ranks)
-        return Mix(tuple(uses.values()), self.scale_range)
+        return LoraSet(tuple(uses.values()), self.scale_range)
 
     def _pieces(self, handle: RequestHandle) -> Iterator[str]:  # a method: the iterator keeps its engine alive
         try:

@@ -3,16 +3,56 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 from operator import index
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any, Self
 
 from llamafu.errors import ContextOverflowError
+from llamafu.generation.pooling import choose_pooling, demand_one, pool, shaped
 
 if TYPE_CHECKING:
+    import numpy as np
+
     from llamafu._native.context import Context
+    from llamafu._native.model import Model
+    from llamafu.adapters.gguf.base_model import BaseModel
+    from llamafu.generation.pooling import Pooling
 
 Texts = str | Sequence[int] | Sequence[str | Sequence[int]]
 """A text, its token ids, or a list of either."""
+
+
+@dataclass(frozen=True, slots=True)
+class EmbeddingInput:
+    """Texts to embed as token ids, and what is to be made of their vectors."""
+
+    texts: list[list[int]]
+    is_one: bool
+    """Whether one text was given, and no list of texts."""
+    pooling: Pooling
+    normalize: bool
+
+    @classmethod
+    def read(cls, given: Texts, *, pooling: Pooling | None, normalize: bool, base: BaseModel, model: Model) -> Self:
+        """Read what was given to `embed`. Raises TypeError, ValueError and `UnsupportedError`.
+
+        `pooling`: how one vector is made of those of a text's tokens, None as the header `base` of the model's file says.
+        `normalize`: whether vectors are scaled to length 1.
+        """
+        chosen = choose_pooling(pooling, base.architecture, base.metadata)
+        texts, is_one = read_texts(
+            given, lambda text: model.tokenize(text, add_special=True, parse_special=True), model.n_vocab
+        )
+        demand_one(chosen, is_one=is_one)
+        return cls(texts, is_one, chosen, normalize)
+
+    def pooled(self, rows: np.ndarray[Any, np.dtype[np.float32]]) -> np.ndarray[Any, np.dtype[np.float32]]:
+        """Make the vector of one text of those of its tokens, shape [n_tokens, n_embd]; `DecodeError`."""
+        return pool(rows, self.pooling, normalize=self.normalize)
+
+    def shaped(self, vectors: Sequence[np.ndarray[Any, np.dtype[np.float32]]]) -> np.ndarray[Any, np.dtype[np.float32]]:
+        """Return the vector of the one text, or the vectors of all texts as the rows of a matrix."""
+        return shaped(vectors, is_one=self.is_one)
 
 
 def read_texts(given: Texts, tokenize: Callable[[str], list[int]], n_vocab: int) -> tuple[list[list[int]], bool]:

@@ -56,8 +56,8 @@ def vocabulary_of(model: Model) -> Vocabulary:
     return Vocabulary([model.piece(token) for token in range(model.n_vocab)], model.end_tokens, model.single_token)
 
 
-class Picker:
-    """Picks tokens for one generation, with a random stream of its own; one thread at a time.
+class TokenSampler:
+    """Chooses the tokens of one generation, with a random stream of its own. One thread at a time.
 
     Order: penalties, grammar, top-k, top-p, min-p, temperature, draw. libllama does the last five. Plain greedy needs
     neither: NumPy's argmax over the logits is faster than building candidates.
@@ -186,9 +186,9 @@ def report(model: Model, logits: np.ndarray[Any, np.dtype[np.float32]], token: i
     count = min(count, len(logprobs))
     best = np.argpartition(-logits, count - 1)[:count] if count else np.empty(0, dtype=int)
     ordered = sorted((i for i in best.tolist() if logits[i] > -math.inf), key=lambda i: -logits[i])
-    said, *spelled = (model.piece(i, special=True) for i in (token, *ordered))
+    own, *spelled = (model.piece(i, special=True) for i in (token, *ordered))
     top = tuple((i, _text(piece), float(logprobs[i])) for i, piece in zip(ordered, spelled, strict=True))
-    return TokenLogprob(token, _text(said), float(logprobs[token]), top, said, tuple(spelled))
+    return TokenLogprob(token, _text(own), float(logprobs[token]), top, own, tuple(spelled))
 
 
 def log_softmax(logits: np.ndarray[Any, np.dtype[np.float32]]) -> np.ndarray[Any, np.dtype[np.float64]]:

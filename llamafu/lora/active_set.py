@@ -1,61 +1,81 @@
-"""The adapters of one generation, and their scales at every step."""
+"""The adapters of one generation or request, fixed at its start, and their scales at every step."""
 
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Generic, Protocol, TypeVar
 
 from llamafu.lora.scales import check_scale
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping
+    from collections.abc import Sequence
 
-    from llamafu._native.adapter import Adapter
-    from llamafu._native.context import Context
-    from llamafu.lora.handles import LoraAdapter
+    from llamafu.adapters.info import AdapterInfo
     from llamafu.lora.scales import Scale, State
 
 
-@dataclass(frozen=True, slots=True)
-class LoraUse:
-    """One adapter in one generation: its native handle and its scale, a number or a function of the step."""
+class AdapterContent(Protocol):
+    """What a set needs to know of an adapter's content."""
 
-    adapter: LoraAdapter
-    native: Adapter
+    @property
+    def digest(self) -> str:
+        """SHA-256 of the content, in hex."""
+
+    @property
+    def info(self) -> AdapterInfo:
+        """Its rank, targets, invocation tokens and more."""
+
+
+ContentT = TypeVar("ContentT", bound=AdapterContent)
+"""How the owner of a set holds an adapter's content."""
+
+
+@dataclass(frozen=True, slots=True)
+class LoraUse(Generic[ContentT]):
+    """One adapter of a set: its name, its content, and its scale, a number or a function of the step."""
+
+    name: str
+    content: ContentT
     scale: Scale
 
     def at(self, step: int, scale_range: tuple[float, float]) -> float:
-        """Scale at `step`, checked."""
-        value = self.scale(step) if callable(self.scale) else self.scale
-        return check_scale(value, scale_range, f"{self.adapter.name!r} at step {step}" if callable(self.scale) else None)
+        """Return the scale at `step`; `InvalidScaleError` when it is not a number within `scale_range`."""
+        if callable(self.scale):
+            return check_scale(self.scale(step), scale_range, f"{self.name!r} at step {step}")
+        return check_scale(self.scale, scale_range, repr(self.name))
 
 
-class LoraSet:
-    """The adapters of one generation, fixed at its start."""
+class LoraSet(Generic[ContentT]):
+    """Adapters and their scales at every step. Contents are distinct. One thread at a time.
 
-    def __init__(self, uses: tuple[LoraUse, ...], scale_range: tuple[float, float]) -> None:
-        self.uses = uses
+    Scales that are functions are called for step 0 by the constructor, then by `at`. Raises `InvalidScaleError`.
+    """
+
+    def __init__(self, uses: Sequence[LoraUse[ContentT]], scale_range: tuple[float, float]) -> None:
+        self.uses = tuple(uses)
         self._range = scale_range
-        self._native = {use.adapter.digest: use.native for use in uses}
-        self._steady = not any(callable(use.scale) for use in uses)
-        self._first = self.scales(0)
-
-    def scales(self, step: int) -> dict[LoraAdapter, float]:
-        """Checked scale of every adapter at `step`; each function is asked once."""
-        if self._steady and step:
-            return self._first
-        return {use.adapter: use.at(step, self._range) for use in self.uses}
-
-    @staticmethod
-    def state(scales: Mapping[LoraAdapter, float]) -> State:
-        """The adapter state of these scales."""
-        return tuple(sorted((adapter.digest, scale) for adapter, scale in scales.items() if scale != 0.0))
-
-    def enter(self, context: Context, state: State) -> None:
-        """Make `state` the context's; an adapter that was unloaded meanwhile is a `ClosedError`."""
-        context.set_adapters({self._native[digest]: scale for digest, scale in state})
+        self.is_steady = not any(callable(use.scale) for use in uses)
+        """Whether every scale is a number, so that no step changes it."""
+        self.first = self._scales_at(0)
+        """Scales at step 0, in the order of `uses`."""
+        self.last = self.first
+        """Scales of the last step that was asked for."""
 
     @property
-    def first(self) -> dict[LoraAdapter, float]:
-        """Scales at step 0."""
-        return dict(self._first)
+    def contents(self) -> tuple[ContentT, ...]:
+        """The contents of all adapters, in the order of `uses`."""
+        return tuple(use.content for use in self.uses)
+
+    def at(self, step: int) -> tuple[float, ...]:
+        """Return the checked scales at `step`, in the order of `uses`; each function is called once."""
+        if not self.is_steady and step:
+            self.last = self._scales_at(step)
+        return self.last
+
+    def state(self, scales: Sequence[float], acting: frozenset[str] | None = None) -> State:
+        """Return the adapter state of these scales; with `acting`, only adapters with these digests are part of it."""
+        pairs = ((use.content.digest, scale) for use, scale in zip(self.uses, scales, strict=True) if scale != 0.0)
+        return tuple(sorted(pair for pair in pairs if acting is None or pair[0] in acting))
+
+    def _scales_at(self, step: int) -> tuple[float, ...]:
+        return tuple(use.at(step, self._range) for use in self.uses)

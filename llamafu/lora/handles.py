@@ -16,13 +16,13 @@ if TYPE_CHECKING:
 class AdapterOwner(Protocol):
     """What a handle needs of the object that loaded it."""
 
-    def apply_lora_adapter(self, adapter: LoraAdapter, scale: float) -> None:
+    def apply(self, adapter: LoraAdapter, scale: float) -> None:
         """Put the adapter into the active set, or replace its scale there."""
 
-    def remove_lora_adapter(self, adapter: LoraAdapter) -> None:
+    def remove(self, adapter: LoraAdapter) -> None:
         """Take the adapter out of the active set; it stays loaded."""
 
-    def unload_lora_adapter(self, adapter: LoraAdapter) -> None:
+    def unload(self, adapter: LoraAdapter) -> None:
         """Take the adapter out of the active set and free it."""
 
     def scale_of(self, adapter: LoraAdapter) -> float | None:
@@ -61,22 +61,22 @@ class LoraAdapter:
 
     def apply(self, scale: float = 1.0) -> None:
         """Put it into the active set at `scale`; in the set already, its scale is replaced."""
-        self._open_owner.apply_lora_adapter(self, scale)
+        self._open_owner.apply(self, scale)
 
     def set_scale(self, scale: float) -> None:
         """Replace the scale of an adapter that is in the active set; `LoraError` when it is not."""
         if not self.is_active:
             message = f"the adapter {self.name!r} is not applied, so it has no scale to change; call apply({scale})"
             raise LoraError(message)
-        self._open_owner.apply_lora_adapter(self, scale)
+        self._open_owner.apply(self, scale)
 
     def remove(self) -> None:
         """Take it out of the active set; it stays loaded."""
-        self._open_owner.remove_lora_adapter(self)
+        self._open_owner.remove(self)
 
     def unload(self) -> None:
         """Take it out of the active set and free it."""
-        self._open_owner.unload_lora_adapter(self)
+        self._open_owner.unload(self)
 
     @property
     def _open_owner(self) -> AdapterOwner:

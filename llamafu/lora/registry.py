@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from llamafu.errors import LoraError, LoraNotFoundError
@@ -10,7 +11,26 @@ if TYPE_CHECKING:
     from collections.abc import Iterator
 
     from llamafu._native.adapter import Adapter
+    from llamafu.adapters.info import AdapterInfo
     from llamafu.lora.handles import LoraAdapter
+
+
+@dataclass(frozen=True, slots=True)
+class LoadedAdapter:
+    """A loaded adapter: its handle, and the native adapter that libllama computes with."""
+
+    handle: LoraAdapter
+    native: Adapter
+
+    @property
+    def digest(self) -> str:
+        """SHA-256 of the file's content, in hex."""
+        return self.handle.digest
+
+    @property
+    def info(self) -> AdapterInfo:
+        """Its rank, targets, invocation tokens and more."""
+        return self.handle.info
 
 
 class HandleRegistry:
@@ -53,10 +73,10 @@ class HandleRegistry:
         return found
 
     def native(self, adapter: LoraAdapter) -> Adapter:
-        """Native handle of a loaded adapter."""
+        """Return the native adapter of a loaded one."""
         return self._native[adapter.digest]
 
     def drop(self, adapter: LoraAdapter) -> Adapter:
-        """Forget `adapter` under all its names and return its native handle."""
+        """Forget `adapter` under all its names and return its native adapter."""
         self._by_name = {name: other for name, other in self._by_name.items() if other is not adapter}
         return self._native.pop(adapter.digest)

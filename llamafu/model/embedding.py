@@ -1,23 +1,40 @@
-"""Embedding on a `Llamafu`: the batches of texts, and the computation of one."""
+"""Embedding on a `Llamafu`: texts in batches, between the steps of generations."""
 
 from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
 from llamafu.errors import UnsupportedError
-from llamafu.lora.activation import activation, states_of
+from llamafu.generation.embedding_batch import compute_batch, embedding_mode, split_by_text
+from llamafu.lora.activation import Activation
+from llamafu.model.session import state_switch
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Sequence
 
     import numpy as np
 
-    from llamafu._native.context import Context
+    from llamafu.generation.embedding_input import EmbeddingInput
     from llamafu.lora.active_set import LoraSet
-    from llamafu.model.decode_loop import Desk
+    from llamafu.lora.registry import LoadedAdapter
+    from llamafu.model.session import Session
 
 SEQUENCES = 16
 """Texts of one batch in a `Llamafu`."""
+
+
+def embed(session: Session, given: EmbeddingInput, lora: LoraSet[LoadedAdapter]) -> np.ndarray[Any, np.dtype[np.float32]]:
+    """Return the vector of one text, shape [n_embd], or of each of a list, shape [n, n_embd].
+
+    Holds the context for a batch at a time. Texts share a batch unless an adapter begins at its invocation tokens.
+    """
+    context = session.instance.context
+    invoked = any(content.info.invocation_tokens for content in lora.contents)
+    vectors = []
+    for batch in batches_of(given.texts, tokens=context.n_batch, sequences=1 if invoked else context.n_seq_max):
+        with session.between_steps(disturbs=True):
+            vectors += [given.pooled(rows) for rows in _embed_batch(session, batch, lora)]
+    return given.shaped(vectors)
 
 
 def batches_of(texts: Sequence[list[int]], *, tokens: int, sequences: int) -> Iterator[list[list[int]]]:
@@ -34,45 +51,34 @@ def batches_of(texts: Sequence[list[int]], *, tokens: int, sequences: int) -> It
         yield batch
 
 
-def embed_batch(desk: Desk, texts: Sequence[Sequence[int]], lora: LoraSet) -> list[np.ndarray[Any, np.dtype[np.float32]]]:
+def _embed_batch(
+    session: Session, texts: Sequence[Sequence[int]], lora: LoraSet[LoadedAdapter]
+) -> list[np.ndarray[Any, np.dtype[np.float32]]]:
     """Return the last layer's vectors of the tokens of each text, shape [n_tokens, n_embd]; the cache is emptied.
 
     Several texts must fit into one batch, and none of the adapters may begin in the middle of a text.
     """
-    context = desk.instance.context
-    desk.cache.clear()
-    context.set_embeddings(on=True)
+    context = session.instance.context
+    session.cache.clear()
     try:
-        if len(texts) > 1:
-            return _together(context, texts, lora)
-        return [_alone(context, texts[0], lora)]
+        with embedding_mode(context):
+            if len(texts) == 1:
+                return [_embed_alone(session, texts[0], lora)]
+            state_switch(context, lora)(lora.state(lora.first))
+            return split_by_text(compute_batch(context, texts, range(len(texts))), texts)
     finally:
-        context.set_embeddings(on=False)
-        desk.cache.clear()
+        session.cache.clear()
 
 
-def together(lora: LoraSet) -> bool:
-    """Whether texts can share a batch: not where an adapter acts from its invocation tokens on."""
-    return not any(adapter.info.invocation_tokens for adapter in lora.first)
-
-
-def _together(context: Context, texts: Sequence[Sequence[int]], lora: LoraSet) -> list[np.ndarray[Any, np.dtype[np.float32]]]:
+def _embed_alone(
+    session: Session, tokens: Sequence[int], lora: LoraSet[LoadedAdapter]
+) -> np.ndarray[Any, np.dtype[np.float32]]:
+    """Return the last layer's vectors of one text, which may take several batches and change its adapter state."""
     import numpy as np
 
-    lora.enter(context, lora.state(lora.first))
-    count = sum(map(len, texts))
-    rows = [(token, place, number) for number, text in enumerate(texts) for place, token in enumerate(text)]
-    tokens, places, numbers = zip(*rows, strict=True)
-    code = context.compute(tokens, places, numbers, [True] * count)
-    if code != 0:
-        raise context.failure(code, f"embedding {len(texts)} texts of {count} tokens failed")
-    return np.split(context.take_embeddings(count), np.cumsum([len(text) for text in texts])[:-1])
-
-
-def _alone(context: Context, tokens: Sequence[int], lora: LoraSet) -> np.ndarray[Any, np.dtype[np.float32]]:
-    import numpy as np
-
-    states = states_of(lora, {a: activation(tokens, a.info.invocation_tokens) for a in lora.first}, len(tokens))
+    context = session.instance.context
+    switch = state_switch(context, lora)
+    states = Activation(lora, tokens).prompt_states()
     found, start = [], 0
     while start < len(tokens):
         stop = min(start + context.n_batch, len(tokens))
@@ -83,7 +89,7 @@ def _alone(context: Context, tokens: Sequence[int], lora: LoraSet) -> np.ndarray
                 "whole; use adapters without invocation tokens"
             )
             raise UnsupportedError(message)
-        lora.enter(context, states[start])
+        switch(states[start])
         context.decode(tokens[start:end], start, all_logits=True)
         found.append(context.take_embeddings(end - start))
         start = end

@@ -153,7 +153,7 @@ class _Runner:
         self._base = self._complete({})
         self._said = self._base.tokens[:-1]  # nothing is asked for after the last one
         self._logits = llm.next_logits(self._tokens, self._said, lora={})
-        model = llm._instance.model  # noqa: SLF001 - a token's own text, which has its leading space
+        model = llm._session.instance.model  # noqa: SLF001 - a token's own text, which has its leading space
         self.places = tuple(model.piece(token, special=True).decode("utf-8", "replace") for token in self._base.tokens) or ("",)
 
     def answer(self, mix: dict[str, float]) -> Answer:
@@ -187,7 +187,7 @@ def _message(prompt: str) -> list[dict[str, str]]:
 
 def _library(llm: Llamafu) -> str:
     """What the libllama in use says of itself, or where older builds say nothing, its file's name."""
-    library = llm._instance.model.library  # noqa: SLF001 - only read
+    library = llm._session.instance.model.library  # noqa: SLF001 - only read
     return f"libllama {library.version}" if library.version else library.path.name
 
 
@@ -197,5 +197,5 @@ def _scales(mix: _Mix) -> LoraScales:
 
 def _checked(llm: Llamafu, mix: _Mix) -> dict[str, float]:
     """The mix by first names, with scales that a call would take."""
-    scales = llm._lora_set(_scales(mix)).first  # noqa: SLF001 - the same checks as a call's
-    return {adapter.name: scale for adapter, scale in scales.items()}
+    lora = llm._adapters.lora_set(_scales(mix))  # noqa: SLF001 - the same checks as a call's
+    return {use.name: scale for use, scale in zip(lora.uses, lora.first, strict=True)}
