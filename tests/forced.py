@@ -55,7 +55,7 @@ def forced(monkeypatch: Any) -> Iterator[dict[int, Case]]:
             pass
 
     with monkeypatch.context() as patch:
-        patch.setattr("llamafu.engine.scheduler.Picker", Picker)
+        patch.setattr("llamafu.engine.sequence_pool.Picker", Picker)
         yield scripts
 
 

@@ -6,6 +6,7 @@ import time
 from functools import partial
 from typing import TYPE_CHECKING
 
+from llamafu.engine.sequence_status import SequenceStatus
 from llamafu.generation.completion import Completion, FinishReason, Piece, Timings, TokenLogprob, Usage
 from llamafu.generation.stop_strings import TextAssembler
 from llamafu.model.decode_loop import activation, prompt_states
@@ -44,16 +45,15 @@ class SequenceRun:
         self.prompt_length = len(prompt)
         self.most = min(request.max_tokens, limit - len(prompt))
         """How many new tokens there may be."""
+        self.status = SequenceStatus.WAITING
         self.number: int | None = None
-        """Its place in the KV memory; None while it waits."""
+        """Its sequence number in the KV cache; None while it has none."""
         self.computed = 0
         self.cached = 0
-        self.suspect = False
-        """Whether it may be what made a batch's numbers infinite."""
-        self.passed = 0
+        self.times_passed = 0
         """How often a later one was started first."""
-        self.holds_adapters = False
         self.picker: Picker | None = None
+        """Made when it is started first, and kept when it is preempted."""
         self.arrived = time.perf_counter()
         self.deadline = None if request.timeout is None else self.arrived + request.timeout
         self.first_token: float | None = None
