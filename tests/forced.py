@@ -55,7 +55,7 @@ def forced(monkeypatch: Any) -> Iterator[dict[int, Case]]:
             pass
 
     with monkeypatch.context() as patch:
-        patch.setattr("llamafu.engine.scheduler.TokenSampler", TokenSampler)
+        patch.setattr("llamafu.engine.sequence_pool.TokenSampler", TokenSampler)
         yield scripts
 
 

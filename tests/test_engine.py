@@ -62,12 +62,12 @@ def empty(engine):
     """Whether nothing is left that an ended request held."""
     scheduler = engine._scheduler
     deadline = time.monotonic() + PATIENCE
-    while (scheduler.running or len(scheduler.waiting)) and time.monotonic() < deadline:
+    while (scheduler.pool.running or len(scheduler.pool.waiting)) and time.monotonic() < deadline:
         time.sleep(0.001)
     bank = scheduler.runtime.bank
     users = [] if bank is None else [resident.users for resident in bank.allocator._residents.values()]
-    held = engine._worker.call(lambda scheduler: scheduler.kv._blocks.keys() - scheduler.kv._kept.keys())
-    return not scheduler.running and not len(scheduler.waiting) and not any(users) and not held
+    held = engine._worker.call(lambda scheduler: scheduler.pool.kv._blocks.keys() - scheduler.pool.kv._kept.keys())
+    return not scheduler.pool.running and not len(scheduler.pool.waiting) and not any(users) and not held
 
 
 def replace(path, source):

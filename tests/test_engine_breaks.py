@@ -114,7 +114,9 @@ def test_fault_flag_ignored(room, monkeypatch):
         patch.setattr(store, "check", lambda self: None)
         with pytest.raises(AssertionError, match="differs by"):
             hold(room, monkeypatch)
-    room[0]._worker.call(lambda scheduler: scheduler.kv.make_space(scheduler.kv.size))  # what the broken steps left for others
+    room[0]._worker.call(
+        lambda scheduler: scheduler.pool.kv.make_space(scheduler.pool.kv.size)
+    )  # what the broken steps left for others
     hold(room, monkeypatch)
 
 

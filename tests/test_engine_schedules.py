@@ -28,13 +28,13 @@ def accounts(engine):
     """What the engine believes of its memory is what libllama has, and nothing is held for what has ended."""
 
     def look(scheduler):
-        assert not scheduler.running, "something runs"
+        assert not scheduler.pool.running, "something runs"
         bank = scheduler.runtime.bank
         if bank is not None:
             assert not any(r.users for r in bank.allocator._residents.values()), "units are not released"
             owned = [unit for r in bank.allocator._residents.values() for unit in r.units.tolist()] + bank.allocator._free
             assert sorted(owned) == list(range(bank.allocator.capacity)), "a unit is lost or has two owners"
-        kv, context = scheduler.kv, scheduler.runtime.instance.context
+        kv, context = scheduler.pool.kv, scheduler.runtime.instance.context
         lib, memory = context.model.library.lib, context._memory
         assert set(kv._blocks) == set(kv._kept), "a sequence is left"
         for number in range(context.n_seq_max):
@@ -47,7 +47,7 @@ def accounts(engine):
         return True
 
     deadline = time.monotonic() + PATIENCE
-    while engine._scheduler.busy and time.monotonic() < deadline:
+    while engine._scheduler.pool.busy and time.monotonic() < deadline:
         time.sleep(0.001)
     assert engine._worker.call(look)
 

@@ -20,7 +20,7 @@ if TYPE_CHECKING:
 
     from llamafu.engine.registry import Content
     from llamafu.engine.runtime import EngineRuntime
-    from llamafu.engine.scheduler import Scheduler
+    from llamafu.engine.sequence_pool import SequencePool
     from llamafu.lora.active_set import LoraSet
     from llamafu.lora.scales import State
 
@@ -34,70 +34,70 @@ def longest_text(runtime: EngineRuntime) -> tuple[int, str]:
     return longest, why
 
 
-def embed(scheduler: Scheduler, texts: Sequence[Sequence[int]], mix: LoraSet[Content]) -> list[NDArray[np.float32]]:
+def embed(pool: SequencePool, texts: Sequence[Sequence[int]], mix: LoraSet[Content]) -> list[NDArray[np.float32]]:
     """Return the last layer's vectors of the tokens of the first texts, as many as one batch and the memory take.
 
     Shape [n_tokens, n_embd] each. The engine's thread only. Raises QueueFullError when the memory cannot take one text.
     """
-    bank = scheduler.runtime.bank
+    bank = pool.runtime.bank
     if bank is None or not all(map(bank.holds, mix.contents)) or not (bank.store.compiled or mix.uses):
-        scheduler.native_adapters.load(mix.contents, scheduler.digests_in_use())
-        return _computed(scheduler, texts, mix, banked=False)
+        pool.native_adapters.load(mix.contents, pool.digests_in_use())
+        return _computed(pool, texts, mix, banked=False)
     if not bank.acquire(mix.contents):
         message = "the bank is full of adapters that run; try again later"
         raise QueueFullError(message)
     try:
-        return _computed(scheduler, texts, mix, banked=True)
+        return _computed(pool, texts, mix, banked=True)
     finally:
         bank.release(mix.contents)
 
 
 def _computed(
-    scheduler: Scheduler, texts: Sequence[Sequence[int]], mix: LoraSet[Content], *, banked: bool
+    pool: SequencePool, texts: Sequence[Sequence[int]], mix: LoraSet[Content], *, banked: bool
 ) -> list[NDArray[np.float32]]:
     """Compute one batch of texts: by the bank, row by row, or all under one state."""
-    context = scheduler.runtime.instance.context
+    context = pool.runtime.instance.context
     states = [Activation(mix, text).prompt_states() for text in texts]
     if not banked:
         texts = texts[: _alike(states, reads_whole=not context.continues)]
-    numbers = _open(scheduler, texts)
+    numbers = _open(pool, texts)
     chosen = texts[: len(numbers)]
     try:
-        rows = _decode(scheduler, chosen, numbers, states, banked=banked)
+        rows = _decode(pool, chosen, numbers, states, banked=banked)
     finally:
         for number in numbers:
-            scheduler.kv.close(number, keep=False)
+            pool.kv.close(number, keep=False)
     if not np.isfinite(rows).all():
-        scheduler.start_over()
+        pool.preempt_all()
         message = "the vector is not finite: the model, or an adapter at this scale, computes numbers that are too large"
         raise DecodeError(message)
     return split_by_text(rows, chosen)
 
 
 def _decode(
-    scheduler: Scheduler, texts: Sequence[Sequence[int]], numbers: Sequence[int], states: Sequence[list[State]], *, banked: bool
+    pool: SequencePool, texts: Sequence[Sequence[int]], numbers: Sequence[int], states: Sequence[list[State]], *, banked: bool
 ) -> NDArray[np.float32]:
-    runtime, bank = scheduler.runtime, scheduler.runtime.bank
+    runtime, bank = pool.runtime, pool.runtime.bank
     context = runtime.instance.context
     if banked and bank is not None:
         every = [state for of_text in states[: len(texts)] for state in of_text]
         runtime.enter_bank(RowTable.of([(len(list(same)), *bank.units(dict(state))) for state, same in groupby(every)]))
     else:
-        scheduler.native_adapters.enter(states[0][0])
+        pool.native_adapters.enter(states[0][0])
     with embedding_mode(context):
-        rows = compute_batch(context, texts, numbers, evict=scheduler.kv.evict_one)  # counting foresees most, not all
+        rows = compute_batch(context, texts, numbers, evict=pool.kv.evict_one)  # counting foresees most, not all
     if banked and bank is not None:
         bank.store.check()
     return rows
 
 
-def _open(scheduler: Scheduler, texts: Sequence[Sequence[int]]) -> list[int]:
+def _open(pool: SequencePool, texts: Sequence[Sequence[int]]) -> list[int]:
     """Take sequence numbers for the first texts, as many as one batch, the memory and the free numbers allow."""
-    limit, total = scheduler.runtime.instance.context.n_batch, 0
+    limit, total = pool.runtime.instance.context.n_batch, 0
     numbers: list[int] = []
     for text in texts:
         total += len(text)
-        if total > limit or not scheduler.kv.make_space(total) or (place := scheduler.kv.open([0], [()])) is None:
+        if total > limit or not pool.kv.make_space(total) or (place := pool.kv.open([0], [()])) is None:
             break
         numbers.append(place[0])
     if not numbers:

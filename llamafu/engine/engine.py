@@ -246,7 +246,7 @@ class Engine(Asking):
         vectors: list[np.ndarray[Any, np.dtype[np.float32]]] = []
         while len(vectors) < len(given.texts):
             waiting = given.texts[len(vectors) :]
-            rows = self._worker.call(lambda scheduler: embed(scheduler, waiting, mix))  # noqa: B023 - it is called at once
+            rows = self._worker.call(lambda scheduler: embed(scheduler.pool, waiting, mix))  # noqa: B023 - it is called at once
             vectors += map(given.pooled, rows)
         return given.shaped(vectors)
 
@@ -259,7 +259,7 @@ class Engine(Asking):
         return EngineStats(
             tokens_per_second=recorder.rate(),
             queued=self._worker.queued,
-            running=len(scheduler.running),
+            running=len(scheduler.pool.running),
             finished=recorder.finished,
             cancelled=recorder.cancelled,
             failed=recorder.failed,
@@ -273,7 +273,7 @@ class Engine(Asking):
             bank_units_used=bank.allocator.used if bank else 0,
             page_ins=bank.page_ins if bank else 0,
             page_in_seconds=bank.page_in_seconds if bank else 0.0,
-            prefix_hits=scheduler.kv.hits,
+            prefix_hits=scheduler.pool.kv.hits,
             preemptions=recorder.preemptions,
             mixed_steps=recorder.mixed_steps,
             plain_steps=recorder.plain_steps,

@@ -5,6 +5,7 @@ from __future__ import annotations
 import time
 from typing import TYPE_CHECKING
 
+from llamafu.engine.sequence_status import SequenceStatus
 from llamafu.generation.answer import Answer, applied_adapters
 from llamafu.generation.completion import Completion, FinishReason, Timings, TokenLogprob
 from llamafu.lora.activation import Activation
@@ -42,16 +43,15 @@ class SequenceRun:
         self.tokens = list(prompt)
         self.prompt_length = len(prompt)
         self.answer = Answer(request, capacity=limit - len(prompt))
+        self.status = SequenceStatus.WAITING
         self.number: int | None = None
-        """Its place in the KV memory; None while it waits."""
+        """Its sequence number in the KV cache; None while it has none."""
         self.computed = 0
         self.cached = 0
-        self.suspect = False
-        """Whether it may be what made a batch's numbers infinite."""
-        self.passed = 0
+        self.times_passed = 0
         """How often a later one was started first."""
-        self.holds_adapters = False
         self.picker: TokenSampler | None = None
+        """Made when it is started first, and kept when it is preempted."""
         self.arrived = time.perf_counter()
         self.deadline = None if request.timeout is None else self.arrived + request.timeout
         self.first_token: float | None = None

@@ -97,7 +97,7 @@ class Worker:
     @property
     def queued(self) -> int:
         """How many requests wait."""
-        return len(self._scheduler.waiting) + len(self._arrivals)
+        return len(self._scheduler.pool.waiting) + len(self._arrivals)
 
     def stop(self) -> None:
         """End every request with `ClosedError`, end the thread and free everything. Idempotent."""
@@ -112,7 +112,7 @@ class Worker:
 
     @property
     def _has_work(self) -> bool:
-        return bool(self._ended or self._arrivals or self._calls or self._scheduler.busy)
+        return bool(self._ended or self._arrivals or self._calls or self._scheduler.pool.busy)
 
     def _run(self) -> None:
         scheduler = self._scheduler
@@ -137,7 +137,7 @@ class Worker:
                 switch_interval.shorten_switch_interval()
             arrivals, self._arrivals = self._arrivals, []
             for sequence in arrivals:
-                self._scheduler.waiting.add(sequence)
+                self._scheduler.pool.waiting.add(sequence)
             calls, self._calls = self._calls, []
         for call in calls:
             call()
@@ -159,7 +159,7 @@ class Worker:
     def _demand_capacity(self, count: int) -> None:
         self.demand_open()
         self._refuse_own_thread()
-        waiting, running = len(self._scheduler.waiting) + len(self._arrivals), len(self._scheduler.running)
+        waiting, running = len(self._scheduler.pool.waiting) + len(self._arrivals), len(self._scheduler.pool.running)
         if waiting + running + count > self._capacity:
             message = f"{running} requests run, {waiting} of at most {self._most} wait, and {count} more came; try later"
             raise QueueFullError(message)

@@ -3,7 +3,7 @@
 Every finished answer is held to its cold reference: the same adapters' contents in a `Llamafu`, made to say the same
 tokens. What the engine reported as a token's log probability must be the reference's, and a greedy token the
 reference's choice, within what company in a batch may shift. To see it fail: use a neighbour's units in `Bank.units`,
-leave out `bank.release` or `kv.close` in `Scheduler._end`, or drop `_admit` from `Scheduler.step`.
+leave out `bank.release` or `kv.close` in `SequencePool.end`, or drop `_admit` from `Scheduler.step`.
 """
 
 import ctypes
@@ -299,11 +299,11 @@ class Soak:
         """Nothing runs: no unit is in use, and without what is kept for others no token is in the memory."""
 
         def look(scheduler):
-            while scheduler.kv.evict_one():
+            while scheduler.pool.kv.evict_one():
                 pass
             allocator = scheduler.runtime.bank.allocator
             users = sum(resident.users for resident in allocator._residents.values())
-            kv, waiting = scheduler.kv, len(scheduler.waiting)
+            kv, waiting = scheduler.pool.kv, len(scheduler.pool.waiting)
             return kv.used, len(kv._free), len(kv._known), users, set(allocator.pinned), waiting
 
         engine = self.engine
