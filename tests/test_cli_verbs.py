@@ -26,6 +26,7 @@ from llamafu.cli.style import BOLD, Style
 from llamafu.errors import LlamafuError
 from llamafu.examples.adapters import example_adapters
 from llamafu.generation.completion import AppliedLora, Completion, Timings, Usage
+from llamafu.generation.options import OPTION_SPECS
 
 ROOT = Path(__file__).resolve().parents[1]
 GREEDY = {"temperature": 0, "max_tokens": 12}
@@ -83,7 +84,10 @@ def test_complete_json_tells_what_made_it(tiny_model, tiny_adapter_a, capsys):
 
 def test_every_sampling_option_reaches_the_library(llm, tiny_model, capsys):
     words = "--max-tokens 20 --temperature 1.5 --top-k 9 --top-p 0.9 --min-p 0.01 --seed 7 --stop e --stop zz".split()
+    words += "--repeat-penalty 1.1 --frequency-penalty -0.1 --presence-penalty 0.2".split()
     options = {"max_tokens": 20, "temperature": 1.5, "top_k": 9, "top_p": 0.9, "min_p": 0.01, "seed": 7, "stop": ["e", "zz"]}
+    options |= {"repeat_penalty": 1.1, "frequency_penalty": -0.1, "presence_penalty": 0.2}
+    assert options.keys() == {spec.name for spec in OPTION_SPECS if spec.flag}
     expected = llm.complete("Once", **options)
     assert main(["complete", "-m", str(tiny_model), "Once", "--json", *words]) == 0
     report = json.loads(capsys.readouterr().out)

@@ -10,11 +10,12 @@ from typing import TYPE_CHECKING, Any, cast
 
 from llamafu.cli.progress import Progress
 from llamafu.errors import LoraError, LoraNotFoundError
-from llamafu.generation.options import Options
+from llamafu.generation.options import OPTION_SPECS
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterable
+    from collections.abc import Callable, Iterable, Sequence
 
+    from llamafu.generation.option_spec import OptionSpec
     from llamafu.generation.options import OptionArguments
     from llamafu.lora.handles import LoraAdapter
     from llamafu.model.llamafu import Llamafu
@@ -22,14 +23,8 @@ if TYPE_CHECKING:
 EXAMPLE = "example"
 """The word that means the example model where a model file is expected."""
 
-_SAMPLING = {
-    "max_tokens": (int, "at most N new tokens"),
-    "temperature": (float, "0 always picks the likeliest token"),
-    "top_k": (int, "choose among the N likeliest tokens; 0 is off"),
-    "top_p": (float, "choose among the likeliest tokens that make up this probability; 1 is off"),
-    "min_p": (float, "drop tokens less likely than this share of the likeliest; 0 is off"),
-    "seed": (int, "makes a run repeatable (default: a new one each time)"),
-}
+_PARSERS: dict[str, tuple[Callable[[str], Any], str]] = {"int": (int, "N"), "float": (float, "X"), "texts": (str, "TEXT")}
+"""For each kind of option that may be a flag: what reads its text, and what `--help` calls the value."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -72,39 +67,35 @@ def add_adapters(parser: argparse.ArgumentParser) -> None:
     parser.set_defaults(refuse=parser.error)
 
 
-def add_sampling(parser: argparse.ArgumentParser) -> None:
-    """Add the options that choose tokens."""
-    for name, (kind, text) in _SAMPLING.items():
-        default = Options.__dataclass_fields__[name].default
-        parser.add_argument(
-            f"--{name.replace('_', '-')}",
-            type=option(name, kind),
-            default=default,
-            metavar="N" if kind is int else "X",
-            help=text if default is None else f"{text} (%(default)s)",
-        )
-    parser.add_argument(
-        "--stop",
-        type=option("stop", str),
-        action="append",
-        default=[],
-        metavar="TEXT",
-        help="end before this text (repeatable)",
-    )
+def add_sampling(parser: argparse.ArgumentParser, specs: Sequence[OptionSpec] = OPTION_SPECS) -> None:
+    """Add a flag for each option that has one, with the default, the limits and the help text of its declaration."""
+    for spec in specs:
+        if not spec.flag:
+            continue
+        flag, text = f"--{spec.name.replace('_', '-')}", spec.doc.replace("%", "%%")
+        metavar = _PARSERS[spec.kind][1]
+        if spec.kind == "texts":
+            parser.add_argument(
+                flag, type=option(spec), action="append", default=[], metavar=metavar, help=f"{text} (repeatable)"
+            )
+        else:
+            default = "" if spec.default is None else " (%(default)s)"
+            parser.add_argument(flag, type=option(spec), default=spec.default, metavar=metavar, help=text + default)
 
 
-def sampling(arguments: argparse.Namespace) -> OptionArguments:
+def sampling(arguments: argparse.Namespace, specs: Sequence[OptionSpec] = OPTION_SPECS) -> OptionArguments:
     """Return the options of `add_sampling` as the keyword arguments of `complete` and its like."""
-    return cast("OptionArguments", {name: getattr(arguments, name) for name in (*_SAMPLING, "stop")})
+    return cast("OptionArguments", {spec.name: getattr(arguments, spec.name) for spec in specs if spec.flag})
 
 
-def option(name: str, kind: Callable[[str], Any]) -> Callable[[str], Any]:
-    """Make an argument type whose limits are those of the field `name` of `Options`."""
+def option(spec: OptionSpec) -> Callable[[str], Any]:
+    """Make an argument type that reads an option's value and checks it as `Options` does."""
+    read = _PARSERS[spec.kind][0]
 
     def parse(text: str) -> Any:
         try:
-            value = kind(text)
-            Options(**{name: value})
+            value = read(text)
+            spec.check(value)
         except ValueError as error:
             raise argparse.ArgumentTypeError(str(error)) from error
         return value

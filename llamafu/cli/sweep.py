@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any
 from llamafu.cli.arguments import Use, add_model, load_adapters, model_path, option
 from llamafu.cli.output import add_force, demand_place
 from llamafu.cli.progress import Progress
+from llamafu.generation.options import OPTION_SPECS
 
 if TYPE_CHECKING:
     from llamafu.sweep import Sweep
@@ -59,18 +60,23 @@ def add_parser(subparsers: Any) -> None:
     prompts.add_argument(
         "--prompts", type=Path, metavar="FILE", help="UTF-8 text with a prompt a line; empty lines are skipped"
     )
+    options = {spec.name: spec for spec in OPTION_SPECS}
     parser.add_argument("--chat", action="store_true", help="ask each prompt as a chat message")
     parser.add_argument(
-        "--max-tokens", type=option("max_tokens", int), default=64, metavar="N", help="at most N tokens an answer (%(default)s)"
+        "--max-tokens",
+        type=option(options["max_tokens"]),
+        default=64,
+        metavar="N",
+        help="at most N tokens an answer (%(default)s)",
     )
     parser.add_argument(
         "--temperature",
-        type=option("temperature", float),
+        type=option(options["temperature"]),
         default=0.0,
         metavar="X",
         help="0 always picks the likeliest token (%(default)g)",
     )
-    parser.add_argument("--seed", type=option("seed", int), default=0, metavar="N", help="of every answer (%(default)s)")
+    parser.add_argument("--seed", type=option(options["seed"]), default=0, metavar="N", help="of every answer (%(default)s)")
     parser.add_argument("-o", "--output", type=_page, metavar="FILE", help="write an HTML page too, a .html file")
     parser.add_argument("--json", action="store_true", help="print JSON in place of the table")
     add_force(parser)

@@ -10,11 +10,12 @@ from typing import TYPE_CHECKING, Any, Self, Unpack
 
 from llamafu._native.context import FLASH_ATTENTION, MOST_THREADS, ContextOptions
 from llamafu._native.cpu import usable_cpus
+from llamafu._util.arguments import check_whole
 from llamafu.errors import MultimodalError
 from llamafu.generation import chat_template
 from llamafu.generation.chat_options import ChatArguments, split_options, takes_chat_options
 from llamafu.generation.embedding_input import EmbeddingInput, check_text_lengths, longest_text
-from llamafu.generation.options import OptionArguments, Options, check_whole, takes_options
+from llamafu.generation.options import OptionArguments, Options, takes_options
 from llamafu.generation.prompt import demand_continuing
 from llamafu.lora.scales import check_scale_range
 from llamafu.model import state_file
