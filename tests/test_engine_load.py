@@ -8,7 +8,7 @@ import pytest
 from forced import STRICT
 
 from llamafu.engine import Engine, Request
-from llamafu.engine.kv_cache import BLOCK
+from llamafu.generation.prompt import PREFIX_BLOCK
 
 LONG = {"temperature": 0, "ignore_eos": True, "max_tokens": 400}
 SHORT = {"temperature": 0, "ignore_eos": True, "max_tokens": 4}
@@ -56,7 +56,7 @@ def test_a_long_prompt_lets_the_others_speak(engine, monkeypatch):
     for ticket in tickets:
         ticket.cancel()
     steps = [rows for rows in beside if max(rows) > 1]
-    assert [max(rows) for rows in steps] == [BLOCK] * 5 + [330 % BLOCK]
+    assert [max(rows) for rows in steps] == [PREFIX_BLOCK] * 5 + [330 % PREFIX_BLOCK]
     assert all(sorted(rows)[:-1] == [1, 1] for rows in steps)
     for ticket in tickets:
         ticket.result(20)

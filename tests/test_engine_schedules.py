@@ -16,7 +16,8 @@ from tiny_model import FIRST_BYTE
 from llamafu import Llamafu
 from llamafu.engine import Engine, Request
 from llamafu.engine.bank_units import UnitAllocator
-from llamafu.engine.kv_cache import BLOCK, KvCache
+from llamafu.engine.kv_cache import KvCache
+from llamafu.generation.prompt import PREFIX_BLOCK
 
 QUIET = [HealthCheck.function_scoped_fixture, HealthCheck.too_slow, HealthCheck.data_too_large]
 PATIENCE = 20.0
@@ -38,7 +39,7 @@ def accounts(engine):
         lib, memory = context.model.library.lib, context._memory
         assert set(kv._blocks) == set(kv._kept), "a sequence is left"
         for number in range(context.n_seq_max):
-            length = len(kv._blocks.get(number, ())) * BLOCK + len(kv._tails.get(number, ()))
+            length = len(kv._blocks.get(number, ())) * PREFIX_BLOCK + len(kv._tails.get(number, ()))
             span = lib.llama_memory_seq_pos_min(memory, number), lib.llama_memory_seq_pos_max(memory, number)
             assert span == ((0, length - 1) if length else (-1, -1)), f"sequence {number} has {span}, not {length}"
         assert kv.make_space(kv.size), "the memory does not get empty"
@@ -173,7 +174,7 @@ class KvMachine(RuleBasedStateMachine):
             assert len(self.held) == 5  # only running ones can be in the way
             return
         number, there = place
-        assert there % BLOCK == 0
+        assert there % PREFIX_BLOCK == 0
         assert there < len(tokens)
         assert self.memory.lengths.get(number, 0) == there
         rest = list(zip(tokens, states, strict=True))[there:]
@@ -194,10 +195,10 @@ class KvMachine(RuleBasedStateMachine):
     @invariant()
     def adds_up(self):
         blocks = {id(block): block for own in self.kv._blocks.values() for block in own}
-        assert self.kv.used == len(blocks) * BLOCK + sum(map(len, self.kv._tails.values()))
+        assert self.kv.used == len(blocks) * PREFIX_BLOCK + sum(map(len, self.kv._tails.values()))
         assert self.kv.used <= self.kv.size
         for number, content in self.held.items():
-            assert len(self.kv._blocks[number]) * BLOCK + len(self.kv._tails[number]) == len(content)
+            assert len(self.kv._blocks[number]) * PREFIX_BLOCK + len(self.kv._tails[number]) == len(content)
             keys = [block.key for block in self.kv._blocks[number] if block.key]
             known = [pair for key in keys for pair in zip(key[1], key[2], strict=True)]
             assert known == content[: len(known)]

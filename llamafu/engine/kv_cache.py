@@ -6,13 +6,12 @@ from collections import OrderedDict
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Protocol
 
+from llamafu.generation.prompt import PREFIX_BLOCK
+
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
     from llamafu.lora.scales import State
-
-BLOCK = 64
-"""Tokens that are kept or forgotten together."""
 
 Key = tuple[int, tuple[int, ...], tuple["State", ...]]
 """A block's content: the block before it, its tokens, and the adapter state that each was computed under."""
@@ -30,7 +29,7 @@ class Memory(Protocol):
 
 @dataclass(slots=True, eq=False)
 class KvBlock:
-    """`BLOCK` tokens that were computed once, and the sequences whose memory begins with them."""
+    """`PREFIX_BLOCK` tokens that were computed once, and the sequences whose memory begins with them."""
 
     number: int
     key: Key | None
@@ -60,7 +59,7 @@ class KvCache:
     @property
     def used(self) -> int:
         """Tokens in the memory, shared ones counted once."""
-        return self._alive * BLOCK + sum(map(len, self._tails.values()))
+        return self._alive * PREFIX_BLOCK + sum(map(len, self._tails.values()))
 
     @property
     def free_tokens(self) -> int:
@@ -74,8 +73,8 @@ class KvCache:
         """
         shared: list[KvBlock] = []
         previous = -1
-        for start in range(0, (len(tokens) - 1) // BLOCK * BLOCK if self._reuse else 0, BLOCK):
-            key = (previous, tuple(tokens[start : start + BLOCK]), tuple(states[start : start + BLOCK]))
+        for start in range(0, (len(tokens) - 1) // PREFIX_BLOCK * PREFIX_BLOCK if self._reuse else 0, PREFIX_BLOCK):
+            key = (previous, tuple(tokens[start : start + PREFIX_BLOCK]), tuple(states[start : start + PREFIX_BLOCK]))
             block = self._known.get(key)
             if block is None:
                 break
@@ -90,7 +89,7 @@ class KvCache:
                 return None
             shared, source = [], None  # what would have been shared had the only number that is to be had
         number = self._free.pop()
-        length = len(shared) * BLOCK
+        length = len(shared) * PREFIX_BLOCK
         if source is not None:
             self._memory.share(source, number, length)
             self.hits += 1
@@ -103,8 +102,8 @@ class KvCache:
         """Take note of computed tokens."""
         tail, blocks = self._tails[number], self._blocks[number]
         tail.extend(zip(tokens, states, strict=True))
-        while len(tail) >= BLOCK:
-            full, tail[:] = tail[:BLOCK], tail[BLOCK:]
+        while len(tail) >= PREFIX_BLOCK:
+            full, tail[:] = tail[:PREFIX_BLOCK], tail[PREFIX_BLOCK:]
             previous = blocks[-1].number if blocks else -1
             key = (previous, tuple(token for token, _ in full), tuple(state for _, state in full))
             # What another sequence has computed as well stays this one's own, and so does what follows it.
@@ -120,7 +119,7 @@ class KvCache:
         """End a sequence. Its whole blocks are kept for others while memory is free, unless others have them all."""
         blocks = self._blocks[number]
         useful = keep and any(block.key is not None and block.holders == {number} for block in blocks)
-        if useful and self._memory.cut(len(blocks) * BLOCK, number):
+        if useful and self._memory.cut(len(blocks) * PREFIX_BLOCK, number):
             self._tails[number] = []
             self._kept[number] = None
         else:

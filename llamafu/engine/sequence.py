@@ -6,7 +6,7 @@ import time
 from typing import TYPE_CHECKING
 
 from llamafu.engine.sequence_status import SequenceStatus
-from llamafu.generation.answer import Answer, applied_adapters
+from llamafu.generation.answer import AnswerBuilder, applied_adapters
 from llamafu.generation.completion import Completion, FinishReason, Timings, TokenLogprob
 from llamafu.lora.activation import Activation
 
@@ -42,7 +42,7 @@ class SequenceRun:
         self.handle = handle
         self.tokens = list(prompt)
         self.prompt_length = len(prompt)
-        self.answer = Answer(request, capacity=limit - len(prompt))
+        self.answer = AnswerBuilder(request, capacity=limit - len(prompt))
         self.status = SequenceStatus.WAITING
         self.number: int | None = None
         """Its sequence number in the KV cache; None while it has none."""

@@ -13,7 +13,7 @@ if TYPE_CHECKING:
     from llamafu.lora.active_set import LoraSet
 
 
-class Answer:
+class AnswerBuilder:
     """Collects the tokens of one generation and their log probabilities, and releases their text. One thread at a time.
 
     `capacity`: how many tokens the context has left after the prompt; the answer ends there if `max_tokens` is larger.

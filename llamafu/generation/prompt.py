@@ -1,4 +1,4 @@
-"""Whether there is something to continue: checks of a prompt, and of the model that is to answer it."""
+"""Prompts: checks of one and of the model that is to answer it, and the blocks in which its KV memory is reused."""
 
 from __future__ import annotations
 
@@ -11,6 +11,10 @@ if TYPE_CHECKING:
 
     from llamafu._native.context import Context
     from llamafu._native.model import Model
+
+
+PREFIX_BLOCK = 64
+"""Tokens that are computed, kept and reused together: enough to keep prefill fast, few enough to lose little of a prefix."""
 
 
 def check_prompt(prompt: Sequence[int], model: Model) -> None:

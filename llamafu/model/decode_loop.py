@@ -7,7 +7,7 @@ import time
 from typing import TYPE_CHECKING
 
 from llamafu.errors import ContextOverflowError, LlamafuError
-from llamafu.generation.answer import Answer, applied_adapters
+from llamafu.generation.answer import AnswerBuilder, applied_adapters
 from llamafu.generation.completion import Completion, FinishReason, Timings
 from llamafu.generation.prompt import check_prompt, demand_continuing
 from llamafu.generation.sampling import ENDED, TokenSampler, constrain
@@ -46,7 +46,7 @@ class Generation:
         self._switch = state_switch(context, lora)
         self._activation = Activation(lora, self._prompt)
         self._segments = plan(self._prompt, self._activation.prompt_states(), context.n_batch)
-        self._answer = Answer(options, capacity=context.longest - len(prompt))
+        self._answer = AnswerBuilder(options, capacity=context.longest - len(prompt))
         self._sampler = TokenSampler(model, options, self._prompt, constrain(model, options))
         self._own = threading.RLock()
         self._stepping = False

@@ -2,7 +2,7 @@
 
 Batch shape changes the last bits of a result, and an adapter changes all of it. So the memory is kept as
 segments: the exact batches that were decoded, each with the adapter state that it was computed under. A prompt
-is cut into segments by a fixed rule (multiples of `CUT` from position 0, the last token alone), and it reuses a
+is cut into segments by a fixed rule (multiples of `PREFIX_BLOCK` from position 0, the last token alone), and it reuses a
 leading run of segments only where boundaries, tokens and state all agree: warm and cold give the same bytes.
 """
 
@@ -11,14 +11,13 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
+from llamafu.generation.prompt import PREFIX_BLOCK
+
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
 
     from llamafu._native.context import Context
     from llamafu.lora.scales import State
-
-CUT = 64
-"""Tokens of one prefill batch: large enough to keep prefill fast, small enough to lose little of a prefix."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -32,7 +31,7 @@ class Segment:
 def plan(prompt: Sequence[int], states: Sequence[State], limit: int) -> list[Segment]:
     """Cut a prompt into segments of at most `limit` tokens; `states` holds the adapter state of each token."""
     last = len(prompt) - 1
-    step = min(CUT, limit)
+    step = min(PREFIX_BLOCK, limit)
     segments = []
     start = 0
     while start < last:

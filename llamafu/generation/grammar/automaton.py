@@ -13,7 +13,7 @@ from bisect import bisect_right
 from typing import TYPE_CHECKING
 
 from llamafu.errors import GrammarError
-from llamafu.generation.grammar.gbnf import CALL, CHAR, NOT_TOKEN, TOKEN
+from llamafu.generation.grammar.gbnf_rules import CALL, CHAR, NOT_TOKEN, TOKEN
 from llamafu.generation.grammar.network import EMPTY, END
 from llamafu.generation.grammar.utf8 import DONE, Utf8States
 

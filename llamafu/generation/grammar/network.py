@@ -5,12 +5,12 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 from llamafu.errors import GrammarError
-from llamafu.generation.grammar.gbnf import CALL, CHAR
+from llamafu.generation.grammar.gbnf_rules import CALL, CHAR
 
 if TYPE_CHECKING:
     from collections.abc import Callable
 
-    from llamafu.generation.grammar.gbnf import Grammar, Item
+    from llamafu.generation.grammar.gbnf_rules import Grammar, Item
     from llamafu.generation.grammar.rules import Ranges
 
 EMPTY, END = 4, 5
