@@ -30,11 +30,10 @@ class AdapterOwner(Protocol):
 
 
 class LoraAdapter:
-    """A loaded adapter of one `Llamafu`. Its methods are its owner's, and as thread-safe.
+    """A loaded adapter of one `Llamafu`. Any thread may call its methods.
 
-    It does not keep its owner open: when that is closed or gone, they raise `ClosedError`.
-
-    The same content loaded twice is the same object under one more name; `name` is the first one.
+    It holds a weak reference to its owner: when that is closed or gone, the methods raise `ClosedError`. The same content
+    loaded twice is the same object under one more name; `name` is the first one.
     """
 
     def __init__(self, owner: AdapterOwner, name: str, path: Path, info: AdapterInfo) -> None:
@@ -60,7 +59,7 @@ class LoraAdapter:
         return self._open_owner.scale_of(self) is not None
 
     def apply(self, scale: float = 1.0) -> None:
-        """Put it into the active set at `scale`; in the set already, its scale is replaced."""
+        """Put it into the active set at `scale`, or replace its scale there."""
         self._open_owner.apply(self, scale)
 
     def set_scale(self, scale: float) -> None:

@@ -1,8 +1,8 @@
-"""A computed prompt on disk: the KV memory, and what it was computed from.
+"""State files: the KV memory of a computed prompt, and what it was computed from.
 
-Layout: magic, 8-byte little-endian length of a JSON header, the header, the library's own dump. The header names the
-model (SHA-256), the library build and the segments with their adapter states (digests and scales), so that a state is
-only ever used for what it is; the header carries the dump's SHA-256.
+Layout: magic, 8-byte little-endian length of a JSON header, the header, libllama's own dump. The header names the model
+(SHA-256), the library build and the segments with their adapter states (digests and scales), so that a state is never
+used with another model or adapter; it also has the dump's SHA-256.
 """
 
 from __future__ import annotations
@@ -40,7 +40,7 @@ def save(path: Path, session: Session) -> None:
 
 
 def load(path: Path, session: Session) -> int:
-    """Put the state back and return its number of tokens; on any error the memory is as before or empty."""
+    """Restore the state and return its number of tokens; on any error the KV memory is as before or empty."""
     header, dump = _read(path)
     for what, value in _identity(session).items():
         if header.get(what) != value:

@@ -1,8 +1,8 @@
-"""Reading GBNF, llama.cpp's grammar format, into rules: in linear time, without recursion, within bounds.
+"""Parsing GBNF, llama.cpp's grammar format, into rules: in linear time, without recursion, within bounds.
 
-What llama.cpp's parser takes is taken, and means the same: the last definition of a name counts, a class or literal without
-characters is the empty text, an empty range matches nothing. Where its parser would loop or quietly loosen the grammar
-(`{3,2}`, more than 2,000 repetitions), this one refuses, or keeps to what was written.
+Whatever llama.cpp's parser accepts is accepted, with the same meaning: the last definition of a name counts, a class or
+literal without characters is the empty text, an empty range matches nothing. Where its parser would loop or silently loosen the grammar
+(`{3,2}`, more than 2,000 repetitions), this one refuses, or does exactly what was written.
 """
 
 from __future__ import annotations
@@ -36,7 +36,7 @@ _OPERATORS: dict[str, tuple[int, int | None]] = {"*": (0, None), "+": (1, None),
 
 
 def parse(text: str, token_id: Callable[[str], int | None]) -> Grammar:
-    """Read a grammar; `token_id` returns the one token that a text such as `<|end|>` is, None when it is none.
+    """Parse a grammar; `token_id` returns the token that a text such as `<|end|>` is, None when it is not exactly one.
 
     Raises GrammarError with line and column, or with the bound that the grammar exceeds and by how much.
     """
@@ -44,7 +44,7 @@ def parse(text: str, token_id: Callable[[str], int | None]) -> Grammar:
 
 
 class _OpenRule:
-    """A rule, or group, that is being read."""
+    """A rule or group whose end has not been read."""
 
     __slots__ = ("alternatives", "items", "last", "rule")
 
@@ -101,7 +101,7 @@ class _GbnfReader:
         self._skip(_LINES)
 
     def _body(self, rule: int) -> None:
-        """Read alternatives up to the end of a rule; groups are a stack and not a recursion."""
+        """Read alternatives up to the end of a rule; groups are kept on a stack, without recursion."""
         nested = [_OpenRule(rule)]
         while True:
             top = nested[-1]
@@ -132,7 +132,7 @@ class _GbnfReader:
         self._builder.define(rule, [*nested[0].alternatives, nested[0].items])
 
     def _symbol(self, char: str, top: _OpenRule, space: re.Pattern[str]) -> bool:
-        """Read a symbol or an operator; False when nothing here is one. `space` is what may stand inside {}."""
+        """Read a symbol or an operator; False when there is none here. `space` matches what may be inside {}."""
         if char == '"':
             self._add(top, [self._builder.char_item(code) for code in self._literal()])
         elif char == "[":
@@ -183,7 +183,7 @@ class _GbnfReader:
                 high = self._char("the end inside [...]")
             found.append((low, high))
         self._at += 1
-        if not found:  # llama.cpp makes nothing of it
+        if not found:  # llama.cpp reads it as the empty text
             top.last = len(top.items)
             return
         ranges = union((low, high) for low, high in found if low <= high)
