@@ -34,30 +34,30 @@ def longest_text(runtime: EngineRuntime) -> tuple[int, str]:
     return longest, why
 
 
-def embed(pool: SequencePool, texts: Sequence[Sequence[int]], mix: LoraSet[Content]) -> list[NDArray[np.float32]]:
+def embed(pool: SequencePool, texts: Sequence[Sequence[int]], lora: LoraSet[Content]) -> list[NDArray[np.float32]]:
     """Return the last layer's vectors of the tokens of the first texts, as many as one batch and the memory take.
 
     Shape [n_tokens, n_embd] each. The engine's thread only. Raises QueueFullError when the memory cannot take one text.
     """
     bank = pool.runtime.bank
-    if bank is None or not all(map(bank.holds, mix.contents)) or not (bank.store.compiled or mix.uses):
-        pool.native_adapters.load(mix.contents, pool.digests_in_use())
-        return _computed(pool, texts, mix, banked=False)
-    if not bank.acquire(mix.contents):
+    if bank is None or not all(map(bank.holds, lora.contents)) or not (bank.store.compiled or lora.uses):
+        pool.native_adapters.load(lora.contents, pool.digests_in_use())
+        return _computed(pool, texts, lora, banked=False)
+    if not bank.acquire(lora.contents):
         message = "the bank is full of adapters that run; try again later"
         raise QueueFullError(message)
     try:
-        return _computed(pool, texts, mix, banked=True)
+        return _computed(pool, texts, lora, banked=True)
     finally:
-        bank.release(mix.contents)
+        bank.release(lora.contents)
 
 
 def _computed(
-    pool: SequencePool, texts: Sequence[Sequence[int]], mix: LoraSet[Content], *, banked: bool
+    pool: SequencePool, texts: Sequence[Sequence[int]], lora: LoraSet[Content], *, banked: bool
 ) -> list[NDArray[np.float32]]:
     """Compute one batch of texts: by the bank, row by row, or all under one state."""
     context = pool.runtime.instance.context
-    states = [Activation(mix, text).prompt_states() for text in texts]
+    states = [Activation(lora, text).prompt_states() for text in texts]
     if not banked:
         texts = texts[: _alike(states, reads_whole=not context.continues)]
     numbers = _open(pool, texts)

@@ -17,25 +17,28 @@ from llamafu._native.batched_lora.rewritten import Rewriting
 from llamafu._native.batched_lora.slot_layout import with_spare
 from llamafu._native.graph.adapter_ops import find_chains
 from llamafu._native.instance import Instance
+from llamafu._native.library import open_library
 from llamafu._native.memory_needs import machine_bytes
 from llamafu.adapters.file import read_adapter
 from llamafu.adapters.gguf.writer import factor_bytes
 from llamafu.adapters.info import is_expert
 from llamafu.engine.bank import Bank
+from llamafu.engine.engine_options import DTYPES
 from llamafu.errors import ContextInitError, ErrorCode, LoraError
+from llamafu.libraries.discovery import find
 
 if TYPE_CHECKING:
+    import os
     from collections.abc import Iterator
 
     from llamafu._native.adapter import Adapter
     from llamafu._native.batched_lora.row_table import RowTable
-    from llamafu._native.context import ContextOptions, Hook
-    from llamafu._native.library import Library
+    from llamafu._native.context import Hook
     from llamafu._native.model import Model
     from llamafu.adapters.gguf.base_model import BaseModel
+    from llamafu.engine.engine_options import EngineOptions
     from llamafu.engine.registry import Content
 
-DTYPES: dict[str, type[np.float16 | np.float32]] = {"f16": np.float16, "f32": np.float32}
 _MATRIX, _STACK = 2, 3
 _EMBEDDINGS = "token_embd.weight"
 
@@ -51,24 +54,14 @@ class Plan:
 class EngineRuntime:
     """Owns an `Instance` and the bank in it. One thread at a time."""
 
-    def __init__(
-        self,
-        library: Library,
-        base: BaseModel,
-        options: ContextOptions,
-        *,
-        n_gpu_layers: int,
-        frees_adapters: bool,
-        bank_rank: int,
-        bank_dtype: Literal["f16", "f32"],
-        kernel: Literal["auto", "compiled", "python", "none"],
-    ) -> None:
+    def __init__(self, base: BaseModel, options: EngineOptions, library: str | os.PathLike[str] | None) -> None:
+        """Find and load libllama, the model, and the context; `library` names a libllama, as for `Engine`."""
         self.base = base
         self._model_users = 0
         self._user_left = threading.Condition()
-        self._rank = bank_rank
-        self._dtype = DTYPES[bank_dtype]
-        self._kernel = kernel
+        self._rank = options.bank_rank
+        self._dtype = DTYPES[options.bank_dtype]
+        self._kernel = options.kernel
         self.bank: Bank | None = None
         self.placeholder_adapter: Adapter | None = None
         """The adapter whose operations the bank takes the place of; active in every mixed step."""
@@ -77,13 +70,15 @@ class EngineRuntime:
         self.plan = Plan("none", "")
         self.attention = "the bank's kernel is not compiled"
         """Who computes attention over a few rows: "compiled", or why it is libllama."""
+        proven = find(None if library is None else str(library))
+        loaded = open_library(proven.path, proven.family, gpu=options.is_offloaded)
         self.instance = Instance(
-            library,
+            loaded,
             base.path,
-            options,
+            options.context_options(base, most_sequences=int(loaded.lib.llama_max_parallel_sequences())),
             reader=lambda path: read_adapter(path).content,
-            n_gpu_layers=n_gpu_layers,
-            frees_adapters=frees_adapters,
+            n_gpu_layers=options.n_gpu_layers,
+            frees_adapters=proven.frees_adapters is not False,
             prepare=self._prepare,
         )
 

@@ -81,13 +81,13 @@ class Scheduler:
 
     # -- between steps -------------------------------------------------------------------------------------------
 
-    def retarget(self, mix: LoraSet[Content]) -> None:
+    def retarget(self, lora: LoraSet[Content]) -> None:
         """Give a new active set to the requests that follow it (`lora=None`) and hold no adapters yet."""
         waiting = self.pool.waiting
         for sequence in waiting:
             if sequence.request.lora is None and not sequence.status.holds_adapters:
                 waiting.remove(sequence)
-                sequence.set_mix(mix)
+                sequence.set_lora(lora)
                 waiting.add(sequence)
 
     def read_ahead(self, contents: Sequence[Content]) -> bool:

@@ -31,7 +31,7 @@ class SequenceRun:
         self,
         request: Request,
         prompt: Sequence[int],
-        mix: LoraSet[Content],
+        lora: LoraSet[Content],
         handle: RequestHandle,
         *,
         limit: int,
@@ -56,19 +56,19 @@ class SequenceRun:
         self.deadline = None if request.timeout is None else self.arrived + request.timeout
         self.first_token: float | None = None
         self.last_token = self.arrived
-        self.set_mix(mix)
+        self.set_lora(lora)
 
-    def set_mix(self, mix: LoraSet[Content]) -> None:
+    def set_lora(self, lora: LoraSet[Content]) -> None:
         """Take these adapters; only before it has started."""
-        self.mix = mix
+        self.lora = lora
         prompt = self.tokens[: self.prompt_length]
-        self._activation = Activation(mix, prompt)
+        self._activation = Activation(lora, prompt)
         self.states = self._activation.prompt_states()
 
     @property
     def group(self) -> frozenset[str]:
         """The adapters that it waits for, for fairness between them."""
-        return frozenset(use.content.digest for use in self.mix.uses)
+        return frozenset(use.content.digest for use in self.lora.uses)
 
     @property
     def is_decoding(self) -> bool:
@@ -107,5 +107,5 @@ class SequenceRun:
             prompt_tokens=self.prompt_length,
             cached_tokens=self.cached,
             timings=Timings(first - self.arrived, now - first),
-            lora=applied_adapters(self.mix, self._activation.dormant),
+            lora=applied_adapters(self.lora, self._activation.dormant),
         )

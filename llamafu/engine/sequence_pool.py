@@ -124,14 +124,14 @@ class SequencePool:
 
     def digests_in_use(self) -> set[str]:
         """Contents of the adapters of every sequence that holds its adapters."""
-        return {content.digest for sequence in self if sequence.status.holds_adapters for content in sequence.mix.contents}
+        return {content.digest for sequence in self if sequence.status.holds_adapters for content in sequence.lora.contents}
 
     def fallback_reason(self, sequence: SequenceRun) -> str:
-        """Why its rows need a decode call of their own; empty where the bank can mix them with others."""
+        """Why its rows need a decode call of their own; empty where the bank can lora them with others."""
         bank = self.runtime.bank
         if bank is None:
             return self.runtime.plan.fallback_reason
-        names = [use.name for use in sequence.mix.uses if not bank.holds(use.content)]
+        names = [use.name for use in sequence.lora.uses if not bank.holds(use.content)]
         return (
             f"the bank cannot hold {', '.join(names)}: the graph computes some of its tensors in another way" if names else ""
         )
@@ -145,9 +145,9 @@ class SequencePool:
             return False
         sequence.status = SequenceStatus.READY
         if not banked:
-            self.native_adapters.load(sequence.mix.contents, self.digests_in_use())
+            self.native_adapters.load(sequence.lora.contents, self.digests_in_use())
         return True
 
     def _banked(self, sequence: SequenceRun) -> Sequence[Content]:
         """The adapters that a sequence has in the bank."""
-        return () if self.fallback_reason(sequence) else sequence.mix.contents
+        return () if self.fallback_reason(sequence) else sequence.lora.contents

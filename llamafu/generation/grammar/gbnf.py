@@ -1,8 +1,8 @@
 """Parsing GBNF, llama.cpp's grammar format, into rules: in linear time, without recursion, within bounds.
 
 Whatever llama.cpp's parser accepts is accepted, with the same meaning: the last definition of a name counts, a class or
-literal without characters is the empty text, an empty range matches nothing. Where its parser would loop or silently loosen the grammar
-(`{3,2}`, more than 2,000 repetitions), this one refuses, or does exactly what was written.
+literal without characters is the empty text, an empty range matches nothing. Where its parser would loop
+or silently loosen the grammar (`{3,2}`, more than 2,000 repetitions), this one refuses, or does exactly what was written.
 """
 
 from __future__ import annotations
