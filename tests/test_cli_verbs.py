@@ -19,7 +19,7 @@ from hypothesis import strategies as st
 from llamafu import Llamafu
 from llamafu.adapters import inspect_adapter
 from llamafu.cli import demo
-from llamafu.cli.arguments import Use, use
+from llamafu.cli.arguments import AdapterArgument, adapter_argument
 from llamafu.cli.main import main
 from llamafu.cli.side_by_side import SideBySide
 from llamafu.cli.style import BOLD, Style
@@ -152,10 +152,10 @@ def test_scale_range_widens(llm, tiny_model, tiny_adapter_a, capsys):
 def test_lora_argument(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     Path("a=0.5").touch()
-    assert use("x.gguf") == Use(Path("x.gguf"), 1.0)
-    assert use("dir=1/x.gguf=0.25") == Use(Path("dir=1/x.gguf"), 0.25)
-    assert use("a=0.5") == Use(Path("a=0.5"), 1.0)
-    assert use("a=0.5=0.75") == Use(Path("a=0.5"), 0.75)
+    assert adapter_argument("x.gguf") == AdapterArgument(Path("x.gguf"), 1.0)
+    assert adapter_argument("dir=1/x.gguf=0.25") == AdapterArgument(Path("dir=1/x.gguf"), 0.25)
+    assert adapter_argument("a=0.5") == AdapterArgument(Path("a=0.5"), 1.0)
+    assert adapter_argument("a=0.5=0.75") == AdapterArgument(Path("a=0.5"), 0.75)
 
 
 # -- chat ------------------------------------------------------------------------------------------------------------

@@ -1,4 +1,4 @@
-"""Arguments that several commands share, and how they become a model with adapters."""
+"""Arguments that several commands share, and the model with adapters that they open."""
 
 from __future__ import annotations
 
@@ -21,15 +21,15 @@ if TYPE_CHECKING:
     from llamafu.model.llamafu import Llamafu
 
 EXAMPLE = "example"
-"""The word that means the example model where a model file is expected."""
+"""Given as a model, this word stands for the example model."""
 
 _PARSERS: dict[str, tuple[Callable[[str], Any], str]] = {"int": (int, "N"), "float": (float, "X"), "texts": (str, "TEXT")}
 """For each kind of option that may be a flag: what reads its text, and what `--help` calls the value."""
 
 
 @dataclass(frozen=True, slots=True)
-class Use:
-    """One `--lora`: what to load, and its scale."""
+class AdapterArgument:
+    """An adapter of the command line, `PATH` or `PATH=SCALE`."""
 
     path: Path
     scale: float
@@ -49,7 +49,7 @@ def add_adapters(parser: argparse.ArgumentParser) -> None:
     """Add `--lora` and `--scale-range`."""
     parser.add_argument(
         "--lora",
-        type=use,
+        type=adapter_argument,
         action="append",
         default=[],
         metavar="PATH[=SCALE]",
@@ -115,8 +115,8 @@ def at_least(low: int) -> Callable[[str], int]:
     return parse
 
 
-def use(text: str) -> Use:
-    """Read `PATH` or `PATH=SCALE`; a file whose own name has an = may be given as it is."""
+def adapter_argument(text: str) -> AdapterArgument:
+    """Read `PATH` or `PATH=SCALE`; the scale is 1 unless given. An existing file may have a = in its name."""
     path, equals, scale = text.rpartition("=")
     if not equals or Path(text).exists():
         path, scale = text, "1"
@@ -128,20 +128,22 @@ def use(text: str) -> Use:
     if not path:
         message = f"{text!r} names no adapter; give PATH or PATH=SCALE, such as pirate.gguf=0.5"
         raise argparse.ArgumentTypeError(message)
-    return Use(Path(path), value)
+    return AdapterArgument(Path(path), value)
 
 
-def complaint(uses: Iterable[Use], scale_range: tuple[float, float]) -> str | None:
-    """Say which scale lies outside the range and what to do about it; None when all are fine (NaN never is)."""
+def scale_problem(adapters: Iterable[AdapterArgument], scale_range: tuple[float, float]) -> str | None:
+    """Return the error for the first scale outside the range, NaN included; None where all are inside."""
     low, high = scale_range
-    for one in uses:
-        if not low <= one.scale <= high:
-            return f"the scale {one.scale:g} of {one.path} is not within {low:g} to {high:g}; --scale-range allows others"
+    for adapter in adapters:
+        if not low <= adapter.scale <= high:
+            return (
+                f"the scale {adapter.scale:g} of {adapter.path} is not within {low:g} to {high:g}; --scale-range allows others"
+            )
     return None
 
 
 def model_path(text: str) -> Path:
-    """Return the path of the model that `-m` names, fetching the example model if it is meant."""
+    """Return the path of the model that `-m` names; the example model is downloaded if need be."""
     if text != EXAMPLE:
         return Path(text)
     from llamafu._util import paths
@@ -154,10 +156,10 @@ def model_path(text: str) -> Path:
 
 
 def open_model(arguments: argparse.Namespace) -> Llamafu:
-    """Open the model of the command line, and apply its adapters."""
+    """Open the model of the command line with its adapters active. A scale outside the range is a usage error."""
     from llamafu.model.llamafu import Llamafu
 
-    if problem := complaint(arguments.lora, arguments.scale_range):
+    if problem := scale_problem(arguments.lora, arguments.scale_range):
         arguments.refuse(f"argument --lora: {problem}")
     llm = Llamafu(
         model_path(arguments.model),
@@ -174,19 +176,19 @@ def open_model(arguments: argparse.Namespace) -> Llamafu:
     return llm
 
 
-def load_adapters(llm: Llamafu, uses: Iterable[Use]) -> dict[LoraAdapter | str, float]:
-    """Load what is not loaded yet and return the set.
+def load_adapters(llm: Llamafu, adapters: Iterable[AdapterArgument]) -> dict[LoraAdapter | str, float]:
+    """Load the adapters that are not loaded yet and return {adapter: scale} for all of them.
 
     A path may also be the name of a loaded adapter or of an example. Raises what `Llamafu.load_lora_adapter` raises,
     `LoraNotFoundError` for an unknown name, `LoraError` for the same adapter twice.
     """
     scales: dict[LoraAdapter | str, float] = {}
-    for one in uses:
-        adapter = _load(llm, one.path)
+    for argument in adapters:
+        adapter = _load(llm, argument.path)
         if adapter in scales:
-            message = f"the adapter {adapter.name!r} was given twice ({one.path} is the same content); give it once"
+            message = f"the adapter {adapter.name!r} was given twice ({argument.path} is the same content); give it once"
             raise LoraError(message)
-        scales[adapter] = one.scale
+        scales[adapter] = argument.scale
     return scales
 
 
@@ -209,7 +211,7 @@ def _load(llm: Llamafu, path: Path) -> LoraAdapter:
 
 
 class _ScaleRange(argparse.Action):
-    """Keeps the pair if it is one."""
+    """Stores the two numbers if they are a legal range of scales."""
 
     def __call__(
         self, parser: argparse.ArgumentParser, namespace: argparse.Namespace, values: Any, option_string: str | None = None
