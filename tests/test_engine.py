@@ -609,7 +609,7 @@ def test_submitting_does_not_block_the_loop(tiny_model, tiny_dir, tmp_path, monk
         beating.cancel()
 
     with made(tiny_model, path, kernel="none") as engine:
-        monkeypatch.setattr("llamafu.engine.registry.read_adapter", slowly(read_adapter))
+        monkeypatch.setattr("llamafu.adapters.reader.read_adapter", slowly(read_adapter))
         monkeypatch.setattr("llamafu.engine.submission.chat_module.tokenize", slowly(chat_template.tokenize))
         asyncio.run(main(engine))
         assert max(gaps) < 0.3

@@ -6,16 +6,14 @@ import contextlib
 import hashlib
 import threading
 import time
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from typing import TYPE_CHECKING
 
 from llamafu.adapters.compatibility import demand_fit
-from llamafu.adapters.file import AdapterFile, default_name, read_adapter
+from llamafu.adapters.file import AdapterFile, default_name
 from llamafu.adapters.gguf.values import as_stored
-from llamafu.adapters.peft.config import CONFIG
-from llamafu.adapters.peft.convert import convert_folder
-from llamafu.adapters.peft.folder import read_folder
+from llamafu.adapters.reader import AdapterReader, is_peft_folder
 from llamafu.engine.adapter_copies import AdapterCopies, AdapterCopy
 from llamafu.errors import LoraError, LoraLoadError, LoraNotFoundError
 
@@ -102,6 +100,7 @@ class AdapterRegistry:
     def __init__(self, base: BaseModel, demand: Callable[[AdapterFile], None]) -> None:
         """`demand` raises for an adapter that fits the base but that the engine could not run."""
         self._base = base
+        self._reader = AdapterReader(base, most_kept=0)
         self._demand = demand
         self._entries: dict[str, _Entry] = {}
         self._lock = threading.Lock()
@@ -169,11 +168,10 @@ class AdapterRegistry:
 
     def _read(self, path: Path) -> tuple[_Entry, bytes]:
         signature = _signature(path)
-        is_peft = path.is_dir() and (path / CONFIG).exists()
-        file = convert_folder(read_folder(path), self._base) if is_peft else read_adapter(path)
+        file = replace(self._reader.read(path), path=path)
         demand_fit(file, self._base)
         self._demand(file)
-        converted = self._copies.hold(file.digest, lambda: [file.content]) if is_peft else None
+        converted = self._copies.hold(file.digest, lambda: [file.content]) if is_peft_folder(path) else None
         return _Entry(path, signature, file.info, file.pairs, converted), file.content
 
     def _known(self, name: str) -> _Entry:

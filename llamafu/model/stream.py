@@ -11,7 +11,6 @@ if TYPE_CHECKING:
 
     from llamafu.generation.completion import Completion
     from llamafu.model.decode_loop import Generation
-    from llamafu.model.llamafu import Llamafu
 
 
 class Stream:
@@ -21,7 +20,7 @@ class Stream:
     requests that from another thread. `completion` is available after the end.
     """
 
-    def __init__(self, generation: Generation, owner: Llamafu) -> None:
+    def __init__(self, generation: Generation, owner: object) -> None:
         self._generation = generation
         self._owner = owner  # keeps the Llamafu alive while steps run
 
