@@ -45,21 +45,21 @@ _INT32_MAX = 2**31 - 1
 class Llamafu:
     """A GGUF model with one context, and LoRA adapters to load, apply, blend, scale and remove.
 
-    model_path: the GGUF file; of a split model, its first part.
-    n_ctx: tokens that the context holds, prompt and answer together; at least 2, 2048 by default.
-    n_batch: the most tokens of one computation; at least 1, 512 by default. A model that reads texts as a whole (an encoder)
-        takes `n_ctx`, or what it was made for, when that is larger.
-    n_threads: CPU threads, at most 512; None takes every CPU that this process may use.
-    n_gpu_layers: layers that are computed on a GPU; 0, the default, is none, -1 is all.
-    mmproj_path: a projector for images; this version reads none, so that anything but None is a `MultimodalError`.
-    flash_attn: "auto" (the default), "on" or "off".
-    type_k, type_v: types of the KV memory by their ggml names; "f16" by default.
-    scale_range: lowest and highest legal scale, (0.0, 1.0) by default; others are an `InvalidScaleError`.
-    library: a libllama, a file or a folder; None takes the best that is found. One library serves a whole process.
-    embeddings: whether `embed` is available; False by default.
+    - `model_path`: the GGUF file; of a split model, its first part. `FileNotFoundError`, `ModelLoadError`.
+    - `n_ctx`: tokens that the context holds, prompt and answer together, at least 2. Default 2048. `ContextInitError`.
+    - `n_batch`: the most tokens of one decode call, at least 1. Default 512. A model that reads texts as a whole (an encoder)
+      takes `n_ctx`, or what it was made for, where that is larger.
+    - `n_threads`: CPU threads, from 1 to 512. Default: one for each CPU that this process may use.
+    - `n_gpu_layers`: layers that a GPU computes, -1 is all. Default 0.
+    - `mmproj_path`: a projector for images. Default none; this version reads none, so that any is a `MultimodalError`.
+    - `flash_attn`: "auto" (default), "on" or "off".
+    - `type_k`, `type_v`: types of keys and values in the KV memory, by ggml's name. Default "f16". `ContextInitError`.
+    - `scale_range`: least and largest legal scale. Default (0.0, 1.0); a scale outside of it is an `InvalidScaleError`.
+    - `library`: a libllama, file or folder; one serves a whole process. Default: `llamafu lib list`'s first.
+      `LibraryNotFoundError`, `AbiMismatchError`.
+    - `embeddings`: whether `embed` is available. Default False.
 
-    Every method may be called from any thread; generations take turns. Raises `ModelLoadError`, `LibraryNotFoundError`,
-    `AbiMismatchError` or `ContextInitError`, and ValueError for an illegal argument.
+    What is not legal is a ValueError where no other error is named. Any thread may call any method; generations take turns.
     """
 
     def __init__(
