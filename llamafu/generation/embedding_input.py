@@ -36,7 +36,7 @@ class EmbeddingInput:
     def read(cls, given: Texts, *, pooling: Pooling | None, normalize: bool, base: BaseModel, model: Model) -> Self:
         """Read what was given to `embed`. Raises TypeError, ValueError and `UnsupportedError`.
 
-        `pooling`: how one vector is made of those of a text's tokens, None as the header `base` of the model's file says.
+        `pooling`: how one vector is made of those of a text's tokens; None takes it from `base`, the model file's header.
         `normalize`: whether vectors are scaled to length 1.
         """
         chosen = choose_pooling(pooling, base.architecture, base.metadata)
@@ -72,7 +72,7 @@ def read_texts(given: Texts, tokenize: Callable[[str], list[int]], n_vocab: int)
 
 
 def check_text_lengths(texts: Sequence[Sequence[int]], longest: int, why: str) -> None:
-    """Raise `ContextOverflowError` where a text has more than `longest` tokens; `why` says what sets that."""
+    """Raise `ContextOverflowError` for a text of more than `longest` tokens; `why` is the reason for the limit."""
     for number, tokens in enumerate(texts, 1):
         if len(tokens) > longest:
             which = "the text" if len(texts) == 1 else f"text {number} of {len(texts)}"
@@ -81,8 +81,8 @@ def check_text_lengths(texts: Sequence[Sequence[int]], longest: int, why: str) -
 
 
 def longest_text(context: Context) -> tuple[int, str]:
-    """Return how many tokens one text may have, and what says so."""
-    # A memory takes a text in pieces, and every token sees what it would see in one: those before it.
+    """Return how many tokens one text may have, and the reason for the limit."""
+    # With a KV memory a text may take several batches: each token attends to those before it, wherever they were computed.
     if context.continues or context.longest < context.n_batch:
         return context.longest, f"the context holds {context.capacity}"
     return context.n_batch, f"this model reads a text as a whole, and a batch takes {context.n_batch} (n_batch)"

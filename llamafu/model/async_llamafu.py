@@ -229,12 +229,12 @@ class AsyncLlamafu:
         return await self._call(llm.detokenize, tokens, special=special)
 
     async def save_state(self, path: str | os.PathLike[str]) -> None:
-        """Write the computed prompt state to a file."""
+        """Write the KV memory of the computed prompt to a file."""
         llm = await self._model()
         await self._call(llm.save_state, path)
 
     async def load_state(self, path: str | os.PathLike[str]) -> int:
-        """Take a saved state back and return its number of tokens."""
+        """Restore a saved state and return its number of tokens."""
         llm = await self._model()
         return await self._call(llm.load_state, path)
 

@@ -38,7 +38,7 @@ def embed(session: Session, given: EmbeddingInput, lora: LoraSet[LoadedAdapter])
 
 
 def batches_of(texts: Sequence[list[int]], *, tokens: int, sequences: int) -> Iterator[list[list[int]]]:
-    """Yield the texts, in order, in batches of at most so many tokens and texts; a longer one is a batch of its own."""
+    """Yield the texts in order, in batches of at most `tokens` tokens and `sequences` texts; a longer text comes alone."""
     batch: list[list[int]] = []
     size = 0
     for text in texts:

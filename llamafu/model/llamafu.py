@@ -185,7 +185,7 @@ class Llamafu:
         """Answer `messages`, OpenAI's ({"role", "content"} each), formatted by the model's own chat template.
 
         An assistant's message at the end is continued. The options are those of `ChatOptions` and of `Options`. Raises what
-        `complete` raises, and `LlamafuError` where the template does not take the messages or has no place for tools.
+        `complete` raises, and `LlamafuError` where the template rejects the messages or would drop the tools.
         """
         return self._start_chat(messages, options).run()
 
@@ -199,12 +199,14 @@ class Llamafu:
     ) -> np.ndarray[Any, np.dtype[np.float32]]:
         """Return the vector of a text, or of its token ids, shape [n_embd]; of a list of either, shape [n, n_embd].
 
-        `pooling` makes one vector of those of the tokens: None as the model says (the mean where it does not), "mean",
-        "cls" (the first token's), "last"; with "none" one text's tokens keep their own, shape [n_tokens, n_embd].
-        `normalize` makes vectors 1 long. `lora` as for `complete`. The model must have been opened with
-        `embeddings=True`. Holds the context for a batch of texts at a time. Raises `ContextOverflowError` for a text that
-        is too long, `UnsupportedError` for a model that ranks, `DecodeError`, `LoraNotFoundError`, `InvalidScaleError`,
-        ValueError and TypeError for what is no text, or empty.
+        - `pooling`: how one vector is made of those of a text's tokens: "mean", "cls" (the first token's) or "last". "none"
+          keeps the vectors of one text's tokens, shape [n_tokens, n_embd]. None: as the model's file says, else the mean.
+        - `normalize`: whether vectors are scaled to length 1.
+        - `lora`: as for `complete`.
+
+        The model must have been opened with `embeddings=True`. Holds the context for a batch of texts at a time. Raises
+        `ContextOverflowError` for a text that is too long, `UnsupportedError` for a model that ranks, `DecodeError`,
+        `LoraNotFoundError`, `InvalidScaleError`; TypeError and ValueError for what is not a text, or empty.
         """
         if not self._embeds:
             message = "embeddings are off; open the model with Llamafu(..., embeddings=True)"
@@ -219,9 +221,9 @@ class Llamafu:
     ) -> np.ndarray[Any, np.dtype[np.float32]]:
         """Return the logits after the tokens `prompt`, and after each token of `said`, shape [1 + len(said), n_vocab].
 
-        The adapters (`lora`, or the active set) act as in a generation that has this prompt and chooses these tokens, so
-        a scale that is a function is asked for the steps 0 to len(said). Holds the context until it is done. Raises what
-        `complete` raises.
+        `said` are the tokens of an answer that is given (teacher forcing). The adapters (`lora`, or the active set) act as
+        in a generation that chooses these tokens: a scale that is a function is called for the steps 0 to len(said). Holds
+        the context until it returns. Raises what `complete` raises.
         """
         with self._session.model_in_use() as model:
             largest = model.n_vocab - 1
@@ -251,12 +253,12 @@ class Llamafu:
     # -- state and end -------------------------------------------------------------------------------------------
 
     def save_state(self, path: str | os.PathLike[str]) -> None:
-        """Write the computed prompt state to a file, with the digests of the model and adapters that made it."""
+        """Write the KV memory of the computed prompt to a file, with the digests of the model and adapters that made it."""
         with self._session.between_steps():
             state_file.save(Path(path), self._session)
 
     def load_state(self, path: str | os.PathLike[str]) -> int:
-        """Take a saved state back and return its number of tokens; `StateFileError` if it is not this model's."""
+        """Restore a saved state and return its number of tokens; `StateFileError` if another model or library wrote it."""
         with self._session.between_steps(disturbs=True):
             return state_file.load(Path(path), self._session)
 

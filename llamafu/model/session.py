@@ -50,14 +50,14 @@ class Session:
 
     @contextmanager
     def model_in_use(self) -> Iterator[Model]:
-        """Keep the model open for the length of a block; generations go on meanwhile."""
+        """Keep the model open for the length of a block, without waiting for generations."""
         self.check_open()
         with self.lock.model_in_use():
             yield self.instance.model
 
     @contextmanager
     def between_steps(self, *, disturbs: bool = False) -> Iterator[None]:
-        """Hold the context between two steps of whatever generates; `disturbs`: its KV memory may change."""
+        """Hold the context between two steps of the running generation; `disturbs`: its KV memory may change."""
         self.check_open()
         with self.lock.exclusive(disturbs=disturbs):
             self.check_open()

@@ -136,7 +136,7 @@ def _divisible(rules: Rules, step: int) -> str:
     """
     if step > _MOST_REMAINDERS:
         return rules.add("multiple", " | ".join(literal(str(step * count)) for count in range(1, MOST_LISTED)))
-    shorter = {0: '""'}  # remainder -> the rule of what may follow it in so many digits or fewer
+    shorter = {0: '""'}  # remainder -> the rule of what may follow it in at most `left` digits
     for left in range(1, INTEGER_DIGITS):
         longer = {}
         for rest in range(step):
@@ -180,7 +180,7 @@ def _free(places: int) -> str:
 
 
 def _with_fraction(rules: Rules, whole: str, tails: list[str], *, is_rule: bool = False) -> list[str]:
-    """Return alternatives for a whole part and digits after the point; a tail may be empty, and then so is the fraction."""
+    """Return alternatives for a whole part and digits after the point; with an empty tail there is no fraction."""
     head = whole if is_rule else literal(whole)
     options = []
     if "" in tails or any(tail.startswith(("[0-9]{0,", '"0"{0,')) for tail in tails):

@@ -43,7 +43,7 @@ def refuse(path: str, why: str) -> NoReturn:
 
 
 def is_annotation(keyword: str) -> bool:
-    """Whether a keyword says nothing about which values are valid."""
+    """Whether a keyword has no effect on which values are valid."""
     return keyword in _ANNOTATIONS or keyword.startswith("x-")
 
 
