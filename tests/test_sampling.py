@@ -50,11 +50,11 @@ def picked(llm, logits, **options):
     instance, made = llm._session.instance, Options(**options)
     row = instance.context.logits()
     row[:] = logits
-    picker = TokenSampler(instance.model, made, llm.tokenize("abcabc"), constrain(instance.model, made))
+    sampler = TokenSampler(instance.model, made, llm.tokenize("abcabc"), constrain(instance.model, made))
     try:
-        token, report = picker.pick(instance.context)
+        token, report = sampler.pick(instance.context)
     finally:
-        picker.close()
+        sampler.close()
     return token, report
 
 
@@ -109,10 +109,10 @@ def test_penalties_are_as_libllama_has_them(llm):
     logits = np.linspace(-3, 3, VOCAB, dtype=np.float32)
     recent = llm.tokenize("abcabc")
     options = Options(repeat_penalty=2.0, frequency_penalty=0.5, presence_penalty=0.25)
-    picker = TokenSampler(llm._session.instance.model, options, recent, None)
+    sampler = TokenSampler(llm._session.instance.model, options, recent, None)
     changed = logits.copy()
-    picker._penalise(changed, picker._recent)
-    picker.close()
+    sampler._penalise(changed, sampler._recent)
+    sampler.close()
     for token in range(VOCAB):
         expected = float(logits[token])
         if count := recent.count(token):

@@ -214,15 +214,15 @@ class Scheduler:
 
     def _sample(self, sequence: SequenceRun, row: int, logits: object, now: float) -> int:
         """Sample one token; return how many new tokens that makes, 0 when the sequence ended without one."""
-        assert sequence.picker is not None  # noqa: S101 - it runs
+        assert sequence.sampler is not None  # noqa: S101 - it runs
         try:
-            token, report = sequence.picker.pick(self.runtime.instance.context, row, logits)  # type: ignore[arg-type]
+            token, report = sequence.sampler.pick(self.runtime.instance.context, row, logits)  # type: ignore[arg-type]
             if token == ENDED or token in self._end_tokens:
                 self.pool.finish(sequence, "stop")
                 return 0
             since, is_first = sequence.last_token, sequence.first_token is None
             reason = sequence.accept(token, report, self._bytes_of(token), now)
-            if sequence.picker.is_complete:
+            if sequence.sampler.is_complete:
                 reason = "stop"
         except DecodeError as error:
             self._quarantine.report_failure(sequence, error)

@@ -50,7 +50,7 @@ class SequenceRun:
         self.cached = 0
         self.times_passed = 0
         """How often a later one was started first."""
-        self.picker: TokenSampler | None = None
+        self.sampler: TokenSampler | None = None
         """Made when it is started first, and kept when it is preempted."""
         self.arrived = time.perf_counter()
         self.deadline = None if request.timeout is None else self.arrived + request.timeout
@@ -90,7 +90,7 @@ class SequenceRun:
         if self.first_token is None:
             self.first_token = now
         self.last_token = now
-        if text := self.answer.add(token, report, token_bytes):
+        if text := self.answer.add_token(token, report, token_bytes):
             self.handle.emit(self.answer.piece(text))
         reason = self.answer.finish_reason
         if reason is None:

@@ -61,10 +61,10 @@ class SequencePool:
             if place is None:
                 return False
             sequence.number, sequence.computed = place
-            if sequence.picker is None:
+            if sequence.sampler is None:
                 model = self.runtime.instance.model
                 prompt = sequence.tokens[: sequence.prompt_length]
-                sequence.picker = TokenSampler(model, sequence.request, prompt, sequence.constraint)
+                sequence.sampler = TokenSampler(model, sequence.request, prompt, sequence.constraint)
                 sequence.cached = sequence.computed
                 self._recorder.cached_tokens += sequence.cached
         except Exception as error:  # noqa: BLE001 - an unreadable adapter file must not end other requests
@@ -105,8 +105,8 @@ class SequencePool:
         if sequence.status.holds_adapters and (bank := self.runtime.bank) is not None:
             bank.release(self._banked(sequence))
         sequence.status = SequenceStatus.ENDED
-        if sequence.picker is not None:
-            sequence.picker.close()
+        if sequence.sampler is not None:
+            sequence.sampler.close()
         if isinstance(outcome, BaseException):
             self._recorder.failed += 1
         sequence.handle.end(outcome)  # type: ignore[arg-type] # a completion or an error

@@ -26,7 +26,7 @@ class AnswerBuilder:
         self._logprobs: list[TokenLogprob] | None = None if options.logprobs is None else []
         self._sent = 0  # log probabilities that a `piece` has had
 
-    def add(self, token: int, logprob: TokenLogprob | None, token_bytes: bytes) -> str:
+    def add_token(self, token: int, logprob: TokenLogprob | None, token_bytes: bytes) -> str:
         """Add a token; return the text that is now safe to show, perhaps none."""
         self.tokens.append(token)
         if logprob is not None and self._logprobs is not None:

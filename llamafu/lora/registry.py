@@ -47,7 +47,7 @@ class HandleRegistry:
         """Return the adapter with this content, if it is loaded."""
         return next((adapter for adapter in self if adapter.digest == digest), None)
 
-    def claim(self, name: str, digest: str) -> None:
+    def check_name(self, name: str, digest: str) -> None:
         """Raise `LoraError` when `name` is taken by other content."""
         holder = self._by_name.get(name)
         if holder is not None and holder.digest != digest:
@@ -57,7 +57,7 @@ class HandleRegistry:
             )
             raise LoraError(message)
 
-    def add(self, adapter: LoraAdapter, name: str, native: Adapter) -> None:
+    def register(self, adapter: LoraAdapter, name: str, native: Adapter) -> None:
         """Register `adapter` under `name`, one more name if its content is known."""
         self._by_name[name] = adapter
         self._native[adapter.digest] = native
@@ -76,7 +76,7 @@ class HandleRegistry:
         """Return the native adapter of a loaded one."""
         return self._native[adapter.digest]
 
-    def drop(self, adapter: LoraAdapter) -> Adapter:
-        """Forget `adapter` under all its names and return its native adapter."""
+    def unregister(self, adapter: LoraAdapter) -> Adapter:
+        """Remove `adapter` under all its names and return its native adapter."""
         self._by_name = {name: other for name, other in self._by_name.items() if other is not adapter}
         return self._native.pop(adapter.digest)

@@ -48,10 +48,10 @@ class ModelAdapters:
         name = default_name(file.path) if name is None else name
         with self._session.between_steps():
             with self._lock:
-                self._registry.claim(name, file.digest)
+                self._registry.check_name(name, file.digest)
                 known = self._registry.find_content(file.digest)
                 if known is not None:
-                    self._registry.add(known, name, self._registry.native(known))
+                    self._registry.register(known, name, self._registry.native(known))
                     return known
             if file.digest not in self._fitting:
                 demand_fit(file, self._session.base)
@@ -59,7 +59,7 @@ class ModelAdapters:
             native = self._load_native(file)
             adapter = LoraAdapter(self, name, file.path, file.info)
             with self._lock:
-                self._registry.add(adapter, name, native)
+                self._registry.register(adapter, name, native)
             return adapter
 
     def apply(self, adapter: LoraAdapter | str, scale: float) -> None:
@@ -84,7 +84,7 @@ class ModelAdapters:
             with self._lock:
                 resolved = self._registry.resolve(adapter)
                 self.remove(resolved)
-                native = self._registry.drop(resolved)
+                native = self._registry.unregister(resolved)
             self._session.instance.free(native)
 
     @contextmanager
