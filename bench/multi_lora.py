@@ -45,7 +45,7 @@ if TYPE_CHECKING:
 
     from _sides import Run
 
-    from llamafu.generation.options import Scale
+    from llamafu.lora.scales import Scale
 
 PARTS = ("servers", "mixed", "scales", "slow", "busy", "population", "check")
 USUAL_K = {"q4_0": (1, 2, 4, 8, 16, 32), "f16": (1, 2, 4, 8, 16, 32), "wide": (16, 32)}

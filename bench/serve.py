@@ -48,10 +48,10 @@ def body(index: int, tokens: int, name: str, **more: object) -> dict[str, object
 
 def bare(given: argparse.Namespace) -> None:
     """Print seconds and CPU seconds of the engine alone, after a warm-up."""
-    from llamafu.cli.serve import spin_briefly
     from llamafu.engine import Engine, Request
+    from llamafu.libraries.openmp import shorten_openmp_spin
 
-    spin_briefly()  # as the server does
+    shorten_openmp_spin()  # as the server does
     with Engine(given.model[0], n_threads=given.threads) as engine:
         name = Path(given.model[1]).stem
         engine.add_adapter(given.model[1])

@@ -40,7 +40,7 @@ def forced(monkeypatch: Any) -> Iterator[dict[int, Case]]:
     """Let every sequence of every engine note its logits and say what its case says; cases by the id of their request."""
     scripts: dict[int, Case] = {}
 
-    class Picker:
+    class TokenSampler:
         is_complete = False
 
         def __init__(self, _model: Any, request: Request, _prompt: Sequence[int], _constraint: None) -> None:
@@ -55,7 +55,7 @@ def forced(monkeypatch: Any) -> Iterator[dict[int, Case]]:
             pass
 
     with monkeypatch.context() as patch:
-        patch.setattr("llamafu.engine.scheduler.Picker", Picker)
+        patch.setattr("llamafu.engine.sequence_pool.TokenSampler", TokenSampler)
         yield scripts
 
 
@@ -75,7 +75,7 @@ def run_forced(engine: Engine, monkeypatch: Any, cases: Sequence[Case]) -> list[
 
 def alone(llm: Llamafu, case: Case) -> np.ndarray:
     """Return the logits of the same request by itself, with plain libllama adapters."""
-    llm._desk.cache.clear()
+    llm._session.cache.clear()
     return llm.next_logits(case.prompt, case.said, lora=case.lora)
 
 

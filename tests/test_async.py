@@ -382,7 +382,7 @@ def test_two_streams_take_turns_without_computing_their_prompts_anew(opened):
         async with opened() as llm:
             streams = [await llm.stream(f"{n} Hello " * 30, max_tokens=40, **GREEDY) for n in range(2)]
             decoded = []
-            context = (await llm._model())._instance.context
+            context = (await llm._model())._session.instance.context
             decode = context.decode
             context.decode = lambda tokens, *rest, **more: (decoded.append(len(tokens)), decode(tokens, *rest, **more))[1]
 

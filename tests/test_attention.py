@@ -177,7 +177,7 @@ def test_an_engine_uses_it_and_agrees(tiny_model, adapters, monkeypatch):
         prompts = [random.integers(FIRST_BYTE, 317, 5 + 3 * i).tolist() for i in range(4)]
         mixes = [{}, *({path.stem: 1.0} for path in adapters)]
         said = [Forced(prompt, prompt[:4], mix) for prompt, mix in zip(prompts, mixes, strict=True)]
-        state = engine._room.bank.store._state
+        state = engine._runtime.bank.store._state
         before = int(state[w.EPOCH])
         run_forced(engine, monkeypatch, said)
         assert state[w.EPOCH] > before
@@ -203,4 +203,4 @@ def test_what_differs_is_not_used(tiny_model, monkeypatch):
     monkeypatch.setattr(k, "attend", Wrong)
     with Engine(tiny_model, n_ctx=256, n_threads=1, flash_attn="on") as engine:
         assert "differs from libllama's by nan" in engine.stats().attention
-        assert not engine._room.bank.store._state[w.ATTENTION]
+        assert not engine._runtime.bank.store._state[w.ATTENTION]

@@ -92,8 +92,8 @@ def write_model(path, tensors, *, kinds=None, architecture="llama", extra=()):
 
 def logits(path, adapters):
     with Llamafu(path, n_ctx=128, type_k="f32", type_v="f32", flash_attn="off", n_threads=1, scale_range=(-9, 9)) as llm:
-        native = {llm._registry.native(llm.load_lora_adapter(path)): scale for path, scale in adapters.items()}
-        context = llm._instance.context
+        native = {llm._adapters.native(llm.load_lora_adapter(path)): scale for path, scale in adapters.items()}
+        context = llm._session.instance.context
         context.set_adapters(native)
         tokens = llm.tokenize("Hello, the world was in you and all of it.")
         context.decode(tokens, 0, all_logits=True)
@@ -531,8 +531,8 @@ def requantised(kind, path, codec):
 
 def perplexity(path, adapters):
     with Llamafu(path, n_ctx=256, type_k="f32", type_v="f32", flash_attn="off", n_threads=2) as llm:
-        native = {llm._registry.native(llm.load_lora_adapter(path)): scale for path, scale in adapters.items()}
-        context = llm._instance.context
+        native = {llm._adapters.native(llm.load_lora_adapter(path)): scale for path, scale in adapters.items()}
+        context = llm._session.instance.context
         context.set_adapters(native)
         tokens = llm.tokenize(TEXT)
         assert len(tokens) > 150

@@ -44,8 +44,8 @@ def test_runs_are_of_their_own(tiny_model, tmp_path):
         engine.add_adapter(tmp_path / "x.gguf")
         for number in range(2):
             run = measure(engine, [{}, {"x": 1.0}], tokens=4, number=number)
-            assert len(engine._core.recorder.ttft) == 2
-            assert len(engine._core.recorder.itl) == 2 * 3
+            assert len(engine._scheduler.recorder.ttft) == 2
+            assert len(engine._scheduler.recorder.itl) == 2 * 3
             assert run.mixed_steps
         assert engine.stats().cached_tokens == 0
         assert engine.stats().completion_tokens == 2 * 2 * 4

@@ -318,7 +318,7 @@ def test_refusals_are_those_of_the_code():
 def test_layers_are_those_of_the_linter():
     contract = project()["tool"]["importlinter"]["contracts"][0]
     rows = table(ROOT / "CONTRIBUTING.md", "Package")
-    assert [row[0] for row in rows] == [layer.replace(" : ", ", ") for layer in contract["layers"]]
+    assert [row[0] for row in rows] == [re.sub(" [:|] ", ", ", layer) for layer in contract["layers"]]
 
 
 # -- prose --------------------------------------------------------------------------------------------------------

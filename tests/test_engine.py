@@ -60,14 +60,14 @@ def engine(tiny_model, tiny_adapter_a, tiny_adapter_b):
 
 def empty(engine):
     """Whether nothing is left that an ended request held."""
-    core = engine._core
+    scheduler = engine._scheduler
     deadline = time.monotonic() + PATIENCE
-    while (core.running or len(core.waiting)) and time.monotonic() < deadline:
+    while (scheduler.pool.running or len(scheduler.pool.waiting)) and time.monotonic() < deadline:
         time.sleep(0.001)
-    bank = core.room.bank
-    users = [] if bank is None else [resident.users for resident in bank.pager._residents.values()]
-    held = engine._worker.call(lambda core: core.kv._blocks.keys() - core.kv._kept.keys())
-    return not core.running and not len(core.waiting) and not any(users) and not held
+    bank = scheduler.runtime.bank
+    users = [] if bank is None else [resident.users for resident in bank.allocator._residents.values()]
+    held = engine._worker.call(lambda scheduler: scheduler.pool.kv._blocks.keys() - scheduler.pool.kv._kept.keys())
+    return not scheduler.pool.running and not len(scheduler.pool.waiting) and not any(users) and not held
 
 
 def replace(path, source):
@@ -214,7 +214,7 @@ def test_priority_and_turns(tiny_model, tiny_dir):
 def test_kept_prefixes_leave_a_number_free(engine):
     """More requests than numbers, all with one long beginning: each ended one is of use, and none may block the next."""
     start = tokens(1, 64)
-    for i in range(engine._room.instance.context.n_seq_max + 4):
+    for i in range(engine._runtime.instance.context.n_seq_max + 4):
         ticket = engine.submit(Request(prompt=start + tokens(i + 2, 2), **{**SHORT, "max_tokens": 64}))
         assert len(ticket.result(PATIENCE).tokens) == 64
 
@@ -395,7 +395,7 @@ def test_fault(tiny_model, tiny_adapter_a, kernel, monkeypatch):
     engine, llm = opened(tiny_model, [tiny_adapter_a], kernel=kernel)
     with engine, llm:
         case = Case(tokens(1, 100), tokens(2, 4), {"a": 1.0})
-        store = engine._room.bank.store
+        store = engine._runtime.bank.store
         true = type(store).set_rows
 
         def wrong(self, rows, outputs):
@@ -452,13 +452,13 @@ def test_close_while_running(tiny_model):
     ):
         with pytest.raises(ClosedError):
             call()
-    assert engine._room.instance.closed
+    assert engine._runtime.instance.closed
 
 
 def test_close_waits_for_who_reads_the_model(tiny_model):
     """The model is not freed under a thread that tokenizes."""
     engine = made(tiny_model)
-    with engine._room.sharing() as model:
+    with engine._runtime.sharing() as model:
         closing = threading.Thread(target=engine.close)
         closing.start()
         closing.join(0.2)
@@ -466,12 +466,12 @@ def test_close_waits_for_who_reads_the_model(tiny_model):
         assert model.tokenize(b"x", add_special=False, parse_special=False)
     closing.join(PATIENCE)
     assert not closing.is_alive()
-    assert engine._room.instance.closed
+    assert engine._runtime.instance.closed
 
 
 def test_dropped_engine_ends(tiny_model, tiny_adapter_a):
     engine = made(tiny_model, tiny_adapter_a)
-    room, gone = engine._room, weakref.ref(engine)
+    room, gone = engine._runtime, weakref.ref(engine)
     stream = engine.stream("x", **LONG)
     next(stream)
     del engine
@@ -494,7 +494,7 @@ def test_exit_fork_and_close_from_inside(tiny_dir):
 from llamafu.engine import Engine, Request
 engine = Engine(TINY / "tiny.gguf", n_ctx=512, n_threads=1)
 engine.add_adapter(TINY / "a.gguf")
-spool = engine._registry._spool._folder
+spool = engine._registry._copies._folder
 child = fork()
 if child == 0:
     raises(ClosedError, lambda: engine.complete("x"))
@@ -508,9 +508,9 @@ def closing(step):
     return 0.5
 raises(ClosedError, lambda: engine.submit(Request(prompt="x", lora={"a": closing}, **GREEDY)).result(20))
 deadline = time.monotonic() + 20
-while not engine._room.instance.closed and time.monotonic() < deadline:
+while not engine._runtime.instance.closed and time.monotonic() < deadline:
     time.sleep(0.01)
-assert engine._room.instance.closed and not spool.exists()
+assert engine._runtime.instance.closed and not spool.exists()
 left = Engine(TINY / "tiny.gguf", n_ctx=512, n_threads=1)
 left.submit(Request(prompt="x", **GREEDY))
 print("end")
@@ -609,7 +609,7 @@ def test_submitting_does_not_block_the_loop(tiny_model, tiny_dir, tmp_path, monk
         beating.cancel()
 
     with made(tiny_model, path, kernel="none") as engine:
-        monkeypatch.setattr("llamafu.engine.registry.read_adapter", slowly(read_adapter))
+        monkeypatch.setattr("llamafu.adapters.reader.read_adapter", slowly(read_adapter))
         monkeypatch.setattr("llamafu.engine.submission.chat_module.tokenize", slowly(chat_template.tokenize))
         asyncio.run(main(engine))
         assert max(gaps) < 0.3

@@ -12,8 +12,8 @@ from tiny_model import FIRST_BYTE
 
 from llamafu._native.batched_lora.row_table import RowTable
 from llamafu.engine import batch
-from llamafu.engine.bank_units import Pager
-from llamafu.engine.kv_cache import KvMemory
+from llamafu.engine.bank_units import UnitAllocator
+from llamafu.engine.kv_cache import KvCache
 
 
 def tokens(seed, count):
@@ -76,7 +76,7 @@ def test_wrong_rows(room, monkeypatch, change):
 
 
 def test_wrong_strength(room, monkeypatch):
-    strength = room[0]._room.bank.store.strength
+    strength = room[0]._runtime.bank.store.strength
     kept = strength.copy()
     strength *= 1.01
     with pytest.raises(AssertionError, match="differs by"):
@@ -91,9 +91,9 @@ def test_stale_prefix(tiny_model, tiny_adapter_a, tiny_adapter_b, monkeypatch):
     with engine, llm:
         cases = [Case(tokens(1, 80), tokens(2, 3), {name: 1.0}) for name in "ab"]
         references = [alone(llm, case) for case in cases]
-        true_open, true_append = KvMemory.open, KvMemory.append
-        monkeypatch.setattr(KvMemory, "open", lambda self, t, states: true_open(self, t, [()] * len(states)))
-        monkeypatch.setattr(KvMemory, "append", lambda self, n, t, states: true_append(self, n, t, [()] * len(states)))
+        true_open, true_append = KvCache.open, KvCache.append
+        monkeypatch.setattr(KvCache, "open", lambda self, t, states: true_open(self, t, [()] * len(states)))
+        monkeypatch.setattr(KvCache, "append", lambda self, n, t, states: true_append(self, n, t, [()] * len(states)))
         for case in cases:
             run_forced(engine, monkeypatch, [case])
         with pytest.raises(AssertionError, match="case 1"):
@@ -102,7 +102,7 @@ def test_stale_prefix(tiny_model, tiny_adapter_a, tiny_adapter_b, monkeypatch):
 
 def test_fault_flag_ignored(room, monkeypatch):
     """Without the fault's check, a step with a wrong number of rows would be taken for right."""
-    store = type(room[0]._room.bank.store)
+    store = type(room[0]._runtime.bank.store)
     true = store.set_rows
 
     def wrong(self, rows, outputs):
@@ -114,7 +114,9 @@ def test_fault_flag_ignored(room, monkeypatch):
         patch.setattr(store, "check", lambda self: None)
         with pytest.raises(AssertionError, match="differs by"):
             hold(room, monkeypatch)
-    room[0]._worker.call(lambda core: core.kv.make_room(core.kv.size))  # what the broken steps left for others
+    room[0]._worker.call(
+        lambda scheduler: scheduler.pool.kv.make_space(scheduler.pool.kv.size)
+    )  # what the broken steps left for others
     hold(room, monkeypatch)
 
 
@@ -123,7 +125,7 @@ def test_not_releasing(tiny_model, tiny_adapter_a, monkeypatch):
 
     engine, llm = opened(tiny_model, [tiny_adapter_a])
     with engine, llm:
-        monkeypatch.setattr(Pager, "release", lambda self, digests: None)
+        monkeypatch.setattr(UnitAllocator, "release", lambda self, digests: None)
         engine.complete("x", lora={"a": 1.0}, max_tokens=2)
         with pytest.raises(AssertionError, match="units are not released"):
             accounts(engine)

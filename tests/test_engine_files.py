@@ -72,7 +72,7 @@ def test_accepted_requests_outlive_their_files(tiny_model, tiny_dir, tmp_path, k
     path = tmp_path / "x.gguf"
     shutil.copy(tiny_dir / "a.gguf", path)
     with made(tiny_model, path, tiny_dir / "b.gguf", max_sequences=1, kernel=kernel) as engine:
-        copies = engine._registry._spool._folder
+        copies = engine._registry._copies._folder
         assert not list(copies.iterdir())  # a registered adapter takes no room
         digest = engine.adapters["x"].digest
         running = engine.submit(Request(prompt="hello", lora={"b": 1.0}, **LONG))
@@ -115,7 +115,7 @@ def test_copies_are_bounded(tiny_model, tmp_path):
     for i in range(24):
         make_adapter(tmp_path / f"x{i}.gguf", tiny_model, seed=i, rank=4)
     with Engine(tiny_model, adapters_dir=tmp_path, bank_rank=8, n_ctx=512, **STRICT) as engine:
-        copies = engine._registry._spool._folder
+        copies = engine._registry._copies._folder
         engine.complete_many(Request(prompt="x", lora={f"x{i}": 1.0}, **SHORT) for i in range(24))
         assert empty(engine)
         gc.collect()
@@ -167,12 +167,12 @@ def test_rewritten_within_a_tick(tiny_model, tmp_path, monkeypatch):
 
 
 def test_full_queue_copies_nothing(tiny_model, tiny_dir):
-    """What is refused because too many wait has not been copied before. Fails without `demand_room`."""
+    """What is refused because too many wait has not been copied before. Fails without `demand_capacity`."""
     with made(tiny_model, tiny_dir / "a.gguf", max_sequences=1, max_queue=1) as engine:
         tickets = [engine.submit(Request(prompt="x", **LONG)) for _ in range(2)]
         with pytest.raises(QueueFullError):
             engine.submit(Request(prompt="x", lora={"a": 1.0}, **SHORT))
-        copies = engine._registry._spool
+        copies = engine._registry._copies
         assert next(copies._numbers) == 0
         for ticket in tickets:
             ticket.cancel()
@@ -184,7 +184,7 @@ def test_copy_that_is_cut(tiny_model, tiny_dir):
         running = engine.submit(Request(prompt="x", **LONG))
         next(running.pieces())
         waiting = engine.submit(Request(prompt="x", lora={"a": 1.0}, **SHORT))
-        (copy,) = engine._registry._spool._folder.iterdir()
+        (copy,) = engine._registry._copies._folder.iterdir()
         os.truncate(copy, copy.stat().st_size // 2)
         running.cancel()
         with pytest.raises(LoraLoadError, match=r"private copy .* cannot be read: .* ends after \d+ of \d+ bytes; ask again"):
@@ -199,7 +199,7 @@ def test_bank_is_taken_at_the_start(tiny_model, tiny_dir):
     """Filling the bank takes no memory that was not taken before: whatever comes, an engine is as large as it began."""
     page = os.sysconf("SC_PAGE_SIZE")
     with made(tiny_model, bank_rank=512) as engine:
-        bank = engine._room.bank
+        bank = engine._runtime.bank
         assert isinstance(bank, Bank)
         arrays = [*bank.store.a, *bank.store.b]
         with open("/proc/self/pagemap", "rb") as table:  # noqa: PTH123 - a file of the kernel's

@@ -48,19 +48,19 @@ def test_shorter_while_an_engine_computes(tiny_model, tiny_adapter_a):
 
 @pytest.mark.usefixtures("interval")
 def test_several_engines_and_what_the_program_sets():
-    switch_interval.hurry()
-    switch_interval.hurry()
-    switch_interval.rest()
+    switch_interval.shorten_switch_interval()
+    switch_interval.shorten_switch_interval()
+    switch_interval.restore_switch_interval()
     assert sys.getswitchinterval() == pytest.approx(0.0005)
-    switch_interval.rest()
+    switch_interval.restore_switch_interval()
     assert sys.getswitchinterval() == pytest.approx(0.01)
-    switch_interval.hurry()
+    switch_interval.shorten_switch_interval()
     sys.setswitchinterval(0.02)
-    switch_interval.rest()
+    switch_interval.restore_switch_interval()
     assert sys.getswitchinterval() == pytest.approx(0.02)
     sys.setswitchinterval(0.0001)
-    switch_interval.hurry()
-    switch_interval.rest()
+    switch_interval.shorten_switch_interval()
+    switch_interval.restore_switch_interval()
     assert sys.getswitchinterval() == pytest.approx(0.0001)
 
 

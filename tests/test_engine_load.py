@@ -8,7 +8,7 @@ import pytest
 from forced import STRICT
 
 from llamafu.engine import Engine, Request
-from llamafu.engine.kv_cache import BLOCK
+from llamafu.generation.prompt import PREFIX_BLOCK
 
 LONG = {"temperature": 0, "ignore_eos": True, "max_tokens": 400}
 SHORT = {"temperature": 0, "ignore_eos": True, "max_tokens": 4}
@@ -24,7 +24,7 @@ def engine(tiny_model, tiny_adapter_a, tiny_adapter_b):
 
 def spied(engine, monkeypatch):
     """Note the rows of every sequence, call by call."""
-    context = engine._room.instance.context
+    context = engine._runtime.instance.context
     calls, compute = [], context.compute
 
     def note(tokens, positions, sequences, outputs):
@@ -36,7 +36,7 @@ def spied(engine, monkeypatch):
 
 
 def speaking(engine, prompt="hello", **options):
-    """Submit a request, and return its ticket once it has said something."""
+    """Submit a request, and return its handle once it has said something."""
     said = threading.Event()
     ticket = engine.submit(Request(prompt=prompt, **{**LONG, **options}), lambda _: said.set())
     assert said.wait(20)
@@ -56,7 +56,7 @@ def test_a_long_prompt_lets_the_others_speak(engine, monkeypatch):
     for ticket in tickets:
         ticket.cancel()
     steps = [rows for rows in beside if max(rows) > 1]
-    assert [max(rows) for rows in steps] == [BLOCK] * 5 + [330 % BLOCK]
+    assert [max(rows) for rows in steps] == [PREFIX_BLOCK] * 5 + [330 % PREFIX_BLOCK]
     assert all(sorted(rows)[:-1] == [1, 1] for rows in steps)
     for ticket in tickets:
         ticket.result(20)
@@ -84,7 +84,7 @@ def test_what_is_queued_takes_the_new_set_and_nobody_waits_for_a_step(tiny_model
         engine.set_lora_adapters({"b": 1.0})
         first = speaking(engine)
         follows, named = (engine.submit(Request(prompt="hello", lora=lora, **SHORT)) for lora in (None, {"b": 0.5}))
-        context = engine._room.instance.context
+        context = engine._runtime.instance.context
         inside, leave, compute = threading.Event(), threading.Event(), context.compute
 
         def held(*arguments):

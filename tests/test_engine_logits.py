@@ -131,7 +131,9 @@ def test_kinds(tiny_dir, tmp_path, kernel, kind, monkeypatch):
         cases = mixed_cases([path.stem for path in paths])
         run_forced(engine, monkeypatch, cases)
         check(cases, [alone(llm, case) for case in cases])
-        if llm._instance.model.is_recurrent:  # builds of before `llama_model_is_hybrid` mix the rows of hybrid ones as well
+        if (
+            llm._session.instance.model.is_recurrent
+        ):  # builds of before `llama_model_is_hybrid` mix the rows of hybrid ones as well
             assert any("recurrent" in reason or "bank" in reason for reason in engine.stats().fallback_reasons)
 
 
@@ -327,7 +329,7 @@ def test_huge_neighbour(tiny_model, various, tmp_path, kernel, monkeypatch):
         again = [Case(tokens(i, 10), tokens(40 + i, 8), {name: 1.0}) for i, name in enumerate(names)]
         run_forced(engine, monkeypatch, again)
         check(again, [alone(llm, case) for case in again])
-        # Without the test's own picker it fails alone.
+        # Without the test's own sampler it fails alone.
         good, bad = engine.submit(cases[0].request()), engine.submit(strange.request())
         assert len(good.result().tokens) == 9
         with pytest.raises(LlamafuError, match="not finite"):

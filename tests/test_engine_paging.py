@@ -15,7 +15,7 @@ from llamafu import Engine
 from llamafu.adapters import read_adapter
 from llamafu.adapters.gguf.values import as_stored
 from llamafu.engine import bank as bank_module
-from llamafu.engine import bank_loader as filling_module
+from llamafu.engine import bank_loader as loader_module
 from llamafu.engine.bank import Bank
 from llamafu.engine.request import Request
 from llamafu.errors import ClosedError, LoraLoadError
@@ -80,12 +80,12 @@ def bank(tiny_model, names, made):
 
 @pytest.fixture
 def small_pieces(monkeypatch):
-    monkeypatch.setattr(bank_module, "_PIECE", 100)
+    monkeypatch.setattr(bank_module, "_CHUNK", 100)
 
 
 def assert_whole(bank, content):
     """Compare the units with the file; where the file has no tensor nothing is seen of them."""
-    units = bank.pager[content.digest].units
+    units = bank.allocator[content.digest].units
     for place, name in enumerate(bank._targets):
         if name not in content.pairs:
             assert not bank.store.strength[place, units].any()
@@ -100,17 +100,17 @@ def assert_whole(bank, content):
 @pytest.mark.parametrize("piece", [1, 100, 10**9])
 @pytest.mark.parametrize("dtype", ["F16", "F32"])
 def test_pieces_make_the_whole(bank, made, monkeypatch, piece, dtype):
-    monkeypatch.setattr(bank_module, "_PIECE", piece)
+    monkeypatch.setattr(bank_module, "_CHUNK", piece)
     contents = [made(1, 5, dtype), made(2, 16, dtype), made(3, 3, dtype, ["output.weight"])]
     for content in contents:
         assert bank.acquire([content])
     for content in contents:
         assert_whole(bank, content)
     bank.release(contents)
-    bank.pager.drop(contents[0].digest)
+    bank.allocator.drop(contents[0].digest)
     scattered = made(4, 20, dtype)  # over what is free now, in several places
     assert bank.acquire([scattered])
-    assert np.diff(bank.pager[scattered.digest].units).max() > 1
+    assert np.diff(bank.allocator[scattered.digest].units).max() > 1
     assert_whole(bank, scattered)
 
 
@@ -118,14 +118,14 @@ def test_a_step_has_a_piece_of_it(bank, made, small_pieces):
     """The deadline is over: one piece a look, nobody uses it before the last one, and it gives way to nobody."""
     content, other = made(1, 40), made(2, 40)
     assert not bank.acquire([content], 0.0)
-    assert bank.is_filling([content, other])
+    assert bank.is_loading([content, other])
     assert not bank.acquire([other], math.inf)
-    assert not bank.is_filling([other])
+    assert not bank.is_loading([other])
     looks = 0
     while not bank.acquire([content], 0.0):
         looks += 1
     assert looks > 20
-    assert (bank.page_ins, bank.pager[content.digest].users) == (1, 1)
+    assert (bank.page_ins, bank.allocator[content.digest].users) == (1, 1)
     assert_whole(bank, content)
     bank.release([content])
     assert bank.acquire([other])
@@ -136,17 +136,17 @@ def test_work_goes_on_with_what_nobody_asks_for_any_more(bank, made, small_piece
     contents = made(1, 20), made(2, 20)
     assert not bank.acquire(contents, 0.0)
     bank.work(0.0)
-    assert bank.is_filling(contents)
+    assert bank.is_loading(contents)
     bank.work(math.inf)
-    assert not bank.is_filling(contents)
-    assert [bank.pager[content.digest].users for content in contents] == [0, 0]
+    assert not bank.is_loading(contents)
+    assert [bank.allocator[content.digest].users for content in contents] == [0, 0]
     for content in contents:
         assert_whole(bank, content)
     assert bank.acquire([made(3, 48)])  # both give way
 
 
 def test_a_large_one_is_read_elsewhere(bank, made, monkeypatch):
-    monkeypatch.setattr(filling_module, "_AT_ONCE", 0)
+    monkeypatch.setattr(loader_module, "_AT_ONCE", 0)
     content, small = made(1, 8), made(2, 8)
     content.wait = threading.Event()
     began = time.monotonic()
@@ -161,13 +161,13 @@ def test_a_large_one_is_read_elsewhere(bank, made, monkeypatch):
 
 @pytest.mark.parametrize("elsewhere", [False, True])
 def test_what_cannot_be_read_is_told_to_those_who_wait_and_is_not_there(bank, made, monkeypatch, elsewhere):
-    monkeypatch.setattr(filling_module, "_AT_ONCE", 0 if elsewhere else 1 << 30)
+    monkeypatch.setattr(loader_module, "_AT_ONCE", 0 if elsewhere else 1 << 30)
     content, sound = made(1, 8), made(2, 8)
     content.error = LoraLoadError("gone")
     for _ in range(2):
         with pytest.raises(LoraLoadError, match="gone"):
             bank.acquire([sound, content])
-        assert (content.digest in bank.pager, bank.pager[sound.digest].users, bank.pager.used) == (False, 0, 8)
+        assert (content.digest in bank.allocator, bank.allocator[sound.digest].users, bank.allocator.used) == (False, 0, 8)
     content.wait = threading.Event() if elsewhere else None
     if elsewhere:
         assert not bank.acquire([content], 0.0)
@@ -191,7 +191,7 @@ def test_what_is_too_large_for_its_numbers_is_held_by_the_strength(bank, made, s
     content.file = type(content.file)(content.file.path, loud.tobytes(), content.file.info, content.file.pairs)
     assert bank.acquire([content])
     assert all(np.isfinite(array).all() for array in (*bank.store.a, *bank.store.b))
-    place, units = bank._targets["output.weight"], bank.pager[content.digest].units
+    place, units = bank._targets["output.weight"], bank.allocator[content.digest].units
     b = content.file.matrix(entry).T
     strength = content.info.alpha / content.info.rank
     held = bank.store.strength[place, units][:, None] * bank.store.b[place][units].reshape(b.shape).astype("f8")
@@ -219,15 +219,15 @@ def engine(real, tiny_model, large):
 @pytest.fixture
 def slow_pieces(monkeypatch):
     """A bank whose numbers take their time: 4 ms a piece, half a second an adapter."""
-    pieces = Bank._pieces
+    pieces = Bank._write_chunks
 
     def slowly(*arguments):
         for _ in pieces(*arguments):
             time.sleep(0.004)
             yield
 
-    monkeypatch.setattr(Bank, "_pieces", slowly)
-    monkeypatch.setattr(bank_module, "_PIECE", 4000)
+    monkeypatch.setattr(Bank, "_write_chunks", slowly)
+    monkeypatch.setattr(bank_module, "_CHUNK", 4000)
 
 
 class Running:

@@ -15,8 +15,9 @@ from tiny_model import FIRST_BYTE
 
 from llamafu import Llamafu
 from llamafu.engine import Engine, Request
-from llamafu.engine.bank_units import Pager
-from llamafu.engine.kv_cache import BLOCK, KvMemory
+from llamafu.engine.bank_units import UnitAllocator
+from llamafu.engine.kv_cache import KvCache
+from llamafu.generation.prompt import PREFIX_BLOCK
 
 QUIET = [HealthCheck.function_scoped_fixture, HealthCheck.too_slow, HealthCheck.data_too_large]
 PATIENCE = 20.0
@@ -27,27 +28,27 @@ CLEAR = 2e-3
 def accounts(engine):
     """What the engine believes of its memory is what libllama has, and nothing is held for what has ended."""
 
-    def look(core):
-        assert not core.running, "something runs"
-        bank = core.room.bank
+    def look(scheduler):
+        assert not scheduler.pool.running, "something runs"
+        bank = scheduler.runtime.bank
         if bank is not None:
-            assert not any(r.users for r in bank.pager._residents.values()), "units are not released"
-            owned = [unit for r in bank.pager._residents.values() for unit in r.units.tolist()] + bank.pager._free
-            assert sorted(owned) == list(range(bank.pager.capacity)), "a unit is lost or has two owners"
-        kv, context = core.kv, core.room.instance.context
+            assert not any(r.users for r in bank.allocator._residents.values()), "units are not released"
+            owned = [unit for r in bank.allocator._residents.values() for unit in r.units.tolist()] + bank.allocator._free
+            assert sorted(owned) == list(range(bank.allocator.capacity)), "a unit is lost or has two owners"
+        kv, context = scheduler.pool.kv, scheduler.runtime.instance.context
         lib, memory = context.model.library.lib, context._memory
         assert set(kv._blocks) == set(kv._kept), "a sequence is left"
         for number in range(context.n_seq_max):
-            length = len(kv._blocks.get(number, ())) * BLOCK + len(kv._tails.get(number, ()))
+            length = len(kv._blocks.get(number, ())) * PREFIX_BLOCK + len(kv._tails.get(number, ()))
             span = lib.llama_memory_seq_pos_min(memory, number), lib.llama_memory_seq_pos_max(memory, number)
             assert span == ((0, length - 1) if length else (-1, -1)), f"sequence {number} has {span}, not {length}"
-        assert kv.make_room(kv.size), "the memory does not get empty"
+        assert kv.make_space(kv.size), "the memory does not get empty"
         assert kv.used == 0
         assert not kv._known
         return True
 
     deadline = time.monotonic() + PATIENCE
-    while engine._core.busy and time.monotonic() < deadline:
+    while engine._scheduler.pool.busy and time.monotonic() < deadline:
         time.sleep(0.001)
     assert engine._worker.call(look)
 
@@ -106,9 +107,9 @@ def prompt_of(arrival):
 
 def agrees(llm, prompt, lora, said):
     """Every token is the reference's choice, teacher-forced along the answer, wherever that choice is clear."""
-    llm._desk.cache.clear()
+    llm._session.cache.clear()
     logits = llm.next_logits(prompt, said[:-1], lora=lora)
-    logits[:, list(llm._instance.model.end_tokens)] = -np.inf  # they were not to be chosen
+    logits[:, list(llm._session.instance.model.end_tokens)] = -np.inf  # they were not to be chosen
     top = np.sort(logits, axis=-1)
     clear = top[:, -1] - top[:, -2] > CLEAR
     return (np.array(said) == logits.argmax(-1))[clear].all()
@@ -160,24 +161,24 @@ class KvMachine(RuleBasedStateMachine):
     def __init__(self):
         super().__init__()
         self.memory = FakeMemory()
-        self.kv = KvMemory(self.memory, size=1000, sequences=5, reuse=True)
+        self.kv = KvCache(self.memory, size=1000, sequences=5, reuse=True)
         self.held = {}
 
     @rule(kind=st.integers(0, 2), state=st.sampled_from([(), (("a", 1.0),)]), length=st.integers(1, 200))
     def open(self, kind, state, length):
         tokens, states = [kind] * 100 + list(range(length)), [()] * 50 + [state] * (50 + length)
-        if not self.kv.make_room(len(tokens)):
+        if not self.kv.make_space(len(tokens)):
             return
         place = self.kv.open(tokens, states)
         if place is None:
             assert len(self.held) == 5  # only running ones can be in the way
             return
         number, there = place
-        assert there % BLOCK == 0
+        assert there % PREFIX_BLOCK == 0
         assert there < len(tokens)
         assert self.memory.lengths.get(number, 0) == there
         rest = list(zip(tokens, states, strict=True))[there:]
-        if not self.kv.make_room(len(rest)):
+        if not self.kv.make_space(len(rest)):
             self.kv.close(number)
             return
         self.kv.append(number, *zip(*rest, strict=True))
@@ -194,10 +195,10 @@ class KvMachine(RuleBasedStateMachine):
     @invariant()
     def adds_up(self):
         blocks = {id(block): block for own in self.kv._blocks.values() for block in own}
-        assert self.kv.used == len(blocks) * BLOCK + sum(map(len, self.kv._tails.values()))
+        assert self.kv.used == len(blocks) * PREFIX_BLOCK + sum(map(len, self.kv._tails.values()))
         assert self.kv.used <= self.kv.size
         for number, content in self.held.items():
-            assert len(self.kv._blocks[number]) * BLOCK + len(self.kv._tails[number]) == len(content)
+            assert len(self.kv._blocks[number]) * PREFIX_BLOCK + len(self.kv._tails[number]) == len(content)
             keys = [block.key for block in self.kv._blocks[number] if block.key]
             known = [pair for key in keys for pair in zip(key[1], key[2], strict=True)]
             assert known == content[: len(known)]
@@ -205,7 +206,7 @@ class KvMachine(RuleBasedStateMachine):
     def teardown(self):
         for number in list(self.held):
             self.kv.close(number)
-        assert self.kv.make_room(self.kv.size)
+        assert self.kv.make_space(self.kv.size)
         assert (self.kv.used, len(self.kv._free)) == (0, 5)
 
 
@@ -222,24 +223,24 @@ TestKv.settings = settings(max_examples=40, stateful_step_count=25, deadline=Non
 def test_pager(moves):
     """Units have one owner at a time; what is in use stays; what cannot be had changes nothing."""
     ranks = dict(zip("abcdef", (1, 3, 5, 8, 2, 7), strict=True))
-    pager, using = Pager(12), []
+    allocator, using = UnitAllocator(12), []
     for wanted, release in moves:
         if release and using:
-            pager.release(using.pop(0))
+            allocator.release(using.pop(0))
         asked = {digest: ranks[digest] for digest in wanted}
-        before = {digest: resident.units.tolist() for digest, resident in pager._residents.items()}
-        placed = pager.acquire(asked)
+        before = {digest: resident.units.tolist() for digest, resident in allocator._residents.items()}
+        placed = allocator.acquire(asked)
         if placed is None:
-            assert {d: r.units.tolist() for d, r in pager._residents.items()} == before
+            assert {d: r.units.tolist() for d, r in allocator._residents.items()} == before
             needed = {**{d: ranks[d] for used in using for d in used}, **asked}
             assert sum(needed.values()) > 12
             continue
         using.append(list(asked))
         for digest in {d for used in using for d in used}:
-            assert len(pager[digest].units) == ranks[digest]
-            assert digest in placed or pager[digest].units.tolist() == before.get(digest)
-        owned = [unit for r in pager._residents.values() for unit in r.units.tolist()] + pager._free
+            assert len(allocator[digest].units) == ranks[digest]
+            assert digest in placed or allocator[digest].units.tolist() == before.get(digest)
+        owned = [unit for r in allocator._residents.values() for unit in r.units.tolist()] + allocator._free
         assert sorted(owned) == list(range(12))
     for used in using:
-        pager.release(used)
-    assert not any(resident.users for resident in pager._residents.values())
+        allocator.release(used)
+    assert not any(resident.users for resident in allocator._residents.values())

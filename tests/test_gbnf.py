@@ -180,7 +180,7 @@ def test_allowed_tokens_are_those_that_a_text_can_go_on_with(grammar, seed):
     made, text = automaton(grammar), b""
     for _ in range(12):
         allowed = constraint.allowed().tolist()
-        for token, piece in enumerate(words.pieces):
+        for token, piece in enumerate(words.token_bytes):
             state = made.start
             for byte in text + piece:
                 state = made.byte(state, byte)[0]
@@ -190,7 +190,7 @@ def test_allowed_tokens_are_those_that_a_text_can_go_on_with(grammar, seed):
         if choice == END:
             break
         constraint.accept(choice)
-        text += words.pieces[choice]
+        text += words.token_bytes[choice]
     if constraint.may_end:
         assert Grammar(grammar).matches(text.decode())
 

@@ -173,7 +173,7 @@ def test_tokens_round_trip(llm, text):
 
 
 def test_tokenize_options(llm):
-    assert llm.tokenize("a")[0] == llm._instance.model.bos
+    assert llm.tokenize("a")[0] == llm._session.instance.model.bos
     assert llm.tokenize("a", add_special=False) == llm.tokenize("a")[1:]
     assert llm.detokenize(llm.tokenize("<|im_start|>", add_special=False), special=True) == "<|im_start|>"
     assert llm.detokenize(llm.tokenize("<|im_start|>", add_special=False, parse_special=False)) == "<|im_start|>"
@@ -227,4 +227,4 @@ def test_alora_logits_equal_the_reference(tiny_model, tiny_dir, reference):
         scales = [0.0] * start + [1.0] * (len(tokens) - start)
         wanted = reference.logits(tokens, adapters=[(tiny_dir / "alora.gguf", scales)])[-1]
         llm.complete("Once upon<go> a", lora={alora: 1.0}, temperature=0, max_tokens=1)
-        assert np.abs(llm._instance.context.logits() - wanted).max() <= 1e-3
+        assert np.abs(llm._session.instance.context.logits() - wanted).max() <= 1e-3

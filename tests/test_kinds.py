@@ -16,9 +16,9 @@ PROMPT = "hello the world, you was 123"
 
 def last_logits(llm, tokens, lora):
     """Logits of the last token through the plain path, from a cold start."""
-    desk, context = llm._desk, llm._instance.context
+    desk, context = llm._session, llm._session.instance.context
     desk.cache.clear()
-    native = {llm._registry.native(adapter): scale for adapter, scale in lora.items()}
+    native = {llm._adapters.native(adapter): scale for adapter, scale in lora.items()}
     context.set_adapters(native)
     context.decode(tokens, 0)
     logits = context.logits().copy()

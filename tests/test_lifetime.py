@@ -203,7 +203,7 @@ adapter.apply()
 list(llm.stream("Hello", **GREEDY))
 stream = llm.stream("Hello", ignore_eos=True)
 next(stream)
-instance, watch, chain = llm._instance, weakref.ref(llm), stream._generation._picker._chain
+instance, watch, chain = llm._session.instance, weakref.ref(llm), stream._generation._sampler._chain
 del llm
 assert not instance.closed and next(stream) is not None  # an open stream keeps it
 del stream
@@ -225,11 +225,11 @@ def test_a_stream_that_is_given_up_frees_its_sampler_and_its_turn(tiny_dir, end)
 llm = opened()
 stream = llm.stream("Hello", ignore_eos=True)
 next(stream)
-chain = stream._generation._picker._chain
-assert llm._desk.turns._holder is stream._generation
+chain = stream._generation._sampler._chain
+assert llm._session.lock._holder is stream._generation
 {end}
 raises(ClosedError, lambda: chain.pointer)
-assert llm._desk.turns._holder is None
+assert llm._session.lock._holder is None
 """,
     )
 
@@ -417,7 +417,7 @@ for _ in range(20):
     def close():
         barrier.wait()
         llm.close()
-        assert llm._instance.closed
+        assert llm._session.instance.closed
     threads = [threading.Thread(target=close) for _ in range(4)]
     for thread in threads:
         thread.start()
@@ -453,8 +453,8 @@ def test_daemon_thread_at_exit(tiny_dir, work):
         run(
             tiny_dir,
             f"""
-import llamafu.model.llamafu
-llamafu.model.llamafu._PATIENCE = {0.5 if work.startswith("stuck") else 10.0}
+import llamafu.model.session
+llamafu.model.session._EXIT_TIMEOUT = {0.5 if work.startswith("stuck") else 10.0}
 llm = opened()
 def work():
     {DAEMONS[work].strip().replace(chr(10), chr(10) + "    ")}
@@ -480,8 +480,8 @@ for _ in range(3):
     child = fork()
     if not child:
         # as if threads that did not survive the fork had held every lock
-        llm._lock = llm._desk.turns._changed._lock = stream._generation._own = threading.Lock()
-        llm._lock.acquire()
+        llm._adapters._lock = llm._session.lock._changed._lock = stream._generation._own = threading.Lock()
+        llm._adapters._lock.acquire()
         for call in (
             lambda: llm.complete("x"), lambda: llm.stream("x"), lambda: next(stream), lambda: llm.tokenize("x"),
             lambda: llm.load_lora_adapter(TINY / "b.gguf"), adapter.apply, adapter.unload, lambda: adapter.scale,

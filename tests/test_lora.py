@@ -199,7 +199,7 @@ def test_damaged_and_missing_files(llm, tmp_path):
 
 def test_target_that_the_graph_never_uses_is_refused(llm, a, tiny_adapter_b):
     """A graph that leaves a projection out is played by a probe that does not see it."""
-    prober = llm._prober
+    prober = llm._session.prober
     seen = prober._sources_with
     prober._used.clear()
     try:
@@ -208,4 +208,4 @@ def test_target_that_the_graph_never_uses_is_refused(llm, a, tiny_adapter_b):
             llm.load_lora_adapter(tiny_adapter_b)
     finally:
         del prober._sources_with
-    assert {f"{name}.lora_a" for name in ("blk.0.attn_q.weight", "blk.1.ffn_down.weight")} <= seen(llm._registry.native(a))
+    assert {f"{name}.lora_a" for name in ("blk.0.attn_q.weight", "blk.1.ffn_down.weight")} <= seen(llm._adapters.native(a))

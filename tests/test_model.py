@@ -120,14 +120,14 @@ def test_builds_that_never_free_reuse_by_content(tiny_model, tiny_adapter_a, mon
     """Where the library's free does nothing, a freed adapter is taken up again; its old handle is dead all the same."""
     from dataclasses import replace
 
-    import llamafu.model.llamafu
+    import llamafu.model.session
 
-    find = llamafu.model.llamafu.find
-    monkeypatch.setattr(llamafu.model.llamafu, "find", lambda library: replace(find(library), frees_adapters=False))
+    find = llamafu.model.session.find
+    monkeypatch.setattr(llamafu.model.session, "find", lambda library: replace(find(library), frees_adapters=False))
     with Llamafu(tiny_model, n_ctx=64) as llm:
         first = llm.load_lora_adapter(tiny_adapter_a)
         wanted = llm.complete("Once", lora={first: 1.0}, **GREEDY).tokens
-        native = llm._registry.native(first)
+        native = llm._adapters.native(first)
         pointer = native.pointer
         stream = llm.stream("Once", lora={first: 1.0}, max_tokens=20, ignore_eos=True)
         next(stream)
@@ -136,5 +136,5 @@ def test_builds_that_never_free_reuse_by_content(tiny_model, tiny_adapter_a, mon
             list(stream)
         assert native.closed
         again = llm.load_lora_adapter(tiny_adapter_a)
-        assert llm._registry.native(again).pointer == pointer
+        assert llm._adapters.native(again).pointer == pointer
         assert llm.complete("Once", lora={again: 1.0}, **GREEDY).tokens == wanted

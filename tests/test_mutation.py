@@ -359,7 +359,7 @@ def work(tiny_dir, folder, first):
             if refusal:
                 assert "not finite" in str(refusal), refusal
             else:
-                assert np.isfinite(llm._instance.context.logits()).all(), "logits are not finite"
+                assert np.isfinite(llm._session.instance.context.logits()).all(), "logits are not finite"
             llm.unload_lora_adapter("damaged")
             assert ask(llm, {}) == wanted[model], "the base answers otherwise than before"
         result = type(refusal).__name__ if refusal else "sound"
@@ -391,9 +391,9 @@ def bypass(tiny_dir, name):
 
     model, content, _ = killers(tiny_dir)[name]
     llm = Llamafu(tiny_dir / model, n_ctx=64, n_threads=1)
-    native = NativeAdapter(llm._instance.model, content, label=name)
-    llm._instance.context.set_adapters({native: 1.0})
-    llm._instance.context.decode([1, 2, 3], 0)
+    native = NativeAdapter(llm._session.instance.model, content, label=name)
+    llm._session.instance.context.set_adapters({native: 1.0})
+    llm._session.instance.context.decode([1, 2, 3], 0)
 
 
 def killers(tiny_dir):

@@ -6,16 +6,17 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from llamafu import Llamafu
-from llamafu.model.prefix_cache import CUT, Segment, plan
+from llamafu.generation.prompt import PREFIX_BLOCK
+from llamafu.model.prefix_cache import Segment, plan
 
 NONE, ONE, TWO = (), (("a", 1.0),), (("a", 0.5),)
 
 
 def test_plan_cuts_at_multiples_and_leaves_the_last_token_alone():
     """Boundaries depend on positions alone, never on what is cached."""
-    sizes = [len(segment.tokens) for segment in plan(range(2 * CUT + 10), [NONE] * (2 * CUT + 10), 512)]
-    assert sizes == [CUT, CUT, 9, 1]
-    assert [len(s.tokens) for s in plan(range(CUT + 1), [NONE] * (CUT + 1), 512)] == [CUT, 1]
+    sizes = [len(segment.tokens) for segment in plan(range(2 * PREFIX_BLOCK + 10), [NONE] * (2 * PREFIX_BLOCK + 10), 512)]
+    assert sizes == [PREFIX_BLOCK, PREFIX_BLOCK, 9, 1]
+    assert [len(s.tokens) for s in plan(range(PREFIX_BLOCK + 1), [NONE] * (PREFIX_BLOCK + 1), 512)] == [PREFIX_BLOCK, 1]
     assert plan([7], [ONE], 512) == [Segment((7,), ONE)]
 
 
@@ -53,7 +54,7 @@ def test_warm_and_cold_give_the_same_bytes(pair, requests):
     """Random prompts and adapter changes at Q4_0: tokens and logprobs equal those of an empty cache, bit for bit."""
     warm, cold = pair
     for prompt, lora in requests:
-        cold._desk.cache.clear()
+        cold._session.cache.clear()
         tokens, logprobs, cached = run(cold, prompt, lora)
         assert cached == 0
         assert run(warm, prompt, lora)[:2] == (tokens, logprobs)
@@ -68,7 +69,7 @@ def test_reuse_is_reported_and_depends_on_the_adapters(pair):
     assert run(warm, prompt, {"a": 1.0})[2] == count - 1
     assert run(warm, prompt, {"a": 0.5})[2] == 0
     assert run(warm, prompt, {})[2] == 0
-    assert run(warm, prompt + "y" * 50, {})[2] == count // CUT * CUT
+    assert run(warm, prompt + "y" * 50, {})[2] == count // PREFIX_BLOCK * PREFIX_BLOCK
 
 
 def test_cache_keyed_by_content_not_by_name(tiny_dir, tmp_path):
@@ -90,7 +91,7 @@ def test_breaking_the_key_is_seen(tiny_dir, monkeypatch):
     with Llamafu(tiny_dir / "tiny-q4_0.gguf") as llm:
         llm.load_lora_adapter(tiny_dir / "a.gguf")
         wanted = run(llm, "Once upon a time", {"a": 1.0})[1]
-        llm._desk.cache.clear()
+        llm._session.cache.clear()
         run(llm, "Once upon a time", {})
         stale = run(llm, "Once upon a time", {"a": 1.0})
         assert stale[2] > 0

@@ -39,17 +39,17 @@ def lora_of(adapter):
 @pytest.mark.parametrize("answer", PEFT["answers"], ids=lambda a: f"{a['adapter']}: {a['question']}")
 def test_agrees_with_peft(llm, answer):
     """Teacher-forced along PEFT's answer, every clear choice is the same; the prompt's tokens are the same too."""
-    prompt = render(llm._instance.model, [{"role": "user", "content": answer["question"]}])
+    prompt = render(llm._session.instance.model, [{"role": "user", "content": answer["question"]}])
     assert llm.tokenize(prompt, add_special=False) == answer["prompt_ids"]
     tokens = answer["prompt_ids"] + answer["token_ids"][:-1]
-    native = {llm._registry.native(llm._registry.resolve(name)): scale for name, scale in lora_of(answer["adapter"]).items()}
-    context = llm._instance.context
-    llm._desk.cache.clear()
+    native = {llm._adapters.native(name): scale for name, scale in lora_of(answer["adapter"]).items()}
+    context = llm._session.instance.context
+    llm._session.cache.clear()
     context.set_adapters(native)
     context.decode(tokens, 0, all_logits=True)
     first = len(answer["prompt_ids"]) - 1
     picks = [int(context.logits(first + i).argmax()) for i in range(len(answer["token_ids"]))]
-    llm._desk.cache.clear()
+    llm._session.cache.clear()
     clear = [i for i, margin in enumerate(answer["margins"]) if margin > CLEAR]
     assert len(clear) >= 3
     assert [picks[i] for i in clear] == [answer["token_ids"][i] for i in clear]
@@ -74,7 +74,7 @@ def test_base_is_byte_identical_after_everything(llm):
         result = llm.chat(TEA, temperature=0, max_tokens=16, logprobs=3, **options)
         return result.tokens, result.logprobs
 
-    llm._desk.cache.clear()
+    llm._session.cache.clear()
     base = probe(lora={})
     assert probe(lora={"pirate": 0.0, "shout": 0.0}) == base
     llm.apply_lora_adapter("pirate", 0.7)
@@ -94,14 +94,14 @@ def test_warm_and_cold_on_the_real_model(llm):
     requests += requests[::-1]
     cold = []
     for prompt, lora in requests:
-        llm._desk.cache.clear()
+        llm._session.cache.clear()
         llm.complete(prompt, lora=lora, temperature=0, max_tokens=2)
-        cold.append(llm._instance.context.logits().copy())
-    llm._desk.cache.clear()
+        cold.append(llm._session.instance.context.logits().copy())
+    llm._session.cache.clear()
     reused = 0
     for (prompt, lora), wanted in zip(requests, cold, strict=True):
         reused += llm.complete(prompt, lora=lora, temperature=0, max_tokens=2).usage.cached_tokens
-        assert np.array_equal(llm._instance.context.logits(), wanted)
+        assert np.array_equal(llm._session.instance.context.logits(), wanted)
     assert reused > 100
 
 
@@ -115,7 +115,7 @@ def test_streamed_text_is_whole_characters(llm):
 
 
 def test_model_facts(llm):
-    model = llm._instance.model
+    model = llm._session.instance.model
     assert isinstance(model, Model)
     assert (model.n_layer, model.n_embd, model.n_vocab) == (30, 576, 49152)
     assert "135M" in model.describe() or "llama" in model.describe()

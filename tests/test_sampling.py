@@ -16,7 +16,7 @@ from llamafu.engine import Engine, Request
 from llamafu.errors import DecodeError, GrammarError
 from llamafu.generation.grammar import schema_to_gbnf
 from llamafu.generation.options import Options
-from llamafu.generation.sampling import ENDED, Picker, constrain
+from llamafu.generation.sampling import ENDED, TokenSampler, constrain
 
 VOCAB = 317  # tokens of the tiny model
 BORDERS = {
@@ -47,14 +47,14 @@ def engine(tiny_model):
 
 def picked(llm, logits, **options):
     """Pick one token from given logits, which take the place of the model's own."""
-    instance, made = llm._desk.instance, Options(**options)
+    instance, made = llm._session.instance, Options(**options)
     row = instance.context.logits()
     row[:] = logits
-    picker = Picker(instance.model, made, llm.tokenize("abcabc"), constrain(instance.model, made))
+    sampler = TokenSampler(instance.model, made, llm.tokenize("abcabc"), constrain(instance.model, made))
     try:
-        token, report = picker.pick(instance.context)
+        token, report = sampler.pick(instance.context)
     finally:
-        picker.close()
+        sampler.close()
     return token, report
 
 
@@ -84,7 +84,7 @@ def test_every_combination_at_its_borders_gives_a_token_that_can_come(llm, row):
         if options["grammar"]:
             assert set(llm.detokenize([token])) <= {"a", "b"}
         if options["ignore_eos"]:
-            assert token not in llm._desk.instance.model.end_tokens
+            assert token not in llm._session.instance.model.end_tokens
 
 
 @pytest.mark.parametrize("options", [{"temperature": 0}, {"seed": 1}, {"grammar": "root ::= .*"}, {"repeat_penalty": 1e30}])
@@ -109,10 +109,10 @@ def test_penalties_are_as_libllama_has_them(llm):
     logits = np.linspace(-3, 3, VOCAB, dtype=np.float32)
     recent = llm.tokenize("abcabc")
     options = Options(repeat_penalty=2.0, frequency_penalty=0.5, presence_penalty=0.25)
-    picker = Picker(llm._desk.instance.model, options, recent, None)
+    sampler = TokenSampler(llm._session.instance.model, options, recent, None)
     changed = logits.copy()
-    picker._penalise(changed, picker._recent)
-    picker.close()
+    sampler._penalise(changed, sampler._recent)
+    sampler.close()
     for token in range(VOCAB):
         expected = float(logits[token])
         if count := recent.count(token):
@@ -185,7 +185,7 @@ def test_a_costly_grammar_does_not_hold_up_others(engine):
 
 def test_libllama_reads_what_is_read_here(llm):
     """Its own parser, on texts that ours takes and repeats nothing empty in."""
-    model = llm._desk.instance.model
+    model = llm._session.instance.model
     grammars = [
         r'root ::= "a\"\\\n\x41é" [^a-c\-]{2,3} ("x" | other)* # end',
         'root ::= "a" |\n "b"\nroot ::= [] "c"{0} . one-2\none-2 ::= (\n"x"\n)?\n',

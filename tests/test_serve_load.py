@@ -15,8 +15,8 @@ import pytest
 from served import API, running, served, wait_for
 
 from llamafu import Llamafu
-from llamafu.cli.serve import spin_briefly
 from llamafu.client import AsyncTabbyClient, RateLimitError
+from llamafu.libraries.openmp import shorten_openmp_spin
 
 pytestmark = pytest.mark.skipif(not Path("/proc/self/fd").exists(), reason="counts descriptors in /proc")
 
@@ -223,5 +223,5 @@ def test_threads_that_wait_sleep_soon_unless_told_otherwise(monkeypatch, given, 
         monkeypatch.delenv(name)
         if name in given:
             monkeypatch.setenv(name, given[name])
-    spin_briefly()
+    shorten_openmp_spin()
     assert os.environ.get("GOMP_SPINCOUNT") == spin

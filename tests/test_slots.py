@@ -16,7 +16,7 @@ from llamafu._native.batched_lora.row_table import RowTable
 from llamafu._native.batched_lora.slot_layout import Layout, lay_out, strength_levels, with_spare
 from llamafu.adapters.gguf.reader import read_container
 from llamafu.engine import Request
-from llamafu.engine.bank_units import Pager
+from llamafu.engine.bank_units import UnitAllocator
 from llamafu.errors import DecodeError
 
 N_IN, N_OUT = 5, 7
@@ -50,12 +50,12 @@ ranks = st.sampled_from([1, 2, 3, 4, 5, 8, 8, 8, 12, 16])
 @given(sizes=st.lists(ranks, min_size=1, max_size=6), data=st.data())
 def test_layouts(sizes, data):
     """Any ranks, places, blends and orders: what ggml is told to compute is each row's sum over its units."""
-    pager = Pager(48)
+    allocator = UnitAllocator(48)
     sizes = sizes[: max(1, int(np.searchsorted(np.cumsum(sizes), 48, side="right")))]
     if data.draw(st.booleans()):  # leave holes
-        pager.acquire({"hole": 3})
-        pager.release(["hole"])
-    placed = pager.acquire({str(i): size for i, size in enumerate(sizes)})
+        allocator.acquire({"hole": 3})
+        allocator.release(["hole"])
+    placed = allocator.acquire({str(i): size for i, size in enumerate(sizes)})
     numbers = st.sets(st.integers(0, len(sizes) - 1), max_size=3)
     rows = [
         [(placed[str(i)], (i + 1) / 4) for i in sorted(row)] for row in data.draw(st.lists(numbers, min_size=1, max_size=8))
@@ -105,7 +105,7 @@ def tokens(seed, count):
 
 
 def layout_of(engine):
-    return engine._room.bank.store._slots._layout
+    return engine._runtime.bank.store._slots._layout
 
 
 @pytest.fixture(scope="module")

@@ -22,18 +22,26 @@ if TYPE_CHECKING:
 _MOST_KEPT = 256 << 20  # bytes
 
 
+def is_peft_folder(path: Path) -> bool:
+    """Whether `path` is a folder with PEFT's configuration."""
+    return os.path.lexists(path / CONFIG)
+
+
 class AdapterReader:
     """Reads adapters for one base model. Any thread.
 
     What folders were converted to is kept by their content, up to 256 MiB in all: read again, a folder is only compared.
     """
 
-    def __init__(self, base: BaseModel, *, dtype: Literal["auto", "exact", "f16", "f32"] = "auto") -> None:
+    def __init__(
+        self, base: BaseModel, *, dtype: Literal["auto", "exact", "f16", "f32"] = "auto", most_kept: int = _MOST_KEPT
+    ) -> None:
         """Read for `base`, whose architecture and sizes decide how folders are converted.
 
         `dtype` is what they are converted to: "auto" is F16 where it loses at most 1 % of every tensor's change, "exact" F16
-        where it loses nothing, and both are F32 elsewhere.
+        where it loses nothing, and both are F32 elsewhere. `most_kept`: bytes of converted folders that are kept.
         """
+        self._most_kept = most_kept
         self._base = base
         self._dtype = dtype
         self._kept: OrderedDict[str, AdapterFile] = OrderedDict()
@@ -53,7 +61,7 @@ class AdapterReader:
 
         """
         path = Path(path)
-        if not os.path.lexists(path / CONFIG):
+        if not is_peft_folder(path):
             if drop:
                 message = f"{path}: drop={list(drop)!r} is for PEFT folders, and this is none; leave it out"
                 raise LoraError(message, code=ErrorCode.INVALID_PARAM)
@@ -82,5 +90,5 @@ class AdapterReader:
         """Remember the newest conversions, as many as the limit allows."""
         with self._lock:
             self._kept[digest] = file
-            while sum(len(kept.content) for kept in self._kept.values()) > _MOST_KEPT:
+            while sum(len(kept.content) for kept in self._kept.values()) > self._most_kept:
                 self._kept.popitem(last=False)

@@ -216,7 +216,7 @@ class _ScaleRange(argparse.Action):
     def __call__(
         self, parser: argparse.ArgumentParser, namespace: argparse.Namespace, values: Any, option_string: str | None = None
     ) -> None:
-        from llamafu.lora.handles import check_scale_range
+        from llamafu.lora.scales import check_scale_range
 
         del parser, option_string
         try:

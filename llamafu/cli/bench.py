@@ -21,7 +21,7 @@ if TYPE_CHECKING:
 
     from llamafu.engine import Engine
     from llamafu.engine.benchmark import Run
-    from llamafu.generation.options import LoraScales
+    from llamafu.lora.scales import LoraScales
 
 _RANK, _N_BATCH = 8, 512
 _PROMPT_TOKENS = 128  # of the context, kept for the prompt of each request

@@ -24,7 +24,7 @@ if TYPE_CHECKING:
     from llamafu.engine import Engine
     from llamafu.engine.request_handle import Event
     from llamafu.generation.completion import AppliedLora, Completion
-    from llamafu.generation.options import LoraScales
+    from llamafu.lora.scales import LoraScales
     from llamafu.model.llamafu import Llamafu
 
 _QUESTION = "Tell me about the sea."

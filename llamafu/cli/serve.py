@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import importlib.util
 import logging
-import os
 import sys
 from dataclasses import fields, replace
 from typing import TYPE_CHECKING, Any
@@ -52,6 +51,7 @@ def _run(arguments: argparse.Namespace) -> int:
 def serve_with(settings: Settings) -> int:
     """Open the engine with the adapters of `--lora` active, serve until a signal, and return the exit status."""
     from llamafu.engine import Engine
+    from llamafu.libraries.openmp import shorten_openmp_spin
     from llamafu.server.auth.startup_keys import open_gate
     from llamafu.server.run import serve
     from llamafu.server.storage.adapter_folder import AdapterFolder
@@ -64,7 +64,7 @@ def serve_with(settings: Settings) -> int:
         raise LlamafuError(str(error)) from error
     path = model_path(settings.model)
     _log_requests()
-    spin_briefly()
+    shorten_openmp_spin()
     with Engine(
         path,
         max_sequences=settings.max_sequences,
@@ -90,17 +90,6 @@ def _demand_adapters(wanted: Mapping[str, float], there: Mapping[str, object]) -
             f"(adapters: {', '.join(there) or 'none'})"
         )
         raise LoraNotFoundError(message)
-
-
-def spin_briefly() -> None:
-    """Shorten the time that OpenMP's threads spin before they sleep, unless the environment sets it.
-
-    By default they spin for milliseconds at each barrier. If a CPU is busy with something else, such as HTTP, the last
-    thread cannot run while the others spin, and a step takes up to forty times as long. GNU OpenMP reads the variable
-    when libllama is loaded.
-    """
-    if not {"OMP_WAIT_POLICY", "GOMP_SPINCOUNT"} & os.environ.keys():
-        os.environ["GOMP_SPINCOUNT"] = "1000"
 
 
 def _print_line(text: str) -> None:

@@ -9,14 +9,14 @@ from llamafu._util.lazy import lazy_names
 if TYPE_CHECKING:
     from llamafu.engine.engine import Engine
     from llamafu.engine.request import Request
-    from llamafu.engine.request_handle import Ticket
+    from llamafu.engine.request_handle import RequestHandle
     from llamafu.engine.stats import EngineStats
 
 __all__ = [
     "Engine",
     "EngineStats",
     "Request",
-    "Ticket",
+    "RequestHandle",
 ]
 
 __getattr__, __dir__ = lazy_names(
@@ -25,6 +25,6 @@ __getattr__, __dir__ = lazy_names(
         "Engine": ".engine",
         "EngineStats": ".stats",
         "Request": ".request",
-        "Ticket": ".request_handle",
+        "RequestHandle": ".request_handle",
     },
 )

@@ -19,10 +19,10 @@ if TYPE_CHECKING:
     from typing import BinaryIO
 
 
-_PIECE = 1 << 18  # bytes read in one go
+_CHUNK_BYTES = 1 << 18  # bytes read in one go
 
 
-class Copy:
+class AdapterCopy:
     """One content in a file of its own, which goes when nobody refers to this object any more. Any thread."""
 
     def __init__(self, path: Path) -> None:
@@ -39,8 +39,8 @@ class Copy:
             written = 0
             try:
                 with self._path.open("wb") as file:
-                    for piece in content():
-                        written += file.write(piece)
+                    for chunk in content():
+                        written += file.write(chunk)
             except BaseException as error:
                 self._path.unlink(missing_ok=True)
                 if not isinstance(error, OSError):
@@ -61,14 +61,14 @@ class Copy:
     def open(self) -> Iterator[BinaryIO]:
         """Open the content for reading; LoraLoadError when that, or a read in the block, fails."""
         try:
-            with self._path.open("rb", buffering=_PIECE) as file:
+            with self._path.open("rb", buffering=_CHUNK_BYTES) as file:
                 yield file
         except OSError as error:
             message = f"the private copy {self._path} of an adapter cannot be read: {error.strerror or error}; ask again"
             raise LoraLoadError(message, code=ErrorCode.FILE_READ_FAILED) from error
 
 
-class Spool:
+class AdapterCopies:
     """A temporary folder of copies, one for each content that somebody refers to. Any thread."""
 
     def __init__(self) -> None:
@@ -76,14 +76,14 @@ class Spool:
         self._pid = os.getpid()
         self._numbers = itertools.count()
         self._lock = threading.Lock()
-        self._copies: weakref.WeakValueDictionary[str, Copy] = weakref.WeakValueDictionary()
+        self._copies: weakref.WeakValueDictionary[str, AdapterCopy] = weakref.WeakValueDictionary()
 
-    def hold(self, digest: str, content: Callable[[], Iterable[bytes]]) -> Copy:
-        """Return the copy of a content; `content` is asked for its bytes, in pieces, when there is none yet."""
+    def hold(self, digest: str, content: Callable[[], Iterable[bytes]]) -> AdapterCopy:
+        """Return the copy of a content; `content` is asked for its bytes, in chunks, when there is none yet."""
         with self._lock:
             copy = self._copies.get(digest)
             if copy is None:  # a number in its name: the last copy of this content may go only later
-                copy = self._copies[digest] = Copy(self._folder / f"{next(self._numbers)}.gguf")
+                copy = self._copies[digest] = AdapterCopy(self._folder / f"{next(self._numbers)}.gguf")
         copy.fill(content)
         return copy
 

@@ -18,13 +18,13 @@ if TYPE_CHECKING:
     from collections.abc import Callable
 
     from llamafu.engine.request import Request
-    from llamafu.engine.request_handle import Event, Ticket
+    from llamafu.engine.request_handle import Event, RequestHandle
     from llamafu.generation.completion import Completion
 
-    Submit = Callable[[Request, Callable[[Event], None]], Ticket]
+    Submit = Callable[[Request, Callable[[Event], None]], RequestHandle]
 
 
-class AsyncStream(AsyncIterator[str]):
+class AsyncRequestStream(AsyncIterator[str]):
     """Pieces of text as they come, then `completion`. For one event loop; only `cancel` may be called from any thread.
 
     A reader that is late gets what has come meanwhile as one piece. With `logprobs`, each is a `Piece`.
@@ -38,7 +38,7 @@ class AsyncStream(AsyncIterator[str]):
         self._completion: Completion | None = None
         self._over = False
         mailbox = _mailbox(loop)
-        self._ticket = submit(request, lambda event: mailbox.put(self, event))
+        self._handle = submit(request, lambda event: mailbox.put(self, event))
 
     async def __anext__(self) -> str:
         if self._over:
@@ -70,8 +70,8 @@ class AsyncStream(AsyncIterator[str]):
 
     def cancel(self) -> None:
         """End the request before its next step: the pieces then end, and `completion` has what there was until then."""
-        if not self._ticket.done:
-            self._ticket.cancel()
+        if not self._handle.done:
+            self._handle.cancel()
 
     async def aclose(self) -> None:
         """End the request before its next step, and wait for nothing. Idempotent, and without effect after the end."""
@@ -91,9 +91,9 @@ class _Mailbox:
     def __init__(self, loop: asyncio.AbstractEventLoop) -> None:
         self._loop = weakref.ref(loop)  # the loop's own dictionary entry must not keep it
         self._lock = threading.Lock()
-        self._events: list[tuple[AsyncStream, Event]] = []
+        self._events: list[tuple[AsyncRequestStream, Event]] = []
 
-    def put(self, stream: AsyncStream, event: Event) -> None:
+    def put(self, stream: AsyncRequestStream, event: Event) -> None:
         """Let an event wait for the loop; any thread."""
         with self._lock:
             self._events.append((stream, event))

@@ -10,8 +10,8 @@ from typing import TYPE_CHECKING, Protocol
 import numpy as np
 
 from llamafu.adapters.info import is_expert
-from llamafu.engine.bank_loader import Filling
-from llamafu.engine.bank_units import Pager
+from llamafu.engine.bank_loader import BankLoader
+from llamafu.engine.bank_units import UnitAllocator
 from llamafu.errors import LoraError
 
 if TYPE_CHECKING:
@@ -21,10 +21,10 @@ if TYPE_CHECKING:
 
     from llamafu._native.batched_lora.row_table import RowTable
     from llamafu.engine.registry import Content
-    from llamafu.lora.handles import State
+    from llamafu.lora.scales import State
 
 
-class Store(Protocol):
+class BankStore(Protocol):
     """What holds the weights and applies them: `Gather` or `Rewriting`. Arrays of target i, by unit."""
 
     a: list[NDArray[np.floating]]
@@ -45,15 +45,15 @@ class Store(Protocol):
 class Bank:
     """Fills the units of a store with adapters, as many as fit. One thread at a time."""
 
-    def __init__(self, store: Store, targets: Sequence[str], capacity: int) -> None:
+    def __init__(self, store: BankStore, targets: Sequence[str], capacity: int) -> None:
         self.store = store
-        self.pager = Pager(capacity)
+        self.allocator = UnitAllocator(capacity)
         self.page_ins = 0
         self.page_in_seconds = 0.0
         self._contents: dict[str, Content] = {}
         """Those that are resident: whoever asks for one of them makes no copy anew, also when it gives way before."""
         self._targets = {target: place for place, target in enumerate(targets)}
-        self._fillings: dict[str, Filling] = {}
+        self._loaders: dict[str, BankLoader] = {}
         """Those that have their units and are not whole yet: nobody uses them, and they give way to nobody."""
         self._failures: dict[str, Exception] = {}
 
@@ -63,11 +63,11 @@ class Bank:
 
     def refuse_too_large(self, ranks: Mapping[str, int]) -> None:
         """Raise LoraError when contents of these ranks can never be in the bank together."""
-        units = self.pager.together(ranks)
-        if units > self.pager.capacity:
+        units = self.allocator.together(ranks)
+        if units > self.allocator.capacity:
             pinned = f" beside {units - sum(ranks.values())} that are pinned" if units > sum(ranks.values()) else ""
             message = (
-                f"these adapters take {sum(ranks.values())} rank units{pinned}, but the bank has {self.pager.capacity}; "
+                f"these adapters take {sum(ranks.values())} rank units{pinned}, but the bank has {self.allocator.capacity}; "
                 f"make the engine with a larger bank_rank, or use fewer adapters at once"
             )
             raise LoraError(message)
@@ -81,27 +81,27 @@ class Bank:
         by_digest = {content.digest: content for content in contents}
         for digest in by_digest.keys() & self._failures.keys():
             raise self._failures[digest]
-        placed = self.pager.acquire({digest: content.info.rank for digest, content in by_digest.items()})
+        placed = self.allocator.acquire({digest: content.info.rank for digest, content in by_digest.items()})
         if placed is None:
             return False
         for digest, units in placed.items():
-            self._fillings[digest] = Filling(by_digest[digest], partial(self._pieces, units))
-            self.pager.keep(digest)
+            self._loaders[digest] = BankLoader(by_digest[digest], partial(self._write_chunks, units))
+            self.allocator.keep(digest)
             self._contents[digest] = by_digest[digest]
         if placed:
-            self._contents = {digest: found for digest, found in self._contents.items() if digest in self.pager}
+            self._contents = {digest: found for digest, found in self._contents.items() if digest in self.allocator}
         try:
-            whole = all(self._advance(digest, deadline) for digest in by_digest if digest in self._fillings)
+            whole = all(self._advance(digest, deadline) for digest in by_digest if digest in self._loaders)
         except BaseException:
-            self.pager.release(digest for digest in by_digest if digest in self.pager)
+            self.allocator.release(digest for digest in by_digest if digest in self.allocator)
             raise
         if not whole:
-            self.pager.release(by_digest)
+            self.allocator.release(by_digest)
         return whole
 
     def work(self, deadline: float) -> None:
         """Go on with what is on its way; what fails is kept for those who wait for it, up to `forget_failures`."""
-        for digest in tuple(self._fillings):
+        for digest in tuple(self._loaders):
             if time.perf_counter() >= deadline:
                 return
             try:
@@ -113,44 +113,44 @@ class Bank:
         """Let what failed be tried anew."""
         self._failures.clear()
 
-    def is_filling(self, contents: Iterable[Content]) -> bool:
+    def is_loading(self, contents: Iterable[Content]) -> bool:
         """Whether some of these are on their way."""
-        return any(content.digest in self._fillings for content in contents)
+        return any(content.digest in self._loaders for content in contents)
 
     def release(self, contents: Iterable[Content]) -> None:
         """Say that one sequence less uses these adapters."""
-        self.pager.release({content.digest for content in contents})
+        self.allocator.release({content.digest for content in contents})
 
-    def place(self, state: State) -> int:
+    def first_unit(self, state: State) -> int:
         """Return the first unit of an adapter state's contents, -1 if none is resident."""
-        return min((int(self.pager[digest].units[0]) for digest, _ in state if digest in self.pager), default=-1)
+        return min((int(self.allocator[digest].units[0]) for digest, _ in state if digest in self.allocator), default=-1)
 
     def units(self, scales: Mapping[str, float]) -> tuple[NDArray[np.int32], NDArray[np.float32]]:
         """Return the units of resident contents by digest, and the scale of each."""
         if not scales:
             return _NO_UNITS, _NO_SCALES
-        units = [self.pager[digest].units for digest in scales]
+        units = [self.allocator[digest].units for digest in scales]
         return np.concatenate(units), np.repeat(np.array(list(scales.values()), np.float32), [len(u) for u in units])
 
     def _advance(self, digest: str, deadline: float) -> bool:
         """Go on with one of them; whether it is whole now. After an error nothing that was not filled looks resident."""
         began = time.perf_counter()
         try:
-            whole = self._fillings[digest].advance(deadline)
+            whole = self._loaders[digest].advance(deadline)
         except BaseException:
-            del self._fillings[digest]
-            self.pager.drop(digest)
+            del self._loaders[digest]
+            self.allocator.drop(digest)
             raise
         finally:
             self.page_in_seconds += time.perf_counter() - began
         if whole:
-            del self._fillings[digest]
-            self.pager.release([digest])
+            del self._loaders[digest]
+            self.allocator.release([digest])
             self.page_ins += 1
         return whole
 
-    def _pieces(self, units: NDArray[np.int32], content: Content) -> Iterator[None]:
-        """Write an adapter's factors, and yield after each piece; where it has none, or fewer ranks, the strength is 0."""
+    def _write_chunks(self, units: NDArray[np.int32], content: Content) -> Iterator[None]:
+        """Write an adapter's factors, and yield after each chunk; where it has none, or fewer ranks, the strength is 0."""
         store, alpha = self.store, content.info.alpha
         store.strength[:, units] = 0
         if not store.compiled:  # it multiplies by all units of an adapter: nothing old may be left where this one has nothing
@@ -164,7 +164,7 @@ class Bank:
             sides = ((store.a[place], a.transpose(1, 0, 2), _TOP_A), (store.b[place], b.transpose(2, 0, 1), _TOP_B))
             for target, values, top in sides:
                 is_narrower = target.dtype == np.float16 and values.dtype != np.float16
-                step = max(1, _PIECE // values[0].size)
+                step = max(1, _CHUNK // values[0].size)
                 for start in range(0, rank, step):
                     part = values[start : start + step]
                     if is_narrower:
@@ -177,10 +177,10 @@ class Bank:
                 store.strength[place, _chosen(units, 0, rank)] = strength
 
 
-_PIECE = 1 << 20
-"""Numbers that are written in one piece: 2 MB, about a millisecond."""
+_CHUNK = 1 << 20
+"""Numbers that are written in one chunk: 2 MB, about a millisecond."""
 _HALF_MAX, _HALF_FINE = 3e4, 1e-4
-"""Where F16 has its full precision: largest values, and typical ones, with room for those that are less."""
+"""Where F16 has its full precision: largest values, and typical ones, with some margin for those that are less."""
 _TOP_A, _TOP_B = -4, 15
 """A's sums are rounded to F16 too: it stays as small as adapters usually are. B's products are not: it may fill the range."""
 _NO_UNITS = np.empty(0, np.int32)

@@ -21,7 +21,7 @@ class Resident:
     users: int = 0
 
 
-class Pager:
+class UnitAllocator:
     """Hands out rank units, any that are free; takes back those that were used least lately. One thread at a time."""
 
     def __init__(self, capacity: int) -> None:

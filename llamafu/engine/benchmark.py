@@ -20,7 +20,7 @@ if TYPE_CHECKING:
     from pathlib import Path
 
     from llamafu.engine.engine import Engine
-    from llamafu.generation.options import LoraScales
+    from llamafu.lora.scales import LoraScales
 
 _PROMPT = "{:08d} Once upon a time there was a little fox who"
 _STRENGTH = 0.01

@@ -9,26 +9,26 @@ if TYPE_CHECKING:
 
     from llamafu.engine.bank import Bank
     from llamafu.engine.batch import Group, Part
-    from llamafu.engine.native_adapters import Natives
-    from llamafu.engine.runtime import Room
+    from llamafu.engine.native_adapters import NativeAdapterCache
+    from llamafu.engine.runtime import EngineRuntime
     from llamafu.engine.stats import Recorder
 
 
-class Decoder:
+class DecodeStep:
     """Brings parts of sequences to libllama, and counts how. The engine's thread only."""
 
-    def __init__(self, room: Room, natives: Natives, recorder: Recorder) -> None:
-        self._room = room
-        self._natives = natives
+    def __init__(self, runtime: EngineRuntime, native_adapters: NativeAdapterCache, recorder: Recorder) -> None:
+        self._runtime = runtime
+        self._native_adapters = native_adapters
         self._recorder = recorder
 
-    def decode(self, group: Group, parts: Sequence[Part]) -> int:
+    def run(self, group: Group, parts: Sequence[Part]) -> int:
         """Compute these parts of a group; return libllama's code. Raises DecodeError when it was not done as said."""
-        context, bank = self._room.instance.context, self._bank(group, parts)
+        context, bank = self._runtime.instance.context, self._bank(group, parts)
         if bank is not None:
-            self._room.enter_bank(*group.tables(parts, bank))
+            self._runtime.enter_bank(*group.tables(parts, bank))
         else:
-            self._natives.enter(group.state)
+            self._native_adapters.enter(group.state)
         if group.mixed:
             self._count_mixed(parts)
         else:
@@ -49,7 +49,7 @@ class Decoder:
 
     def _bank(self, group: Group, parts: Sequence[Part]) -> Bank | None:
         """What applies the rows' adapters; None where the graph is libllama's own."""
-        bank = self._room.bank
+        bank = self._runtime.bank
         if bank is None or not group.mixed:
             return None
         return bank if bank.store.compiled or any(state for part in parts for _, state in part.runs()) else None

@@ -6,13 +6,12 @@ from collections import OrderedDict
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Protocol
 
+from llamafu.generation.prompt import PREFIX_BLOCK
+
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
-    from llamafu.lora.handles import State
-
-BLOCK = 64
-"""Tokens that are kept or forgotten together."""
+    from llamafu.lora.scales import State
 
 Key = tuple[int, tuple[int, ...], tuple["State", ...]]
 """A block's content: the block before it, its tokens, and the adapter state that each was computed under."""
@@ -29,15 +28,15 @@ class Memory(Protocol):
 
 
 @dataclass(slots=True, eq=False)
-class Block:
-    """`BLOCK` tokens that were computed once, and the sequences whose memory begins with them."""
+class KvBlock:
+    """`PREFIX_BLOCK` tokens that were computed once, and the sequences whose memory begins with them."""
 
     number: int
     key: Key | None
     holders: set[int] = field(default_factory=set)
 
 
-class KvMemory:
+class KvCache:
     """Accounts for every token of the memory. One thread at a time.
 
     A sequence number is running, kept (ended, and its blocks of use to others) or free. `reuse` False is for memories
@@ -49,9 +48,9 @@ class KvMemory:
         self.size = size
         self._reuse = reuse
         self._free = list(range(sequences - 1, -1, -1))
-        self._blocks: dict[int, list[Block]] = {}
+        self._blocks: dict[int, list[KvBlock]] = {}
         self._tails: dict[int, list[tuple[int, State]]] = {}
-        self._known: dict[Key, Block] = {}
+        self._known: dict[Key, KvBlock] = {}
         self._kept: OrderedDict[int, None] = OrderedDict()
         self._numbers = 0
         self._alive = 0
@@ -60,10 +59,10 @@ class KvMemory:
     @property
     def used(self) -> int:
         """Tokens in the memory, shared ones counted once."""
-        return self._alive * BLOCK + sum(map(len, self._tails.values()))
+        return self._alive * PREFIX_BLOCK + sum(map(len, self._tails.values()))
 
     @property
-    def room(self) -> int:
+    def free_tokens(self) -> int:
         """Tokens that can be added while nothing is evicted."""
         return self.size - self.used
 
@@ -72,10 +71,10 @@ class KvMemory:
 
         The last token is never among them: its logits are wanted.
         """
-        shared: list[Block] = []
+        shared: list[KvBlock] = []
         previous = -1
-        for start in range(0, (len(tokens) - 1) // BLOCK * BLOCK if self._reuse else 0, BLOCK):
-            key = (previous, tuple(tokens[start : start + BLOCK]), tuple(states[start : start + BLOCK]))
+        for start in range(0, (len(tokens) - 1) // PREFIX_BLOCK * PREFIX_BLOCK if self._reuse else 0, PREFIX_BLOCK):
+            key = (previous, tuple(tokens[start : start + PREFIX_BLOCK]), tuple(states[start : start + PREFIX_BLOCK]))
             block = self._known.get(key)
             if block is None:
                 break
@@ -90,7 +89,7 @@ class KvMemory:
                 return None
             shared, source = [], None  # what would have been shared had the only number that is to be had
         number = self._free.pop()
-        length = len(shared) * BLOCK
+        length = len(shared) * PREFIX_BLOCK
         if source is not None:
             self._memory.share(source, number, length)
             self.hits += 1
@@ -103,13 +102,13 @@ class KvMemory:
         """Take note of computed tokens."""
         tail, blocks = self._tails[number], self._blocks[number]
         tail.extend(zip(tokens, states, strict=True))
-        while len(tail) >= BLOCK:
-            full, tail[:] = tail[:BLOCK], tail[BLOCK:]
+        while len(tail) >= PREFIX_BLOCK:
+            full, tail[:] = tail[:PREFIX_BLOCK], tail[PREFIX_BLOCK:]
             previous = blocks[-1].number if blocks else -1
             key = (previous, tuple(token for token, _ in full), tuple(state for _, state in full))
             # What another sequence has computed as well stays this one's own, and so does what follows it.
             is_new = self._reuse and key not in self._known and (not blocks or blocks[-1].key is not None)
-            block = Block(self._numbers, key if is_new else None, {number})
+            block = KvBlock(self._numbers, key if is_new else None, {number})
             self._numbers += 1
             self._alive += 1
             if block.key is not None:
@@ -117,18 +116,18 @@ class KvMemory:
             blocks.append(block)
 
     def close(self, number: int, *, keep: bool = True) -> None:
-        """End a sequence. Its whole blocks are kept for others while there is room, unless others have them all."""
+        """End a sequence. Its whole blocks are kept for others while memory is free, unless others have them all."""
         blocks = self._blocks[number]
         useful = keep and any(block.key is not None and block.holders == {number} for block in blocks)
-        if useful and self._memory.cut(len(blocks) * BLOCK, number):
+        if useful and self._memory.cut(len(blocks) * PREFIX_BLOCK, number):
             self._tails[number] = []
             self._kept[number] = None
         else:
             self._forget(number)
 
-    def make_room(self, tokens: int) -> bool:
+    def make_space(self, tokens: int) -> bool:
         """Evict what was kept, the least lately used first, until so many tokens fit; False when they still do not."""
-        while self.room < tokens:
+        while self.free_tokens < tokens:
             if not self._evict():
                 return False
         return True

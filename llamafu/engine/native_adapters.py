@@ -10,14 +10,14 @@ if TYPE_CHECKING:
     from llamafu._native.adapter import Adapter
     from llamafu._native.instance import Instance
     from llamafu.engine.registry import Content
-    from llamafu.lora.handles import State
+    from llamafu.lora.scales import State
 
 _LIMIT = 8
 """How many stay loaded while nobody uses them."""
 
 
-class Natives:
-    """Loads adapters into an `Instance` when they are wanted; the least lately used ones make room. One thread at a time."""
+class NativeAdapterCache:
+    """Loads adapters into an `Instance` when they are wanted; the least recently used are freed. One thread at a time."""
 
     def __init__(self, instance: Instance) -> None:
         self._instance = instance

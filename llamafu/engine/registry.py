@@ -6,17 +6,15 @@ import contextlib
 import hashlib
 import threading
 import time
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from typing import TYPE_CHECKING
 
 from llamafu.adapters.compatibility import demand_fit
-from llamafu.adapters.file import AdapterFile, default_name, read_adapter
+from llamafu.adapters.file import AdapterFile, default_name
 from llamafu.adapters.gguf.values import as_stored
-from llamafu.adapters.peft.config import CONFIG
-from llamafu.adapters.peft.convert import convert_folder
-from llamafu.adapters.peft.folder import read_folder
-from llamafu.engine.adapter_copies import Copy, Spool
+from llamafu.adapters.reader import AdapterReader, is_peft_folder
+from llamafu.engine.adapter_copies import AdapterCopies, AdapterCopy
 from llamafu.errors import LoraError, LoraLoadError, LoraNotFoundError
 
 if TYPE_CHECKING:
@@ -34,7 +32,7 @@ if TYPE_CHECKING:
 
 _TICK = 2_000_000_000
 """Nanoseconds: the coarsest clock of a file system (FAT's). Two changes within a tick may look like one."""
-_PIECE = 1 << 16
+_CHUNK_BYTES = 1 << 16
 
 
 @dataclass(frozen=True, slots=True)
@@ -45,7 +43,7 @@ class Content:
     path: Path
     """Where it came from; what is there now may be another content."""
     pairs: dict[str, Pair]
-    copy: Copy
+    copy: AdapterCopy
 
     @property
     def digest(self) -> str:
@@ -59,7 +57,7 @@ class Content:
     def fetch(self) -> None:
         """Bring the weights from the disk into the system's memory; what is wrong with them shows when they are read."""
         with contextlib.suppress(LoraLoadError), self.copy.open() as file:
-            while file.read(_PIECE):
+            while file.read(_CHUNK_BYTES):
                 pass
 
     def factors(self) -> Iterator[tuple[str, NDArray[np.floating], NDArray[np.floating]]]:
@@ -88,7 +86,7 @@ class _Entry:
     signature: _Signature | None
     info: AdapterInfo
     pairs: dict[str, Pair]
-    converted: Copy | None
+    converted: AdapterCopy | None
     """What a PEFT folder became."""
 
 
@@ -96,16 +94,17 @@ class _OtherContentError(Exception):
     """A file does not hold the content that is wanted."""
 
 
-class Registry:
+class AdapterRegistry:
     """Registered adapters by name. Any thread; files are read outside the lock."""
 
     def __init__(self, base: BaseModel, demand: Callable[[AdapterFile], None]) -> None:
         """`demand` raises for an adapter that fits the base but that the engine could not run."""
         self._base = base
+        self._reader = AdapterReader(base, most_kept=0)
         self._demand = demand
         self._entries: dict[str, _Entry] = {}
         self._lock = threading.Lock()
-        self._spool = Spool()
+        self._copies = AdapterCopies()
 
     def add(self, path: Path, name: str | None) -> AdapterInfo:
         """Check an adapter, a GGUF file or a PEFT folder, and register it; `LoraError` when the name is another's."""
@@ -138,7 +137,7 @@ class Registry:
         signature, known = _signature(entry.source), entry.signature
         if signature is None or (known is not None and known.settled and signature.stats == known.stats):
             with contextlib.suppress(_OtherContentError):
-                copy = entry.converted or self._spool.hold(entry.info.digest, partial(_same_content, entry))
+                copy = entry.converted or self._copies.hold(entry.info.digest, partial(_same_content, entry))
                 return Content(entry.info, entry.source, entry.pairs, copy)
         if signature is None:
             message = (
@@ -147,7 +146,7 @@ class Registry:
             )
             raise LoraLoadError(message)
         renewed, content = self._read(entry.source)
-        copy = renewed.converted or self._spool.hold(renewed.info.digest, lambda: [content])
+        copy = renewed.converted or self._copies.hold(renewed.info.digest, lambda: [content])
         with self._lock:
             if self._entries.get(name) is entry:
                 self._entries[name] = renewed
@@ -165,15 +164,14 @@ class Registry:
 
     def close(self) -> None:
         """Remove the temporary files. Idempotent."""
-        self._spool.close()
+        self._copies.close()
 
     def _read(self, path: Path) -> tuple[_Entry, bytes]:
         signature = _signature(path)
-        is_peft = path.is_dir() and (path / CONFIG).exists()
-        file = convert_folder(read_folder(path), self._base) if is_peft else read_adapter(path)
+        file = replace(self._reader.read(path), path=path)
         demand_fit(file, self._base)
         self._demand(file)
-        converted = self._spool.hold(file.digest, lambda: [file.content]) if is_peft else None
+        converted = self._copies.hold(file.digest, lambda: [file.content]) if is_peft_folder(path) else None
         return _Entry(path, signature, file.info, file.pairs, converted), file.content
 
     def _known(self, name: str) -> _Entry:
@@ -208,13 +206,13 @@ def _stored(file: BinaryIO, entry: TensorEntry) -> NDArray[np.floating]:
 
 
 def _same_content(entry: _Entry) -> Iterator[bytes]:
-    """Read a file that should hold an entry's content, piece by piece: many threads do, and what they allocate stays theirs."""
+    """Read a file that should hold an entry's content, chunk by chunk: many threads do, and what they allocate stays theirs."""
     digest = hashlib.sha256()
     try:
         with entry.source.open("rb", buffering=0) as file:
-            while piece := file.read(_PIECE):
-                digest.update(piece)
-                yield piece
+            while chunk := file.read(_CHUNK_BYTES):
+                digest.update(chunk)
+                yield chunk
     except OSError as error:
         raise _OtherContentError from error
     if digest.hexdigest() != entry.info.digest:

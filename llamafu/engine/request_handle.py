@@ -16,7 +16,7 @@ if TYPE_CHECKING:
     Event = str | Completion | BaseException
 
 
-class Ticket:
+class RequestHandle:
     """One request's way back. `cancel` and the waiting methods may be called from any thread.
 
     `listener`, if given, gets every event (a piece of text, then the completion or an error) on the engine's thread;
@@ -41,7 +41,7 @@ class Ticket:
         self.cancelled = True
         self._wake()
 
-    def tell(self, piece: str) -> None:
+    def emit(self, piece: str) -> None:
         """Hand out a piece of text."""
         self._deliver(piece)
 

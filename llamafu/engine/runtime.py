@@ -17,25 +17,28 @@ from llamafu._native.batched_lora.rewritten import Rewriting
 from llamafu._native.batched_lora.slot_layout import with_spare
 from llamafu._native.graph.adapter_ops import find_chains
 from llamafu._native.instance import Instance
+from llamafu._native.library import open_library
 from llamafu._native.memory_needs import machine_bytes
 from llamafu.adapters.file import read_adapter
 from llamafu.adapters.gguf.writer import factor_bytes
 from llamafu.adapters.info import is_expert
 from llamafu.engine.bank import Bank
+from llamafu.engine.engine_options import DTYPES
 from llamafu.errors import ContextInitError, ErrorCode, LoraError
+from llamafu.libraries.discovery import find
 
 if TYPE_CHECKING:
+    import os
     from collections.abc import Iterator
 
     from llamafu._native.adapter import Adapter
     from llamafu._native.batched_lora.row_table import RowTable
-    from llamafu._native.context import ContextOptions, Hook
-    from llamafu._native.library import Library
+    from llamafu._native.context import Hook
     from llamafu._native.model import Model
     from llamafu.adapters.gguf.base_model import BaseModel
+    from llamafu.engine.engine_options import EngineOptions
     from llamafu.engine.registry import Content
 
-DTYPES: dict[str, type[np.float16 | np.float32]] = {"f16": np.float16, "f32": np.float32}
 _MATRIX, _STACK = 2, 3
 _EMBEDDINGS = "token_embd.weight"
 
@@ -45,45 +48,37 @@ class Plan:
     """How rows get their own adapters, and why not, where they cannot."""
 
     kernel: Literal["compiled", "python", "none"]
-    why_not: str
+    fallback_reason: str
 
 
-class Room:
+class EngineRuntime:
     """Owns an `Instance` and the bank in it. One thread at a time."""
 
-    def __init__(
-        self,
-        library: Library,
-        base: BaseModel,
-        options: ContextOptions,
-        *,
-        n_gpu_layers: int,
-        frees_adapters: bool,
-        bank_rank: int,
-        bank_dtype: Literal["f16", "f32"],
-        kernel: Literal["auto", "compiled", "python", "none"],
-    ) -> None:
+    def __init__(self, base: BaseModel, options: EngineOptions, library: str | os.PathLike[str] | None) -> None:
+        """Find and load libllama, the model, and the context; `library` names a libllama, as for `Engine`."""
         self.base = base
-        self._guests = 0
-        self._left = threading.Condition()
-        self._rank = bank_rank
-        self._dtype = DTYPES[bank_dtype]
-        self._kernel = kernel
+        self._model_users = 0
+        self._user_left = threading.Condition()
+        self._rank = options.bank_rank
+        self._dtype = DTYPES[options.bank_dtype]
+        self._kernel = options.kernel
         self.bank: Bank | None = None
-        self.carrier: Adapter | None = None
+        self.placeholder_adapter: Adapter | None = None
         """The adapter whose operations the bank takes the place of; active in every mixed step."""
         self.used: frozenset[str] = frozenset()
         """Tensors that the graph multiplies by adapters."""
         self.plan = Plan("none", "")
         self.attention = "the bank's kernel is not compiled"
         """Who computes attention over a few rows: "compiled", or why it is libllama."""
+        proven = find(None if library is None else str(library))
+        loaded = open_library(proven.path, proven.family, gpu=options.is_offloaded)
         self.instance = Instance(
-            library,
+            loaded,
             base.path,
-            options,
+            options.context_options(base, most_sequences=int(loaded.lib.llama_max_parallel_sequences())),
             reader=lambda path: read_adapter(path).content,
-            n_gpu_layers=n_gpu_layers,
-            frees_adapters=frees_adapters,
+            n_gpu_layers=options.n_gpu_layers,
+            frees_adapters=proven.frees_adapters is not False,
             prepare=self._prepare,
         )
 
@@ -91,54 +86,54 @@ class Room:
     def sharing(self) -> Iterator[Model]:
         """Keep the model open for the length of a block, on any thread; `ClosedError` after the end."""
         self.instance.refuse_fork()
-        with self._left:
+        with self._user_left:
             model = self.instance.model
-            self._guests += 1
+            self._model_users += 1
         try:
             yield model
         finally:
-            with self._left:
-                self._guests -= 1
-                self._left.notify_all()
+            with self._user_left:
+                self._model_users -= 1
+                self._user_left.notify_all()
 
     def enter_bank(self, rows: RowTable, outputs: RowTable | None = None) -> None:
         """Make the bank act on the rows of the next decode, and on those of its outputs, all of them unless given."""
-        bank, carrier = self.bank, self.carrier
-        assert bank is not None and carrier is not None  # noqa: S101, PT018 - the caller has looked
-        self.instance.context.set_adapters({carrier: 1.0})
+        bank, placeholder_adapter = self.bank, self.placeholder_adapter
+        assert bank is not None and placeholder_adapter is not None  # noqa: S101, PT018 - the caller has looked
+        self.instance.context.set_adapters({placeholder_adapter: 1.0})
         bank.store.set_rows(rows, rows if outputs is None else outputs)
 
     def pin(self, name: str, content: Content) -> None:
         """Read an adapter into the bank and keep it there; `LoraError` when the bank cannot take it now."""
         bank = self.bank
         if bank is None or not bank.holds(content):
-            message = f"{name!r} cannot be pinned: {self.plan.why_not or 'the bank cannot hold it'}"
+            message = f"{name!r} cannot be pinned: {self.plan.fallback_reason or 'the bank cannot hold it'}"
             raise LoraError(message)
         bank.refuse_too_large({content.digest: content.info.rank})
         if not bank.acquire([content]):
             message = (
-                f"{name!r} takes {content.info.rank} of {bank.pager.capacity} rank units, and running requests use too many; "
-                "try again later"
+                f"{name!r} takes {content.info.rank} of {bank.allocator.capacity} rank units, "
+                "and running requests use too many; try again later"
             )
             raise LoraError(message)
-        bank.pager.pinned.add(content.digest)
+        bank.allocator.pinned.add(content.digest)
         bank.release([content])
 
     def unpin_all_but(self, known: set[str]) -> None:
         """Let go of the places of pinned adapters, except of these digests; what runs keeps its own to its end."""
         if self.bank is not None:
-            self.bank.pager.pinned &= known
+            self.bank.allocator.pinned &= known
 
     def close(self) -> None:
         """Free everything, once nobody shares the model. Idempotent."""
-        with self._left:
-            self._left.wait_for(lambda: not self._guests)
+        with self._user_left:
+            self._user_left.wait_for(lambda: not self._model_users)
             self.instance.close()
         if self.bank is not None and self.instance.is_ours:
             self.bank.store.close()
 
     def _prepare(self, instance: Instance) -> Hook | None:
-        """Load the carrier, find its operations, and make the store that replaces them."""
+        """Load the placeholder adapter, find its operations, and make the store that replaces them."""
         shapes = {name: shape for name, shape in self.base.tensors.items() if _takes_adapters(name, shape)}
         probe = instance.add(_zeros(self.base.architecture, shapes, 1), label="the engine's bank")
         found = find_chains(instance.model, probe)
@@ -152,13 +147,13 @@ class Room:
             return None
         shapes = {chain.target: shapes[chain.target] for chain in chains}
         self._demand_memory(shapes)
-        self.carrier = probe
+        self.placeholder_adapter = probe
         if self.plan.kernel == "python" and any(chain.experts > 1 for chain in chains):
             instance.free(probe)
-            self.carrier = instance.add(
+            self.placeholder_adapter = instance.add(
                 _zeros(self.base.architecture, shapes, with_spare(self._rank), self._dtype), label="the bank"
             )
-            chains = find_chains(instance.model, self.carrier).chains
+            chains = find_chains(instance.model, self.placeholder_adapter).chains
         # The base's shapes are in GGUF's order: in, out, experts.
         sizes = [(shapes[chain.target][0], shapes[chain.target][1]) for chain in chains]
         store: Gather | Rewriting

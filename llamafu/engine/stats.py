@@ -5,6 +5,10 @@ from __future__ import annotations
 import time
 from collections import Counter, deque
 from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from llamafu.engine.scheduler import Scheduler
 
 _WINDOW = 2048
 """Times that percentiles are taken of: the last so many."""
@@ -63,7 +67,7 @@ class EngineStats:
     prefix_hits: int
     """Requests that found a prefix of theirs computed."""
     preemptions: int
-    """Running requests that made room for older ones, to be resumed later."""
+    """Running requests that gave their memory to older ones, to be resumed later."""
     mixed_steps: int
     """Decode calls whose rows had different adapters or scales."""
     plain_steps: int
@@ -78,6 +82,39 @@ class EngineStats:
     """"compiled" (numba, the extra `fast`), "python", or "none" where every state needs a decode call of its own."""
     attention: str
     """"compiled" where decode calls of a few rows take the attention of `fast`, else why they take libllama's."""
+
+    @classmethod
+    def of(cls, scheduler: Scheduler, *, queued: int) -> EngineStats:
+        """Take a snapshot, on any thread; the engine's may be in the middle of a step."""
+        recorder, runtime = scheduler.recorder, scheduler.runtime
+        bank = runtime.bank
+        return cls(
+            tokens_per_second=recorder.rate(),
+            queued=queued,
+            running=len(scheduler.pool.running),
+            finished=recorder.finished,
+            cancelled=recorder.cancelled,
+            failed=recorder.failed,
+            prompt_tokens=recorder.prompt_tokens,
+            completion_tokens=recorder.completion_tokens,
+            cached_tokens=recorder.cached_tokens,
+            batch_sizes=dict(recorder.batch_sizes),
+            ttft=Percentiles.of(recorder.ttft),
+            itl=Percentiles.of(recorder.itl),
+            bank_units=bank.allocator.capacity if bank else 0,
+            bank_units_used=bank.allocator.used if bank else 0,
+            page_ins=bank.page_ins if bank else 0,
+            page_in_seconds=bank.page_in_seconds if bank else 0.0,
+            prefix_hits=scheduler.pool.kv.hits,
+            preemptions=recorder.preemptions,
+            mixed_steps=recorder.mixed_steps,
+            plain_steps=recorder.plain_steps,
+            fallback_steps=recorder.fallback_steps,
+            fallback_reasons=dict(recorder.fallback_reasons),
+            failed_steps=recorder.failed_steps,
+            kernel=runtime.plan.kernel,
+            attention=runtime.attention,
+        )
 
 
 class Recorder:
@@ -98,6 +135,11 @@ class Recorder:
         self.batch_sizes[sequences] += 1
         self.completion_tokens += tokens
         self._steps.append((began, time.perf_counter(), tokens))
+
+    def forget_times(self) -> None:
+        """Begin the percentiles anew."""
+        self.ttft.clear()
+        self.itl.clear()
 
     def rate(self) -> float:
         """New tokens a second, over the steps that ended in the last seconds."""

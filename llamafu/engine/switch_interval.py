@@ -12,8 +12,8 @@ _busy = 0
 _before = 0.0
 
 
-def hurry() -> None:
-    """Shorten the switch interval of this process until every caller has called `rest`; a shorter one stays."""
+def shorten_switch_interval() -> None:
+    """Shorten this process's switch interval until each caller has called `restore_switch_interval`; never lengthen it."""
     global _busy, _before  # noqa: PLW0603 - the interval is the process's, whatever the number of engines
     with _lock:
         _busy += 1
@@ -23,8 +23,8 @@ def hurry() -> None:
                 sys.setswitchinterval(_SECONDS)
 
 
-def rest() -> None:
-    """Give the program its switch interval back, once nobody hurries; one that it set in the meantime stays."""
+def restore_switch_interval() -> None:
+    """Restore the interval of before at the last caller's call; one that the program set in the meantime stays."""
     global _busy  # noqa: PLW0603
     with _lock:
         _busy -= 1

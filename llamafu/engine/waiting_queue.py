@@ -40,7 +40,7 @@ class WaitingQueue:
     def put_back(self, sequence: SequenceRun) -> None:
         """Let a preempted sequence wait, before all others: suspects first, then the one that came first."""
         self._preempted.append(sequence)
-        self._preempted.sort(key=lambda other: (not other.suspect, other.arrived))
+        self._preempted.sort(key=lambda other: (not other.status.is_suspect, other.arrived))
 
     def candidates(self) -> Iterator[SequenceRun]:
         """Yield the sequences that may start now, in the order of their turn: the first one of each group."""

@@ -1,4 +1,4 @@
-"""The thread that a core lives on."""
+"""The thread that a scheduler lives on."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from llamafu.errors import ClosedError, QueueFullError
 if TYPE_CHECKING:
     from collections.abc import Callable
 
-    from llamafu.engine.scheduler import Core
+    from llamafu.engine.scheduler import Scheduler
     from llamafu.engine.sequence import SequenceRun
 
 _T = TypeVar("_T")
@@ -20,12 +20,12 @@ _PATIENCE = 30.0
 
 
 class Worker:
-    """Runs a core's steps while there is work, and calls between them. Any thread."""
+    """Runs a scheduler's steps while there is work, and calls between them. Any thread."""
 
-    def __init__(self, core: Core, *, max_sequences: int, max_queue: int) -> None:
-        self._core = core
+    def __init__(self, scheduler: Scheduler, *, max_sequences: int, max_queue: int) -> None:
+        self._scheduler = scheduler
         self._most = max_queue
-        self._room_for = max_sequences + max_queue
+        self._capacity = max_sequences + max_queue
         self._changed = threading.Condition()
         self._arrivals: list[SequenceRun] = []
         self._calls: list[Callable[[], None]] = []
@@ -36,16 +36,16 @@ class Worker:
     def submit(self, sequences: list[SequenceRun]) -> None:
         """Let sequences wait for their turn, all or none; `QueueFullError`, `ClosedError`."""
         with self._changed:
-            self._demand_room(len(sequences))
+            self._demand_capacity(len(sequences))
             self._arrivals += sequences
             self._changed.notify()
 
-    def demand_room(self, count: int) -> None:
+    def demand_capacity(self, count: int) -> None:
         """Raise what `submit` would for so many sequences now, before anything is done for them."""
         with self._changed:
-            self._demand_room(count)
+            self._demand_capacity(count)
 
-    def call(self, function: Callable[[Core], _T]) -> _T:
+    def call(self, function: Callable[[Scheduler], _T]) -> _T:
         """Run a function between two steps, and return what it returns."""
         done = threading.Event()
         outcome: list[_T] = []
@@ -53,7 +53,7 @@ class Worker:
 
         def run() -> None:
             try:
-                outcome.append(function(self._core))
+                outcome.append(function(self._scheduler))
             except BaseException as error:  # noqa: BLE001 - it is raised by the caller
                 failure.append(error)
             finally:
@@ -71,21 +71,21 @@ class Worker:
             self._refuse()
         return outcome[0]
 
-    def post(self, function: Callable[[Core], None]) -> None:
+    def post(self, function: Callable[[Scheduler], None]) -> None:
         """Run a function between two steps, before anything more is started, and wait for nothing."""
         with self._changed:
             self.demand_open()
-            self._calls.append(lambda: function(self._core))
+            self._calls.append(lambda: function(self._scheduler))
             self._changed.notify()
 
     def demand_open(self) -> None:
         """Raise `ClosedError` after the end, or in a forked child."""
-        self._core.room.instance.refuse_fork()
+        self._scheduler.runtime.instance.refuse_fork()
         if self._ended:
             self._refuse()
 
     def wake(self) -> None:
-        """Let the core look at what was cancelled."""
+        """Let the scheduler look at what was cancelled."""
         with self._changed:
             self._changed.notify()
 
@@ -97,12 +97,12 @@ class Worker:
     @property
     def queued(self) -> int:
         """How many requests wait."""
-        return len(self._core.waiting) + len(self._arrivals)
+        return len(self._scheduler.pool.waiting) + len(self._arrivals)
 
     def stop(self) -> None:
         """End every request with `ClosedError`, end the thread and free everything. Idempotent."""
-        room = self._core.room
-        if not room.instance.is_ours:
+        runtime = self._scheduler.runtime
+        if not runtime.instance.is_ours:
             return
         with self._changed:
             self._ended = True
@@ -112,32 +112,32 @@ class Worker:
 
     @property
     def _has_work(self) -> bool:
-        return bool(self._ended or self._arrivals or self._calls or self._core.busy)
+        return bool(self._ended or self._arrivals or self._calls or self._scheduler.pool.busy)
 
     def _run(self) -> None:
-        core = self._core
-        switch_interval.hurry()
+        scheduler = self._scheduler
+        switch_interval.shorten_switch_interval()
         try:
             while self._next():
                 try:
-                    core.step()
+                    scheduler.step()
                 except Exception as error:  # noqa: BLE001 - nobody knows what is left of the step
-                    core.fail_running(error)
+                    scheduler.fail_running(error)
         finally:
-            switch_interval.rest()
+            switch_interval.restore_switch_interval()
             self._end()
 
     def _next(self) -> bool:
         """Wait for work, take what has come; False at the end."""
         with self._changed:
             if not self._has_work:
-                switch_interval.rest()
+                switch_interval.restore_switch_interval()
                 while not self._has_work:
                     self._changed.wait()
-                switch_interval.hurry()
+                switch_interval.shorten_switch_interval()
             arrivals, self._arrivals = self._arrivals, []
             for sequence in arrivals:
-                self._core.waiting.add(sequence)
+                self._scheduler.pool.waiting.add(sequence)
             calls, self._calls = self._calls, []
         for call in calls:
             call()
@@ -150,17 +150,17 @@ class Worker:
             calls, self._calls = self._calls, []
         message = "the engine was closed"
         for sequence in arrivals:
-            sequence.ticket.end(ClosedError(message))
-        self._core.fail_all(ClosedError(message))
+            sequence.handle.end(ClosedError(message))
+        self._scheduler.fail_all(ClosedError(message))
         for call in calls:
             call()
-        self._core.room.close()
+        self._scheduler.runtime.close()
 
-    def _demand_room(self, count: int) -> None:
+    def _demand_capacity(self, count: int) -> None:
         self.demand_open()
         self._refuse_own_thread()
-        waiting, running = len(self._core.waiting) + len(self._arrivals), len(self._core.running)
-        if waiting + running + count > self._room_for:
+        waiting, running = len(self._scheduler.pool.waiting) + len(self._arrivals), len(self._scheduler.pool.running)
+        if waiting + running + count > self._capacity:
             message = f"{running} requests run, {waiting} of at most {self._most} wait, and {count} more came; try later"
             raise QueueFullError(message)
 

@@ -1,4 +1,4 @@
-"""One chat's prompt: what a template takes is tried, and what it would leave out without a word is refused."""
+"""One chat's prompt: which forms a template accepts is found by trial runs; what it would silently drop is refused."""
 
 from __future__ import annotations
 
@@ -18,14 +18,14 @@ if TYPE_CHECKING:
     Messages = list[dict[str, Any]]
 
 _KEY, _WORD = "qzkeyqz", "qzwordqz"
-"""Words that stand for what is said while it is tried what a template shows; no template changes or cuts them."""
+"""Placeholders for contents in trial runs; no template changes or truncates them."""
 _SPOILED = re.compile(rf"""'{_KEY}'\s*:|\\"{_KEY}""")
-"""Arguments as Python writes a dict, or as JSON in JSON: a template that was given the form which it is not written for."""
+"""Arguments as Python writes a dict, or as JSON inside JSON: the template was given a form that it is not written for."""
 
 
 @functools.lru_cache(maxsize=8)
 def wants_parts(program: Callable[..., str]) -> bool:
-    """Whether a template shows texts that are lists of parts, and no plain ones."""
+    """Whether a template shows contents that are lists of parts, and drops plain strings."""
     for content in (_WORD, _part(_WORD)):
         message = {"role": "user", "content": content}
         try:
@@ -40,9 +40,9 @@ def wants_parts(program: Callable[..., str]) -> bool:
 
 
 class ChatPrompt:
-    """Makes prompts with one template, `run`; one thread.
+    """Makes prompts with one template, `run`. One thread.
 
-    `variables` are given to it beside what is its own. `parts`: a text is a list of parts to it.
+    `variables` are passed to it beside the messages. `parts`: it expects contents as lists of parts.
     """
 
     def __init__(
@@ -54,7 +54,7 @@ class ChatPrompt:
         self._parts = parts
 
     def of(self, messages: Messages, tools: Sequence[Mapping[str, Any]]) -> str:
-        """Return the prompt; `LlamafuError` where the template refuses, or has no place for tools or their calls."""
+        """Return the prompt; `LlamafuError` where the template raises, or would drop tools or their calls."""
         continues = self._continues(messages)
         if self._parts:
             messages = [{**message, "content": _part(message["content"])} for message in messages]
@@ -69,7 +69,7 @@ class ChatPrompt:
         return prompt
 
     def _continues(self, messages: Messages) -> bool:
-        """Whether the last message is to be gone on with."""
+        """Whether the last message is to be continued."""
         last, at = messages[-1], f"messages[{len(messages) - 1}]"
         wanted = self._options.continue_final_message
         can = last["role"] == "assistant" and not last.get("tool_calls")
@@ -85,7 +85,7 @@ class ChatPrompt:
         return self._run(messages=messages, tools=list(tools) or None, add_generation_prompt=begin, **self._variables)
 
     def _tried(self, messages: Messages, tools: Sequence[Mapping[str, Any]]) -> str | None:
-        """Return what a template shows; None when it refuses."""
+        """Return what a template shows; None when it raises."""
         try:
             return self._shown(messages, tools)
         except TemplateLimitError:
@@ -94,7 +94,7 @@ class ChatPrompt:
             return None
 
     def _ended(self, messages: Messages, tools: Sequence[Mapping[str, Any]], *, continues: bool) -> str:
-        """Return the prompt up to where the model goes on."""
+        """Return the prompt up to where the model continues."""
         if not continues:
             return self._shown(messages, tools, begin=self._options.add_generation_prompt is not False)
         *before, last = messages
@@ -110,25 +110,25 @@ class ChatPrompt:
             shown = ""
         if _WORD in shown:
             return shown[: shown.rindex(_WORD)]
-        return self._shown(before, tools, begin=True) + content  # a template whose last word is never the assistant's
+        return self._shown(before, tools, begin=True) + content  # a template that drops a last message of the assistant
 
     def _leaves_out(self, tools: Sequence[Mapping[str, Any]], prompt: str, without: Callable[[], str]) -> bool:
-        """Whether a prompt with tools does not say what one without says not: the name of every tool."""
+        """Whether a prompt with tools lacks the name of some tool, compared with one without tools."""
         try:
             plain = without()
         except TemplateLimitError:
             raise
         except LlamafuError:
-            return False  # made for tools, and for nothing else
+            return False  # the template only works with tools
         functions = [tool.get("function", tool) for tool in tools]
         names = [function.get("name") for function in functions if isinstance(function, dict)]
         asked = [name for name in names if isinstance(name, str) and name.isascii()]
         return prompt == plain or any(prompt.count(name) <= plain.count(name) for name in asked)
 
     def _with_arguments(self, messages: Messages, tools: Sequence[Mapping[str, Any]]) -> Messages:
-        """Give the arguments of tool calls the form that the template takes; refuse one that has no place for calls.
+        """Write the arguments of tool calls in the form that the template expects; refuse a template that drops calls.
 
-        Where it takes both they are objects, which templates are written and tried with.
+        Where it accepts both they are objects, the form that template authors test with.
         """
         calls = [call for message in messages for call in message.get("tool_calls", ())]
         if not calls and all(message["role"] not in {"tool", "function"} for message in messages):
@@ -144,12 +144,12 @@ class ChatPrompt:
             )
             raise LlamafuError(message, code=ErrorCode.INVALID_PARAM)
         if best < 0:
-            return messages  # the template's own complaint is to come
+            return messages  # the real run will raise the template's own error
         readable = all(arguments_of(call) is not None for call in calls)
         return _with_form(messages, as_text=as_object < best or (as_text == best and not readable))
 
     def _rank(self, messages: Messages, tools: Sequence[Mapping[str, Any]]) -> int:
-        """Say how well a template shows a trial: -1 refused, 0 not all of it, 1 in a form that no model knows, 2 well."""
+        """Rank how a template shows a trial: -1 it raises, 0 parts are missing, 1 arguments are garbled, 2 all is shown."""
         shown = self._tried(messages, tools)
         if shown is None:
             return -1
@@ -160,7 +160,7 @@ class ChatPrompt:
 
 
 def _saying(message: Mapping[str, Any], text: str) -> dict[str, Any]:
-    """Return the same message with another text, in the form that it has."""
+    """Return the same message with another text, as a string or a list of parts as before."""
     return {**message, "content": text if isinstance(message["content"], str) else _part(text)}
 
 
@@ -169,7 +169,7 @@ def _part(text: str) -> list[dict[str, str]]:
 
 
 def _trial(messages: Messages, *, as_text: bool) -> Messages:
-    """Return the same chat with words in place of arguments and results, each its own."""
+    """Return the same chat with a distinct placeholder for the arguments and the result of each call."""
     trial, count = [], 0
     for message in messages:
         made = message
@@ -191,7 +191,7 @@ def _trial(messages: Messages, *, as_text: bool) -> Messages:
 
 
 def _with_form(messages: Messages, *, as_text: bool) -> Messages:
-    """Return the same chat with the arguments of every call as text, or as an object."""
+    """Return the same chat with the arguments of every call as JSON text, or as an object."""
     found = []
     for index, message in enumerate(messages):
         calls = []

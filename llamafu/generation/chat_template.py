@@ -1,4 +1,4 @@
-"""Chat messages to a prompt, through the model's own template."""
+"""From chat messages to a prompt, by the model's own template."""
 
 from __future__ import annotations
 
@@ -20,19 +20,19 @@ if TYPE_CHECKING:
 _MEND = "install jinja2 (`pip install 'llamafu[chat]'`) to run the model's own template"
 
 _FOR_TOOLS = "tokenizer.chat_template.tool_use"
-"""A template that some models have beside their own, for chats with tools."""
+"""Metadata key of a second template that some models have, for chats with tools."""
 
 
 class ChatTemplateWarning(UserWarning):
-    """The prompt was made by libllama's rendition of a known template, which may leave out details of the model's own."""
+    """The prompt was made by libllama's version of a known template, which may leave out details of the model's own."""
 
 
 def render(model: Model, messages: Sequence[Mapping[str, Any]], options: ChatOptions | None = None) -> str:
-    """Return the prompt for `messages`, up to where the assistant speaks.
+    """Return the prompt for `messages`, up to where the assistant's answer begins.
 
-    The model's template is a Jinja program. With jinja2 (the extra `chat`) it is run, in a sandbox; without it,
-    libllama formats the templates that it recognises and a `ChatTemplateWarning` says so. Raises TypeError or ValueError
-    for messages that are none, with the path of every problem, and `LlamafuError` where the template does not take them.
+    The model's template is a Jinja program. With jinja2 (the extra `chat`) it is run in a sandbox; without it,
+    libllama formats the templates that it recognises, with a `ChatTemplateWarning`. Raises TypeError or ValueError
+    for illegal messages, with the path of every problem, and `LlamafuError` where the template rejects them.
     """
     options = options or ChatOptions()
     problems: list[str] = []
@@ -48,7 +48,7 @@ def render(model: Model, messages: Sequence[Mapping[str, Any]], options: ChatOpt
     if template is None:
         message = "this model has no chat template; use complete() with a prompt in the form that it was trained on"
         raise LlamafuError(message, code=ErrorCode.INVALID_PARAM)
-    if "developer" not in template:  # what systems are called now; a template that prints any role would take it for one
+    if "developer" not in template:  # OpenAI's newer name of the system role, which older templates do not know
         read = [{**message, "role": "system"} if message["role"] == "developer" else message for message in read]
     if importlib.util.find_spec("jinja2") is None:
         _refuse_without_jinja(read, options)
@@ -68,7 +68,7 @@ def render(model: Model, messages: Sequence[Mapping[str, Any]], options: ChatOpt
 
 
 def tokenize(model: Model, messages: Sequence[Mapping[str, Any]], options: ChatOptions | None = None) -> list[int]:
-    """Return the token ids of what `render` makes; a template that begins with BOS gets no second one."""
+    """Return the token ids of the prompt; one that begins with BOS gets no second BOS."""
     prompt = render(model, messages, options)
     starts_with_bos = model.adds_bos and prompt.startswith(_spell(model, model.bos))
     return model.tokenize(prompt, add_special=not starts_with_bos, parse_special=True)
@@ -89,7 +89,7 @@ def _refuse_without_jinja(messages: Sequence[Mapping[str, Any]], options: ChatOp
 
 
 def _by_libllama(model: Model, template: str, values: Mapping[str, Any]) -> str:
-    """Return what libllama itself makes of plain messages."""
+    """Return the prompt that libllama itself makes of plain messages."""
     pairs = [(message["role"], message["content"]) for message in values["messages"]]
     text = model.apply_known_template(template, pairs, add_generation_prompt=values["add_generation_prompt"])
     if text is None:

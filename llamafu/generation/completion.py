@@ -1,4 +1,4 @@
-"""What a generation returns: the text, and the proof of what made it."""
+"""What a generation returns: the text, and a record of the adapters, tokens and times that made it."""
 
 from __future__ import annotations
 
@@ -49,9 +49,9 @@ class AppliedLora:
 class TokenLogprob:
     """Natural-log probability of one generated token under the model's own distribution (before any sampler).
 
-    `top` holds the most probable tokens at this place as (token id, text, logprob), best first. A token may be a part of
-    a character: `text` has U+FFFD for it then, `token_bytes` what it is, and `top_bytes` the same for each of `top`. Where
-    they are not given they are those of the texts.
+    `top` holds the most probable tokens at this place as (token id, text, logprob), best first. A token may be part of
+    a character: `text` then has U+FFFD, while `token_bytes` has the token's bytes and `top_bytes` those of each of `top`.
+    Bytes that are not given are those of the texts.
     """
 
     token: int
@@ -69,13 +69,13 @@ class TokenLogprob:
 
 
 class Piece(str):
-    """A piece of a streamed text, with the probabilities of the tokens that have come since the last one."""
+    """A piece of a streamed text, with the log probabilities of the tokens since the last piece."""
 
     __slots__ = ("logprobs",)
     logprobs: tuple[TokenLogprob, ...]
 
     def __new__(cls, text: str, logprobs: tuple[TokenLogprob, ...]) -> Self:
-        """Make one of both."""
+        """Make a piece of a text and its log probabilities."""
         piece = super().__new__(cls, text)
         piece.logprobs = logprobs
         return piece

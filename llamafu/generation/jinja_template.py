@@ -1,4 +1,4 @@
-"""Running a chat template: a Jinja program that others wrote, in a sandbox, within bounds of time and size."""
+"""Running a chat template, an untrusted Jinja program: in a sandbox, with limits of time and size."""
 
 from __future__ import annotations
 
@@ -21,13 +21,13 @@ if TYPE_CHECKING:
     Program = Callable[..., str]
 
 SECONDS = 2.0
-"""How long one run may take. A template of a chat takes milliseconds."""
+"""Time limit of one run. Chat templates take milliseconds."""
 _MOST = 2**25
-"""Characters, and elements of a list, that a template may hold in one value."""
+"""The most characters of a string, or elements of a list, in a template."""
 _WIDEST = 10**6
-"""The largest number that a method of a text, or a filter that fills up, is given."""
+"""The largest number that may be passed to a string method or a padding filter."""
 _BITS = 10_000
-"""Size of the largest whole number that a template may compute."""
+"""Bits of the largest whole number that a template may compute."""
 _FILLING = ("center", "indent", "slice", "batch", "wordwrap", "truncate")
 _WIDE_FORMAT = re.compile(r"%[^a-zA-Z%]*(\*|\d{7})")
 
@@ -36,8 +36,8 @@ _WIDE_FORMAT = re.compile(r"%[^a-zA-Z%]*(\*|\d{7})")
 def compiled(template: str) -> Program:
     """Compile a chat template in the environment that model authors write for (transformers' conventions).
 
-    What is returned takes the variables by name. Whatever goes wrong, while compiling or running, is a `LlamafuError`; a
-    template that runs for more than `SECONDS` or makes too much is a `TemplateLimitError`. Any thread.
+    The result takes the variables by name. Every failure, while compiling or running, is a `LlamafuError`; a template
+    that runs for more than `SECONDS` or makes too large a value is a `TemplateLimitError`. Any thread.
     """
     environment, limits = _environment()
     try:
@@ -62,7 +62,7 @@ def compiled(template: str) -> Program:
                 return "".join(pieces)
         except TemplateLimitError:
             raise
-        except Exception as error:  # a program that others wrote met values that it was not made for: anything may come
+        except Exception as error:  # an untrusted program may raise anything
             message = f"the model's chat template refuses these messages: {_told(error)}"
             raise LlamafuError(message, code=ErrorCode.INVALID_PARAM) from error
 
@@ -77,7 +77,7 @@ def _told(error: Exception) -> str:
 
 
 class _Limits(threading.local):
-    """What a run may still take; each thread has its own run."""
+    """The limits of the run of this thread."""
 
     deadline = 0.0
 
@@ -88,7 +88,7 @@ class _Limits(threading.local):
         pass
 
     def check_time(self) -> None:
-        """Raise TemplateLimitError when the time is over."""
+        """Raise TemplateLimitError after the deadline."""
         if time.monotonic() > self.deadline:
             message = f"the model's chat template ran for more than {SECONDS:g} s and was ended; give another as chat_template"
             raise TemplateLimitError(message)
@@ -100,20 +100,20 @@ class _Limits(threading.local):
             raise TemplateLimitError(message)
 
     def check_number(self, bits: float) -> None:
-        """Raise TemplateLimitError for a whole number that is too large to be computed in passing."""
+        """Raise TemplateLimitError for a whole number of too many bits."""
         if bits > _BITS:
             message = f"the model's chat template computes a number of more than {_BITS} bits"
             raise TemplateLimitError(message)
 
     def check_widths(self, values: tuple[object, ...]) -> None:
-        """Raise TemplateLimitError for a width that nothing is as wide as."""
+        """Raise TemplateLimitError for an unreasonable width."""
         for value in values:
             if isinstance(value, int) and value > _WIDEST:
                 message = f"the model's chat template asks for a width of {value}, of at most {_WIDEST}"
                 raise TemplateLimitError(message)
 
     def check_operation(self, operator: str, left: object, right: object) -> None:
-        """Raise TemplateLimitError for an operation whose result would be too large; it cannot be interrupted."""
+        """Raise TemplateLimitError for an operation whose result would be too large, since it cannot be interrupted."""
         whole = isinstance(left, int) and isinstance(right, int)
         if operator == "**" and whole:
             self.check_number(cast("int", left).bit_length() * cast("int", right))
@@ -138,7 +138,7 @@ def _environment() -> tuple[Any, _Limits]:
     limits = _Limits()
 
     class Generation(Extension):
-        """`{% generation %}` marks for training what the assistant says; here it is what it holds."""
+        """`{% generation %}`, which marks the assistant's text for training, is replaced by what it encloses."""
 
         tags = {"generation"}  # noqa: RUF012 - as jinja declares it
 
@@ -147,7 +147,7 @@ def _environment() -> tuple[Any, _Limits]:
             return parser.parse_statements(("name:endgeneration",), drop_needle=True)
 
     class Environment(ImmutableSandboxedEnvironment):
-        """The sandbox, with an eye on the clock at every call and every turn of a loop."""
+        """The sandbox, with the time limit checked at every call and every iteration of a loop."""
 
         intercepted_binops = frozenset({"*", "**", "+", "%"})
 
@@ -162,10 +162,10 @@ def _environment() -> tuple[Any, _Limits]:
             return super().call_binop(context, operator, left, right)
 
         def turn(self) -> None:
-            """What every turn of a loop begins with; `call` looks at the clock."""
+            """Called at the start of every iteration of a loop: `call` checks the time."""
 
         def held(self, value: Any) -> Any:
-            """What every assigned value goes through: a text that grows by itself grows by assignments."""
+            """Check the size of an assigned value: a string that grows in a loop grows by assignments."""
             if isinstance(value, str | list | tuple):
                 limits.check_size(len(value))
             return value
@@ -178,14 +178,14 @@ def _environment() -> tuple[Any, _Limits]:
     for name in _FILLING:
         environment.filters[name] = _narrow(environment.filters[name], limits)
     environment.filters["tojson"] = _as_json
-    del environment.globals["lipsum"]  # it makes as much text as it is asked for
+    del environment.globals["lipsum"]  # it makes any amount of text
     environment.globals["raise_exception"] = refuse
     environment.globals["strftime_now"] = lambda form: dt.datetime.now(tz=dt.UTC).strftime(form)
     return environment, limits
 
 
 def _watch_loops(tree: Any) -> None:
-    """Let every turn of a loop look at the clock, and every assignment at its size."""
+    """Insert the check of time into every loop, and the check of size into every assignment."""
     from jinja2 import nodes
 
     def call(name: str, *arguments: Any) -> nodes.Call:
@@ -199,7 +199,7 @@ def _watch_loops(tree: Any) -> None:
 
 
 def _narrow(function: Callable[..., Any], limits: _Limits) -> Callable[..., Any]:
-    """Return a filter that refuses to fill up to a width that nothing has."""
+    """Return the filter with its numbers checked by `check_widths`."""
 
     @functools.wraps(function)  # jinja's own marks, such as that it takes the environment, are attributes
     def narrow(*args: Any, **kwargs: Any) -> Any:

@@ -1,4 +1,4 @@
-"""The messages of a chat: OpenAI's forms in, what chat templates are written for out; for library, engine and server."""
+"""Reading a chat's messages and tools: from OpenAI's forms to the one that chat templates are written for."""
 
 from __future__ import annotations
 
@@ -13,22 +13,22 @@ from llamafu._util.nulls import without_nulls
 
 _TEXTS = ("name", "tool_call_id", "reasoning_content")
 _ANSWERS_ONLY = ("refusal", "annotations", "audio", "function_call")
-"""Fields of OpenAI's answers that come back as history and that no template knows; what they say is kept elsewhere."""
+"""Fields of OpenAI's answers that clients send back as history; no template reads them."""
 _KNOWN = ("role", "content", "tool_calls", *_TEXTS, *_ANSWERS_ONLY)
 _NEAR = 0.85
-"""Likeness from which an unknown field is a known one misspelled; templates may know fields of their own."""
+"""Similarity from which an unknown field counts as a misspelled one; templates may have fields of their own."""
 _MOST_COMPARED, _LONGEST_NAME = 20, 40
-"""Unknown fields of a message that are compared with the known ones, and characters of each: no request costs more."""
+"""The most unknown fields of a message, and characters of each, that are compared with the known ones: bounds the cost."""
 _MAY_BE_SILENT = ("assistant", "tool", "function")
 
 
 def read_messages(given: object, problems: list[str]) -> list[dict[str, Any]]:
     """Return messages as chat templates take them, and add what is wrong to `problems`, each with its path.
 
-    `content` is always there, as text: the text parts of a list are joined by a newline, null is "". A field that is null is
-    absent. Every tool call has the form {"type": "function", "function": {"name", "arguments"}}, and `arguments`
-    stays as it came, a text or an object: which of them a template takes is tried when it is run. What no reader here
-    knows is passed on, since templates may know it. Reading what was read changes nothing.
+    `content` is always a string: the text parts of a list are joined by newlines, null is "". Other null fields are left
+    out. Every tool call has the form {"type": "function", "function": {"name", "arguments"}}; `arguments` stays a string
+    or an object as it came, since which of them a template expects is found when it runs. Unknown fields are passed on,
+    since templates may know them. Idempotent.
     """
     if isinstance(given, str | bytes) or not isinstance(given, Sequence):
         problems.append(
@@ -41,7 +41,7 @@ def read_messages(given: object, problems: list[str]) -> list[dict[str, Any]]:
 
 
 def read_tools(given: object, problems: list[str]) -> list[dict[str, Any]]:
-    """Return the descriptions of tools without nulls; what is none is added to `problems`, with its path."""
+    """Return the descriptions of tools without nulls, and add what is wrong to `problems`, each with its path."""
     if isinstance(given, str | bytes | Mapping) or not isinstance(given, Sequence):
         problems.append(f"tools is {reprlib.repr(given)}; give a list of tools")
         return []
@@ -53,7 +53,7 @@ def read_tools(given: object, problems: list[str]) -> list[dict[str, Any]]:
 
 
 def arguments_of(call: Mapping[str, Any]) -> dict[str, Any] | None:
-    """Return the arguments of a tool call as an object; None for a text that is the JSON of none."""
+    """Return the arguments of a tool call as an object; None for a string that is not the JSON of an object."""
     given = call["function"]["arguments"]
     if not isinstance(given, str):
         return dict(given)
@@ -93,7 +93,7 @@ def _message(given: object, where: str, problems: list[str]) -> dict[str, Any]:
 
 
 def _content(message: Mapping[str, Any], where: str, problems: list[str], *, may_be_silent: bool) -> str:
-    """Return the text of a message; an answer of OpenAI's that has a refusal in its place has that."""
+    """Return the text of a message; for an answer of OpenAI's without content, its refusal."""
     if "audio" in message and "content" not in message:
         problems.append(f"{where}.audio refers to a sound that is not here; give its transcript as content")
     given = message.get("content", message.get("refusal"))
@@ -123,7 +123,7 @@ def _content(message: Mapping[str, Any], where: str, problems: list[str], *, may
 
 
 def _calls(message: Mapping[str, Any], where: str, problems: list[str]) -> list[dict[str, Any]]:
-    """Return the tool calls of a message; the one of OpenAI's older `function_call` is one."""
+    """Return the tool calls of a message; OpenAI's older `function_call` counts as one."""
     given = message.get("tool_calls")
     if given is None:
         older = message.get("function_call")
@@ -138,7 +138,7 @@ def _call(call: object, where: str, name: str, problems: list[str]) -> dict[str,
     if not isinstance(call, dict):
         problems.append(f"{where} is {reprlib.repr(call)}; give an object with a function")
         return {}
-    flat = "function" not in call and "name" in call  # {"name", "arguments"} alone, as some templates' authors write it
+    flat = "function" not in call and "name" in call  # {"name", "arguments"} alone, as some template authors write it
     function = {key: value for key, value in call.items() if key in {"name", "arguments"}} if flat else call.get("function")
     at = where if flat else f"{where}.{name}"
     if not isinstance(function, dict):

@@ -12,16 +12,13 @@ from __future__ import annotations
 import inspect
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Any, Self, TypedDict, TypeVar, Union
+from typing import TYPE_CHECKING, Any, Self, TypedDict, TypeVar
 
 from llamafu._util.arguments import did_you_mean
 from llamafu.generation.option_spec import OptionSpec, about, list_options, specs_of, texts_of
 
 if TYPE_CHECKING:
-    from llamafu.lora.handles import LoraAdapter
-
-Scale = Union[float, Callable[[int], float]]  # noqa: UP007 - evaluated at run time
-LoraScales = Mapping[Union["LoraAdapter", str], Scale]
+    from llamafu.lora.scales import LoraScales
 
 LEAST_SEED, MOST_SEED = -(2**63), 2**64 - 1
 """What 64 bits hold, with a sign or without."""

@@ -1,4 +1,4 @@
-"""What a model's vectors of tokens become: one of the text, by the model's own pooling or by another."""
+"""Pooling: one vector of a text made of those of its tokens, as the model's file says or as the caller chooses."""
 
 from __future__ import annotations
 
@@ -12,16 +12,16 @@ if TYPE_CHECKING:
     import numpy as np
 
 Pooling = Literal["none", "mean", "cls", "last"]
-"""A vector for each token; their mean; that of the first token; that of the last."""
+"""A vector for each token, their mean, the first token's, or the last token's."""
 POOLINGS: tuple[Pooling, ...] = get_args(Pooling)
 _BY_NUMBER: dict[object, str] = dict(enumerate((*POOLINGS, "rank")))
-"""By the number that GGUF files have for them."""
+"""Poolings by their number in GGUF files."""
 
 
 def choose_pooling(wanted: str | None, architecture: str, metadata: Mapping[str, object]) -> Pooling:
-    """Return the pooling that is `wanted`, or else the model's own, from its metadata; the mean where that has none.
+    """Return the pooling that is `wanted`; for None the one of the model's metadata, or the mean where that has none.
 
-    Raises ValueError for one that is not known, `UnsupportedError` where the model's own gives scores and no vectors.
+    Raises ValueError for an unknown one, `UnsupportedError` where the model's own gives scores instead of vectors.
     """
     if wanted is not None:
         for pooling in POOLINGS:
@@ -49,7 +49,7 @@ def choose_pooling(wanted: str | None, architecture: str, metadata: Mapping[str,
 
 
 def demand_one(pooling: Pooling, *, is_one: bool) -> None:
-    """Raise ValueError for vectors of the tokens of several texts, which have no common shape."""
+    """Raise ValueError for pooling "none" of several texts: their vectors have no common shape."""
     if pooling == "none" and not is_one:
         message = "pooling 'none' gives a vector for every token; ask for one text at a time, or choose another pooling"
         raise ValueError(message)
@@ -67,8 +67,8 @@ def pool(
 ) -> np.ndarray[Any, np.dtype[np.float32]]:
     """Make the vector of a text, shape [n_embd], of those of its tokens, shape [n_tokens, n_embd].
 
-    With "none" they stay as they are. `normalize` makes each vector 1 long. Raises `DecodeError` for numbers that are not
-    finite, and for zeros.
+    With "none" they stay separate. `normalize` scales each vector to length 1. Raises `DecodeError` for numbers that are
+    not finite, and for vectors of zeros.
     """
     import numpy as np
 

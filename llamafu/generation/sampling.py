@@ -25,19 +25,19 @@ if TYPE_CHECKING:
     from llamafu.generation.options import Options
 
 PENALTY_WINDOW = 64
-"""Penalties look at so many tokens back, prompt included: libllama's own default."""
+"""Tokens that penalties look back at, the prompt's included: libllama's own default."""
 ENDED = -1
-"""What is picked in place of a token when the grammar is complete, and no end-of-text token can say so."""
+"""Returned in place of a token when the grammar is complete and no end-of-text token can be chosen."""
 _SEEDS = 2**32 - 1
-"""So many seeds libllama has; the next number it takes for "draw one"."""
+"""Number of libllama's seeds; it reads 2**32 - 1 itself as "draw one"."""
 _FAR = 1e30
-"""Penalties and temperatures are kept within it, so that no arithmetic of 32 bits turns into infinities or NaN."""
+"""Bound of penalised logits and of temperatures, so that 32-bit arithmetic yields no infinities or NaN."""
 _SHIFTED = 1e6
-"""From this size on logits are taken relative to the best: libllama's sorting counts in integers."""
+"""Logits of at least this size are shifted so that the best is 0: libllama sorts by integer buckets."""
 
 
 def constrain(model: Model, options: Options) -> Constraint | None:
-    """Compile the grammar of a generation, if it has one: on the thread of who asks, for it takes its time.
+    """Compile the grammar of a generation, if it has one. Slow: call it on the thread that makes the request.
 
     Raises GrammarError.
     """
@@ -50,17 +50,17 @@ def constrain(model: Model, options: Options) -> Constraint | None:
 
 
 def vocabulary_of(model: Model) -> Vocabulary:
-    """Return the tokens' texts as grammars read them: control tokens write nothing."""
+    """Return the vocabulary as grammars see it: control tokens write nothing."""
     from llamafu.generation.grammar.vocabulary import Vocabulary
 
     return Vocabulary([model.piece(token) for token in range(model.n_vocab)], model.end_tokens, model.single_token)
 
 
-class Picker:
-    """Picks tokens for one generation, with a random stream of its own; one thread at a time.
+class TokenSampler:
+    """Chooses the tokens of one generation, with a random stream of its own. One thread at a time.
 
-    Order: penalties, grammar, top-k, top-p, min-p, temperature, draw. libllama does the last five. Plain greedy needs
-    neither: NumPy's argmax over the logits is faster than building candidates.
+    Order: penalties, grammar, top-k, top-p, min-p, temperature, draw. libllama does the last five. Greedy decoding uses
+    NumPy's argmax instead, which is faster than building libllama's list of candidates.
     """
 
     def __init__(self, model: Model, options: Options, prompt: Sequence[int], constraint: Constraint | None) -> None:
@@ -98,15 +98,15 @@ class Picker:
 
     @property
     def is_complete(self) -> bool:
-        """Whether the grammar lets nothing follow the text."""
+        """Whether the grammar allows nothing after the text so far."""
         return self._constraint is not None and self._constraint.is_complete
 
     def pick(
         self, context: Context, row: int = -1, logits: np.ndarray[Any, np.dtype[np.float32]] | None = None
     ) -> tuple[int, TokenLogprob | None]:
-        """Return the next token of one output row, and its logprob report if one was asked for.
+        """Return the next token of one output row, and its log probabilities if they were asked for.
 
-        `row` is its place in the batch, the last output by default; `logits` is its view, if it is at hand. Raises
+        `row` is its place in the batch, the last output by default; `logits` are its own, where the caller has them. Raises
         DecodeError when the logits are not finite, GrammarError when the grammar leaves nothing to choose from.
         """
         logits = context.logits(row) if logits is None else logits
@@ -135,7 +135,7 @@ class Picker:
         return token, None if wanted is None else report(self._model, raw, token, wanted)
 
     def _penalise(self, logits: np.ndarray[Any, np.dtype[np.float32]], recent: deque[int]) -> None:
-        """Make the tokens of late less likely, as libllama's formula does, but without infinities."""
+        """Apply the penalties to the recent tokens, by libllama's formula, with results bounded by `_FAR`."""
         options = self._options
         for token, count in Counter(recent).items():
             logit = float(logits[token])
@@ -146,7 +146,7 @@ class Picker:
             logits[token] = min(max(logit, -_FAR), _FAR)
 
     def _allowed(self, logits: np.ndarray[Any, np.dtype[np.float32]], constraint: Constraint) -> int:
-        """Pick one of the tokens that the grammar allows."""
+        """Choose one of the tokens that the grammar allows, `ENDED` when there is none and the text may end."""
         tokens = constraint.allowed()
         chosen = logits[tokens]
         if not len(chosen) or chosen.max() == -math.inf:
@@ -167,18 +167,18 @@ class Picker:
 
 
 def _bring_near(logits: np.ndarray[Any, np.dtype[np.float32]], best: int) -> None:
-    """Subtract the best logit from all where it is far from 0: no probability changes."""
+    """Subtract the best logit from all when it is far from 0; probabilities do not change."""
     if abs(logits[best]) > _SHIFTED:
         import numpy as np
 
-        with np.errstate(over="ignore"):  # what is so far below can never come
+        with np.errstate(over="ignore"):  # an overflow to -inf is a probability of 0 either way
             logits -= logits[best]
 
 
 def report(model: Model, logits: np.ndarray[Any, np.dtype[np.float32]], token: int, count: int) -> TokenLogprob:
     """Natural-log probabilities of `token` and of the `count` most probable tokens under softmax(`logits`).
 
-    Tokens that cannot come, their logits being -inf, are not among them.
+    Tokens with the logit -inf are not among them.
     """
     import numpy as np
 
@@ -186,9 +186,9 @@ def report(model: Model, logits: np.ndarray[Any, np.dtype[np.float32]], token: i
     count = min(count, len(logprobs))
     best = np.argpartition(-logits, count - 1)[:count] if count else np.empty(0, dtype=int)
     ordered = sorted((i for i in best.tolist() if logits[i] > -math.inf), key=lambda i: -logits[i])
-    said, *spelled = (model.piece(i, special=True) for i in (token, *ordered))
+    own, *spelled = (model.piece(i, special=True) for i in (token, *ordered))
     top = tuple((i, _text(piece), float(logprobs[i])) for i, piece in zip(ordered, spelled, strict=True))
-    return TokenLogprob(token, _text(said), float(logprobs[token]), top, said, tuple(spelled))
+    return TokenLogprob(token, _text(own), float(logprobs[token]), top, own, tuple(spelled))
 
 
 def log_softmax(logits: np.ndarray[Any, np.dtype[np.float32]]) -> np.ndarray[Any, np.dtype[np.float64]]:
@@ -206,7 +206,7 @@ def _text(piece: bytes) -> str:
 
 
 def _seed(seed: int | None) -> int:
-    """Return libllama's seed, of 32 bits: the same number where it fits, a digest of it where it does not."""
+    """Return a seed for libllama, which takes 32 bits: the same number where it fits, else a digest of it."""
     if seed is None or seed == -1:
         return secrets.randbelow(_SEEDS)
     if 0 <= seed < _SEEDS:

@@ -1,4 +1,4 @@
-"""Token bytes in, text that is safe to show out: UTF-8 never split, stop strings never shown."""
+"""From token bytes to text that is safe to show: no split UTF-8 characters, no stop strings."""
 
 from __future__ import annotations
 
@@ -10,20 +10,20 @@ if TYPE_CHECKING:
 
 
 class TextAssembler:
-    """Turns the byte pieces of one generation into text, and ends it at the earliest stop string.
+    """Turns the token bytes of one generation into text, and ends it at the earliest stop string.
 
-    Over all calls the released text equals `bytes.decode("utf-8", "replace")` of the joined pieces, cut at the
-    earliest position where a stop string begins, however the bytes were split. Held back are the bytes of an
-    unfinished UTF-8 character and the text that may still turn out to be (the start of) a stop string; nothing else.
-    A push costs O(len(piece) * len(stops)). One assembler belongs to one generation and to one thread at a time.
+    Over all calls the released text equals `bytes.decode("utf-8", "replace")` of the joined bytes, cut at the
+    earliest position where a stop string begins, however the bytes were split. Held back are only the bytes of an
+    unfinished UTF-8 character and text that may become a stop string. A push costs O(len(token_bytes) * len(stops)).
+    One thread at a time.
     """
 
     def __init__(self, stops: Sequence[str]) -> None:
-        """Watch for `stops`; an empty one raises ValueError, since it would end every text before it began."""
+        """Look for `stops`; an empty one raises ValueError, since it would match at the start of every text."""
         if "" in stops:
             message = f"stop: empty string in {list(stops)!r}; every stop string needs at least one character"
             raise ValueError(message)
-        self.stopped = False  # a stop string was completed: generation should end
+        self.stopped = False  # a stop string was found: generation should end
         self._closed = False
         self._tail = b""  # bytes of an unfinished UTF-8 character
         self._held = ""  # decoded, not released
@@ -38,7 +38,7 @@ class TextAssembler:
         self._parts = [joined]
         return joined
 
-    def push(self, piece: bytes) -> str:
+    def push(self, token_bytes: bytes) -> str:
         """Add the bytes of one token; return the text that is now safe to show, "" once stopped.
 
         Raises ValueError after `finish`.
@@ -49,9 +49,9 @@ class TextAssembler:
             message = "push after finish: this text is complete; make a new TextAssembler for the next one"
             raise ValueError(message)
         if self._tail:
-            piece = self._tail + piece
-        text, used = utf_8_decode(piece, "replace", False)  # noqa: FBT003 (a C function without keywords)
-        self._tail = piece[used:]
+            token_bytes = self._tail + token_bytes
+        text, used = utf_8_decode(token_bytes, "replace", False)  # noqa: FBT003 (a C function without keywords)
+        self._tail = token_bytes[used:]
         return self._release(text, final=False)
 
     def finish(self) -> str:
@@ -73,7 +73,7 @@ class TextAssembler:
         return text
 
     def _cut(self, held: str, text: str, *, final: bool) -> tuple[str, str]:
-        """Split `held + text` into what to release and what to hold; sets `stopped` when the end is certain."""
+        """Split `held + text` into what to release and what to hold; sets `stopped` when a stop string has certainly won."""
         whole = held + text
         start = len(whole)  # where the earliest completed stop begins
         alive = len(whole)  # where the longest unfinished stop begins
@@ -84,7 +84,7 @@ class TextAssembler:
                 alive = min(alive, len(whole) - watch.matched)
             else:
                 start = min(start, watch.begin)
-        # A longer stop that began earlier may still complete and would then win, so that stop is waited for.
+        # A longer stop string that began earlier may still complete and would then win, so wait for it.
         stopped = start < len(whole) and (final or start <= alive)
         if stopped:
             self.stopped = self._closed = True
@@ -97,13 +97,13 @@ class TextAssembler:
 
 
 class _Watch:
-    """Searches a stream for one stop string (Knuth, Morris and Pratt: each character is looked at once)."""
+    """Searches a stream for one stop string by the Knuth-Morris-Pratt algorithm, which reads each character once."""
 
     __slots__ = ("_fallback", "_stop", "begin", "matched")
 
     def __init__(self, stop: str) -> None:
         self._stop = stop
-        self.matched = 0  # length of the longest end of the stream that begins the stop string
+        self.matched = 0  # length of the longest suffix of the stream that is a prefix of the stop string
         self.begin: int | None = None  # index of the first occurrence, counted from the start of the held text
         self._fallback = [0] * len(stop)  # [i]: length of the longest proper border of stop[:i + 1]
         border = 0

@@ -1,183 +1,160 @@
-"""The adapter half of `Llamafu`: what is loaded, under which names, and which of it acts."""
+"""The adapters of one `Llamafu`: which are loaded, under which names, and which are in the active set."""
 
 from __future__ import annotations
 
 import contextlib
 import threading
 from contextlib import contextmanager
-from typing import TYPE_CHECKING, Self
+from typing import TYPE_CHECKING
 
 from llamafu.adapters.compatibility import CompatibilityReport, demand_fit
 from llamafu.adapters.file import default_name
 from llamafu.adapters.reader import AdapterReader
 from llamafu.errors import ClosedError
-from llamafu.lora.handles import LoraAdapter, LoraSet, LoraUse, Registry, check_scale
+from llamafu.lora.active_set import LoraSet, LoraUse
+from llamafu.lora.handles import LoraAdapter
+from llamafu.lora.registry import HandleRegistry, LoadedAdapter
+from llamafu.lora.scales import check_scale
 
 if TYPE_CHECKING:
     import os
     from collections.abc import Iterator, Mapping, Sequence
 
     from llamafu._native.adapter import Adapter
-    from llamafu._native.graph.unused_targets import Prober
-    from llamafu._native.model import Model
     from llamafu.adapters.file import AdapterFile
-    from llamafu.adapters.gguf.base_model import BaseModel
-    from llamafu.generation.options import LoraScales
-    from llamafu.model.decode_loop import Desk
+    from llamafu.lora.scales import LoraScales
+    from llamafu.model.session import Session
 
 
-class LoraHost:
-    """Loads adapters into one model, and keeps the set that acts when a call names none. Any thread."""
+class ModelAdapters:
+    """Loads adapters into one model, and keeps the active set: what a call with `lora=None` runs with. Any thread.
 
-    def __init__(self, desk: Desk, base: BaseModel, prober: Prober, scale_range: tuple[float, float]) -> None:
-        self._desk = desk
-        self._instance = desk.instance
-        self._base = base
-        self._reader = AdapterReader(base)
-        self._prober = prober
-        self.scale_range = scale_range
-        self._registry = Registry()
+    Every method raises `ClosedError` after the session's end, and `LoraNotFoundError` for an adapter that is not loaded.
+    """
+
+    def __init__(self, session: Session, scale_range: tuple[float, float]) -> None:
+        self._session = session
+        self._reader = AdapterReader(session.base)
+        self._scale_range = scale_range
+        self._registry = HandleRegistry()
         self._active: dict[LoraAdapter, float] = {}
-        self._fitting: set[str] = set()
+        self._fitting: set[str] = set()  # digests of contents that were compared with the model
         self._lock = threading.RLock()
 
-    def load_lora_adapter(
-        self, path: str | os.PathLike[str], *, name: str | None = None, drop: Sequence[str] = ()
-    ) -> LoraAdapter:
-        """Check and load an adapter, a GGUF file or a PEFT folder (converted in memory); it is not applied yet.
-
-        `name` defaults to the file's name without its suffix, or the folder's. The same content loaded again is the same
-        object under one more name. `drop` leaves modules of a folder out, such as those of "vision", as `convert_peft` does.
-
-        Raises `InvalidAdapterFileError`, `LoraIncompatibleError` (with every mismatch) or `LoraLoadError`; `LoraError` when
-        the name belongs to other content.
-        """
-        self._check_open()
+    def load(self, path: str | os.PathLike[str], *, name: str | None, drop: Sequence[str]) -> LoraAdapter:
+        """Check and load an adapter, or give one that is loaded one more name."""
+        self._session.check_open()
         file = self._reader.read(path, drop=drop)
         name = default_name(file.path) if name is None else name
-        with self._between_steps():
+        with self._session.between_steps():
             with self._lock:
-                self._registry.claim(name, file.digest)
+                self._registry.check_name(name, file.digest)
                 known = self._registry.find_content(file.digest)
                 if known is not None:
-                    self._registry.add(known, name, self._registry.native(known))
+                    self._registry.register(known, name, self._registry.native(known))
                     return known
             if file.digest not in self._fitting:
-                demand_fit(file, self._base)
+                demand_fit(file, self._session.base)
             self._fitting.add(file.digest)
-            native = self._native_adapter(file)
+            native = self._load_native(file)
             adapter = LoraAdapter(self, name, file.path, file.info)
             with self._lock:
-                self._registry.add(adapter, name, native)
+                self._registry.register(adapter, name, native)
             return adapter
 
-    def apply_lora_adapter(self, adapter: LoraAdapter | str, scale: float = 1.0) -> None:
-        """Put an adapter into the active set; applied again, its scale is replaced. From the next generation on."""
-        with self._held():
-            self._active = {**self._active, self._registry.resolve(adapter): check_scale(scale, self.scale_range)}
+    def apply(self, adapter: LoraAdapter | str, scale: float) -> None:
+        """Put an adapter into the active set, or replace its scale there."""
+        with self._locked():
+            self._active = {**self._active, self._registry.resolve(adapter): check_scale(scale, self._scale_range)}
 
-    def set_lora_adapters(self, scales: Mapping[LoraAdapter | str, float]) -> None:
+    def set_active(self, scales: Mapping[LoraAdapter | str, float]) -> None:
         """Replace the whole active set; on any error nothing changes."""
-        with self._held():
-            self._active = {self._registry.resolve(key): check_scale(scale, self.scale_range) for key, scale in scales.items()}
+        with self._locked():
+            self._active = {self._registry.resolve(key): check_scale(scale, self._scale_range) for key, scale in scales.items()}
 
-    def remove_lora_adapter(self, adapter: LoraAdapter | str) -> None:
-        """Take an adapter out of the active set; it stays loaded. No effect if it is not applied."""
-        with self._held():
+    def remove(self, adapter: LoraAdapter | str) -> None:
+        """Take an adapter out of the active set; it stays loaded."""
+        with self._locked():
             resolved = self._registry.resolve(adapter)
             self._active = {other: scale for other, scale in self._active.items() if other is not resolved}
 
-    def clear_all_lora_adapters(self) -> None:
-        """Empty the active set; all adapters stay loaded."""
-        self.set_lora_adapters({})
-
-    def unload_lora_adapter(self, adapter: LoraAdapter | str) -> None:
-        """Take an adapter out of the active set and free it; a generation that runs with it ends with `ClosedError`."""
-        with self._between_steps():
+    def unload(self, adapter: LoraAdapter | str) -> None:
+        """Take an adapter out of the active set and free it."""
+        with self._session.between_steps():
             with self._lock:
                 resolved = self._registry.resolve(adapter)
-                self.remove_lora_adapter(resolved)
-                native = self._registry.drop(resolved)
-            self._instance.free(native)
+                self.remove(resolved)
+                native = self._registry.unregister(resolved)
+            self._session.instance.free(native)
 
     @contextmanager
-    def using(self, scales: Mapping[LoraAdapter | str, float]) -> Iterator[Self]:
-        """Set the active adapters for a `with` block; the set of before comes back, also after an error."""
-        with self._held():
+    def using(self, scales: Mapping[LoraAdapter | str, float]) -> Iterator[None]:
+        """Replace the active set for a `with` block; adapters that were unloaded in it do not come back."""
+        with self._locked():
             before = self._active
-            self.set_lora_adapters(scales)
+            self.set_active(scales)
         try:
-            yield self
+            yield
         finally:
-            with contextlib.suppress(ClosedError), self._held():
+            with contextlib.suppress(ClosedError), self._locked():
                 loaded = set(self._registry)
                 self._active = {adapter: scale for adapter, scale in before.items() if adapter in loaded}
 
     @property
-    def lora_adapters(self) -> tuple[LoraAdapter, ...]:
+    def loaded(self) -> tuple[LoraAdapter, ...]:
         """Every loaded adapter, in order of loading."""
-        with self._held():
+        with self._locked():
             return tuple(self._registry)
 
     @property
-    def active_lora_adapters(self) -> dict[str, float]:
+    def active(self) -> dict[str, float]:
         """The active set as {name: scale}, scales of 0 included as given."""
-        with self._held():
+        with self._locked():
             return {adapter.name: scale for adapter, scale in self._active.items()}
 
-    def validate_lora_compatibility(self, path: str | os.PathLike[str]) -> CompatibilityReport:
-        """Report everything that keeps an adapter, a file or a PEFT folder, from working with this model; nothing is loaded."""
-        self._check_open()
+    def scale_of(self, adapter: LoraAdapter) -> float | None:
+        """Return the adapter's scale in the active set, None when it is not in it."""
+        with self._locked():
+            return self._active.get(adapter)
+
+    def native(self, adapter: LoraAdapter | str) -> Adapter:
+        """Return the native adapter of a loaded one."""
+        with self._locked():
+            return self._registry.native(self._registry.resolve(adapter))
+
+    def report(self, path: str | os.PathLike[str]) -> CompatibilityReport:
+        """Report everything that keeps an adapter from working with this model."""
+        self._session.check_open()
         return self._reader.report(path)
 
-    def _lora_set(self, scales: LoraScales | None) -> LoraSet:
-        with self._held():
+    def lora_set(self, scales: LoraScales | None) -> LoraSet[LoadedAdapter]:
+        """Return the set of one call: `scales`, or the active set for None. Functions are called for step 0."""
+        with self._locked():
             chosen = self._active if scales is None else {self._registry.resolve(key): scale for key, scale in scales.items()}
-            uses = tuple(LoraUse(adapter, self._registry.native(adapter), scale) for adapter, scale in chosen.items())
-        return LoraSet(uses, self.scale_range)
+            loaded = [(LoadedAdapter(adapter, self._registry.native(adapter)), scale) for adapter, scale in chosen.items()]
+        uses = [
+            LoraUse(adapter.handle.name, adapter, scale if callable(scale) else check_scale(scale, self._scale_range))
+            for adapter, scale in loaded
+        ]
+        return LoraSet(uses, self._scale_range)
 
-    def _native_adapter(self, file: AdapterFile) -> Adapter:
-        native = self._instance.add(file.content, label=str(file.path))
+    def _load_native(self, file: AdapterFile) -> Adapter:
+        instance = self._session.instance
+        native = instance.add(file.content, label=str(file.path))
         try:
-            self._prober.demand_all_used(native, file.pairs)
+            self._session.prober.demand_all_used(native, file.pairs)
         except BaseException:
-            self._instance.free(native)
+            instance.free(native)
             raise
         return native
 
-    def _scale_of(self, adapter: LoraAdapter) -> float | None:
-        """Scale of `adapter` in the active set, None when it is not in it."""
-        with self._held():
-            return self._active.get(adapter)
-
     @contextmanager
-    def _held(self) -> Iterator[None]:
-        """Hold the lock of names and scales, for moments only: event loops call what needs it.
+    def _locked(self) -> Iterator[None]:
+        """Hold the lock of names and scales, for moments only: event loops call the methods that take it.
 
-        In a forked child it may be held by nobody alive, so that is looked at first.
+        In a forked child a thread that does not exist there may hold it, so `check_open` comes first.
         """
-        self._check_open()
+        self._session.check_open()
         with self._lock:
-            self._check_open()
+            self._session.check_open()
             yield
-
-    @contextmanager
-    def _sharing(self) -> Iterator[Model]:
-        """Keep the model open for the length of a block, beside whatever generates."""
-        self._check_open()
-        with self._desk.turns.share():
-            yield self._instance.model
-
-    @contextmanager
-    def _between_steps(self, *, disturbs: bool = False) -> Iterator[None]:
-        """Hold the context between two steps of whatever generates."""
-        self._check_open()
-        with self._desk.turns.visit(disturbs=disturbs):
-            self._check_open()
-            yield
-
-    def _check_open(self) -> None:
-        self._instance.refuse_fork()
-        if self._instance.closed:
-            message = f"this Llamafu ({self._base.path.name}) is closed; open a new one"
-            raise ClosedError(message)

@@ -1,4 +1,4 @@
-"""`AsyncLlamafu`: the same names, awaited. The event loop never waits for the model."""
+"""`AsyncLlamafu`: the methods of `Llamafu`, awaited. The event loop is never blocked by the model."""
 
 from __future__ import annotations
 
@@ -23,16 +23,16 @@ if TYPE_CHECKING:
 
     from llamafu.adapters.compatibility import CompatibilityReport
     from llamafu.generation.completion import Completion
-    from llamafu.generation.options import LoraScales
+    from llamafu.generation.embedding_input import Texts
     from llamafu.generation.pooling import Pooling
     from llamafu.lora.handles import LoraAdapter
-    from llamafu.model.embedding import Texts
+    from llamafu.lora.scales import LoraScales
     from llamafu.model.stream import Stream
 
 _P = ParamSpec("_P")
 _R = TypeVar("_R")
 _WORKERS = 4
-_GENERATING = 64  # threads are made when they are needed; most of these only wait for their turn
+_GENERATING = 64  # threads are started on demand; most only wait for the context
 
 
 class OpenArguments(TypedDict, total=False):
@@ -86,7 +86,7 @@ class AsyncLlamafu:
     """
 
     def __init__(self, model_path: str | os.PathLike[str], **arguments: Unpack[OpenArguments]) -> None:
-        inspect.signature(Llamafu).bind(model_path, **arguments)  # an unknown argument is a TypeError now, not later
+        inspect.signature(Llamafu).bind(model_path, **arguments)  # TypeError for an unknown argument, before the first call
         self._open = functools.partial(Llamafu, model_path, **arguments)
         # Two pools: loading and closing must not queue behind generations.
         self._pool = ThreadPoolExecutor(_WORKERS, thread_name_prefix="llamafu")
@@ -107,7 +107,7 @@ class AsyncLlamafu:
             raise ClosedError(message)
 
     async def _call(self, function: Callable[_P, _R], *args: _P.args, **kwargs: _P.kwargs) -> _R:
-        self._check_open()  # again, since awaiting the model: a closed pool takes no work
+        self._check_open()  # again, after awaiting the model: a closed pool accepts no work
         return await asyncio.get_running_loop().run_in_executor(self._pool, functools.partial(function, *args, **kwargs))
 
     async def _cancellable(self, stream: Stream, function: Callable[[], _R]) -> _R:
@@ -123,7 +123,7 @@ class AsyncLlamafu:
             raise
 
     async def _end(self, stream: Stream) -> None:
-        """Close `stream` without holding the event loop up."""
+        """Close `stream` without blocking the event loop."""
         if self._closed:
             stream.close()
         else:
@@ -229,12 +229,12 @@ class AsyncLlamafu:
         return await self._call(llm.detokenize, tokens, special=special)
 
     async def save_state(self, path: str | os.PathLike[str]) -> None:
-        """Write the computed prompt state to a file."""
+        """Write the KV memory of the computed prompt to a file."""
         llm = await self._model()
         await self._call(llm.save_state, path)
 
     async def load_state(self, path: str | os.PathLike[str]) -> int:
-        """Take a saved state back and return its number of tokens."""
+        """Restore a saved state and return its number of tokens."""
         llm = await self._model()
         return await self._call(llm.load_state, path)
 
@@ -276,6 +276,6 @@ class AsyncLlamafu:
 
 
 def _look_at(done: asyncio.Future[Any]) -> None:
-    """Take note of an error whose reader may be gone; asyncio would report it as forgotten."""
+    """Retrieve the error of a future whose awaiter may be gone; asyncio would log it as never retrieved."""
     if not done.cancelled():
         done.exception()

@@ -1,9 +1,9 @@
-"""The KV memory of one context, and which part of it a new prompt may keep.
+"""The prefix cache: which part of one context's KV memory a new prompt can reuse.
 
-Batch shape changes the last bits of a result, and an adapter changes all of it. So the memory is kept as
-segments: the exact batches that were decoded, each with the adapter state that it was computed under. A prompt
-is cut into segments by a fixed rule (multiples of `CUT` from position 0, the last token alone), and it reuses a
-leading run of segments only where boundaries, tokens and state all agree: warm and cold give the same bytes.
+The shape of a batch changes the last bits of its results, and an adapter changes all of them. The contents of the KV memory
+are therefore recorded as segments: the exact batches that were decoded, each with its adapter state. A prompt is cut into
+segments by a fixed rule (at multiples of `PREFIX_BLOCK` from position 0, the last token alone) and reuses a leading run of
+segments only where boundaries, tokens and states are equal: a warm cache gives the same bytes as an empty one.
 """
 
 from __future__ import annotations
@@ -11,19 +11,18 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
+from llamafu.generation.prompt import PREFIX_BLOCK
+
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
 
     from llamafu._native.context import Context
-    from llamafu.lora.handles import State
-
-CUT = 64
-"""Tokens of one prefill batch: large enough to keep prefill fast, small enough to lose little of a prefix."""
+    from llamafu.lora.scales import State
 
 
 @dataclass(frozen=True, slots=True)
 class Segment:
-    """Tokens that were, or will be, decoded in one call under one adapter state."""
+    """Tokens that are decoded in one call under one adapter state."""
 
     tokens: tuple[int, ...]
     state: State
@@ -32,7 +31,7 @@ class Segment:
 def plan(prompt: Sequence[int], states: Sequence[State], limit: int) -> list[Segment]:
     """Cut a prompt into segments of at most `limit` tokens; `states` holds the adapter state of each token."""
     last = len(prompt) - 1
-    step = min(CUT, limit)
+    step = min(PREFIX_BLOCK, limit)
     segments = []
     start = 0
     while start < last:
@@ -45,7 +44,7 @@ def plan(prompt: Sequence[int], states: Sequence[State], limit: int) -> list[Seg
 
 
 class PrefixCache:
-    """Feeds segments to a context and remembers them. Not thread-safe: the caller holds the turn."""
+    """Decodes segments in a context and records them. Not thread-safe: the caller holds the context lock."""
 
     def __init__(self, context: Context) -> None:
         self._context = context
@@ -54,16 +53,16 @@ class PrefixCache:
 
     @property
     def segments(self) -> tuple[Segment, ...]:
-        """What the memory holds, in order."""
+        """The segments in the KV memory, in order."""
         return tuple(self._segments)
 
     def __len__(self) -> int:
         return self._length
 
     def feed(self, segments: Sequence[Segment], enter: Callable[[State], None], stop: Callable[[], bool]) -> int | None:
-        """Bring the memory to exactly `segments`; return how many tokens were kept, None if `stop` said so midway.
+        """Make the KV memory hold exactly `segments`; return how many tokens were reused, None if `stop` returned True.
 
-        The last segment is always computed anew, for its logits. `enter` switches the adapter state.
+        The last segment is always computed, for its logits. `enter` switches the context's adapter state.
         """
         kept = self._reuse(segments)
         cached = self._length
@@ -74,9 +73,9 @@ class PrefixCache:
         return cached
 
     def append(self, segment: Segment, enter: Callable[[State], None], *, all_logits: bool = False) -> None:
-        """Decode one more segment; after a failure the memory is empty, never half true.
+        """Decode one more segment; after a failure the KV memory is empty, never inconsistent.
 
-        The context then has the logits of its last token, or of each of them.
+        The context then has the logits of the segment's last token, or of all its tokens with `all_logits`.
         """
         try:
             enter(segment.state)
@@ -88,17 +87,17 @@ class PrefixCache:
         self._length += len(segment.tokens)
 
     def clear(self) -> None:
-        """Forget everything."""
+        """Empty the KV memory."""
         self._segments, self._length = [], 0
         self._context.clear()
 
     def replace(self, segments: Sequence[Segment]) -> None:
-        """Take note that the context was filled from outside (a restored state)."""
+        """Record segments that were put into the context from outside (a restored state)."""
         self._segments = list(segments)
         self._length = sum(len(segment.tokens) for segment in segments)
 
     def _reuse(self, segments: Sequence[Segment]) -> int:
-        """Cut the memory to the longest usable run of leading segments; return their number."""
+        """Truncate the KV memory to the longest reusable run of leading segments; return their number."""
         kept = 0
         while kept < min(len(self._segments), len(segments) - 1) and self._segments[kept] == segments[kept]:
             kept += 1
@@ -108,5 +107,5 @@ class PrefixCache:
         if kept and self._context.cut(length):
             self._segments, self._length = self._segments[:kept], length
             return kept
-        self.clear()  # nothing in common, or a memory that cannot be cut (recurrent, sliding window)
+        self.clear()  # nothing in common, or a memory that cannot be truncated (recurrent, sliding window)
         return 0

@@ -1,8 +1,8 @@
-"""A computed prompt on disk: the KV memory, and what it was computed from.
+"""State files: the KV memory of a computed prompt, and what it was computed from.
 
-Layout: magic, 8-byte little-endian length of a JSON header, the header, the library's own dump. The header names the
-model (SHA-256), the library build and the segments with their adapter states (digests and scales), so that a state is
-only ever used for what it is; the header carries the dump's SHA-256.
+Layout: magic, 8-byte little-endian length of a JSON header, the header, libllama's own dump. The header names the model
+(SHA-256), the library build and the segments with their adapter states (digests and scales), so that a state is never
+used with another model or adapter; it also has the dump's SHA-256.
 """
 
 from __future__ import annotations
@@ -19,19 +19,19 @@ from llamafu.errors import StateFileError
 from llamafu.model.prefix_cache import Segment
 
 if TYPE_CHECKING:
-    from llamafu.model.decode_loop import Desk
+    from llamafu.model.session import Session
 
 _MAGIC = b"LLAMAFU1"
 _LENGTH = 8
 
 
-def save(path: Path, desk: Desk, model: Path) -> None:
+def save(path: Path, session: Session) -> None:
     """Write the state atomically; the file is complete or absent."""
-    dump = desk.instance.context.dump()
+    dump = session.instance.context.dump()
     header = json.dumps(
         {
-            **_identity(desk, model),
-            "segments": [[list(segment.tokens), [list(pair) for pair in segment.state]] for segment in desk.cache.segments],
+            **_identity(session),
+            "segments": [[list(segment.tokens), [list(pair) for pair in segment.state]] for segment in session.cache.segments],
             "dump": hashlib.sha256(dump).hexdigest(),
         }
     ).encode()
@@ -39,27 +39,28 @@ def save(path: Path, desk: Desk, model: Path) -> None:
         unfinished.write_bytes(_MAGIC + len(header).to_bytes(_LENGTH, "little") + header + dump)
 
 
-def load(path: Path, desk: Desk, model: Path) -> int:
-    """Put the state back and return its number of tokens; on any error the memory is as before or empty."""
+def load(path: Path, session: Session) -> int:
+    """Restore the state and return its number of tokens; on any error the KV memory is as before or empty."""
     header, dump = _read(path)
-    for what, value in _identity(desk, model).items():
+    for what, value in _identity(session).items():
         if header.get(what) != value:
             message = f"{path} was saved with another {what} ({header.get(what)!r}, not {value!r}); it cannot be used here"
             raise StateFileError(message)
     segments = [
         Segment(tuple(tokens), tuple((digest, scale) for digest, scale in state)) for tokens, state in header["segments"]
     ]
-    desk.cache.clear()
-    if segments and not desk.instance.context.restore(dump):
-        desk.cache.clear()
+    session.cache.clear()
+    if segments and not session.instance.context.restore(dump):
+        session.cache.clear()
         message = f"{path} does not fit this context; open the model with the n_ctx and KV types that it was saved with"
-        raise StateFileError(explain(desk.instance.library, message))
-    desk.cache.replace(segments)
-    return len(desk.cache)
+        raise StateFileError(explain(session.instance.library, message))
+    session.cache.replace(segments)
+    return len(session.cache)
 
 
-def _identity(desk: Desk, model: Path) -> dict[str, Any]:
-    library, options = desk.instance.library, desk.instance.context.options
+def _identity(session: Session) -> dict[str, Any]:
+    model = session.base.path
+    library, options = session.instance.library, session.instance.context.options
     return {
         "model": _file_digest(str(model.resolve()), model.stat().st_mtime_ns, model.stat().st_size),
         "library": f"{library.version} {library.family}",

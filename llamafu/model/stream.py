@@ -11,19 +11,18 @@ if TYPE_CHECKING:
 
     from llamafu.generation.completion import Completion
     from llamafu.model.decode_loop import Generation
-    from llamafu.model.llamafu import Llamafu
 
 
 class Stream:
-    """Yields pieces of text, whole UTF-8 characters each, as they become final.
+    """Yields pieces of text, of whole UTF-8 characters, as they become final.
 
     `close()` (or leaving a `with` block, or dropping the object) ends the generation with "cancelled"; `cancel()`
-    asks for that from another thread. `completion` is there after the end.
+    requests that from another thread. `completion` is available after the end.
     """
 
-    def __init__(self, generation: Generation, owner: Llamafu) -> None:
+    def __init__(self, generation: Generation, owner: object) -> None:
         self._generation = generation
-        self._owner = owner  # kept: a Llamafu that nobody else holds must not be freed under a running step
+        self._owner = owner  # keeps the Llamafu alive while steps run
 
     def __iter__(self) -> Self:
         return self

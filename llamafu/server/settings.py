@@ -11,7 +11,7 @@ from dataclasses import MISSING, dataclass, field, fields
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from llamafu.lora.handles import check_scale_range
+from llamafu.lora.scales import check_scale_range
 from llamafu.server.auth.keys import check_key
 
 if TYPE_CHECKING:

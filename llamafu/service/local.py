@@ -6,7 +6,7 @@ from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any, Protocol
 
 from llamafu.errors import InvalidScaleError, LlamafuError
-from llamafu.lora.handles import check_scale
+from llamafu.lora.scales import check_scale
 from llamafu.service.cards import LoraCard, LoraList
 from llamafu.service.errors import InvalidRequestError, NotFoundError, as_api_error
 from llamafu.service.interface import LoraService

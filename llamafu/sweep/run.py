@@ -12,8 +12,9 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Mapping, Sequence
 
     from llamafu.generation.completion import Completion, FinishReason
-    from llamafu.generation.options import LoraScales, OptionArguments
+    from llamafu.generation.options import OptionArguments
     from llamafu.lora.handles import LoraAdapter
+    from llamafu.lora.scales import LoraScales
     from llamafu.model.llamafu import Llamafu
 
     _Mix = Mapping[str, float] | Mapping[LoraAdapter, float] | Mapping[LoraAdapter | str, float]
@@ -155,7 +156,7 @@ class _Runner:
         self._base = self._complete({})
         self._base_tokens = self._base.tokens[:-1]  # no logits are needed after the last token
         self._logits = llm.next_logits(self._tokens, self._base_tokens, lora={})
-        model = llm._instance.model  # noqa: SLF001 - the text of a single token with its leading space
+        model = llm._session.instance.model  # noqa: SLF001 - the text of a single token with its leading space
         self.places = tuple(model.piece(token, special=True).decode("utf-8", "replace") for token in self._base.tokens) or ("",)
 
     def answer(self, mix: dict[str, float]) -> Answer:
@@ -197,7 +198,7 @@ def _message(prompt: str) -> list[dict[str, str]]:
 
 def _library(llm: Llamafu) -> str:
     """Return the version of the libllama in use, or of an older build without one its file's name."""
-    library = llm._instance.model.library  # noqa: SLF001 - only read
+    library = llm._session.instance.model.library  # noqa: SLF001 - only read
     return f"libllama {library.version}" if library.version else library.path.name
 
 
@@ -207,5 +208,5 @@ def _scales(mix: _Mix) -> LoraScales:
 
 def _checked(llm: Llamafu, mix: _Mix) -> dict[str, float]:
     """Return the mix as {name: scale}, checked as a call checks it."""
-    scales = llm._lora_set(_scales(mix)).first  # noqa: SLF001 - the same checks as a call's
-    return {adapter.name: scale for adapter, scale in scales.items()}
+    lora = llm._adapters.lora_set(_scales(mix))  # noqa: SLF001 - the same checks as a call's
+    return {use.name: scale for use, scale in zip(lora.uses, lora.first, strict=True)}

@@ -62,7 +62,7 @@ def texts(models):
     help_text = "\n\n".join(topics[name] for name in sorted(topics))[20000:60000]
     with Llamafu(models[Kind.Q4_0], n_ctx=WINDOW) as llm:
         help_tokens = llm.tokenize(help_text)
-        prompts = [render(llm._instance.model, [{"role": "user", "content": question}]) for question in QUESTIONS]
+        prompts = [render(llm._session.instance.model, [{"role": "user", "content": question}]) for question in QUESTIONS]
         asked = [llm.tokenize(prompt) for prompt in prompts]
     freely = {"temperature": 1.0, "top_k": 0, "top_p": 1.0, "min_p": 0.0, "max_tokens": 180}
     with Engine(models[Kind.Q4_0], max_sequences=len(QUESTIONS), n_ctx=8192, n_threads=2) as engine:
@@ -91,8 +91,8 @@ def surprise(path, adapters, texts):
     """Return the negative log likelihood of every token that counts, {text: [tokens]}."""
     found = {}
     with Llamafu(path, n_ctx=WINDOW, n_batch=WINDOW, type_k="f32", type_v="f32", flash_attn="off", n_threads=2) as llm:
-        native = {llm._registry.native(llm.load_lora_adapter(path)): scale for path, scale in adapters.items()}
-        context = llm._instance.context
+        native = {llm._adapters.native(llm.load_lora_adapter(path)): scale for path, scale in adapters.items()}
+        context = llm._session.instance.context
         context.set_adapters(native)
         for name, windows in texts.items():
             rows = []

@@ -77,8 +77,8 @@ def write_adapter(kind, folder, **options):
 def our_logits(path, folder):
     """Logits of the model with the adapter in `folder` (None: without), by the public way of loading it."""
     with Llamafu(path, n_ctx=128, n_threads=1, flash_attn="off", type_k="f32", type_v="f32") as llm:
-        adapters = {} if folder is None else {llm._registry.native(llm.load_lora_adapter(folder)): 1.0}
-        context = llm._instance.context
+        adapters = {} if folder is None else {llm._adapters.native(llm.load_lora_adapter(folder)): 1.0}
+        context = llm._session.instance.context
         context.set_adapters(adapters)
         context.decode(TOKENS, 0, all_logits=True)
         return np.array([context.logits(i) for i in range(len(TOKENS))], "f8")

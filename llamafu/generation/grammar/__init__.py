@@ -1,12 +1,12 @@
 """JSON Schema to GBNF, the grammar format that llama.cpp constrains sampling with.
 
-What the grammar lets through is valid under the schema. Not everything that is valid is let through: a grammar
-for generating picks one form where the schema leaves many. Properties come in the order of their declaration; an
+Every text that the grammar allows is valid under the schema. The reverse does not hold: where the schema allows many forms,
+the grammar has one. Properties come in the order of their declaration; an
 object without `additionalProperties` gets no others, a list with `prefixItems` but no `items` no further elements;
-a schema without `type` means the types that its keywords speak about. At most one space follows "," and ":", and there is
+a schema without `type` means the types that its keywords are about. At most one space follows "," and ":", and there is
 no other white space. Free strings may use any JSON escape; enum, const, pattern and format have `json.dumps`'s
 spelling with ensure_ascii=False. Integers without bounds have up to 19 digits, numbers also up to 20 decimals and
-exponents below 308: every float64 under 1e308 and every int64 fits, and a model cannot count digits for ever. Numbers with
+exponents below 308: every float64 under 1e308 and every int64 fits, and no number goes on for ever. Numbers with
 bounds have no exponents.
 """
 
@@ -37,10 +37,10 @@ from llamafu.generation.grammar.schema import Schema, Schemas, is_closed, merge,
 def schema_to_gbnf(schema: dict[str, Any] | str) -> str:
     """Return the GBNF grammar, rule `root`, of a JSON Schema given as a dict or as JSON text.
 
-    Raises GrammarError naming the keyword and its path for whatever the grammar could not keep to exactly (`not`,
+    Raises GrammarError naming the keyword and its path for whatever the grammar could not enforce exactly (`not`,
     `uniqueItems`, ...), for illegal schemas, for those that allow nothing, and for those that are too large. Only annotations
-    (title, description, default, examples, x-..., ...) are ignored; those that ask for something, such as a format of no
-    pattern here, are logged once by `llamafu.grammar`.
+    (title, description, default, examples, x-..., ...) are ignored; those that would restrict values, such as a format without
+    a pattern here, are logged once by `llamafu.grammar`.
     """
     try:
         root = json.loads(schema if isinstance(schema, str) else json.dumps(schema))
@@ -55,7 +55,7 @@ def schema_to_gbnf(schema: dict[str, Any] | str) -> str:
 
 
 class _Compiler:
-    """One schema on its way to a grammar: each subschema becomes a rule, equal ones share it."""
+    """Compiles one schema to a grammar: each subschema becomes a rule, equal ones share it."""
 
     def __init__(self, root: Any) -> None:
         self.schemas = Schemas(root)
@@ -72,7 +72,7 @@ class _Compiler:
         return self.rules.text()
 
     def value(self, schema: Any, path: str, hint: str, above: frozenset[str] = frozenset()) -> str:
-        """Return the rule of `schema`; `above` holds the subschemas around it from which no character separates it."""
+        """Return the rule of `schema`; `above` holds the enclosing subschemas that read no character before it."""
         check(schema, path)
         if isinstance(schema, dict) and [key for key in schema if not is_annotation(key)] == ["$ref"]:
             ref = schema["$ref"]
@@ -196,7 +196,7 @@ class _Compiler:
         return [f"{pair} {following}"], following
 
     def undeclared(self, declared: Schema) -> str:
-        """Return the rule of a key that is none of the declared ones: a tree of their letters, and every way out of it."""
+        """Return the rule of a key that is none of the declared ones: a trie of their letters, and every way to leave it."""
         anything = json_chars(self.rules, EVERY_CHAR)
         letters: dict[str, set[str]] = {}  # beginning of a declared key -> the letters that continue it to one
         for key in declared:

@@ -1,9 +1,9 @@
-"""A grammar that reads bytes and tokens: which may come next, and whether the text is complete.
+"""A grammar as an automaton over bytes and tokens: which may come next, and whether the text is complete.
 
-A state is what may stand next in every way of reading the text so far. Ways that stand at the same node are one: what
-each goes back to after its rule are links of one set, so that a grammar that can be read in exponentially many ways still has
-no more alternatives alive than it has nodes. States and steps are made when they are first needed, and counted: `Budget`
-ends a text whose grammar asks for too much.
+A state is the set of nodes at which the ways of reading the text so far stand. Ways that stand at the same node are merged:
+their return addresses (the nodes after the calls of their rules) become one set of links, a graph-structured stack. So a
+grammar that can be read in exponentially many ways has no more alternatives alive than it has nodes. States and transitions
+are computed on demand and counted: `Budget` ends a text whose grammar needs too many.
 """
 
 from __future__ import annotations
@@ -13,7 +13,7 @@ from bisect import bisect_right
 from typing import TYPE_CHECKING
 
 from llamafu.errors import GrammarError
-from llamafu.generation.grammar.gbnf import CALL, CHAR, NOT_TOKEN, TOKEN
+from llamafu.generation.grammar.gbnf_rules import CALL, CHAR, NOT_TOKEN, TOKEN
 from llamafu.generation.grammar.network import EMPTY, END
 from llamafu.generation.grammar.utf8 import DONE, Utf8States
 
@@ -29,26 +29,26 @@ _BOTTOM = -1
 _LAST_BYTE = 255
 
 Link = tuple[int, int]
-"""The node to go on with, and the number of the links below it."""
+"""A node, and the number of the set of links to return to at the end of its rule."""
 
 
 class Budget:
-    """Counts the work for one text, in steps of about a microsecond; `refill` gives some of it back."""
+    """Counts the work for one text, in steps of about a microsecond; `refill` returns some of it."""
 
     def __init__(self, most: int) -> None:
         self._most = most
         self._spent = 0
 
     def renew(self, most: int) -> None:
-        """Begin a new count."""
+        """Start counting from 0 again, with another limit."""
         self._most, self._spent = most, 0
 
     def refill(self, count: int) -> None:
-        """Let so many steps more be taken, but never more than `most` together."""
+        """Reduce the count by `count` steps, to 0 at the least."""
         self._spent = max(0, self._spent - count)
 
     def spend(self, count: int) -> None:
-        """Raise GrammarError when there is nothing left."""
+        """Count more steps; GrammarError when there are more than the limit."""
         self._spent += count
         if self._spent > self._most:
             message = (
@@ -58,8 +58,8 @@ class Budget:
             raise GrammarError(message)
 
 
-class _State:
-    """`groups`: what is read by the same state inside a character; nodes and their links."""
+class _AutomatonState:
+    """A state. `groups` has its nodes and links by the state inside a UTF-8 character that they read with."""
 
     __slots__ = ("accepts", "groups", "memo", "tokens")
 
@@ -74,7 +74,7 @@ class _State:
 
 
 class Automaton:
-    """One text's way through a network. One thread at a time."""
+    """The states that one text reaches in a network. One thread at a time."""
 
     def __init__(self, network: Network, budget: Budget) -> None:
         self._network = network
@@ -84,9 +84,9 @@ class Automaton:
         self._links: list[frozenset[Link]] = []
         self._links_known: dict[frozenset[Link], int] = {}
         self._unions: dict[Link, int] = {}
-        self._states: list[_State] = []
+        self._states: list[_AutomatonState] = []
         self._known: dict[object, int] = {}
-        self._states.append(_State((), (), accepts=False))
+        self._states.append(_AutomatonState((), (), accepts=False))
         bottom = self._link_set(frozenset({(_BOTTOM, 0)}))
         self.start = self._close([(network.entry[network.grammar.root], bottom)])
 
@@ -94,7 +94,7 @@ class Automaton:
         return len(self._states)
 
     def forget(self, state: int) -> int:
-        """Forget every state but this one, and return its new number; NOTHING stays what it is."""
+        """Forget every state but this one and return its new number; the number of NOTHING does not change."""
         kept = self._states[state]
         self._states, self._known = self._states[:1], {}
         kept.memo = {}
@@ -111,13 +111,13 @@ class Automaton:
         return found.accepts and not found.groups and not found.tokens
 
     def tokens(self, state: int) -> tuple[list[int], list[int]]:
-        """Return the tokens that may come as such, and those of which any other may."""
+        """Return the tokens that the grammar names as next (`<[1]>`), and those it excludes (`!<[1]>`)."""
         network, nodes = self._network, [node for node, _ in self._states[state].tokens]
         plain = [network.value[node] for node in nodes if network.kind[node] == TOKEN]
         return plain, [network.value[node] for node in nodes if network.kind[node] == NOT_TOKEN]
 
     def byte(self, state: int, byte: int) -> tuple[int, int, int]:
-        """Return the state after a byte, and the first and last byte around it that lead there too."""
+        """Return the state after a byte, and the range of bytes around it that lead to the same state."""
         found = self._states[state]
         low, high = 0, _LAST_BYTE
         targets: list[int] = []
@@ -146,7 +146,7 @@ class Automaton:
             for node, links in found.tokens
             if (network.value[node] == token) == (network.kind[node] == TOKEN)
         ]
-        for byte in piece or b"\xff":  # no text is no way through the characters
+        for byte in piece or b"\xff":  # a token without text is read by no character class
             state, _, _ = self.byte(state, byte)
         if not kernel:
             return state
@@ -158,8 +158,8 @@ class Automaton:
         tokens = tuple({link for each in both for link in each.tokens})
         return self._state(items, tokens, accepts=any(each.accepts for each in both))
 
-    def _step(self, state: _State, targets: Sequence[int]) -> int:
-        """Return the state after each group went to its target."""
+    def _step(self, state: _AutomatonState, targets: Sequence[int]) -> int:
+        """Return the state after each group has moved to its target."""
         after = self._network.after
         kernel: list[Link] = []
         items: list[tuple[int, int, int]] = []
@@ -169,12 +169,12 @@ class Automaton:
             elif target >= 0:
                 items += [(target, node, each) for node, each in links]
         self._budget.spend(len(kernel) + len(items))
-        if kernel:  # every alternative is at the same byte of a character
+        if kernel:  # all alternatives end a character at the same byte
             return self._close(kernel)
         return self._state(items, (), accepts=False) if items else NOTHING
 
     def _close(self, kernel: Sequence[Link]) -> int:
-        """Return the state of what stands at these nodes, and whatever can be reached from them without a character."""
+        """Return the state of these nodes and of all that are reached from them without reading a character."""
         network = self._network
         at: dict[int, int] = {}
         accepts = False
@@ -205,7 +205,7 @@ class Automaton:
         return self._state(items, tokens, accepts=accepts)
 
     def _enter(self, at: dict[int, int]) -> None:
-        """Add what the rules begin with that are called at `at`, in the order in which rules begin with others."""
+        """Add the first nodes of the rules called at `at`; a rule comes before those that it can begin with."""
         network = self._network
         calls: dict[int, set[Link]] = {}
         ranks: list[tuple[int, int]] = []
@@ -216,7 +216,7 @@ class Automaton:
                 calls[rule] = set()
                 heapq.heappush(ranks, (network.rank[rule], rule))
             after = network.after[node]
-            if network.kind[after] == END:  # nothing is left to come back for: the text's place is no deeper than before
+            if network.kind[after] == END:  # a tail call: return to the caller's own links, so the stack does not grow
                 calls[rule] |= self._links[links]
             else:
                 calls[rule].add((after, links))
@@ -245,7 +245,7 @@ class Automaton:
         known = self._known.get(key)
         if known is None:
             known = self._known[key] = len(self._states)
-            self._states.append(_State(items, tokens, accepts=accepts))
+            self._states.append(_AutomatonState(items, tokens, accepts=accepts))
             self._budget.spend(len(items) + 5)
         return known
 

@@ -1,4 +1,4 @@
-"""A grammar on a vocabulary: which tokens may come next in one text."""
+"""A grammar applied to a vocabulary: which tokens may come next in one text."""
 
 from __future__ import annotations
 
@@ -18,16 +18,16 @@ if TYPE_CHECKING:
     from llamafu.generation.grammar.vocabulary import Vocabulary
 
 MOST_TO_COMPILE = 250_000
-"""Steps for the first token, which are taken before a request waits for its turn."""
+"""Steps for the first token, taken on the thread that makes the request."""
 MOST_FOR_A_TOKEN = 50_000
-"""Steps for one further token; so many can be taken once, and then `STEADY` for each."""
+"""Steps for one further token, once; each token adds `STEADY` steps to the budget again."""
 STEADY = 10_000
 _MOST_STATES = 10_000
 _MASK_BYTES = 16_000_000
 
 
 class Constraint:
-    """One text under a GBNF grammar. One thread at a time; making one takes its time, and happens once for a text.
+    """One text under a GBNF grammar. One thread at a time. The constructor compiles the grammar, which takes longest.
 
     Raises GrammarError, also from `allowed` and `accept`, when the grammar cannot be read, allows nothing that the vocabulary
     can spell, or exceeds a bound.
@@ -59,7 +59,7 @@ class Constraint:
         return self._automaton.accepts(self._state)
 
     def allowed(self) -> NDArray[np.int64]:
-        """Return the tokens that may come next, those that end a text among them where it may end; sorted, read only."""
+        """Return the tokens that may come next, sorted, read only; those that end a text included where it may end."""
         known = self._allowed.get(self._state)
         if known is None:
             if len(self._allowed) >= self._most_masks:
@@ -68,7 +68,7 @@ class Constraint:
         return known
 
     def accept(self, token: int) -> None:
-        """Take one of the allowed tokens."""
+        """Append one of the allowed tokens to the text."""
         self._budget.refill(STEADY)
         if len(self._automaton) > _MOST_STATES:
             self._state = self._automaton.forget(self._state)
@@ -76,12 +76,12 @@ class Constraint:
             self._allowed.clear()
         if token in self._vocabulary.ends:
             return
-        self._state = self._automaton.read(self._state, token, self._vocabulary.pieces[token])
+        self._state = self._automaton.read(self._state, token, self._vocabulary.token_bytes[token])
         self._accepted += 1
         assert self._state != NOTHING  # noqa: S101 - the token was allowed
 
     def refuse(self) -> None:
-        """Raise the GrammarError of a text that nothing can follow."""
+        """Raise the GrammarError of a text that no token can follow."""
         message = (
             f"grammar: after {self._accepted} tokens nothing that it allows can be written with this model's vocabulary; "
             "allow other characters there"
@@ -92,7 +92,7 @@ class Constraint:
         may_follow = self._vocabulary.walk(self._automaton, self._steps, self._state)
         one_by_one, all_but = self._automaton.tokens(self._state)
         if all_but:
-            others = np.array([bool(piece) for piece in self._vocabulary.pieces])
+            others = np.array([bool(text) for text in self._vocabulary.token_bytes])
             if len(set(all_but)) == 1 and all_but[0] < len(others):
                 others[all_but[0]] = False
             may_follow |= others

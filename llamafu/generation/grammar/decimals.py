@@ -1,7 +1,7 @@
 """Grammars for decimal numbers between bounds, and for multiples: exactly, digit by digit.
 
-A float of 64 bits tells decimals of 15 digits apart. Beside a bound that is itself excluded no more are let through, so that
-none is read as that bound.
+A float of 64 bits distinguishes decimals of 15 digits. Next to an exclusive bound no more digits are allowed, so that no
+decimal is read as the bound itself.
 """
 
 from __future__ import annotations
@@ -19,11 +19,11 @@ if TYPE_CHECKING:
 
 _EXACT_DIGITS = 15
 INTEGER_DIGITS = 19
-"""So many digits whole numbers without bounds have: as many as those of 64 bits."""
+"""Digits of whole numbers without bounds: as many as 64 bits hold."""
 MOST_LISTED = 2000
-"""So many multiples between two bounds are listed one by one."""
+"""The most multiples between two bounds that are listed one by one."""
 MOST_DIVISOR = 300
-"""Multiples of so large a number are supported without bounds."""
+"""The largest divisor that is supported without bounds."""
 _MOST_REMAINDERS = 30
 _EXACT = Context(prec=5000)
 
@@ -42,7 +42,7 @@ class Bound:
 
     @property
     def exact_decimals(self) -> int:
-        """How many digits after the point a number beside it may have."""
+        """How many digits after the point a number next to it may have."""
         return max(0, _EXACT_DIGITS - len(_split(self.value.copy_abs())[0].lstrip("0")))
 
 
@@ -90,14 +90,14 @@ def multiples(rules: Rules, step: Decimal, low: Bound | None, high: Bound | None
 
 
 def _rounded(rules: Rules, places: int, low: Bound | None, high: Bound | None) -> str:
-    """Return alternatives for the numbers of so many places within bounds."""
+    """Return alternatives for the numbers with `places` decimals within bounds."""
     if not places:
         low, high = _whole(low, ceiling=True), _whole(high, ceiling=False)
     return decimals_between(rules, low, high, places=places)
 
 
 def _unbounded(rules: Rules, step: Decimal, digits: int, places: int) -> str | None:
-    """Return the body for all multiples without a sign; None where they are too many to tell apart."""
+    """Return the body for all multiples without a sign; None where no list of endings describes them."""
     if places <= 0:
         return _divisible(rules, int(step)) if step <= MOST_DIVISOR else None
     if 10**places % digits or 10**places > 10 * MOST_LISTED:
@@ -114,7 +114,7 @@ def _counts(step: Decimal, low: Bound, high: Bound) -> tuple[int, int]:
 
 
 def _whole(bound: Bound | None, *, ceiling: bool) -> Bound | None:
-    """Return the bound for whole numbers that a bound for decimals means."""
+    """Return the bound for whole numbers that is equivalent to a bound for decimals."""
     if bound is None:
         return None
     value = math.ceil(bound.value) if ceiling else math.floor(bound.value)
@@ -129,14 +129,14 @@ def _written(value: Decimal) -> str:
 
 
 def _divisible(rules: Rules, step: int) -> str:
-    """Return a rule for the whole numbers above 0 that `step` divides: a rule for each remainder and digits still to come.
+    """Return a rule for the whole numbers above 0 that `step` divides, made of one rule per remainder and digits left.
 
-    Without a count of digits a model could go on for ever. Multiples of a large number are listed: tokens of three digits reach
-    every remainder at once, and following them all takes too many steps.
+    The number of digits is bounded, since a model cannot count them and might never stop. Multiples of a large number are
+    listed: tokens of three digits reach every remainder at once, and following them all takes too many steps.
     """
     if step > _MOST_REMAINDERS:
         return rules.add("multiple", " | ".join(literal(str(step * count)) for count in range(1, MOST_LISTED)))
-    shorter = {0: '""'}  # remainder -> the rule of what may follow it in so many digits or fewer
+    shorter = {0: '""'}  # remainder -> the rule of what may follow it in at most `left` digits
     for left in range(1, INTEGER_DIGITS):
         longer = {}
         for rest in range(step):
@@ -180,7 +180,7 @@ def _free(places: int) -> str:
 
 
 def _with_fraction(rules: Rules, whole: str, tails: list[str], *, is_rule: bool = False) -> list[str]:
-    """Return alternatives for a whole part and digits after the point; a tail may be empty, and then so is the fraction."""
+    """Return alternatives for a whole part and digits after the point; with an empty tail there is no fraction."""
     head = whole if is_rule else literal(whole)
     options = []
     if "" in tails or any(tail.startswith(("[0-9]{0,", '"0"{0,')) for tail in tails):

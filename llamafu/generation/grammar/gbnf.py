@@ -1,29 +1,25 @@
-"""Reading GBNF, llama.cpp's grammar format, into rules: in linear time, without recursion, within bounds.
+"""Parsing GBNF, llama.cpp's grammar format, into rules: in linear time, without recursion, within bounds.
 
-What llama.cpp's parser takes is taken, and means the same: the last definition of a name counts, a class or literal without
-characters is the empty text, an empty range matches nothing. Where its parser would loop or quietly loosen the grammar
-(`{3,2}`, more than 2,000 repetitions), this one refuses, or keeps to what was written.
+Whatever llama.cpp's parser accepts is accepted, with the same meaning: the last definition of a name counts, a class or
+literal without characters is the empty text, an empty range matches nothing. Where its parser would loop
+or silently loosen the grammar (`{3,2}`, more than 2,000 repetitions), this one refuses, or does exactly what was written.
 """
 
 from __future__ import annotations
 
 import re
-from dataclasses import dataclass
 from typing import TYPE_CHECKING, NoReturn
 
 from llamafu.errors import GrammarError
-from llamafu.generation.grammar.rules import MOST_BYTES, Ranges, complement, union
+from llamafu.generation.grammar.gbnf_rules import CALL, NOT_TOKEN, TOKEN, GrammarBuilder, TooLargeError
+from llamafu.generation.grammar.rules import MOST_BYTES, complement, union
 
 if TYPE_CHECKING:
     from collections.abc import Callable
 
-MOST_DEPTH = 500
-MOST_RULES = 20_000
-MOST_ELEMENTS = 150_000
-CHAR, CALL, TOKEN, NOT_TOKEN = range(4)
+    from llamafu.generation.grammar.gbnf_rules import Grammar, Item
 
-Item = tuple[int, int, int, int | None]
-"""Kind; class, rule or token; least and most repetitions (None: no limit)."""
+MOST_DEPTH = 500
 
 _SPACE = re.compile(r"(?:[ \t]|#[^\r\n]*+)*+")
 _LINES = re.compile(r"(?:[ \t\r\n]|#[^\r\n]*+)*+")
@@ -39,26 +35,16 @@ _ESCAPES = {"t": "\t", "r": "\r", "n": "\n"}
 _OPERATORS: dict[str, tuple[int, int | None]] = {"*": (0, None), "+": (1, None), "?": (0, 1)}
 
 
-@dataclass(frozen=True, slots=True)
-class Grammar:
-    """Rules as alternatives of items. A rule without a name of its own (a group) has that of the rule around it."""
-
-    names: list[str]
-    rules: list[list[list[Item]]]
-    classes: list[Ranges]
-    root: int
-
-
 def parse(text: str, token_id: Callable[[str], int | None]) -> Grammar:
-    """Read a grammar; `token_id` returns the one token that a text such as `<|end|>` is, None when it is none.
+    """Parse a grammar; `token_id` returns the token that a text such as `<|end|>` is, None when it is not exactly one.
 
     Raises GrammarError with line and column, or with the bound that the grammar exceeds and by how much.
     """
-    return _Reader(text, token_id).read()
+    return _GbnfReader(text, token_id).read()
 
 
-class _Open:
-    """A rule, or group, that is being read."""
+class _OpenRule:
+    """A rule or group whose end has not been read."""
 
     __slots__ = ("alternatives", "items", "last", "rule")
 
@@ -69,33 +55,22 @@ class _Open:
         self.last = 0  # where in `items` the symbol begins that an operator would repeat
 
 
-class _Reader:
+class _GbnfReader:
     def __init__(self, text: str, token_id: Callable[[str], int | None]) -> None:
         self._text = text
         self._at = 0
         self._token_id = token_id
-        self._ids: dict[str, int] = {}
-        self._names: list[str] = []
-        self._rules: list[list[list[Item]] | None] = []
-        self._classes: dict[Ranges, int] = {}
-        self._singles: dict[int, Item] = {}
-        self._elements = 0
+        self._builder = GrammarBuilder()
 
     def read(self) -> Grammar:
         self._check_text()
         self._skip(_LINES)
-        while self._at < len(self._text):
-            self._rule()
-        rules: list[list[list[Item]]] = []
-        for name, rule in zip(self._names, self._rules, strict=True):
-            if rule is None:
-                message = f"grammar: rule {name!r} is used but not defined"
-                raise GrammarError(message)
-            rules.append(rule)
-        if "root" not in self._ids:
-            message = f"grammar: it needs a rule named root; it has {', '.join(list(self._ids)[:5]) or 'no rules'}"
-            raise GrammarError(message)
-        return Grammar(self._names, rules, list(self._classes), self._ids["root"])
+        try:
+            while self._at < len(self._text):
+                self._rule()
+        except TooLargeError as error:
+            self._refuse(str(error))
+        return self._builder.grammar()
 
     def _check_text(self) -> None:
         try:
@@ -120,14 +95,14 @@ class _Reader:
             self._refuse(f"no ::= after {name[0]!r}")
         self._at += 3
         self._skip(_LINES)
-        self._body(self._named(name[0]))
+        self._body(self._builder.rule_named(name[0]))
         if self._at < len(self._text) and self._text[self._at] not in "\r\n":
             self._refuse(f"{self._text[self._at]!r}, which neither continues the rule nor ends its line")
         self._skip(_LINES)
 
     def _body(self, rule: int) -> None:
-        """Read alternatives up to the end of a rule; groups are a stack and not a recursion."""
-        nested = [_Open(rule)]
+        """Read alternatives up to the end of a rule; groups are kept on a stack, without recursion."""
+        nested = [_OpenRule(rule)]
         while True:
             top = nested[-1]
             char = self._text[self._at : self._at + 1]
@@ -135,7 +110,7 @@ class _Reader:
                 if len(nested) > MOST_DEPTH:
                     self._refuse(f"more than {MOST_DEPTH} nested parentheses")
                 self._at += 1
-                nested.append(_Open(self._unnamed(top.rule)))
+                nested.append(_OpenRule(self._builder.new_group(top.rule)))
                 self._skip(_LINES)
             elif char == "|":
                 self._at += 1
@@ -145,7 +120,7 @@ class _Reader:
             elif char == ")" and len(nested) > 1:
                 self._at += 1
                 nested.pop()
-                self._rules[top.rule] = [*top.alternatives, top.items]
+                self._builder.define(top.rule, [*top.alternatives, top.items])
                 self._add(nested[-1], [(CALL, top.rule, 1, 1)])
                 self._skip(_LINES if len(nested) > 1 else _SPACE)
             elif char and self._symbol(char, top, space := _LINES if len(nested) > 1 else _SPACE):
@@ -154,17 +129,17 @@ class _Reader:
                 break
         if len(nested) > 1:
             self._refuse(f"( without ), {len(nested) - 1} deep" if not char else f"{char!r} inside (")
-        self._rules[rule] = [*nested[0].alternatives, nested[0].items]
+        self._builder.define(rule, [*nested[0].alternatives, nested[0].items])
 
-    def _symbol(self, char: str, top: _Open, space: re.Pattern[str]) -> bool:
-        """Read a symbol or an operator; False when nothing here is one. `space` is what may stand inside {}."""
+    def _symbol(self, char: str, top: _OpenRule, space: re.Pattern[str]) -> bool:
+        """Read a symbol or an operator; False when there is none here. `space` matches what may be inside {}."""
         if char == '"':
-            self._add(top, [self._one(code) for code in self._literal()])
+            self._add(top, [self._builder.char_item(code) for code in self._literal()])
         elif char == "[":
             self._set(top)
         elif char == ".":
             self._at += 1
-            self._add(top, [(CHAR, self._class(complement(())), 1, 1)])
+            self._add(top, [self._builder.class_item(complement(()))])
         elif char in "<!":
             self._token(top)
         elif char in _OPERATORS:
@@ -174,15 +149,15 @@ class _Reader:
             self._counted(top, _COUNT[space])
         elif name := _NAME.match(self._text, self._at):
             self._at = name.end()
-            self._add(top, [(CALL, self._named(name[0]), 1, 1)])
+            self._add(top, [(CALL, self._builder.rule_named(name[0]), 1, 1)])
         else:
             return False
         return True
 
-    def _add(self, top: _Open, items: list[Item]) -> None:
+    def _add(self, top: _OpenRule, items: list[Item]) -> None:
         top.last = len(top.items)
         top.items += items
-        self._count(len(items))
+        self._builder.count(len(items))
 
     def _literal(self) -> list[int]:
         self._at += 1
@@ -196,7 +171,7 @@ class _Reader:
         self._at += 1
         return codes
 
-    def _set(self, top: _Open) -> None:
+    def _set(self, top: _OpenRule) -> None:
         self._at += 1
         negated = self._text.startswith("^", self._at)
         self._at += negated
@@ -208,11 +183,11 @@ class _Reader:
                 high = self._char("the end inside [...]")
             found.append((low, high))
         self._at += 1
-        if not found:  # llama.cpp makes nothing of it
+        if not found:  # llama.cpp reads it as the empty text
             top.last = len(top.items)
             return
         ranges = union((low, high) for low, high in found if low <= high)
-        self._add(top, [(CHAR, self._class(complement(ranges) if negated else ranges), 1, 1)])
+        self._add(top, [self._builder.class_item(complement(ranges) if negated else ranges)])
 
     def _char(self, end: str) -> int:
         match = _ONE.match(self._text, self._at)
@@ -223,7 +198,7 @@ class _Reader:
             return int(digits, 16)
         return ord(match["c"] or _ESCAPES.get(match["e"], match["e"]))
 
-    def _token(self, top: _Open) -> None:
+    def _token(self, top: _OpenRule) -> None:
         match = _TOKEN.match(self._text, self._at)
         if match is None:
             self._refuse("no token after < (write <[number]> or <text>)")
@@ -233,7 +208,7 @@ class _Reader:
         self._at = match.end()
         self._add(top, [(NOT_TOKEN if match[1] else TOKEN, token, 1, 1)])
 
-    def _counted(self, top: _Open, form: re.Pattern[str]) -> None:
+    def _counted(self, top: _OpenRule, form: re.Pattern[str]) -> None:
         match = form.match(self._text, self._at)
         if match is None:
             self._refuse("{ without {n}, {n,} or {n,m}")
@@ -243,48 +218,19 @@ class _Reader:
         self._repeat(top, low, high)
         self._at = match.end()
 
-    def _repeat(self, top: _Open, low: int, high: int | None) -> None:
+    def _repeat(self, top: _OpenRule, low: int, high: int | None) -> None:
         symbol = top.items[top.last :]
         if not symbol:
             self._refuse("a repetition of nothing")
         del top.items[top.last :]
         if high == 0:
             return
-        self._count(max(low, 1 if high is None else high))
+        self._builder.count(max(low, 1 if high is None else high))
         if len(symbol) > 1 or symbol[0][2:] != (1, 1):
-            rule = self._unnamed(top.rule)
-            self._rules[rule] = [symbol]
+            rule = self._builder.new_group(top.rule)
+            self._builder.define(rule, [symbol])
             symbol = [(CALL, rule, 1, 1)]
         top.items.append((symbol[0][0], symbol[0][1], low, high))
-
-    def _count(self, more: int) -> None:
-        self._elements += more
-        if self._elements > MOST_ELEMENTS:
-            self._refuse(f"more than {MOST_ELEMENTS:,} elements by here, repetitions written out ({self._elements:,})")
-
-    def _one(self, code: int) -> Item:
-        if code not in self._singles:
-            self._singles[code] = (CHAR, self._class(((code, code),)), 1, 1)
-        return self._singles[code]
-
-    def _class(self, ranges: Ranges) -> int:
-        ranges = union(ranges)
-        return self._classes.setdefault(ranges, len(self._classes))
-
-    def _named(self, name: str) -> int:
-        if name not in self._ids:
-            self._ids[name] = self._new(name)
-        return self._ids[name]
-
-    def _unnamed(self, around: int) -> int:
-        return self._new(self._names[around])
-
-    def _new(self, name: str) -> int:
-        if len(self._names) == MOST_RULES:
-            self._refuse(f"more than {MOST_RULES:,} rules by here, groups and repetitions counted")
-        self._names.append(name)
-        self._rules.append(None)
-        return len(self._names) - 1
 
     def _skip(self, space: re.Pattern[str]) -> None:
         match = space.match(self._text, self._at)

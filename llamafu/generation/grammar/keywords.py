@@ -43,12 +43,12 @@ def refuse(path: str, why: str) -> NoReturn:
 
 
 def is_annotation(keyword: str) -> bool:
-    """Whether a keyword says nothing about which values are valid."""
+    """Whether a keyword has no effect on which values are valid."""
     return keyword in _ANNOTATIONS or keyword.startswith("x-")
 
 
 def leave_out(what: str) -> None:
-    """Log, once a process, that something a schema asks for is not enforced, as the standard allows."""
+    """Log, once per process, that a part of a schema is not enforced; the standard allows that."""
     if what not in _LEFT_OUT:
         _LEFT_OUT.add(what)
         _LOG.warning("JSON schema: %s is not enforced: it is taken as an annotation", what)

@@ -1,20 +1,20 @@
-"""The rules of a grammar as one network of nodes: what may stand next, what may be empty, what can never be finished."""
+"""The rules of a grammar as one network of nodes: what each begins with, what may be empty, what can never be completed."""
 
 from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
 from llamafu.errors import GrammarError
-from llamafu.generation.grammar.gbnf import CALL, CHAR
+from llamafu.generation.grammar.gbnf_rules import CALL, CHAR
 
 if TYPE_CHECKING:
     from collections.abc import Callable
 
-    from llamafu.generation.grammar.gbnf import Grammar, Item
+    from llamafu.generation.grammar.gbnf_rules import Grammar, Item
     from llamafu.generation.grammar.rules import Ranges
 
 EMPTY, END = 4, 5
-"""Kinds of nodes beside those of items: one that leads to several without a character, and the end of every rule."""
+"""Node kinds beside those of items: a branch to several nodes that reads nothing, and the end of every rule."""
 LAST = 0
 """The node END."""
 
@@ -22,8 +22,8 @@ LAST = 0
 class Network:
     """Nodes by number: `kind`, `value` (class, rule or token), `after` (the node that follows), `ways` (those of EMPTY).
 
-    `entry` and `rank` are by rule; rules that a rule can begin with have higher ranks than it. Raises GrammarError for
-    rules that can begin with themselves.
+    `entry` and `rank` are indexed by rule; a rule has a lower rank than those that it can begin with. Raises GrammarError
+    for left recursion.
     """
 
     def __init__(self, grammar: Grammar) -> None:
@@ -51,7 +51,7 @@ class Network:
         return self.kind[node] == CALL and self.may_be_empty[self.entry[self.value[node]]]
 
     def prune(self, is_possible: Callable[[int], bool]) -> None:
-        """Take out what leads to nothing but classes of characters that are not possible.
+        """Remove the nodes from which a rule's end is reached only through classes of characters that are not possible.
 
         Raises GrammarError when nothing is left.
         """
@@ -112,7 +112,7 @@ class Network:
         return after
 
     def _empties(self) -> list[bool]:
-        """Whether from each node on a rule can end without a character more."""
+        """Return for each node whether its rule can end from there without reading a character."""
         empty = [False] * len(self.kind)
         empty[LAST] = True
         work = [LAST]
@@ -143,7 +143,7 @@ class Network:
         return found
 
     def _ranks(self) -> list[int]:
-        """Number the rules so that each comes before those that it can begin with."""
+        """Number the rules topologically: each before those that it can begin with. GrammarError for left recursion."""
         begins = [{self.value[node] for node in first if self.kind[node] == CALL} for first in self.firsts]
         order: list[int] = []
         state = [0] * len(begins)  # 1: below the rule that is looked at, 2: done
@@ -172,7 +172,7 @@ class Network:
 
 
 def _named(ranges: Ranges) -> str:
-    """Say which characters a class has."""
+    """Describe the characters of a class in a message."""
     if not ranges:
         return "a class without characters"
     low, high = ranges[0][0], ranges[-1][1]

@@ -1,4 +1,4 @@
-"""Trees of regular expressions: how long their matches are, and the same language as GBNF inside a JSON string."""
+"""Syntax trees of regular expressions: the lengths of their matches, and their translation to GBNF inside a JSON string."""
 
 from __future__ import annotations
 
@@ -70,9 +70,9 @@ def _total(values: list[int | None]) -> int | None:
 
 
 def limit_length(node: Node, low: int, high: int | None) -> Node | None:
-    """Return `node` cut to matches of `low` to `high` characters; None where that cannot be written as one pattern.
+    """Return `node` restricted to matches of `low` to `high` characters; None where that cannot be written as one pattern.
 
-    It can if nothing needs cutting, or if exactly one part varies in length and repeats single characters.
+    It can if nothing has to be excluded, or if exactly one part varies in length and repeats single characters.
     """
     least, most = length_range(node)
     if low <= least and (high is None or (most is not None and most <= high)):
@@ -103,7 +103,7 @@ def emit(node: Node, rules: Rules) -> str:
         case Alt(options):
             return rules.add("choice", " | ".join(emit(option, rules) or '""' for option in options))
         case Repeat(item, low, high):
-            if length_range(item)[0] == 0:  # llama.cpp takes a repeated empty match for left recursion
+            if length_range(item)[0] == 0:  # llama.cpp reports a repeated empty match as left recursion
                 inner = _never_empty(item)
                 return "" if inner is None else emit(Repeat(inner, 0, high), rules)
             atom = emit(item, rules)

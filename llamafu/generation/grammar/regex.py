@@ -50,10 +50,10 @@ FORMATS = {
 
 def parse_pattern(pattern: str, path: str) -> Node:
     """Return the tree of a pattern; `path` is where it stands in the schema, for the GrammarError of what is refused."""
-    return _Parser(pattern, path).parse()
+    return _PatternParser(pattern, path).parse()
 
 
-class _Parser:
+class _PatternParser:
     """Recursive descent over one pattern."""
 
     def __init__(self, pattern: str, path: str) -> None:
@@ -68,7 +68,7 @@ class _Parser:
         return options[0] if len(options) == 1 else Alt(tuple(options))
 
     def _anchored(self) -> Node:
-        """One outermost alternative: without `^` anything may stand before it, without `$` anything after."""
+        """Parse one outermost alternative: without `^` any text may come before it, without `$` any text after it."""
         before = () if self._take("^") else (ANYTHING,)
         body = self._sequence()
         after = () if self._take("$") else (ANYTHING,)
@@ -95,7 +95,7 @@ class _Parser:
             low, high = self._counts(start)
         else:
             return item
-        self._take("?")  # lazy or greedy: the same strings
+        self._take("?")  # lazy or greedy match the same strings
         if self._peek() in {"*", "+", "?", "{"}:
             self._refuse("a quantifier after a quantifier")
         return Repeat(item, low, high)

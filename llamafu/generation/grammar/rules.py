@@ -1,9 +1,9 @@
 """Writing GBNF, llama.cpp's grammar format: rules, literals, character classes, repetition, JSON characters, integers.
 
-What is written here is to mean the same to llama.cpp, three of whose habits shape this file. A repetition is unrolled
-into rules, at most 2,000 of them, and a larger maximum silently becomes "no limit": so long repetitions are built from
-blocks. Parentheses count as many rules as they make: so whatever is repeated is a named rule or a character class. A negated
-class refuses tokens that end inside a UTF-8 character it might exclude: so classes are always positive.
+llama.cpp must read the same meaning from the grammars, which three properties of its parser make harder. It unrolls a
+repetition into rules, at most 2,000, and silently takes a larger maximum for "no limit": long repetitions are therefore built
+from blocks. Each parenthesis is a rule in every repetition: therefore only named rules and character classes are repeated. A
+negated class refuses tokens that end inside a UTF-8 character that it might exclude: therefore classes are always positive.
 """
 
 from __future__ import annotations
@@ -16,10 +16,10 @@ from llamafu.errors import GrammarError
 if TYPE_CHECKING:
     from collections.abc import Iterable
 
-Ranges = tuple[tuple[int, int], ...]  # code points, both ends included, sorted, apart from each other
+Ranges = tuple[tuple[int, int], ...]  # code points, both ends included, sorted, disjoint
 
 MOST_BYTES = 1_000_000
-"""Of a grammar's text, read or made."""
+"""The largest text of a grammar, read or written."""
 EVERY_CHAR: Ranges = ((0, 0xD7FF), (0xE000, 0x10FFFF))  # surrogates are no characters
 BLOCK = 1000  # repetitions unrolled into one rule
 MAX_REPETITIONS = BLOCK * BLOCK
@@ -28,7 +28,7 @@ RAW_IN_JSON: Ranges = ((0x20, 0x21), (0x23, 0x5B), (0x5D, 0xD7FF), (0xE000, 0x10
 
 
 class Rules:
-    """The named rules of one grammar, in order of definition; equal bodies share a name where nobody chose it."""
+    """The named rules of one grammar, in order of definition; `add` gives equal bodies one name."""
 
     def __init__(self) -> None:
         self._bodies: dict[str, str] = {}
@@ -47,12 +47,12 @@ class Rules:
         return name
 
     def define(self, name: str, body: str) -> None:
-        """Give a reserved name its body."""
+        """Set the body of a reserved name."""
         self.count(len(name) + len(body))
         self._bodies[name] = body or '""'
 
     def count(self, size: int) -> None:
-        """Raise GrammarError when the rules become too long, by so many bytes more."""
+        """Count `size` bytes more; GrammarError when the grammar becomes too long."""
         self._size += size
         if self._size > MOST_BYTES:
             message = f"JSON schema: its grammar would have more than {MOST_BYTES:,} bytes; make its lists or patterns shorter"
@@ -155,8 +155,8 @@ def complement(ranges: Ranges) -> Ranges:
 def json_chars(rules: Rules, ranges: Ranges) -> str:
     r"""Return an atom for one character out of non-empty `ranges`, in the one spelling that `json.dumps` gives it.
 
-    That is raw where JSON allows it, else the short escape, else a lower-case \u00xx: each string has one spelling,
-    so that what a grammar excludes cannot come back in disguise.
+    That is raw where JSON allows it, else the short escape, else a lower-case \u00xx. With one spelling for each string, an
+    excluded string cannot be written as another escape.
     """
     codes = [code for low, high in ranges for code in range(low, min(high, 0x5C) + 1)]
     options = []
@@ -186,7 +186,7 @@ def integers(low: int, high: int) -> str:
 
 def _naturals(low: int, high: int) -> list[str]:
     options: list[str] = []
-    full: list[int] = []  # lengths of which every number is in: they share one alternative
+    full: list[int] = []  # lengths for which every number is included: they share one alternative
     for length in range(len(str(low)), len(str(high)) + 1):
         first, last = (0 if length == 1 else 10 ** (length - 1)), 10**length - 1
         if length > 1 and low <= first and last <= high:

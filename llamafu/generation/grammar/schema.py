@@ -15,7 +15,8 @@ if TYPE_CHECKING:
 Schema = dict[str, Any]
 
 MOST_STEPS = 100_000
-"""So many times a schema is looked at while it is compiled: a few in ten thousand bytes, unless it multiplies itself."""
+"""How often subschemas are visited while one document is compiled. Ordinary ones need a few visits in ten thousand bytes;
+more means that joins multiply them."""
 _TYPE_NAMES = {type(None): "null", bool: "boolean", int: "integer", str: "string", list: "array", dict: "object"}
 _KEYWORDS_OF_TYPE = {
     "object": ("properties", "required", "additionalProperties", "unevaluatedProperties"),
@@ -55,13 +56,13 @@ def valid_types(schema: Schema) -> tuple[str, ...]:
 
 
 def types(schema: Schema) -> tuple[str, ...]:
-    """Return the types that are generated: where none is named, only those that the keywords speak about, if any."""
+    """Return the types that are generated: without `type`, those that the keywords are about, or all if there are none."""
     spoken = tuple(dict.fromkeys(_TYPE_OF_KEYWORD[keyword] for keyword in schema if keyword in _TYPE_OF_KEYWORD))
     return spoken if spoken and schema.keys().isdisjoint({"type", "enum", "anyOf", "oneOf"}) else valid_types(schema)
 
 
 def narrow(schema: Schema, kind: str) -> Schema:
-    """Return the flat schema with only one type, and what concerns it."""
+    """Return the flat schema with one type and the keywords that are about it."""
     family = "number" if kind == "integer" else kind
     return {"type": kind} | {key: value for key, value in schema.items() if _TYPE_OF_KEYWORD.get(key) == family}
 
@@ -83,7 +84,7 @@ class Schemas:
         self._anchors: dict[str, Any] | None = None
 
     def step(self, count: int = 1) -> None:
-        """Count that a schema is looked at, or work that takes as long as looking at so many."""
+        """Count visits of subschemas, or work of the same size; GrammarError when there are too many."""
         self._steps += count
         if self._steps > MOST_STEPS:
             refuse("#", f"more than {MOST_STEPS:,} steps are needed to compile it: it joins its parts into ever more ones")
@@ -177,7 +178,7 @@ class Schemas:
 
 
 def tags(flat: Schema) -> dict[str, frozenset[str]]:
-    """Return the required properties of an object that are one of listed values, and these: what tells branches apart."""
+    """Return the required properties of an object that have listed values, with those values: branches may differ in them."""
     if flat.get("type") != "object":
         return {}
     found = {}
@@ -190,7 +191,7 @@ def tags(flat: Schema) -> dict[str, frozenset[str]]:
 
 
 def told_apart(marks: list[dict[str, frozenset[str]]]) -> bool:
-    """Whether one property has other values in each branch: seen at once, where pairs of branches would be many."""
+    """Whether one property has different values in every branch; this avoids comparing all pairs of branches."""
     shared = set(marks[0]).intersection(*marks)
     return any(
         len(frozenset().union(*(mark[key] for mark in marks))) == sum(len(mark[key]) for mark in marks) for key in shared
@@ -198,7 +199,7 @@ def told_apart(marks: list[dict[str, frozenset[str]]]) -> bool:
 
 
 def _evaluated(flat: Schema) -> Schema:
-    """Return a flat schema whose `unevaluated...` apply to what nothing else speaks about; branches still may."""
+    """Return a flat schema with `unevaluated...` as `additionalProperties` or `items`, unless branches may evaluate more."""
     if flat.keys() & {"anyOf", "oneOf"}:
         return flat
     for keyword, plain in (("unevaluatedProperties", "additionalProperties"), ("unevaluatedItems", "items")):

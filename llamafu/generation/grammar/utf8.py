@@ -1,4 +1,4 @@
-"""Classes of characters as automata over the bytes of UTF-8: at most four bytes deep, shared where they are alike."""
+"""Character classes as automata over the bytes of UTF-8, at most four bytes deep; equal states are shared."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ Arc = tuple[int, int, int]
 
 
 class Utf8States:
-    """States inside a character; `arcs[state]` are sorted and apart from each other."""
+    """States inside a character; `arcs[state]` are sorted and do not overlap."""
 
     def __init__(self) -> None:
         self.arcs: list[list[Arc]] = []
@@ -37,7 +37,7 @@ class Utf8States:
         return self._known[key]
 
     def _inside(self, following: int, ranges: Ranges) -> int:
-        """Return the state with so many bytes to come, which as one number are in `ranges`."""
+        """Return the state with `following` continuation bytes to come, whose bits as one number lie in `ranges`."""
         if not following:
             return DONE
         key = (following, ranges)
@@ -55,7 +55,7 @@ class Utf8States:
 
 
 def _blocks(ranges: Ranges, size: int) -> Iterator[tuple[int, int, Ranges]]:
-    """Cut ranges into blocks of `size` numbers: numbers of the first and last block of a run, and what each has of it."""
+    """Split ranges at multiples of `size`; yield (first block, last block, the part of each block that is covered)."""
     rest: dict[int, list[tuple[int, int]]] = {}
     whole = ((0, size - 1),)
     runs: list[tuple[int, int, Ranges]] = []

@@ -1,4 +1,4 @@
-"""A vocabulary's texts as a tree of bytes: which tokens are a way through an automaton, all in one walk."""
+"""A vocabulary's texts as a trie of bytes: one walk finds all tokens that an automaton can read."""
 
 from __future__ import annotations
 
@@ -22,32 +22,32 @@ _BYTES = 256
 
 
 class Vocabulary:
-    """Tokens by number. `pieces`: their bytes, none for a token that writes nothing. `ends`: those that end a text.
+    """Tokens by number. `token_bytes`: what each writes, empty for control tokens. `ends`: those that end a text.
 
     `token_id` returns the one token that a text such as `<|end|>` is, None when it is none. Immutable: any thread.
     """
 
-    def __init__(self, pieces: Sequence[bytes], ends: Iterable[int], token_id: Callable[[str], int | None]) -> None:
+    def __init__(self, token_bytes: Sequence[bytes], ends: Iterable[int], token_id: Callable[[str], int | None]) -> None:
         self.ends = np.array(sorted(ends), dtype=np.int64)
-        self.pieces = list(pieces)
+        self.token_bytes = list(token_bytes)
         for token in self.ends:
-            self.pieces[token] = b""
+            self.token_bytes[token] = b""
         self.token_id = token_id
         self._build()
 
     def __len__(self) -> int:
-        return len(self.pieces)
+        return len(self.token_bytes)
 
     def _build(self) -> None:
-        """Number the tree's nodes level by level, so that the children of each lie side by side."""
-        order = sorted(range(len(self.pieces)), key=self.pieces.__getitem__)
-        order = order[sum(not piece for piece in self.pieces) :]
-        lengths = np.array([len(self.pieces[token]) for token in order], dtype=np.int64)
+        """Number the trie's nodes level by level, so that the children of each are adjacent."""
+        order = sorted(range(len(self.token_bytes)), key=self.token_bytes.__getitem__)
+        order = order[sum(not text for text in self.token_bytes) :]
+        lengths = np.array([len(self.token_bytes[token]) for token in order], dtype=np.int64)
         offsets = np.cumsum(lengths) - lengths
-        text = np.frombuffer(b"".join(self.pieces[token] for token in order), dtype=np.uint8)
+        text = np.frombuffer(b"".join(self.token_bytes[token] for token in order), dtype=np.uint8)
         tokens = np.array(order, dtype=np.int64)
         parent = np.zeros(len(order), dtype=np.int64)
-        self._token_node = np.zeros(len(self.pieces), dtype=np.int64)
+        self._token_node = np.zeros(len(self.token_bytes), dtype=np.int64)
         bytes_of, parents_of = [np.zeros(1, np.uint8)], [np.full(1, -1, np.int64)]
         count, depth = 1, 0
         while len(tokens):
@@ -69,7 +69,7 @@ class Vocabulary:
         self._children = np.searchsorted(parents, np.arange(count), side="right") - self._first_child
 
     def walk(self, automaton: Automaton, steps: Steps, state: int) -> NDArray[np.bool_]:
-        """Return for each token whether its bytes are a way on from `state`."""
+        """Return for each token whether the automaton can read its bytes from `state` on."""
         reached = np.zeros(len(self._byte), dtype=bool)
         nodes, states = np.zeros(1, np.int64), np.full(1, state, np.int64)
         while len(nodes):
@@ -86,7 +86,7 @@ class Vocabulary:
         return reached[self._token_node]
 
     def can_spell(self, ranges: Ranges) -> bool:
-        """Whether it may have tokens for some character out of `ranges`; where it takes several tokens, that is a guess."""
+        """Whether tokens can write some character of `ranges`; True too where several tokens might, byte by byte."""
         characters, loose = self._spelt
         for low, high in ranges:
             at = int(np.searchsorted(characters, low))
@@ -98,20 +98,20 @@ class Vocabulary:
 
     @cached_property
     def _spelt(self) -> tuple[NDArray[np.int64], frozenset[int]]:
-        """The characters inside tokens, sorted, and the bytes of tokens that are no whole characters."""
+        """The characters inside tokens, sorted, and the bytes of tokens that split a character."""
         characters: set[str] = set()
         loose: set[int] = set()
-        for piece in self.pieces:
+        for text in self.token_bytes:
             try:
-                characters.update(piece.decode())
+                characters.update(text.decode())
             except UnicodeDecodeError:
-                loose.update(piece)
-                characters.update(piece.decode(errors="ignore"))
+                loose.update(text)
+                characters.update(text.decode(errors="ignore"))
         return np.array(sorted(map(ord, characters)), dtype=np.int64), frozenset(loose)
 
 
 class Steps:
-    """What is known of an automaton's steps, as a table."""
+    """The known transitions of an automaton as a table [state, byte]."""
 
     def __init__(self) -> None:
         self._table = np.full((64, _BYTES), _UNKNOWN, dtype=np.int64)
