@@ -7,9 +7,10 @@ from gguf import quants
 from test_bake import TEXT, data, divergence, logits, no_library, write_model  # noqa: F401 - a fixture
 from test_combine import make
 
-from llamafu._native.context import Context, ContextOptions
+from llamafu._native.context import Context
+from llamafu._native.context_options import ContextOptions
 from llamafu._native.ggml_codec import GgmlCodec
-from llamafu._native.graph.matmul_hook import Products
+from llamafu._native.graph.matmul_hook import MatmulHook
 from llamafu._native.library import open_library
 from llamafu._native.model import Model
 from llamafu.adapters import bake, read_base
@@ -103,7 +104,7 @@ def recipe(model, tiny_dir, tiny_adapter_a):
 
 def read_twice(model, tokens, names, take):
     """The logits [2 x tokens, n_vocab] of two sequences of equal tokens in one decode."""
-    hook = Products(model.library, names, take)
+    hook = MatmulHook(model.library, names, take)
     count = len(tokens)
     options = ContextOptions(n_ctx=2 * WINDOW, n_batch=2 * count, n_seq_max=2, type_k="f32", type_v="f32", flash_attn="off")
     context = Context(model, options, hook=hook)

@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 import os
-from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Protocol
 
 from llamafu._native.batch import Batch
 from llamafu._native.checks import create, explain, not_null, succeeded
+from llamafu._native.context_options import FLASH_ATTENTION
 from llamafu._native.memory_needs import BYTES_PER_VALUE, least_bytes, machine_bytes
 from llamafu.errors import ClosedError, ContextInitError, DecodeError, ErrorCode, LlamafuError
 
@@ -17,34 +17,12 @@ if TYPE_CHECKING:
     import numpy as np
 
     from llamafu._native.adapter import Adapter
+    from llamafu._native.context_options import ContextOptions
     from llamafu._native.model import Model
 
-MOST_THREADS = 512  # that ggml has
-FLASH_ATTENTION = {"auto": -1, "off": 0, "on": 1}
 _NO_POOLING = 0
 """Vectors of texts are made of those of their tokens elsewhere. Left to the GGUF, a context whose embeddings are switched on
 later aborts: it was laid out for as few outputs as an answer needs, and pooling takes every token."""
-
-
-@dataclass(frozen=True, slots=True)
-class ContextOptions:
-    """What a context is made with: sizes in tokens, KV types by ggml name ("f16", "f32", "q8_0"), in small letters."""
-
-    n_ctx: int = 2048
-    n_batch: int = 512
-    n_threads: int = 1
-    n_seq_max: int = 1
-    flash_attn: str = "auto"
-    type_k: str = "f16"
-    type_v: str = "f16"
-    embeddings: bool = False
-    offload: bool = False
-    unified: bool = False
-    """Whether all sequences share `n_ctx` and one memory, so that rows keep the order of the batch."""
-    positions: int | None = None
-    """Rows of the model's table of positions, past which libllama aborts; None where positions are computed."""
-    n_outputs: int = 0
-    """The most logits that a decode is asked for, where they need room; 0: of every token."""
 
 
 class Hook(Protocol):

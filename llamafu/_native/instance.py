@@ -14,7 +14,7 @@ from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
 from llamafu._native.adapter import Adapter
-from llamafu._native.context import Context, ContextOptions
+from llamafu._native.context import Context
 from llamafu._native.model import Model
 from llamafu._native.model_check import check_model
 from llamafu.errors import ClosedError, ErrorCode, LlamafuError
@@ -24,6 +24,7 @@ if TYPE_CHECKING:
     from pathlib import Path
 
     from llamafu._native.context import Hook
+    from llamafu._native.context_options import ContextOptions
     from llamafu._native.library import Library
 
 

@@ -6,7 +6,7 @@ import os
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
-    from llamafu._native.context import ContextOptions
+    from llamafu._native.context_options import ContextOptions
     from llamafu._native.model import Model
 
 BYTES_PER_VALUE = {

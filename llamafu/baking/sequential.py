@@ -51,7 +51,7 @@ class _Seen(NamedTuple):
 
 
 class Rounding:
-    """Takes the products of a decode (see `Products`) whose rows are the same texts twice, the second half rounded.
+    """Takes the products of a decode (see `MatmulHook`) whose rows are the same texts twice, the second half rounded.
 
     The first half goes on as with the adapters, W + dW. The second half goes on with each matrix as it was rounded, so what
     comes later is rounded for inputs as the rounded model will have them, and makes good what can be foretold of their

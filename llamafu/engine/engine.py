@@ -7,7 +7,7 @@ from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, Self
 
-from llamafu._native.context import FLASH_ATTENTION, MOST_THREADS, ContextOptions
+from llamafu._native.context_options import FLASH_ATTENTION, MOST_THREADS, ContextOptions
 from llamafu._native.cpu import usable_cpus
 from llamafu._native.library import open_library
 from llamafu.adapters.gguf.base_model import read_model

@@ -14,8 +14,9 @@ from typing import TYPE_CHECKING, Any
 
 from llamafu._native.adapter import Adapter
 from llamafu._native.checks import not_null
-from llamafu._native.context import Context, ContextOptions
-from llamafu._native.graph.eval_callback import Watcher
+from llamafu._native.context import Context
+from llamafu._native.context_options import ContextOptions
+from llamafu._native.graph.eval_callback import EvalCallback
 from llamafu._native.model import Model
 from llamafu._native.sampler import Sampler
 from llamafu.errors import AbiMismatchError, ModelLoadError
@@ -122,7 +123,7 @@ def _callbacks_fire(model: Model, expected: dict[str, Any]) -> None:
             weights.add(ffi.string(tensor.src[0].name).decode())
         return False
 
-    context = Context(model, ContextOptions(n_ctx=256, n_batch=64), hook=Watcher(model.library, on_node))
+    context = Context(model, ContextOptions(n_ctx=256, n_batch=64), hook=EvalCallback(model.library, on_node))
     context.decode(expected["tokens"], 0)
     context.close()
     _demand("the weights that cb_eval saw", {"blk.0.attn_q.weight", "blk.0.ffn_down.weight"} <= weights, wanted=True)

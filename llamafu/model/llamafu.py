@@ -8,7 +8,7 @@ import weakref
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Self, Unpack
 
-from llamafu._native.context import FLASH_ATTENTION, ContextOptions
+from llamafu._native.context_options import FLASH_ATTENTION, MOST_THREADS, ContextOptions
 from llamafu._native.cpu import usable_cpus
 from llamafu._native.graph.unused_targets import Prober
 from llamafu._native.instance import Instance
@@ -43,8 +43,6 @@ if TYPE_CHECKING:
     from llamafu.model.embedding import Texts
 
 _INT32_MAX = 2**31 - 1
-_MOST_THREADS = 512
-"""ggml's own limit; the OpenMP runtime ends the process when it cannot start as many as it was asked for."""
 _PATIENCE = 10.0
 """Seconds that the end of the process waits for a step of a daemon thread."""
 
@@ -80,8 +78,8 @@ class Llamafu(LoraHost):
     ) -> None:
         check_whole("n_ctx", n_ctx, low=2, high=_INT32_MAX)
         check_whole("n_batch", n_batch, low=1, high=_INT32_MAX)
-        n_threads = min(usable_cpus(), _MOST_THREADS) if n_threads is None else n_threads
-        check_whole("n_threads", n_threads, low=1, high=_MOST_THREADS)
+        n_threads = min(usable_cpus(), MOST_THREADS) if n_threads is None else n_threads
+        check_whole("n_threads", n_threads, low=1, high=MOST_THREADS)
         check_whole("n_gpu_layers", n_gpu_layers, low=-1, high=_INT32_MAX)
         if flash_attn not in FLASH_ATTENTION:
             message = f"flash_attn={flash_attn!r} is none of {', '.join(map(repr, FLASH_ATTENTION))}"

@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
 
-from llamafu._native.graph.eval_callback import Watcher
+from llamafu._native.graph.eval_callback import EvalCallback
 from llamafu.errors import DecodeError
 
 if TYPE_CHECKING:
@@ -36,7 +36,7 @@ class Product(NamedTuple):
     """What the model adds y to at once, [rows, out]; None if it does something else with it."""
 
 
-class Products:
+class MatmulHook:
     """Calls `take(product)` for every product of a matrix in `names`.
 
     What `take` writes into `product.y` is what the model goes on with; the rest it must leave alone, and all of it ends with
@@ -51,11 +51,11 @@ class Products:
         self._called: dict[Any, str] = {}
         self._waiting: tuple[str, Any] | None = None
         self._error: BaseException | None = None
-        self._watcher = Watcher(library, self._on_node)
+        self._callback = EvalCallback(library, self._on_node)
 
     def install(self, params: Any) -> None:
         """Enter the callback into `llama_context_params`."""
-        self._watcher.install(params)
+        self._callback.install(params)
 
     def check(self) -> None:
         """Hand over the last product, or raise what ended the decode: DecodeError for products that are no plain numbers."""
