@@ -14,7 +14,7 @@ from llamafu._native.abi.symbols import REQUIRED, SET_GENERATIONS
 from llamafu._util import child_process
 from llamafu.errors import AbiMismatchError, LibraryNotFoundError
 from llamafu.libraries import probe, verify
-from llamafu.libraries.verify import Refusal, examine, prove
+from llamafu.libraries.verify import Refusal, prove, verify_library
 
 ROOT = Path(__file__).resolve().parent.parent
 COMPILER = shutil.which("cc") or shutil.which("gcc")
@@ -102,7 +102,7 @@ def swap_thread_counts(text):
 
 
 def refusal(path):
-    answer = examine(path)
+    answer = verify_library(path)
     assert isinstance(answer, Refusal), answer
     assert answer.path == path.resolve()
     assert answer.mend
@@ -246,7 +246,7 @@ def test_library_without_lora(tmp_path):
 def test_moved_field(real, beside):
     """The same library passes through a shim as it is, and is refused once a field has moved by 8 bytes."""
     at = families.load(real.family).ffi.offsetof("struct llama_context_params", "cb_eval")
-    answer = examine(compile_over(real, beside, shifted_defaults(real, at, 0)))
+    answer = verify_library(compile_over(real, beside, shifted_defaults(real, at, 0)))
     assert not isinstance(answer, Refusal), answer
     cause = refusal(compile_over(real, beside, shifted_defaults(real, at, 8))).cause
     assert "its parameter structs do not match" in cause

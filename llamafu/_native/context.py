@@ -276,9 +276,9 @@ class Context:
         """Return the state of sequence 0 as bytes, in this build's own format."""
         library = self.model.library
         size = library.lib.llama_state_seq_get_size(self.pointer, 0)
-        room = library.ffi.new("uint8_t[]", size)
-        written = library.lib.llama_state_seq_get_data(self.pointer, room, size, 0)
-        return bytes(library.ffi.buffer(room, written))
+        buffer = library.ffi.new("uint8_t[]", size)
+        written = library.lib.llama_state_seq_get_data(self.pointer, buffer, size, 0)
+        return bytes(library.ffi.buffer(buffer, written))
 
     def restore(self, state: bytes) -> bool:
         """Put a dumped state back into sequence 0; False when this context cannot take it."""

@@ -189,15 +189,15 @@ def _in_thread(stack: int, job: Any) -> Any:
 
 def _tokenize(ffi: Any, lib: Any, vocab: Any, text: bytes, *, flags: int) -> bytes:
     """Return the tokens as int32; `flags` has 1 for special tokens added, 2 for those that the text spells."""
-    room = len(text) + 8
+    capacity = len(text) + 8
     while True:
-        tokens = ffi.new("llama_token[]", room)
-        count = lib.llama_tokenize(vocab, text, len(text), tokens, room, bool(flags & 1), bool(flags & 2))
+        tokens = ffi.new("llama_token[]", capacity)
+        count = lib.llama_tokenize(vocab, text, len(text), tokens, capacity, bool(flags & 1), bool(flags & 2))
         if count >= 0:
             return bytes(ffi.buffer(tokens, 4 * count))
-        if -count <= room:
+        if -count <= capacity:
             return b""
-        room = -count
+        capacity = -count
 
 
 def _serve(ffi: Any, lib: Any, model: str) -> int:

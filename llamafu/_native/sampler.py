@@ -14,7 +14,7 @@ if TYPE_CHECKING:
     from llamafu._native.model import Model
 
 
-class Sampler:
+class SamplerChain:
     """Owns a `llama_sampler` chain; links are added in the order in which they act. One thread at a time."""
 
     def __init__(self, model: Model) -> None:

@@ -33,8 +33,8 @@ def whole_files(outputs: Sequence[Path], *, overwrite: bool = True) -> Iterator[
     demand_parent(outputs[0])
     demand_place(*outputs, overwrite=overwrite)
     # A folder rather than a file: the new file then gets the permissions that any new file gets.
-    with _told_of(outputs[0]), tempfile.TemporaryDirectory(dir=outputs[0].parent, prefix=_prefix(outputs[0])) as room:
-        unfinished = [Path(room) / output.name for output in outputs]
+    with _told_of(outputs[0]), tempfile.TemporaryDirectory(dir=outputs[0].parent, prefix=_prefix(outputs[0])) as tmp:
+        unfinished = [Path(tmp) / output.name for output in outputs]
         yield unfinished
         demand_place(*outputs, overwrite=overwrite)
         for written, output in reversed(list(zip(unfinished, outputs, strict=True))):
@@ -49,8 +49,8 @@ def whole_folder(output: Path) -> Iterator[Path]:
     its own folder does not exist, OSError when it cannot be written to.
     """
     demand_new(output)
-    with _told_of(output), tempfile.TemporaryDirectory(dir=output.parent, prefix=_prefix(output)) as room:
-        unfinished = Path(room) / output.name
+    with _told_of(output), tempfile.TemporaryDirectory(dir=output.parent, prefix=_prefix(output)) as tmp:
+        unfinished = Path(tmp) / output.name
         unfinished.mkdir()
         yield unfinished
         unfinished.rename(output)

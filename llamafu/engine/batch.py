@@ -68,16 +68,16 @@ class Group:
         return every, every if every.rows == len(outputs) else RowTable.of(outputs)  # type: ignore[arg-type]
 
 
-def groups_of(parts: Iterable[Part], why_not: Callable[[SequenceRun], str], *, together: bool) -> list[Group]:
+def groups_of(parts: Iterable[Part], fallback_reason: Callable[[SequenceRun], str], *, together: bool) -> list[Group]:
     """Group the parts of one step; `together` False keeps prompts and single tokens apart (recurrent models).
 
-    `why_not` says why a sequence cannot be mixed with others; nothing, where it can.
+    `fallback_reason` says why a sequence cannot be mixed with others; nothing, where it can.
     """
     mixed: list[Part] = []
     alone: dict[tuple[State, bool], list[Part]] = {}
     reasons: dict[State, str] = {}
     for part in parts:
-        if not (reason := why_not(part.sequence)):
+        if not (reason := fallback_reason(part.sequence)):
             mixed.append(part)
         else:
             count, state = next(part.runs())

@@ -46,7 +46,7 @@ class Plan:
     """How rows get their own adapters, and why not, where they cannot."""
 
     kernel: Literal["compiled", "python", "none"]
-    why_not: str
+    fallback_reason: str
 
 
 class Room:
@@ -113,7 +113,7 @@ class Room:
         """Read an adapter into the bank and keep it there; `LoraError` when the bank cannot take it now."""
         bank = self.bank
         if bank is None or not bank.holds(content):
-            message = f"{name!r} cannot be pinned: {self.plan.why_not or 'the bank cannot hold it'}"
+            message = f"{name!r} cannot be pinned: {self.plan.fallback_reason or 'the bank cannot hold it'}"
             raise LoraError(message)
         bank.refuse_too_large({content.digest: content.info.rank})
         if not bank.acquire([content]):

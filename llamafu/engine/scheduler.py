@@ -70,7 +70,7 @@ class Core:
         if bank is not None and not bank.store.compiled:  # it has less to do where rows follow the bank
             parts.sort(key=lambda part: bank.place(part.sequence.states[part.start]))
         tokens = 0
-        for group in groups_of(parts, self._why_not, together=not self.room.instance.model.is_recurrent):
+        for group in groups_of(parts, self._fallback_reason, together=not self.room.instance.model.is_recurrent):
             tokens += self._compute(group)
         if parts:
             self.recorder.step(began, len(parts), tokens)
@@ -186,13 +186,13 @@ class Core:
         return True
 
     def _banked(self, sequence: SequenceRun) -> Sequence[Content]:
-        return () if self._why_not(sequence) else sequence.mix.contents
+        return () if self._fallback_reason(sequence) else sequence.mix.contents
 
-    def _why_not(self, sequence: SequenceRun) -> str:
+    def _fallback_reason(self, sequence: SequenceRun) -> str:
         """Why its rows cannot be computed beside any others; nothing, where they can."""
         bank = self.room.bank
         if bank is None:
-            return self.room.plan.why_not
+            return self.room.plan.fallback_reason
         names = [use.name for use in sequence.mix.uses if not bank.holds(use.content)]
         return (
             f"the bank cannot hold {', '.join(names)}: the graph computes some of its tensors in another way" if names else ""
@@ -377,5 +377,5 @@ class Core:
     def _piece(self, token: int) -> bytes:
         piece = self._pieces.get(token)
         if piece is None:
-            piece = self._pieces[token] = self.room.instance.model.piece(token)
+            piece = self._pieces[token] = self.room.instance.model.token_bytes(token)
         return piece

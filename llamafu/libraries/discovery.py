@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING
 
 from llamafu._util import paths
 from llamafu.errors import LibraryNotFoundError
-from llamafu.libraries.verify import Proven, Refusal, examine
+from llamafu.libraries.verify import Refusal, VerifiedLibrary, verify_library
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -48,7 +48,7 @@ def candidates(library: str | Path | None = None) -> list[Candidate]:
     return list(_in_order(library))
 
 
-def find(library: str | Path | None = None) -> Proven:
+def find(library: str | Path | None = None) -> VerifiedLibrary:
     """Return the first candidate that is proven.
 
     A `library` or a `LLAMAFU_LIB` (a file or a folder) that fails is an error at once: `LibraryNotFoundError` when it
@@ -56,8 +56,8 @@ def find(library: str | Path | None = None) -> Proven:
     """
     failures: list[tuple[Candidate, Refusal]] = []
     for candidate in _in_order(library):
-        answer = examine(candidate.path)
-        if isinstance(answer, Proven):
+        answer = verify_library(candidate.path)
+        if isinstance(answer, VerifiedLibrary):
             return answer
         if candidate.explicit:
             raise answer.error(candidate.origin)

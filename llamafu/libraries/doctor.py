@@ -20,7 +20,7 @@ from llamafu.libraries import discovery
 if TYPE_CHECKING:
     from pathlib import Path
 
-    from llamafu.libraries.verify import Proven
+    from llamafu.libraries.verify import VerifiedLibrary
 
 # What the kernel calls a feature, and what libllama's own report calls it.
 _FEATURES = {
@@ -55,7 +55,7 @@ class Mend:
 class Report:
     """One examination. Memory and sizes in bytes; `devices` is None when listing them crashed."""
 
-    library: Proven | None
+    library: VerifiedLibrary | None
     devices: list[dict[str, Any]] | None
     cpu_used: tuple[str, ...]
     cpu_unused: tuple[str, ...]

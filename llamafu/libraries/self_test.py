@@ -18,7 +18,7 @@ from llamafu._native.context import Context
 from llamafu._native.context_options import ContextOptions
 from llamafu._native.graph.eval_callback import EvalCallback
 from llamafu._native.model import Model
-from llamafu._native.sampler import Sampler
+from llamafu._native.sampler import SamplerChain
 from llamafu.errors import AbiMismatchError, ModelLoadError
 
 if TYPE_CHECKING:
@@ -169,7 +169,7 @@ def _logits_agree(model: Model, expected: dict[str, Any]) -> None:
 
 
 def _samplers_work(model: Model) -> None:
-    sampler = Sampler(model)
+    sampler = SamplerChain(model)
     sampler.add_temperature(0.5)
     seen = sorted(sampler.apply([0, 1, 2], [1.0, 2.0, 3.0]))
     sampler.close()

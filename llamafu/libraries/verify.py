@@ -30,7 +30,7 @@ _PROBER = (_HERE, _HERE / "proof", _NATIVE, _NATIVE / "abi", _NATIVE / "graph")
 
 
 @dataclass(frozen=True, slots=True)
-class Proven:
+class VerifiedLibrary:
     """A libllama that may be loaded into this process with `library.open_library(path, family)`.
 
     `devices` are (name, description, kind, memory in bytes); `system` is the library's own line of CPU features;
@@ -62,18 +62,18 @@ class Refusal:
         return kind(f"cannot use {where}: {self.cause}; {self.mend}")
 
 
-def prove(path: Path) -> Proven:
+def prove(path: Path) -> VerifiedLibrary:
     """Return the proof for the libllama at `path`, from the cache or from a child process (about 0.3 s).
 
     Raises `LibraryNotFoundError` when there is no such file, `AbiMismatchError` when it cannot be used from here.
     """
-    answer = examine(path)
+    answer = verify_library(path)
     if isinstance(answer, Refusal):
         raise answer.error()
     return answer
 
 
-def examine(path: Path) -> Proven | Refusal:
+def verify_library(path: Path) -> VerifiedLibrary | Refusal:
     """Like `prove`, with the refusal as a value."""
     path = path.resolve()
     install = "point at a libllama, or get one: `llamafu lib install`"
@@ -91,9 +91,9 @@ def examine(path: Path) -> Proven | Refusal:
     answer = _interrogate(path)
     if not answer["ok"]:
         return Refusal(path, answer["cause"], answer["mend"])
-    proven = _from_answer(answer, path, digest)
-    _remember(remembered, proven)
-    return proven
+    verified = _from_answer(answer, path, digest)
+    _remember(remembered, verified)
+    return verified
 
 
 def _digest(path: Path) -> str:
@@ -124,15 +124,15 @@ def _entries(folder: Path) -> list[os.DirEntry[str]]:
         return []
 
 
-def _recall(file: Path, path: Path, digest: str) -> Proven | None:
+def _recall(file: Path, path: Path, digest: str) -> VerifiedLibrary | None:
     try:
         return _from_answer(json.loads(file.read_text(encoding="utf-8")), path, digest)
     except (OSError, ValueError, KeyError, TypeError):  # absent, or damaged: then it is proven again
         return None
 
 
-def _remember(file: Path, proven: Proven) -> None:
-    content = {name: value for name, value in asdict(proven).items() if name not in {"path", "digest"}}
+def _remember(file: Path, verified: VerifiedLibrary) -> None:
+    content = {name: value for name, value in asdict(verified).items() if name not in {"path", "digest"}}
     unfinished = file.with_suffix(f".{os.getpid()}")
     with contextlib.suppress(OSError):  # a cache folder that cannot be written costs time, not the answer
         file.parent.mkdir(parents=True, exist_ok=True)
@@ -140,13 +140,13 @@ def _remember(file: Path, proven: Proven) -> None:
         unfinished.replace(file)
 
 
-def _from_answer(answer: dict[str, Any], path: Path, digest: str) -> Proven:
+def _from_answer(answer: dict[str, Any], path: Path, digest: str) -> VerifiedLibrary:
     family, version, system, frees = (answer[name] for name in ("family", "version", "system", "frees_adapters"))
     if not (isinstance(family, str) and isinstance(version, str) and isinstance(system, str) and frees in {True, False, None}):
         message = "a field has the wrong type"
         raise TypeError(message)
     devices = tuple((str(name), str(about), str(kind), int(total)) for name, about, kind, total in answer["devices"])
-    return Proven(path, family, version, devices, system, frees, digest)
+    return VerifiedLibrary(path, family, version, devices, system, frees, digest)
 
 
 def _interrogate(path: Path) -> dict[str, Any]:

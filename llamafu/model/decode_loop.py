@@ -121,7 +121,7 @@ class Generation:
         self._tokens.append(token)
         if report is not None:
             self._logprobs.append(report)
-        shown = self._text.push(self._desk.instance.model.piece(token))
+        shown = self._text.push(self._desk.instance.model.token_bytes(token))
         if self._text.stopped or self._picker.is_complete:
             return shown + self._finish("stop")
         if len(self._tokens) >= min(self._options.max_tokens, self._room):

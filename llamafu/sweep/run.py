@@ -153,7 +153,9 @@ class _Runner:
         self._said = self._base.tokens[:-1]  # nothing is asked for after the last one
         self._logits = llm.next_logits(self._tokens, self._said, lora={})
         model = llm._instance.model  # noqa: SLF001 - a token's own text, which has its leading space
-        self.places = tuple(model.piece(token, special=True).decode("utf-8", "replace") for token in self._base.tokens) or ("",)
+        self.places = tuple(
+            model.token_bytes(token, special=True).decode("utf-8", "replace") for token in self._base.tokens
+        ) or ("",)
 
     def answer(self, mix: dict[str, float]) -> Answer:
         """Answer the prompt under `mix`."""

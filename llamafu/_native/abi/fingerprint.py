@@ -13,7 +13,8 @@ import sys
 from dataclasses import dataclass
 from typing import Any
 
-_ROOM = 512
+_BUFFER_BYTES = 512
+"""More than either struct has."""
 _FUNCTIONS = {"llama_model_params": "llama_model_default_params", "llama_context_params": "llama_context_default_params"}
 
 # Values that some release has had as its default; None: any value of the type.
@@ -83,8 +84,8 @@ def take(library_path: str) -> Fingerprint:
 
     raw = cffi.FFI()
     raw.cdef(
-        f"typedef struct {{ uint8_t bytes[{_ROOM}]; }} room;"
-        + "".join(f"room {function}(void);" for function in _FUNCTIONS.values())
+        f"typedef struct {{ uint8_t bytes[{_BUFFER_BYTES}]; }} buffer;"
+        + "".join(f"buffer {function}(void);" for function in _FUNCTIONS.values())
     )
     lib = raw.dlopen(library_path)
     defaults: dict[str, bytes] = {}
@@ -92,12 +93,12 @@ def take(library_path: str) -> Fingerprint:
     by_pointer = platform.machine() in {"x86_64", "AMD64"} and sys.platform in {"linux", "darwin"}
     for name, function in _FUNCTIONS.items():
         if not by_pointer:
-            defaults[name], written[name] = bytes(raw.buffer(raw.new("room *", getattr(lib, function)()))), None
+            defaults[name], written[name] = bytes(raw.buffer(raw.new("buffer *", getattr(lib, function)()))), None
             continue
         call = raw.cast("void *(*)(void *)", raw.addressof(lib, function))
         samples = []
         for prefill in (0x5A, 0xA5):
-            buffer = raw.new(f"uint8_t[{_ROOM}]", bytes([prefill]) * _ROOM)
+            buffer = raw.new(f"uint8_t[{_BUFFER_BYTES}]", bytes([prefill]) * _BUFFER_BYTES)
             call(buffer)
             samples.append(bytes(raw.buffer(buffer)))
         defaults[name] = samples[0]
