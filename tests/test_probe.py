@@ -304,3 +304,11 @@ def test_child_finds_the_package_without_help(tmp_path):
     done = child_process.run("llamafu.libraries.probe", str(path), timeout=60)
     assert done.returncode == 0, done.stderr
     assert json.loads(done.stdout)["ok"] is False
+
+
+def test_every_required_symbol_is_called():
+    """A library without a symbol that nobody calls is not refused for it."""
+    package = Path(families.__file__).parents[2]
+    calling = [path for path in package.rglob("*.py") if path.parent.name != "abi"]
+    words = set(re.findall(r"\w+", "".join(path.read_text(encoding="utf-8") for path in calling)))
+    assert set(REQUIRED) <= words

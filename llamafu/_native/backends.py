@@ -10,7 +10,6 @@ from llamafu.errors import LibraryNotFoundError
 if TYPE_CHECKING:
     from pathlib import Path
 
-_CPU = 0
 _TYPES = ("cpu", "gpu", "igpu", "accel", "meta")
 _SUFFIXES = (".so", ".dylib", ".dll")
 
