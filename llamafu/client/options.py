@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-import difflib
 from typing import TYPE_CHECKING, Any, TypedDict
+
+from llamafu._util.suggestions import did_you_mean
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
@@ -57,9 +58,9 @@ def body_of(kind: type, arguments: Mapping[str, Any], **fixed: Any) -> dict[str,
     names = sorted(kind.__annotations__)
     for name in arguments:
         if name not in names:
-            near = difflib.get_close_matches(name, names, 1)
-            hint = f"; did you mean {near[0]!r}?" if near else ""
-            message = f"unknown option {name!r}{hint} (options: {', '.join(names)}; extra_body takes others)"
+            message = (
+                f"unknown option {name!r}{did_you_mean(name, names)} (options: {', '.join(names)}; extra_body takes others)"
+            )
             raise TypeError(message)
     extra = arguments.get("extra_body") or {}
     given = {name: value for name, value in arguments.items() if value is not None and name != "extra_body"}

@@ -5,12 +5,14 @@
 
 from __future__ import annotations
 
-import difflib
 import inspect
 import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, fields
 from typing import TYPE_CHECKING, Any, Self, TypedDict, TypeVar, Union
+
+from llamafu._util.arguments import check_whole
+from llamafu._util.suggestions import did_you_mean
 
 if TYPE_CHECKING:
     from llamafu.lora.handles import LoraAdapter
@@ -129,17 +131,8 @@ def refuse_unknown(arguments: Mapping[str, Any], names: Sequence[str]) -> None:
     """Raise TypeError for an argument that is none of `names`, with the nearest and all of them."""
     for name in arguments:
         if name not in names:
-            near = difflib.get_close_matches(name, names, 1)
-            message = f"unknown option {name!r}{f'; did you mean {near[0]!r}?' if near else ''} (options: {', '.join(names)})"
+            message = f"unknown option {name!r}{did_you_mean(name, names)} (options: {', '.join(names)})"
             raise TypeError(message)
-
-
-def check_whole(name: str, value: object, *, low: int, high: int | None = None) -> None:
-    """Raise ValueError unless `value`, the option `name`, is a whole number within the limits."""
-    if isinstance(value, bool) or not isinstance(value, int) or value < low or (high is not None and value > high):
-        limit = f"from {low} to {high}" if high is not None else f"of at least {low}"
-        message = f"{name}={value!r} is not a whole number {limit}"
-        raise ValueError(message)
 
 
 def _number(name: str, value: object, *, low: float = -math.inf, high: float = math.inf, above: bool = False) -> None:

@@ -2,17 +2,17 @@
 
 from __future__ import annotations
 
-import difflib
 import math
 from typing import TYPE_CHECKING, Final, TypeVar
 
+from llamafu._util.suggestions import did_you_mean
 from llamafu.service.errors import InvalidRequestError
 
 if TYPE_CHECKING:
     from collections.abc import Collection
 
-_MOST_TOLD, _LONGEST_NAME = 20, 40
-"""Unknown fields that are told of, and characters that are compared of each: no request costs more."""
+_MOST_TOLD = 20
+"""Unknown fields that are told of: no request costs more."""
 _T = TypeVar("_T")
 
 
@@ -101,8 +101,7 @@ class Fields:
         known = sorted({*self._taken, *others})
         strange = [name for name in self._data if name not in known]
         for name in strange[:_MOST_TOLD]:
-            near = difflib.get_close_matches(str(name)[:_LONGEST_NAME], known, 1)
-            hint = f"; did you mean {near[0]!r}?" if near else ""
+            hint = did_you_mean(name, known)
             self.problems.append(f"{self.path(shown(name))} is not a field{hint} (fields: {', '.join(known)})")
         if len(strange) > _MOST_TOLD:
             self.problems.append(f"and {len(strange) - _MOST_TOLD} more are none")
