@@ -156,7 +156,7 @@ def test_inputs_are_what_the_matrices_see(tiny_model, reference):
         last = [f"blk.{opened.n_layer - 1}.{part}.weight" for part in ("attn_output", "ffn_down")]
 
         def see(product):
-            met[product.name] = product._replace(x=product.x.copy(), beside=copied(product.beside))
+            met[product.name] = product._replace(x=product.x.copy(), residual=copied(product.residual))
 
         read_twice(opened, tokens, [*names, *last], see)
     finally:
@@ -165,12 +165,12 @@ def test_inputs_are_what_the_matrices_see(tiny_model, reference):
     right = reference._rms_norm(stream, "blk.0.attn_norm.weight")
     for name in names[:3]:
         np.testing.assert_allclose(met[name].x, right, rtol=0, atol=1e-4)
-        assert met[name].beside is None
+        assert met[name].residual is None
     sources = [met[name].source for name in names]
     assert sources[0] == sources[1] == sources[2] != sources[3]
-    np.testing.assert_allclose(met[names[3]].beside, stream, rtol=0, atol=1e-6)
-    assert all(met[name].beside is not None for name in last)
-    assert not np.allclose(met[last[0]].beside, met[last[1]].beside, rtol=0, atol=1e-3)
+    np.testing.assert_allclose(met[names[3]].residual, stream, rtol=0, atol=1e-6)
+    assert all(met[name].residual is not None for name in last)
+    assert not np.allclose(met[last[0]].residual, met[last[1]].residual, rtol=0, atol=1e-3)
 
 
 def copied(values):
@@ -207,7 +207,7 @@ def test_what_comes_later_makes_good_what_went_before(off, monkeypatch):
 
 
 def test_what_writes_to_the_residual_stream_makes_good_its_errors(off):
-    assert off() < 0.95 * off(lambda product: product._replace(beside=None))
+    assert off() < 0.95 * off(lambda product: product._replace(residual=None))
 
 
 def test_what_a_decode_cannot_be_rounded_by(model, recipe, words, tiny_dir):

@@ -14,11 +14,18 @@ from llamafu._native.abi.symbols import REQUIRED, SET_GENERATIONS
 from llamafu._util import child_process
 from llamafu.errors import AbiMismatchError, LibraryNotFoundError
 from llamafu.libraries import probe, verify
-from llamafu.libraries.verify import Refusal, prove, verify_library
+from llamafu.libraries.verify import Refusal, verify_library
 
 ROOT = Path(__file__).resolve().parent.parent
 COMPILER = shutil.which("cc") or shutil.which("gcc")
 needs_compiler = pytest.mark.skipif(COMPILER is None, reason="no C compiler to make a shim library with")
+
+
+def prove(path):
+    answer = verify_library(path)
+    if isinstance(answer, Refusal):
+        raise answer.error()
+    return answer
 
 
 @pytest.fixture(autouse=True)

@@ -72,7 +72,7 @@ def test_a_long_text_has_the_tokens_that_the_library_itself_gives(made, pre):
         + "Word" * 1500
         + " 123,456 words: hello\tthere...\r\n\n  ¿Qué? 漢字かな한국어 ǅ Ελλάδα हिन्दी 😀 <|im_end|>"
     )
-    assert model._long_texts.concern(text.encode())
+    assert model._long_texts.must_take(text.encode())
     assert tokens_of(model, text) == own(model, text)
 
 

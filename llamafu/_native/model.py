@@ -25,8 +25,8 @@ _BUFFER_BYTES = 256
 class Model:
     """Owns a `llama_model`; immutable once loaded, so every method may run on any thread.
 
-    `reads_whole`: every token sees those behind it too, so that a text is one computation. `is_encoder`: libllama computes
-    it by `llama_encode` alone (T5's encoder). `n_embd_out` is the width of the vectors that come out. `checked` says which
+    `reads_whole`: attention is not causal, so that a text must be computed in one batch. `is_encoder`: libllama computes it
+    by `llama_encode` alone (T5's encoder). `n_embd_out` is the width of the vectors that come out. `checked` says which
     texts must not be tokenised in this process; without it, all are.
     """
 
@@ -53,7 +53,7 @@ class Model:
         self._vocab = not_null(library, vocab, ModelLoadError, f"the model {path} has no vocabulary")
         self.n_vocab = int(lib.llama_vocab_n_tokens(self._vocab))
         self.n_embd = int(lib.llama_model_n_embd(self._pointer))
-        wider = library.has("llama_model_n_embd_out")  # before there was a choice, vectors came out as wide as they went in
+        wider = library.has("llama_model_n_embd_out")  # older builds: as wide as those that go in
         self.n_embd_out = int(lib.llama_model_n_embd_out(self._pointer)) if wider else self.n_embd
         self.n_layer = int(lib.llama_model_n_layer(self._pointer))
         self.n_ctx_train = int(lib.llama_model_n_ctx_train(self._pointer))
@@ -138,7 +138,7 @@ class Model:
             text = _utf8(text)
         ffi, lib = self.library.ffi, self.library.lib
         vocab = self._open_vocab()
-        if self._long_texts is not None and self._long_texts.concern(text):
+        if self._long_texts is not None and self._long_texts.must_take(text):
             return self._long_texts.tokenize(text, add_special=add_special, parse_special=parse_special)
         capacity = len(text) + 8
         while True:
@@ -186,13 +186,13 @@ class Model:
         return frozenset(token for token in range(self.n_vocab) if self.is_end(token))
 
     def derived(self, make: Callable[[Model], T]) -> T:
-        """Return what `make` makes of this model: made once, and kept for as long as the model is."""
+        """Return `make(self)`, which is called once and cached for the life of the model."""
         if make not in self._derived:
             self._derived[make] = make(self)
         return cast("T", self._derived[make])
 
     def single_token(self, text: str) -> int | None:
-        """Return the one token that a text such as `<|end|>` is, None when it is none or several."""
+        """Return the token of a text such as `<|end|>`; None when the text is not exactly one token."""
         tokens = self.tokenize(text.encode(), add_special=False, parse_special=True)
         return tokens[0] if len(tokens) == 1 else None
 

@@ -80,8 +80,8 @@ class Rounding:
                 raise DecodeError(message)
             seen = self._learnt(product.source, live, rounded)
             wanted = right - base + right @ seen.foretold
-            if product.beside is not None:
-                wanted += _foretold(seen.damped, rounded, *np.split(product.beside, 2))
+            if product.residual is not None:
+                wanted += _foretold(seen.damped, rounded, *np.split(product.residual, 2))
             self.fitted[name] = self._rounded(name, raw, wanted, lens(seen.moment, change.directions))
             self._on_progress(len(self.fitted) / len(self._places))
         half = len(live)

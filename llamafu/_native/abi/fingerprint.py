@@ -1,8 +1,8 @@
-"""Second step of the ABI proof: what the library's default-parameter functions write.
+"""Second step of the verification: what the library's default-parameter functions write.
 
 Both functions return a struct by value. On x86-64 (System V) such a return is a hidden pointer argument, so
-the function can be called with a buffer of our own, prefilled twice with different bytes: what is the same
-after both calls was written. That set of offsets, and known defaults at a family's offsets, tell layouts apart.
+the function can be called with a buffer that was prefilled, twice with different bytes: the bytes that are equal
+after both calls were written. That set of offsets, and known defaults at a family's offsets, tell layouts apart.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ _BUFFER_BYTES = 512
 """More than either struct has."""
 _FUNCTIONS = {"llama_model_params": "llama_model_default_params", "llama_context_params": "llama_context_default_params"}
 
-# Values that some release has had as its default; None: any value of the type.
+# Values that some release has had as its default; a field that is not here may have any.
 _KNOWN: dict[str, tuple[float, ...]] = {
     "n_ctx": (512, 0),
     "n_batch": (2048,),
@@ -107,7 +107,7 @@ def take(library_path: str) -> Fingerprint:
 
 
 def _implausible(name: str, kind: Any, raw: bytes) -> str | None:
-    """Text of the value when no release has had it as the default of a field of this name."""
+    """Return the value as text if no release has had it as the default of a field of this name, else None."""
     if kind.kind == "pointer":
         value = int.from_bytes(raw, "little")
         # Pointers are NULL by default; older builds point devices and callbacks nowhere either.

@@ -21,13 +21,13 @@ _UNUSED = "the graph has no attention that it computes: flash attention over flo
 
 _TOKENS, _POSITIONS, _SEQUENCES = (1, 2, 3, 4, 4, 2, 1), (0, 1, 2, 3, 0, 1, 2), (0, 0, 0, 0, 1, 1, 1)
 _CELLS = 256
-"""Cells of the context of the proof, and what libllama rounds contexts up to."""
+"""Cells of the context that is compared in, and what libllama rounds contexts up to."""
 _TOLERANCE = 0.01
 """Largest difference as a part of the largest value: libllama sums in float16."""
 
 
 class Attention:
-    """The compiled attention operation and the memory that its threads need. Off until `prove` has compared it.
+    """The compiled attention operation and the memory that its threads need. Off until `verify` has compared it.
 
     `state` is the array that the kernels read (`shared_state.StateWord`), `parameters` those of the custom operation `attend`.
     """
@@ -44,7 +44,7 @@ class Attention:
         count, at = shared_state.CUSTOM_WORDS, shared_state.ATTEND_PARAMS
         state[at : at + count] = parameters[:count]
 
-    def prove(self, model: Model, options: ContextOptions) -> str:
+    def verify(self, model: Model, options: ContextOptions) -> str:
         """Compare with libllama on one attention operation over two sequences, and switch the operation on if both agree.
 
         Returns why it stays off, or nothing. Computes a small batch's first layers, in a context of its own with these options.

@@ -34,15 +34,15 @@ from llamafu._native.batched_lora.shared_state import (
 )
 
 MOST_ROWS = 63
-"""Beyond these ggml works in tiles, and is the faster one."""
-HEADS = 4  # so many heads at once, so that K is converted once for all of them
+"""With more rows ggml works in tiles, and is faster than `attend`."""
+HEADS = 4  # heads that are computed at once, so that K is converted to float32 once for all of them
 _NOTHING = -0x03FF03FF03FF0400  # four float16 of minus infinity
 _F32, _F16 = 0, 1
 
 
 @njit(inline="always")
 def take_over(node, state):
-    """Make an attention operation ours, if it is one that `attend` computes: float16 memory, a mask, a few rows."""
+    """Let `attend` compute an attention operation, if it can: float16 memory, a mask, a few rows."""
     q, k, v = tensors.source(state, node, 0), tensors.source(state, node, 1), tensors.source(state, node, 2)
     mask, sinks = tensors.source(state, node, 3), tensors.source(state, node, 4)
     params = tensors.op_params(state, node)
@@ -66,7 +66,7 @@ def take_over(node, state):
 
 @njit(inline="always")
 def is_attention(node, state):
-    """Whether an operation is attention, ggml's or, in a graph that is used again, ours."""
+    """Whether an operation is attention: ggml's or, in a graph that libllama uses again, `attend`."""
     op = tensors.operation(state, node)
     if op == load_i64(state, StateWord.CUSTOM_OP):
         return load_i64(tensors.op_params(state, node), 0) == load_i64(state, ATTEND_PARAMS)
@@ -75,7 +75,7 @@ def is_attention(node, state):
 
 @njit
 def _list(lists, mask, state, rows, cells):
-    """Write down which cells each row sees, and what the mask adds to their scores."""
+    """List the cells that each row sees, and what the mask adds to their scores."""
     values, row_bytes = tensors.data(state, mask), tensors.stride(state, mask, 1)
     seen = load_i64(lists, CellListsWord.SEEN)
     cell, bias = load_i64(lists, CellListsWord.CELL), load_i64(lists, CellListsWord.BIAS)
@@ -161,7 +161,7 @@ def attend(node, q, thread, threads, state):
     q_row, q_head = tensors.stride(state, q, 1), tensors.stride(state, q, 2)
     k_cell, v_cell = tensors.stride(state, k, 1), tensors.stride(state, v, 1)
     group = heads // heads_kv
-    # Rows see more or fewer cells: threads take them in turn.
+    # Rows see different numbers of cells, so threads take rows in turn rather than a range each.
     for item in range(thread, rows * heads_kv, threads):
         row, head_kv = item // heads_kv, item % heads_kv
         first = np.int64(load_i32(seen, row))

@@ -204,7 +204,7 @@ def _begin(node, state, target):
 
 @njit(inline="always")
 def _finish(node, state):
-    """Take over a target's last operation: nothing where no row has an adapter and the sum lies where its base does."""
+    """Take over a target's last operation; with no adapter in any row, a sum that is in place needs no operation at all."""
     record = load_i64(state, StateWord.RECORDS) + 8 * RECORD_WORDS * load_i64(state, StateWord.TARGET)
     chosen = load_i64(record, RecordWord.CHOSEN)
     store_i64(state, StateWord.SCALE, 0)
