@@ -31,16 +31,16 @@ def upstream_tree() -> Path:
         return Path(named)
     folder = paths.cache_dir() / "peers" / REQUIREMENT.replace("==", "-")
     if not folder.exists():
-        room = folder.with_name("unfinished")
-        shutil.rmtree(room, ignore_errors=True)
+        tmp = folder.with_name("unfinished")
+        shutil.rmtree(tmp, ignore_errors=True)
         # With build isolation, although nothing is built: pip asks the sdist for its version, which takes setuptools-scm.
         command = [sys.executable, "-m", "pip", "download", "-q", "--no-deps", "--no-binary", REQUIREMENT.partition("=")[0]]
-        got = subprocess.run([*command, REQUIREMENT, "-d", str(room)], capture_output=True, text=True, check=False)
+        got = subprocess.run([*command, REQUIREMENT, "-d", str(tmp)], capture_output=True, text=True, check=False)
         if got.returncode:
             message = f"pip cannot get the sdist {REQUIREMENT}: {(got.stderr.strip().splitlines() or ['it said nothing'])[-1]}"
             raise UpstreamError(message)
-        with tarfile.open(next(room.glob("*.tar.gz"))) as archive:
-            archive.extractall(room / "files", filter="data")
-        next((room / "files").rglob(_MARK)).parent.rename(folder)
-        shutil.rmtree(room)
+        with tarfile.open(next(tmp.glob("*.tar.gz"))) as archive:
+            archive.extractall(tmp / "files", filter="data")
+        next((tmp / "files").rglob(_MARK)).parent.rename(folder)
+        shutil.rmtree(tmp)
     return folder

@@ -86,13 +86,12 @@ def reference(tiny_model):
 
 @pytest.fixture(scope="module")
 def real():
-    """Proof of a libllama that works here."""
+    """A verified libllama."""
     from llamafu.errors import LibraryNotFoundError
-    from llamafu.libraries import discovery, verify
+    from llamafu.libraries import discovery
 
-    named = os.environ.get("LLAMAFU_TEST_LIB")
     try:
-        return verify.prove(Path(named)) if named else discovery.find()
+        return discovery.find(os.environ.get("LLAMAFU_TEST_LIB") or None)
     except LibraryNotFoundError as error:
         pytest.skip(f"no libllama to test with: {error}")
 

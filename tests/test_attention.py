@@ -16,7 +16,7 @@ from numba import njit
 from tiny_model import FIRST_BYTE
 
 from llamafu._native.batched_lora import attention_kernels as k
-from llamafu._native.batched_lora import shared_state as w
+from llamafu._native.batched_lora.shared_state import ATTEND_PARAMS, CELL_LISTS_WORDS, STATE_WORDS, CellListsWord, StateWord
 from llamafu.engine import Engine
 
 SRC, NE, NB, OP, PARAMS, DATA, KIND, TENSOR = 0, 48, 80, 112, 120, 184, 192, 200  # offsets of our own tensors, in bytes
@@ -64,7 +64,7 @@ class Case:
         self.state, self.keep = state(threads=3, cells=cells)
 
     def run(self, threads=1):
-        self.state[w.EPOCH] += 1
+        self.state[StateWord.EPOCH] += 1
         for thread in range(threads):
             k.attend.ctypes(self.node.address, self.sources[0].address, thread, threads, self.state.ctypes.data)
         return self.y
@@ -80,11 +80,15 @@ class Case:
 
 
 def state(threads, cells):
-    words = np.zeros(w.STATE_WORDS, np.int64)
-    for word, value in ((w.SRC, SRC), (w.NE, NE), (w.NB, NB), (w.OP, OP), (w.PARAMS, PARAMS), (w.DATA, DATA), (w.KIND, KIND)):
-        words[word] = value
-    words[w.ATTENTION], words[w.CUSTOM], words[w.ATTEND] = FLASH, CUSTOM, 1234567
-    lists = np.zeros((threads, k.LIST_WORDS), np.int64)
+    words, word = np.zeros(STATE_WORDS, np.int64), StateWord
+    for member, value in zip(
+        (word.SRC, word.NE, word.NB, word.OP, word.OP_PARAMS, word.DATA, word.TYPE),
+        (SRC, NE, NB, OP, PARAMS, DATA, KIND),
+        strict=True,
+    ):
+        words[member] = value
+    words[word.ATTENTION_OP], words[word.CUSTOM_OP], words[ATTEND_PARAMS] = FLASH, CUSTOM, 1234567
+    lists = np.zeros((threads, CELL_LISTS_WORDS), np.int64)
     keep = [lists]
     for row in lists:
         arrays = [
@@ -92,10 +96,11 @@ def state(threads, cells):
             *(np.zeros(k.MOST_ROWS * cells, kind) for kind in (np.int32, np.float32)),
         ]
         arrays.append(np.zeros(k.HEADS * cells, np.float32))
-        row[[k.SEEN, k.CELL, k.BIAS, k.SCORE]] = [array.ctypes.data for array in arrays]
-        row[k.ROOM] = cells
+        addresses = [CellListsWord.SEEN, CellListsWord.CELL, CellListsWord.BIAS, CellListsWord.SCORES]
+        row[addresses] = [array.ctypes.data for array in arrays]
+        row[CellListsWord.CAPACITY] = cells
         keep += arrays
-    words[w.LISTS] = lists.ctypes.data
+    words[word.LISTS] = lists.ctypes.data
     return words, keep
 
 
@@ -145,7 +150,7 @@ SIZES = {"rows": 3, "cells": 32, "heads_kv": 2, "group": 3, "n_k": 16, "n_v": 16
         ({}, lambda case: case.sources[3].words.__setitem__(KIND // 8, 0)),  # a mask in f32
         ({}, lambda case: case.sources[3].words.__setitem__(NE // 8 + 2, 6)),  # a mask for each head
         ({}, lambda case: case.sources[0].words.__setitem__(NE // 8 + 3, 2)),  # streams
-        ({}, lambda case: case.keep[0].__setitem__((0, k.ROOM), 31)),  # more cells than room
+        ({}, lambda case: case.keep[0].__setitem__((0, CellListsWord.CAPACITY), 31)),  # more cells than room
     ],
 )
 def test_leaves_what_it_does_not_compute(sizes, change):
@@ -178,9 +183,9 @@ def test_an_engine_uses_it_and_agrees(tiny_model, adapters, monkeypatch):
         mixes = [{}, *({path.stem: 1.0} for path in adapters)]
         said = [Forced(prompt, prompt[:4], mix) for prompt, mix in zip(prompts, mixes, strict=True)]
         state = engine._runtime.bank.store._state
-        before = int(state[w.EPOCH])
+        before = int(state[StateWord.EPOCH])
         run_forced(engine, monkeypatch, said)
-        assert state[w.EPOCH] > before
+        assert state[StateWord.EPOCH] > before
         check(said, [alone(llm, case) for case in said], largest=LARGEST)
 
 
@@ -203,4 +208,4 @@ def test_what_differs_is_not_used(tiny_model, monkeypatch):
     monkeypatch.setattr(k, "attend", Wrong)
     with Engine(tiny_model, n_ctx=256, n_threads=1, flash_attn="on") as engine:
         assert "differs from libllama's by nan" in engine.stats().attention
-        assert not engine._runtime.bank.store._state[w.ATTENTION]
+        assert not engine._runtime.bank.store._state[StateWord.ATTENTION_OP]

@@ -7,9 +7,10 @@ from gguf import quants
 from test_bake import TEXT, data, divergence, logits, no_library, write_model  # noqa: F401 - a fixture
 from test_combine import make
 
-from llamafu._native.context import Context, ContextOptions
+from llamafu._native.context import Context
+from llamafu._native.context_options import ContextOptions
 from llamafu._native.ggml_codec import GgmlCodec
-from llamafu._native.graph.matmul_hook import Products
+from llamafu._native.graph.matmul_hook import MatmulHook
 from llamafu._native.library import open_library
 from llamafu._native.model import Model
 from llamafu.adapters import bake, read_base
@@ -103,7 +104,7 @@ def recipe(model, tiny_dir, tiny_adapter_a):
 
 def read_twice(model, tokens, names, take):
     """The logits [2 x tokens, n_vocab] of two sequences of equal tokens in one decode."""
-    hook = Products(model.library, names, take)
+    hook = MatmulHook(model.library, names, take)
     count = len(tokens)
     options = ContextOptions(n_ctx=2 * WINDOW, n_batch=2 * count, n_seq_max=2, type_k="f32", type_v="f32", flash_attn="off")
     context = Context(model, options, hook=hook)
@@ -155,7 +156,7 @@ def test_inputs_are_what_the_matrices_see(tiny_model, reference):
         last = [f"blk.{opened.n_layer - 1}.{part}.weight" for part in ("attn_output", "ffn_down")]
 
         def see(product):
-            met[product.name] = product._replace(x=product.x.copy(), beside=copied(product.beside))
+            met[product.name] = product._replace(x=product.x.copy(), residual=copied(product.residual))
 
         read_twice(opened, tokens, [*names, *last], see)
     finally:
@@ -164,12 +165,12 @@ def test_inputs_are_what_the_matrices_see(tiny_model, reference):
     right = reference._rms_norm(stream, "blk.0.attn_norm.weight")
     for name in names[:3]:
         np.testing.assert_allclose(met[name].x, right, rtol=0, atol=1e-4)
-        assert met[name].beside is None
+        assert met[name].residual is None
     sources = [met[name].source for name in names]
     assert sources[0] == sources[1] == sources[2] != sources[3]
-    np.testing.assert_allclose(met[names[3]].beside, stream, rtol=0, atol=1e-6)
-    assert all(met[name].beside is not None for name in last)
-    assert not np.allclose(met[last[0]].beside, met[last[1]].beside, rtol=0, atol=1e-3)
+    np.testing.assert_allclose(met[names[3]].residual, stream, rtol=0, atol=1e-6)
+    assert all(met[name].residual is not None for name in last)
+    assert not np.allclose(met[last[0]].residual, met[last[1]].residual, rtol=0, atol=1e-3)
 
 
 def copied(values):
@@ -206,7 +207,7 @@ def test_what_comes_later_makes_good_what_went_before(off, monkeypatch):
 
 
 def test_what_writes_to_the_residual_stream_makes_good_its_errors(off):
-    assert off() < 0.95 * off(lambda product: product._replace(beside=None))
+    assert off() < 0.95 * off(lambda product: product._replace(residual=None))
 
 
 def test_what_a_decode_cannot_be_rounded_by(model, recipe, words, tiny_dir):

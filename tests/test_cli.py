@@ -173,7 +173,7 @@ def test_doctor_without_a_library(home, monkeypatch, capsys):
 def test_doctor_on_unused_features(home, real, monkeypatch):
     """A CPU that can more than the library uses is said, with the command; a copy compiled here is left alone."""
     monkeypatch.setattr(cpu, "flags", lambda: frozenset({"avx2", "avx512f"}))
-    plain = verify.Proven(real.path, real.family, "", (), "CPU : AVX2 = 1 | AVX512 = 0 | ", False, "")
+    plain = verify.VerifiedLibrary(real.path, real.family, "", (), "CPU : AVX2 = 1 | AVX512 = 0 | ", False, "")
     monkeypatch.setattr(discovery, "find", lambda: plain)
     report = doctor.examine()
     assert (report.cpu_used, report.cpu_unused) == (("AVX2",), ("AVX512",))

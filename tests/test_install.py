@@ -67,7 +67,7 @@ def library_files(real, tmp_path_factory):
     for name, content in files.items():
         (folder / name).parent.mkdir(exist_ok=True)
         (folder / name).write_bytes(content)
-    answer = verify.examine(discovery.library_in(folder))
+    answer = verify.verify_library(discovery.library_in(folder))
     if isinstance(answer, verify.Refusal):
         pytest.skip(f"the libllama at hand does not work in another place: {answer.cause}")
     return files
@@ -296,5 +296,5 @@ def test_example_model_is_checked(home, index, monkeypatch):
 
 def test_summary_of_an_old_build(real):
     """A build from before `llama_version` has no version to show."""
-    old = verify.Proven(real.path, "layout01", "", (), "", None, "")
+    old = verify.VerifiedLibrary(real.path, "layout01", "", (), "", None, "")
     assert "version unknown, ABI layout01" in lib_command._summary(old)

@@ -4,7 +4,8 @@ import numpy as np
 import pytest
 
 from llamafu._native.adapter import Adapter
-from llamafu._native.context import Context, ContextOptions
+from llamafu._native.context import Context
+from llamafu._native.context_options import ContextOptions
 from llamafu._native.library import open_library
 from llamafu._native.model import Model
 from llamafu.adapters import merge_adapters, read_adapter

@@ -85,7 +85,7 @@ def test_closed(tiny_model, tiny_adapter_a):
 def test_mirrored_functions(tiny_model, tiny_adapter_a, tiny_dir, tmp_path):
     """Codes in, codes out, with the C header's numbers."""
     from llamafu import _native
-    from llamafu._native.context import ContextOptions
+    from llamafu._native.context_options import ContextOptions
     from llamafu._native.library import open_library
     from llamafu.adapters.file import read_adapter
     from llamafu.libraries.discovery import find

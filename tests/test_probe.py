@@ -14,11 +14,18 @@ from llamafu._native.abi.symbols import REQUIRED, SET_GENERATIONS
 from llamafu._util import child_process
 from llamafu.errors import AbiMismatchError, LibraryNotFoundError
 from llamafu.libraries import probe, verify
-from llamafu.libraries.verify import Refusal, examine, prove
+from llamafu.libraries.verify import Refusal, verify_library
 
 ROOT = Path(__file__).resolve().parent.parent
 COMPILER = shutil.which("cc") or shutil.which("gcc")
 needs_compiler = pytest.mark.skipif(COMPILER is None, reason="no C compiler to make a shim library with")
+
+
+def prove(path):
+    answer = verify_library(path)
+    if isinstance(answer, Refusal):
+        raise answer.error()
+    return answer
 
 
 @pytest.fixture(autouse=True)
@@ -102,7 +109,7 @@ def swap_thread_counts(text):
 
 
 def refusal(path):
-    answer = examine(path)
+    answer = verify_library(path)
     assert isinstance(answer, Refusal), answer
     assert answer.path == path.resolve()
     assert answer.mend
@@ -246,7 +253,7 @@ def test_library_without_lora(tmp_path):
 def test_moved_field(real, beside):
     """The same library passes through a shim as it is, and is refused once a field has moved by 8 bytes."""
     at = families.load(real.family).ffi.offsetof("struct llama_context_params", "cb_eval")
-    answer = examine(compile_over(real, beside, shifted_defaults(real, at, 0)))
+    answer = verify_library(compile_over(real, beside, shifted_defaults(real, at, 0)))
     assert not isinstance(answer, Refusal), answer
     cause = refusal(compile_over(real, beside, shifted_defaults(real, at, 8))).cause
     assert "its parameter structs do not match" in cause
@@ -304,3 +311,11 @@ def test_child_finds_the_package_without_help(tmp_path):
     done = child_process.run("llamafu.libraries.probe", str(path), timeout=60)
     assert done.returncode == 0, done.stderr
     assert json.loads(done.stdout)["ok"] is False
+
+
+def test_every_required_symbol_is_called():
+    """A library without a symbol that nobody calls is not refused for it."""
+    package = Path(families.__file__).parents[2]
+    calling = [path for path in package.rglob("*.py") if path.parent.name != "abi"]
+    words = set(re.findall(r"\w+", "".join(path.read_text(encoding="utf-8") for path in calling)))
+    assert set(REQUIRED) <= words

@@ -13,7 +13,7 @@ from tiny_model import FIRST_BYTE
 
 from llamafu._native.batched_lora import slot_layout as layouts
 from llamafu._native.batched_lora.row_table import RowTable
-from llamafu._native.batched_lora.slot_layout import Layout, lay_out, strength_levels, with_spare
+from llamafu._native.batched_lora.slot_layout import SlotLayout, lay_out, strength_levels, with_spare
 from llamafu.adapters.gguf.reader import read_container
 from llamafu.engine import Request
 from llamafu.engine.bank_units import UnitAllocator
@@ -35,10 +35,10 @@ def table_of(rows):
 
 def as_ggml_does(layout, table, a, b, x, strengths):
     """What the rewritten operations compute, one after another, each row from its own slots only."""
-    wide, most, block, first, blocks = layout
+    width, per_row, block, first, blocks = layout
     ids, scales = layout.numbers(table, strengths, TOTAL)
-    h = np.einsum("nsgi,ni->nsg", a.reshape(-1, wide, N_IN)[ids], x).reshape(table.rows, most * wide)
-    hidden = scales[0] * np.tile(h, block // (most * wide))
+    h = np.einsum("nsgi,ni->nsg", a.reshape(-1, width, N_IN)[ids], x).reshape(table.rows, per_row * width)
+    hidden = scales[0] * np.tile(h, block // (per_row * width))
     own = b[first : first + blocks * block].reshape(blocks, block, N_OUT)
     return np.einsum("bmu,buo->bmo", hidden.reshape(blocks, -1, block), own).reshape(-1, N_OUT)
 
@@ -79,17 +79,17 @@ def test_layouts_chosen():
     """Distinct adapters in the order of the bank get a block each; mixtures share one, no larger than need be."""
     eights = [np.arange(8 * i, 8 * i + 8, dtype=np.int32) for i in range(6)]
     own = table_of([[(units, 1.0)] for units in eights[2:]])
-    assert lay_out((own, own), TOTAL) == Layout(8, 1, 8, 16, 4)
+    assert lay_out((own, own), TOTAL) == SlotLayout(8, 1, 8, 16, 4)
     twice = table_of([[(units, 1.0)] for units in eights[:3] for _ in range(2)])
-    assert lay_out((twice, own), TOTAL) == Layout(8, 1, 64, 0, 1)  # the outputs are other rows
-    assert lay_out((twice, twice), TOTAL) == Layout(8, 1, 8, 0, 3)
+    assert lay_out((twice, own), TOTAL) == SlotLayout(8, 1, 64, 0, 1)  # the outputs are other rows
+    assert lay_out((twice, twice), TOTAL) == SlotLayout(8, 1, 8, 0, 3)
     uneven = table_of([[(eights[0], 1.0)], [(eights[0], 1.0)], [(eights[1], 1.0)]])
-    assert lay_out((uneven, uneven), TOTAL) == Layout(8, 1, 16, 0, 1)
+    assert lay_out((uneven, uneven), TOTAL) == SlotLayout(8, 1, 16, 0, 1)
     four = np.arange(8, 12, dtype=np.int32)
     blend = table_of([[(eights[0], 1.0), (four, 1.0)], [(four, 1.0)], []])
-    assert lay_out((blend, blend), TOTAL) == Layout(4, 3, 12, 0, 1)
+    assert lay_out((blend, blend), TOTAL) == SlotLayout(4, 3, 12, 0, 1)
     apart = table_of([[(np.array([0, 9, 17], np.int32), 1.0)]])
-    assert lay_out((apart, apart), TOTAL) == Layout(1, 5, 20, 0, 1)  # modulo 3 and 4, two of them would be at one place
+    assert lay_out((apart, apart), TOTAL) == SlotLayout(1, 5, 20, 0, 1)  # modulo 3 and 4, two of them would be at one place
 
 
 def test_strength_levels():
@@ -127,7 +127,7 @@ def test_blocks(eight, monkeypatch):
     engine, llm = eight
     cases = [Case(tokens(i, 9), tokens(40 + i, 6), {f"e{i}": 0.25 + i / 4}) for i in (3, 0, 2, 1)]
     run_forced(engine, monkeypatch, cases)
-    assert layout_of(engine) == Layout(8, 1, 8, 0, 4)
+    assert layout_of(engine) == SlotLayout(8, 1, 8, 0, 4)
     check(cases, [alone(llm, case) for case in cases])
 
 
@@ -163,7 +163,7 @@ def test_ranks_differ(tiny_model, tmp_path, monkeypatch):
         mixes = [{"r4": 1.0}, {"r8": 1.0}, {"r16": 1.0}, {"r4": 0.5, "r16": 0.5}, {"r4": 0.25, "r8": 0.5, "r16": 0.25}, {}]
         cases = [Case(tokens(i, 5 + 9 * i), tokens(40 + i, 5), lora) for i, lora in enumerate(mixes)]
         run_forced(engine, monkeypatch, cases)
-        assert layout_of(engine).wide == 4
+        assert layout_of(engine).slot_width == 4
         check(cases, [alone(llm, case) for case in cases])
 
 
@@ -224,7 +224,7 @@ def test_breaks(eight, monkeypatch, broken):
     """A wrong slot, a wrong scale, or rows in another order than the blocks, turn the comparison red."""
     engine, llm = eight
     cases = [Case(tokens(i, 9), tokens(40 + i, 4), {f"e{i}": 1.0}) for i in range(4)]
-    true = Layout.numbers
+    true = SlotLayout.numbers
 
     def numbers(self, table, strengths, total):
         ids, scales = true(self, table, strengths, total)
@@ -237,7 +237,7 @@ def test_breaks(eight, monkeypatch, broken):
         return ids, scales
 
     with monkeypatch.context() as patch:
-        patch.setattr(layouts.Layout, "numbers", numbers)
+        patch.setattr(layouts.SlotLayout, "numbers", numbers)
         run_forced(engine, monkeypatch, cases)
         with pytest.raises(AssertionError, match="differs by"):
             check(cases, [alone(llm, case) for case in cases])

@@ -72,7 +72,7 @@ def test_a_long_text_has_the_tokens_that_the_library_itself_gives(made, pre):
         + "Word" * 1500
         + " 123,456 words: hello\tthere...\r\n\n  ¿Qué? 漢字かな한국어 ǅ Ελλάδα हिन्दी 😀 <|im_end|>"
     )
-    assert model._long_texts.concern(text.encode())
+    assert model._long_texts.must_take(text.encode())
     assert tokens_of(model, text) == own(model, text)
 
 
@@ -157,7 +157,7 @@ def test_spm_text_comes_back_without_the_space_that_the_vocabulary_adds(made, te
 def test_a_continuation_keeps_the_space_of_its_first_word(tiny_dir):
     with Llamafu(tiny_dir / "tiny-spm.gguf", n_ctx=64) as llm:
         completion = llm.complete("the", max_tokens=12, temperature=0)
-        pieces = b"".join(llm._session.instance.model.piece(token) for token in completion.tokens)
+        pieces = b"".join(llm._session.instance.model.token_bytes(token) for token in completion.tokens)
         assert completion.text == pieces.decode("utf-8", "replace")
         assert "".join(llm.stream("the", max_tokens=12, temperature=0)) == completion.text
 

@@ -1,4 +1,4 @@
-"""libllama, found, proven and wrapped: codes in, codes out; no C pointer and no NULL leaves unchecked."""
+"""Binding to libllama: every return code and pointer is checked here, and no cdata leaves the package."""
 
 from __future__ import annotations
 

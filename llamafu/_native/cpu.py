@@ -1,4 +1,4 @@
-"""What this processor can do, as the kernel spells it; empty where the system does not tell in a file."""
+"""The instruction sets of this processor, and how many CPUs this process may use."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ _FLAG_LINES = ("flags", "Features")
 
 @cache
 def flags() -> frozenset[str]:
-    """Return the instruction set flags of the first core, such as "avx2" or "asimddp"."""
+    """Return the first core's instruction set flags as Linux spells them ("avx2", "asimddp"); empty on other systems."""
     try:
         with Path("/proc/cpuinfo").open(encoding="utf-8", errors="replace") as lines:
             for line in lines:

@@ -26,7 +26,7 @@ _BLOCKS = {
     ).split()
 }
 _DECODERS = _HALVES | _BLOCKS
-"""Functions by type: asked by name, since the table that ggml keeps of them is a struct whose layout may change."""
+"""Functions by type. They are looked up by name, since ggml's own table of them is a struct whose layout may change."""
 
 
 class GgmlCodec:
@@ -44,7 +44,7 @@ class GgmlCodec:
         self._lib: Any = self._ffi.dlopen(str(library.path))
 
     def problem(self, source: IntEnum, target: IntEnum) -> str | None:
-        """Say what keeps values of the type `source` from being read or written again as `target`, and the mend."""
+        """Return why values of type `source` cannot be read or written as `target`, and what to do; None if they can."""
         if source.name != "F32" and (source.name not in _DECODERS or not self._has(_DECODERS[source.name])):
             return f"its type {source.name} cannot be turned into numbers by this libllama"
         if target.name != "F32" and (target.name not in _DECODERS or not self._has(_QUANTISE)):

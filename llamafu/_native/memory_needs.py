@@ -1,4 +1,4 @@
-"""What a context's KV memory must take at least: the library allocates first and is killed by the system afterwards."""
+"""A lower bound of a context's KV memory: libllama may allocate more than there is, and the system kills the process later."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ import os
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
-    from llamafu._native.context import ContextOptions
+    from llamafu._native.context_options import ContextOptions
     from llamafu._native.model import Model
 
 BYTES_PER_VALUE = {
@@ -20,13 +20,13 @@ BYTES_PER_VALUE = {
     "q4_0": 18 / 32,
     "iq4_nl": 18 / 32,
 }
-"""The types that KV memory can have. libllama lets every other one through as well, and crashes at the first decode."""
+"""The types that KV memory can have. libllama accepts every other one too, and crashes at the first decode."""
 
 _CELL = 16  # bytes of bookkeeping for each position, in the build that needs least
 
 
 def least_bytes(model: Model, options: ContextOptions) -> float:
-    """Bytes that a context of `options` takes at least; models that keep less than every position count as little."""
+    """Return the bytes that a context of `options` takes at least; next to none for models that do not keep every position."""
     if model.is_recurrent:
         return 0.0
     architecture = model.metadata("general.architecture")
@@ -44,7 +44,7 @@ def least_bytes(model: Model, options: ContextOptions) -> float:
 
 
 def machine_bytes() -> float:
-    """Memory of this machine; infinite where the system does not tell."""
+    """Return the memory of this machine; infinite where the system does not tell."""
     try:
         return float(os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE"))
     except (AttributeError, ValueError, OSError):  # Windows has no sysconf

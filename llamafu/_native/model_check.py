@@ -1,8 +1,8 @@
 """Opening a model file for the first time, in a child process: what would end this process ends that one.
 
 libllama asserts and throws through C on some damaged files, and some vocabularies let a text end the process later. The
-child opens the file without its weights, makes a context, and tokenises texts that are known to be hard. The result is kept
-beside the proofs, by the file's place, size, time and inode, so that it costs something once.
+child opens the file without its weights, makes a context, and tokenises texts that are known to be hard. The result is cached
+by the file's path, size, time and inode.
 """
 
 from __future__ import annotations
@@ -35,7 +35,7 @@ _STAGES = (
 )
 _MOST_LINES = 3
 _NO_LIMIT, _SHORT_RUN = 1 << 62, 4096
-"""Bytes; of a short run any thread's stack has room for the recursion, some 600 bytes for each of them."""
+"""In bytes. A short run is one for whose recursion any thread's stack is large enough: some 600 bytes of it for each byte."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -44,9 +44,9 @@ class CheckedModel:
 
     path: Path
     longest_run: int
-    """Bytes without a break that may be tokenised in this process; longer ones go to a process of their own."""
+    """The longest run in bytes that may be tokenised in this process; texts with longer ones go to a child process."""
     breaks: bool
-    """Whether white space is a break: some pre-tokenizers match over it."""
+    """Whether white space ends a run: the patterns of some pre-tokenizers match across it."""
 
 
 def check_model(library: Library, path: Path) -> CheckedModel:
@@ -55,7 +55,7 @@ def check_model(library: Library, path: Path) -> CheckedModel:
     Raises `ModelLoadError`, with libllama's last words, where opening it kills the child.
     """
     kept = paths.cache_dir() / "opened" / f"{_key(library, path)}.json"
-    with contextlib.suppress(OSError, ValueError, TypeError, KeyError):  # absent or damaged: then it is opened again
+    with contextlib.suppress(OSError, ValueError, TypeError, KeyError):  # absent or damaged: the child opens the model again
         known = json.loads(kept.read_text(encoding="utf-8"))
         return CheckedModel(path, int(known["longest_run"]), bool(known["breaks"]))
     checked = _try(library, path)
@@ -94,7 +94,7 @@ def environment() -> dict[str, str]:
 
 
 def _key(library: Library, path: Path) -> str:
-    """Name everything that the result depends on."""
+    """Return a hash of everything that the result depends on."""
     text = [__version__, library.family]
     for file in (_PROGRAM, library.path, path, *_other_parts(path)):
         with contextlib.suppress(OSError):

@@ -1,4 +1,4 @@
-"""Unpacking wheels and source archives of others: nothing is ever written outside the target folder."""
+"""Unpacking downloaded wheels and source archives: nothing is written outside the target folder."""
 
 from __future__ import annotations
 

@@ -2,12 +2,7 @@
 
 from __future__ import annotations
 
-import difflib
 import math
-from typing import TYPE_CHECKING
-
-if TYPE_CHECKING:
-    from collections.abc import Collection
 
 
 def check_whole(name: str, value: object, *, low: float | None = None, high: float | None = None) -> None:
@@ -37,12 +32,6 @@ def range_text(low: float | None, high: float | None, *, above: bool = False) ->
     if high is not None:
         return f"from {_shown(low)} to {_shown(high)}"
     return f"{'above' if above else 'of at least'} {_shown(low)}"
-
-
-def did_you_mean(name: str, known: Collection[str]) -> str:
-    """Return "; did you mean 'NAME'?" with the known name most like `name`, empty where none is like it."""
-    near = difflib.get_close_matches(name, known, 1)
-    return f"; did you mean {near[0]!r}?" if near else ""
 
 
 def _within(value: float, low: float | None, high: float | None) -> bool:

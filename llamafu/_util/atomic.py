@@ -26,15 +26,15 @@ def whole_file(output: Path, *, overwrite: bool = True) -> Iterator[Path]:
 
 @contextmanager
 def whole_files(outputs: Sequence[Path], *, overwrite: bool = True) -> Iterator[list[Path]]:
-    """Do so for several files of one folder: all are written before the first one takes its place, the first as the last.
+    """Like `whole_file`, for several files of one folder.
 
-    So who waits for the first one finds all of them.
+    All are written before any is renamed into place, and the first is renamed last, so that whoever waits for it finds all.
     """
     demand_parent(outputs[0])
     demand_place(*outputs, overwrite=overwrite)
-    # A folder rather than a file: the new file then gets the permissions that any new file gets.
-    with _told_of(outputs[0]), tempfile.TemporaryDirectory(dir=outputs[0].parent, prefix=_prefix(outputs[0])) as room:
-        unfinished = [Path(room) / output.name for output in outputs]
+    # A temporary folder and not a temporary file: the new file then gets the permissions that any new file gets.
+    with _naming(outputs[0]), tempfile.TemporaryDirectory(dir=outputs[0].parent, prefix=_prefix(outputs[0])) as tmp:
+        unfinished = [Path(tmp) / output.name for output in outputs]
         yield unfinished
         demand_place(*outputs, overwrite=overwrite)
         for written, output in reversed(list(zip(unfinished, outputs, strict=True))):
@@ -49,8 +49,8 @@ def whole_folder(output: Path) -> Iterator[Path]:
     its own folder does not exist, OSError when it cannot be written to.
     """
     demand_new(output)
-    with _told_of(output), tempfile.TemporaryDirectory(dir=output.parent, prefix=_prefix(output)) as room:
-        unfinished = Path(room) / output.name
+    with _naming(output), tempfile.TemporaryDirectory(dir=output.parent, prefix=_prefix(output)) as tmp:
+        unfinished = Path(tmp) / output.name
         unfinished.mkdir()
         yield unfinished
         unfinished.rename(output)
@@ -61,8 +61,8 @@ def _prefix(output: Path) -> str:
 
 
 @contextmanager
-def _told_of(output: Path) -> Iterator[None]:
-    """Let errors of writing name `output`: a failed write names no file, others one that nobody asked for."""
+def _naming(output: Path) -> Iterator[None]:
+    """Let errors of writing name `output`: a failed write names no file, and others name the temporary one."""
     try:
         yield
     except OSError as error:
@@ -73,7 +73,7 @@ def _told_of(output: Path) -> Iterator[None]:
 
 
 def demand_place(*outputs: Path, overwrite: bool) -> None:
-    """Raise OSError where one of `outputs` cannot become a file; to be known before long work.
+    """Raise OSError where one of `outputs` cannot become a file; call it before long work too.
 
     IsADirectoryError for a folder; FileExistsError for a device, a pipe or a socket, and for anything at all, be it a link to
     nowhere, that it may not `overwrite`.
@@ -91,7 +91,7 @@ def demand_place(*outputs: Path, overwrite: bool) -> None:
 
 
 def demand_new(output: Path) -> None:
-    """Raise FileExistsError or FileNotFoundError where no new folder `output` can be made; to be known before long work."""
+    """Raise FileExistsError or FileNotFoundError where no new folder `output` can be made; call it before long work too."""
     demand_parent(output)
     if output.exists() or output.is_symlink():
         message = f"{output} exists, and a folder is not replaced; remove it or give another name"

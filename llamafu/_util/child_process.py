@@ -1,4 +1,4 @@
-"""Running one of our modules in a process of its own: a crash of native code there costs the user nothing."""
+"""Running a module of this package in a child process, so that a crash of native code ends only that process."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ def run(module: str, *arguments: str, timeout: float) -> subprocess.CompletedPro
 
     Raises `subprocess.TimeoutExpired` after `timeout` seconds.
     """
-    # -P: nothing of the working directory may stand in for a module of ours.
+    # -P: no file of the working directory may be imported in place of a module.
     command = [sys.executable, "-P", "-m", module, *arguments]
     places = [str(_ROOT), *filter(None, [os.environ.get("PYTHONPATH")])]
     environment = {**os.environ, "PYTHONPATH": os.pathsep.join(places), "PYTHONIOENCODING": "utf-8:surrogateescape"}
@@ -26,7 +26,7 @@ def run(module: str, *arguments: str, timeout: float) -> subprocess.CompletedPro
 
 
 def ending(code: int) -> str:
-    """Say in words how a process ended that did not end well."""
+    """Describe the exit code of a process that failed."""
     try:
         return f"signal {-code}, {signal.Signals(-code).name}"
     except ValueError:

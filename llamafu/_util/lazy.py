@@ -1,4 +1,4 @@
-"""Public names that are imported when they are first asked for: a package's import alone stays instant."""
+"""Public names that are imported when they are first used, so that importing a package alone is fast."""
 
 from __future__ import annotations
 

@@ -8,9 +8,9 @@ from typing import Any
 _DATA = frozenset({"const", "default", "enum", "example", "examples"})
 """Keywords of JSON Schema under which null is a value like any other."""
 _FREE = frozenset({"arguments", "lora", "logit_bias"})
-"""Fields whose own keys are the caller's words and not fields: null may mean something there."""
+"""Fields whose values have keys that the caller chose: null may mean something there."""
 _BY_NAME = frozenset({"properties", "patternProperties", "dependentSchemas", "$defs", "definitions"})
-"""Objects of JSON Schema whose keys are names of the user's, so that none of the words above is one there."""
+"""Objects of JSON Schema whose keys are names that the caller chose, and no keywords."""
 
 
 def without_nulls(value: Any) -> Any:

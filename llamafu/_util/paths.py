@@ -1,4 +1,4 @@
-"""Where Llamafu keeps things: the user's data folder (libraries) and cache folder (models, proofs)."""
+"""Where Llamafu keeps files: the user's data folder (libraries) and cache folder (models, results of checks)."""
 
 from __future__ import annotations
 

@@ -4,11 +4,11 @@ from __future__ import annotations
 
 from collections import defaultdict
 from dataclasses import dataclass
-from difflib import get_close_matches
 from functools import lru_cache
 from itertools import count, groupby
 from typing import TYPE_CHECKING
 
+from llamafu._util.suggestions import nearest_names
 from llamafu.adapters.info import TensorInfo, is_expert, is_flipped, split_name
 from llamafu.errors import LoraIncompatibleError
 
@@ -110,7 +110,7 @@ def _absence(tensor: TensorInfo, base: BaseModel, modules: dict[str, set[int | N
 @lru_cache(maxsize=256)
 def _nearest(module: str, modules: tuple[str, ...]) -> str:
     """Name the modules most like a missing one; remembered, since every layer of an adapter asks the same."""
-    near = get_close_matches(module, modules, n=3, cutoff=0.5)
+    near = nearest_names(module, modules, count=3, cutoff=0.5)
     return f"the nearest names in it are {', '.join(near)}" if near else f"it has {', '.join(modules)}"
 
 

@@ -6,8 +6,9 @@ from contextlib import ExitStack, closing
 from typing import TYPE_CHECKING
 
 from llamafu._native.adapter import Adapter
-from llamafu._native.context import Context, ContextOptions
-from llamafu._native.graph.matmul_hook import Products
+from llamafu._native.context import Context
+from llamafu._native.context_options import ContextOptions
+from llamafu._native.graph.matmul_hook import MatmulHook
 from llamafu._native.memory_needs import machine_bytes
 from llamafu._native.model import Model
 from llamafu._native.model_check import check_model
@@ -109,7 +110,7 @@ class Calibration:
     def fitted(self, matrices: Mapping[str, Place], on_progress: Callable[[float], None]) -> dict[str, bytes]:
         """Round the matrices in one decode of the whole text; raises LoraError for one that has no inputs."""
         rounding = Rounding(matrices, self._recipe, on_progress)
-        hook = Products(self._model.library, matrices, rounding.take)
+        hook = MatmulHook(self._model.library, matrices, rounding.take)
         most = self._model.library.lib.llama_max_parallel_sequences() // 2
         texts = packed(self._read, most, self._most_rows() // 2)
         count, length = len(texts), len(texts[0])

@@ -8,7 +8,8 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from llamafu._native.context import Context, ContextOptions
+from llamafu._native.context import Context
+from llamafu._native.context_options import ContextOptions
 from llamafu.errors import LlamafuError
 from llamafu.generation import chat_template
 

@@ -51,7 +51,7 @@ class _Seen(NamedTuple):
 
 
 class Rounding:
-    """Takes the products of a decode (see `Products`) whose rows are the same texts twice, the second half rounded.
+    """Takes the products of a decode (see `MatmulHook`) whose rows are the same texts twice, the second half rounded.
 
     The first half goes on as with the adapters, W + dW. The second half goes on with each matrix as it was rounded, so what
     comes later is rounded for inputs as the rounded model will have them, and makes good what can be foretold of their
@@ -80,8 +80,8 @@ class Rounding:
                 raise DecodeError(message)
             seen = self._learnt(product.source, live, rounded)
             wanted = right - base + right @ seen.foretold
-            if product.beside is not None:
-                wanted += _foretold(seen.damped, rounded, *np.split(product.beside, 2))
+            if product.residual is not None:
+                wanted += _foretold(seen.damped, rounded, *np.split(product.residual, 2))
             self.fitted[name] = self._rounded(name, raw, wanted, lens(seen.moment, change.directions))
             self._on_progress(len(self.fitted) / len(self._places))
         half = len(live)

@@ -25,7 +25,7 @@ if TYPE_CHECKING:
 
 
 class BankStore(Protocol):
-    """What holds the weights and applies them: `Gather` or `Rewriting`. Arrays of target i, by unit."""
+    """What holds the weights and applies them: `CompiledLoraHook` or `ExpertRewriteHook`. Arrays of target i, by unit."""
 
     a: list[NDArray[np.floating]]
     b: list[NDArray[np.floating]]

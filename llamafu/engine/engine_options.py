@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Literal
 
 import numpy as np
 
-from llamafu._native.context import FLASH_ATTENTION, MOST_THREADS, ContextOptions
+from llamafu._native.context_options import FLASH_ATTENTION, MOST_THREADS, ContextOptions
 from llamafu._native.cpu import usable_cpus
 from llamafu._util.arguments import check_whole
 

@@ -12,10 +12,10 @@ from typing import TYPE_CHECKING, Literal
 import numpy as np
 
 from llamafu._native import backends
-from llamafu._native.batched_lora.compiled import Gather
-from llamafu._native.batched_lora.rewritten import Rewriting
+from llamafu._native.batched_lora.compiled import CompiledLoraHook
+from llamafu._native.batched_lora.rewritten import ExpertRewriteHook
 from llamafu._native.batched_lora.slot_layout import with_spare
-from llamafu._native.graph.adapter_ops import find_chains
+from llamafu._native.graph.adapter_ops import find_adapter_ops
 from llamafu._native.instance import Instance
 from llamafu._native.library import open_library
 from llamafu._native.memory_needs import machine_bytes
@@ -136,10 +136,10 @@ class EngineRuntime:
         """Load the placeholder adapter, find its operations, and make the store that replaces them."""
         shapes = {name: shape for name, shape in self.base.tensors.items() if _takes_adapters(name, shape)}
         probe = instance.add(_zeros(self.base.architecture, shapes, 1), label="the engine's bank")
-        found = find_chains(instance.model, probe)
-        self.used = found.used | self._used_embeddings(instance)
+        found = find_adapter_ops(instance.model, probe)
+        self.used = found.used_targets | self._used_embeddings(instance)
         self.plan = self._choose(instance)
-        chains = found.chains
+        chains = found.ops
         if self.plan.kernel == "none" or not chains:
             if self.plan.kernel != "none":
                 self.plan = Plan("none", "this model's graph computes every tensor without adapters")
@@ -153,15 +153,15 @@ class EngineRuntime:
             self.placeholder_adapter = instance.add(
                 _zeros(self.base.architecture, shapes, with_spare(self._rank), self._dtype), label="the bank"
             )
-            chains = find_chains(instance.model, self.placeholder_adapter).chains
+            chains = find_adapter_ops(instance.model, self.placeholder_adapter).ops
         # The base's shapes are in GGUF's order: in, out, experts.
         sizes = [(shapes[chain.target][0], shapes[chain.target][1]) for chain in chains]
-        store: Gather | Rewriting
+        store: CompiledLoraHook | ExpertRewriteHook
         if self.plan.kernel == "compiled":
-            store = Gather(instance.library, chains, sizes, units=self._rank, dtype=self._dtype)
-            self.attention = store.attention.prove(instance.model, instance.context_options) or "compiled"
+            store = CompiledLoraHook(instance.library, chains, sizes, units=self._rank, dtype=self._dtype)
+            self.attention = store.attention.verify(instance.model, instance.context_options) or "compiled"
         else:
-            store = Rewriting(instance.library, chains, sizes, units=self._rank, dtype=self._dtype)
+            store = ExpertRewriteHook(instance.library, chains, sizes, units=self._rank, dtype=self._dtype)
         self.bank = Bank(store, [chain.target for chain in chains], self._rank)
         return store
 
@@ -173,7 +173,7 @@ class EngineRuntime:
         factors = np.zeros((1, shape[1]), np.float32), np.zeros((shape[0], 1), np.float32)
         content = factor_bytes({_EMBEDDINGS: factors}, architecture=self.base.architecture, alpha=0.0, metadata={}, dtype="F16")
         probe = instance.add(content, label="the engine's look at the embeddings")
-        used = find_chains(instance.model, probe).used
+        used = find_adapter_ops(instance.model, probe).used_targets
         instance.free(probe)
         return used
 

@@ -243,5 +243,5 @@ class Scheduler:
     def _bytes_of(self, token: int) -> bytes:
         found = self._token_bytes.get(token)
         if found is None:
-            found = self._token_bytes[token] = self.runtime.instance.model.piece(token)
+            found = self._token_bytes[token] = self.runtime.instance.model.token_bytes(token)
         return found

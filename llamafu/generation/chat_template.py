@@ -75,7 +75,7 @@ def tokenize(model: Model, messages: Sequence[Mapping[str, Any]], options: ChatO
 
 
 def _spell(model: Model, token: int) -> str:
-    return model.piece(token, special=True).decode("utf-8", "replace") if token >= 0 else ""
+    return model.token_bytes(token, special=True).decode("utf-8", "replace") if token >= 0 else ""
 
 
 def _refuse_without_jinja(messages: Sequence[Mapping[str, Any]], options: ChatOptions) -> None:

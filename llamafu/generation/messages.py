@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import difflib
 import json
 import reprlib
 from collections.abc import Mapping, Sequence
@@ -10,6 +9,7 @@ from itertools import islice
 from typing import Any
 
 from llamafu._util.nulls import without_nulls
+from llamafu._util.suggestions import did_you_mean
 
 _TEXTS = ("name", "tool_call_id", "reasoning_content")
 _ANSWERS_ONLY = ("refusal", "annotations", "audio", "function_call")
@@ -77,9 +77,9 @@ def _message(given: object, where: str, problems: list[str]) -> dict[str, Any]:
     elif not isinstance(role, str) or not role:
         problems.append(f"{where}.role is {reprlib.repr(role)}; give 'system', 'user', 'assistant' or 'tool'")
     problems += [
-        f"{where}.{name} is not a field; did you mean {near[0]!r}?"
+        f"{where}.{name} is not a field{near}"
         for name in islice((name for name in message if name not in _KNOWN), _MOST_COMPARED)
-        if (near := difflib.get_close_matches(str(name)[:_LONGEST_NAME], _KNOWN, 1, _NEAR))
+        if (near := did_you_mean(name, _KNOWN, cutoff=_NEAR))
     ]
     problems += [
         f"{where}.{name} is {reprlib.repr(message[name])}; give a string"

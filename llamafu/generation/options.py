@@ -14,7 +14,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, Self, TypedDict, TypeVar
 
-from llamafu._util.arguments import did_you_mean
+from llamafu._util.suggestions import did_you_mean
 from llamafu.generation.option_spec import OptionSpec, about, list_options, specs_of, texts_of
 
 if TYPE_CHECKING:

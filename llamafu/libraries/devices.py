@@ -15,17 +15,17 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from llamafu.libraries.verify import Proven
+    from llamafu.libraries.verify import VerifiedLibrary
 
 _TIMEOUT = 60.0
 
 
-def list_devices(proven: Proven) -> list[dict[str, Any]] | None:
-    """Return the devices of a proven library, accelerators included; None when a driver crashes or hangs."""
+def list_devices(verified: VerifiedLibrary) -> list[dict[str, Any]] | None:
+    """Return the devices of a verified library, accelerators included; None when a driver crashes or hangs."""
     from llamafu._util import child_process
 
     try:
-        done = child_process.run(__name__, str(proven.path), proven.family, timeout=_TIMEOUT)
+        done = child_process.run(__name__, str(verified.path), verified.family, timeout=_TIMEOUT)
     except subprocess.TimeoutExpired:
         return None
     if done.returncode != 0:

@@ -1,4 +1,4 @@
-"""Where a libllama may be, in order; the first one that is proven wins."""
+"""Where a libllama may be, in the order of trial; the first one that can be verified is used."""
 
 from __future__ import annotations
 
@@ -11,14 +11,14 @@ from typing import TYPE_CHECKING
 
 from llamafu._util import paths
 from llamafu.errors import LibraryNotFoundError
-from llamafu.libraries.verify import Proven, Refusal, examine
+from llamafu.libraries.verify import Refusal, VerifiedLibrary, verify_library
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
 ENVIRONMENT = "LLAMAFU_LIB"
 BUILT, PREBUILT = "built", "prebuilt"
-"""Folders of `_paths.library_dir()`: what `llamafu lib build` and `llamafu lib install` write."""
+"""Folders of `paths.library_dir()`: what `llamafu lib build` and `llamafu lib install` write."""
 
 _EXACT = ("libllama.so", "libllama.dylib", "llama.dll", "libllama.dll")
 _VERSIONED = ("libllama.so.*", "libllama.*.dylib")
@@ -48,16 +48,16 @@ def candidates(library: str | Path | None = None) -> list[Candidate]:
     return list(_in_order(library))
 
 
-def find(library: str | Path | None = None) -> Proven:
-    """Return the first candidate that is proven.
+def find(library: str | Path | None = None) -> VerifiedLibrary:
+    """Return the first candidate that can be verified.
 
     A `library` or a `LLAMAFU_LIB` (a file or a folder) that fails is an error at once: `LibraryNotFoundError` when it
     is not there, else `AbiMismatchError`. Without them `LibraryNotFoundError` lists why each candidate failed.
     """
     failures: list[tuple[Candidate, Refusal]] = []
     for candidate in _in_order(library):
-        answer = examine(candidate.path)
-        if isinstance(answer, Proven):
+        answer = verify_library(candidate.path)
+        if isinstance(answer, VerifiedLibrary):
             return answer
         if candidate.explicit:
             raise answer.error(candidate.origin)
@@ -66,7 +66,7 @@ def find(library: str | Path | None = None) -> Proven:
 
 
 def explain(failures: list[tuple[Candidate, Refusal]]) -> str:
-    """Say in one line what was tried, why nothing was usable, and the one command that mends it."""
+    """Return one line with what was tried, why each failed, and the command that gets a usable one."""
     if failures:
         causes = "; ".join(f"{candidate.path} ({candidate.origin}): {refusal.cause}" for candidate, refusal in failures)
         return f"no usable libllama; {causes}; {advice([candidate for candidate, _ in failures])}"
@@ -97,7 +97,7 @@ def library_in(folder: Path) -> Path | None:
 
 
 def _in_order(library: str | Path | None) -> Iterator[Candidate]:
-    """Yield lazily: later sources cost time that an earlier hit saves."""
+    """Yield candidates lazily, each file once: an earlier hit saves the time that later sources take."""
     seen: set[Path] = set()
     for candidate in _sources(library):
         real = candidate.path.resolve()
@@ -141,7 +141,7 @@ def _in_package(package: str, folders: tuple[str, ...]) -> Iterator[Path]:
 
 
 def _known_to_the_system() -> Iterator[Path]:
-    """Where the loader would look: its search path variables, this Python's prefix (conda), its own index."""
+    """Yield what the loader would find: by its search path variables, in this Python's prefix (conda), in its own index."""
     variable = {"darwin": "DYLD_LIBRARY_PATH", "win32": "PATH"}.get(sys.platform, "LD_LIBRARY_PATH")
     folders = [Path(entry) for entry in os.environ.get(variable, "").split(os.pathsep) if entry]
     folders += [Path(sys.prefix) / "lib", Path(sys.prefix) / "Library" / "bin"]

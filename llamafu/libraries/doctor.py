@@ -1,4 +1,4 @@
-"""What `llamafu doctor` sees: the library in use, this machine, the caches, and what to mend."""
+"""The report of `llamafu doctor`: the library in use, this machine, the caches, and what to mend."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ from llamafu.libraries import discovery
 if TYPE_CHECKING:
     from pathlib import Path
 
-    from llamafu.libraries.verify import Proven
+    from llamafu.libraries.verify import VerifiedLibrary
 
 # What the kernel calls a feature, and what libllama's own report calls it.
 _FEATURES = {
@@ -55,7 +55,7 @@ class Mend:
 class Report:
     """One examination. Memory and sizes in bytes; `devices` is None when listing them crashed."""
 
-    library: Proven | None
+    library: VerifiedLibrary | None
     devices: list[dict[str, Any]] | None
     cpu_used: tuple[str, ...]
     cpu_unused: tuple[str, ...]
@@ -101,7 +101,7 @@ class Report:
 
 
 def examine() -> Report:
-    """Look at everything; takes about a second, because drivers are loaded in a process of their own."""
+    """Make the report; takes about a second, because drivers are loaded in a child process."""
     mends: list[Mend] = []
     try:
         library = discovery.find()
@@ -147,7 +147,7 @@ def _sized(folder: Path) -> tuple[Path, int]:
 
 
 def _extras() -> dict[str, tuple[str, ...]]:
-    """Read our own installed metadata; empty when this runs from a bare checkout."""
+    """Read the metadata of the installed package; empty when this runs from a bare checkout."""
     from importlib import metadata
 
     try:

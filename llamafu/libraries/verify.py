@@ -1,7 +1,7 @@
-"""The parent's side of the ABI proof: ask the probe in a child process, and remember what it proved.
+"""Verify a libllama with the probe, in a child process, and cache the result.
 
-A proof belongs to the library file's content, to the ggml files beside it, to the header that described it, to this
-processor and to our own prober: when one of them changes, the library is proven anew. Refusals are never remembered.
+The key of the cache covers the content of the library file, the ggml files beside it, the header that describes it, this
+processor and the modules of the probe: when one of them changes, the library is verified anew. Refusals are not cached.
 """
 
 from __future__ import annotations
@@ -25,12 +25,12 @@ from llamafu.errors import AbiMismatchError, LibraryNotFoundError, LlamafuError
 _TIMEOUT = 60.0
 _HERE = Path(__file__).resolve().parent
 _NATIVE = _HERE.parent / "_native"
-_PROBER = (_HERE, _HERE / "proof", _NATIVE, _NATIVE / "abi", _NATIVE / "graph")
-"""Folders of what probes a library: a proof is taken anew when one of their files has changed."""
+_PROBE_FOLDERS = (_HERE, _HERE / "proof", _NATIVE, _NATIVE / "abi", _NATIVE / "graph")
+"""The folders whose modules probe a library."""
 
 
 @dataclass(frozen=True, slots=True)
-class Proven:
+class VerifiedLibrary:
     """A libllama that may be loaded into this process with `library.open_library(path, family)`.
 
     `devices` are (name, description, kind, memory in bytes); `system` is the library's own line of CPU features;
@@ -49,7 +49,7 @@ class Proven:
 
 @dataclass(frozen=True, slots=True)
 class Refusal:
-    """Why a file may not be loaded, and what helps."""
+    """Why a file may not be loaded, and what to do."""
 
     path: Path
     cause: str
@@ -62,19 +62,8 @@ class Refusal:
         return kind(f"cannot use {where}: {self.cause}; {self.mend}")
 
 
-def prove(path: Path) -> Proven:
-    """Return the proof for the libllama at `path`, from the cache or from a child process (about 0.3 s).
-
-    Raises `LibraryNotFoundError` when there is no such file, `AbiMismatchError` when it cannot be used from here.
-    """
-    answer = examine(path)
-    if isinstance(answer, Refusal):
-        raise answer.error()
-    return answer
-
-
-def examine(path: Path) -> Proven | Refusal:
-    """Like `prove`, with the refusal as a value."""
+def verify_library(path: Path) -> VerifiedLibrary | Refusal:
+    """Return what is known of the libllama at `path`, from the cache or from a child process (about 0.3 s), or a refusal."""
     path = path.resolve()
     install = "point at a libllama, or get one: `llamafu lib install`"
     if path.is_dir():
@@ -85,15 +74,15 @@ def examine(path: Path) -> Proven | Refusal:
         return Refusal(path, "there is no such file", install)
     except OSError as error:
         return Refusal(path, f"it cannot be read ({error.strerror})", install)
-    remembered = paths.cache_dir() / "abi" / f"{_key(path, digest)}.json"
-    if (known := _recall(remembered, path, digest)) is not None:
+    cached = paths.cache_dir() / "abi" / f"{_key(path, digest)}.json"
+    if (known := _read_cache(cached, path, digest)) is not None:
         return known
-    answer = _interrogate(path)
+    answer = _probe(path)
     if not answer["ok"]:
         return Refusal(path, answer["cause"], answer["mend"])
-    proven = _from_answer(answer, path, digest)
-    _remember(remembered, proven)
-    return proven
+    verified = _from_answer(answer, path, digest)
+    _write_cache(cached, verified)
+    return verified
 
 
 def _digest(path: Path) -> str:
@@ -102,8 +91,8 @@ def _digest(path: Path) -> str:
 
 
 def _key(path: Path, digest: str) -> str:
-    """Name everything that the proof depends on."""
-    # A header that was named binds the prober; the same one merely lying nearby does not.
+    """Return a hash of everything that the result depends on."""
+    # The variable itself counts too: a header that it names is the only family that is tried, one that is found is the first.
     text = [__version__, digest, str(path), os.environ.get("LLAMAFU_HEADER", ""), *sorted(cpu.flags())]
     header = families.header_beside(path)
     if header is not None:
@@ -111,8 +100,8 @@ def _key(path: Path, digest: str) -> str:
         read = [header, *(place / name for place in places for name in ("ggml.h", "ggml-backend.h"))]
         text += [str(header), *(_digest(file) for file in read if file.is_file())]
     ggml = (entry for place in (path.parent, path.parent.parent / "bin") for entry in _entries(place) if "ggml" in entry.name)
-    prober = (entry for place in _PROBER for entry in _entries(place))
-    text += sorted(f"{e.path} {e.stat().st_size} {e.stat().st_mtime_ns}" for e in (*ggml, *prober) if e.is_file())
+    probe = (entry for place in _PROBE_FOLDERS for entry in _entries(place))
+    text += sorted(f"{e.path} {e.stat().st_size} {e.stat().st_mtime_ns}" for e in (*ggml, *probe) if e.is_file())
     return hashlib.sha256("\n".join(text).encode("utf-8", "surrogateescape")).hexdigest()
 
 
@@ -124,15 +113,15 @@ def _entries(folder: Path) -> list[os.DirEntry[str]]:
         return []
 
 
-def _recall(file: Path, path: Path, digest: str) -> Proven | None:
+def _read_cache(file: Path, path: Path, digest: str) -> VerifiedLibrary | None:
     try:
         return _from_answer(json.loads(file.read_text(encoding="utf-8")), path, digest)
-    except (OSError, ValueError, KeyError, TypeError):  # absent, or damaged: then it is proven again
+    except (OSError, ValueError, KeyError, TypeError):  # absent, or damaged: then the library is probed again
         return None
 
 
-def _remember(file: Path, proven: Proven) -> None:
-    content = {name: value for name, value in asdict(proven).items() if name not in {"path", "digest"}}
+def _write_cache(file: Path, verified: VerifiedLibrary) -> None:
+    content = {name: value for name, value in asdict(verified).items() if name not in {"path", "digest"}}
     unfinished = file.with_suffix(f".{os.getpid()}")
     with contextlib.suppress(OSError):  # a cache folder that cannot be written costs time, not the answer
         file.parent.mkdir(parents=True, exist_ok=True)
@@ -140,20 +129,20 @@ def _remember(file: Path, proven: Proven) -> None:
         unfinished.replace(file)
 
 
-def _from_answer(answer: dict[str, Any], path: Path, digest: str) -> Proven:
+def _from_answer(answer: dict[str, Any], path: Path, digest: str) -> VerifiedLibrary:
     family, version, system, frees = (answer[name] for name in ("family", "version", "system", "frees_adapters"))
     if not (isinstance(family, str) and isinstance(version, str) and isinstance(system, str) and frees in {True, False, None}):
         message = "a field has the wrong type"
         raise TypeError(message)
     devices = tuple((str(name), str(about), str(kind), int(total)) for name, about, kind, total in answer["devices"])
-    return Proven(path, family, version, devices, system, frees, digest)
+    return VerifiedLibrary(path, family, version, devices, system, frees, digest)
 
 
-def _interrogate(path: Path) -> dict[str, Any]:
-    """Ask the probe; when it dies while trying a family, ask again without that family."""
+def _probe(path: Path) -> dict[str, Any]:
+    """Run the probe; when it crashes while it uses a family, run it again without that family."""
     skipped: list[str] = []
     while True:
-        answer, tried, death = _ask(path, skipped)
+        answer, tried, death = _run_probe(path, skipped)
         if answer is not None:
             if skipped and not answer["ok"] and "crashed" not in answer["cause"]:
                 answer["cause"] += f"; and it crashed while in use with {', '.join(skipped)}"
@@ -164,8 +153,8 @@ def _interrogate(path: Path) -> dict[str, Any]:
         skipped.append(tried)
 
 
-def _ask(path: Path, skipped: list[str]) -> tuple[dict[str, Any] | None, str | None, str]:
-    """Run the probe once; return its answer, the family under trial when it died, and how it died."""
+def _run_probe(path: Path, skipped: list[str]) -> tuple[dict[str, Any] | None, str | None, str]:
+    """Run the probe once; return its answer, or the family that was in use when it crashed and how it ended."""
     import subprocess
 
     from llamafu._util import child_process

@@ -114,7 +114,7 @@ class Generation:
         token, logprob = self._sampler.pick(instance.context)
         if token == ENDED or instance.model.is_end(token):
             return self._finish("stop")
-        shown = self._answer.add_token(token, logprob, instance.model.piece(token))
+        shown = self._answer.add_token(token, logprob, instance.model.token_bytes(token))
         reason: FinishReason | None = "stop" if self._sampler.is_complete else self._answer.finish_reason
         return shown if reason is None else shown + self._finish(reason)
 

@@ -8,7 +8,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Self, Unpack
 
-from llamafu._native.context import FLASH_ATTENTION, MOST_THREADS, ContextOptions
+from llamafu._native.context_options import FLASH_ATTENTION, MOST_THREADS, ContextOptions
 from llamafu._native.cpu import usable_cpus
 from llamafu._util.arguments import check_whole
 from llamafu.errors import MultimodalError

@@ -23,7 +23,8 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
     from pathlib import Path
 
-    from llamafu._native.context import Context, ContextOptions
+    from llamafu._native.context import Context
+    from llamafu._native.context_options import ContextOptions
     from llamafu._native.model import Model
     from llamafu.adapters.gguf.base_model import BaseModel
     from llamafu.lora.active_set import LoraSet

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import difflib
 import ipaddress
 import math
 import os
@@ -11,6 +10,7 @@ from dataclasses import MISSING, dataclass, field, fields
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from llamafu._util.suggestions import did_you_mean
 from llamafu.lora.scales import check_scale_range
 from llamafu.server.auth.keys import check_key
 
@@ -200,8 +200,7 @@ def load(
     ):
         for name, texts in values.items():
             if name not in known:
-                near = difflib.get_close_matches(name, known, 1)
-                hint = f"; did you mean {near[0]!r}?" if near else f" (settings: {', '.join(known)})"
+                hint = did_you_mean(name, known) or f" (settings: {', '.join(known)})"
                 message = f"{place}: {name!r} is not a setting{hint}"
                 raise ValueError(message)
             found[name] = (place, texts)

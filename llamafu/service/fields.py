@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from typing import TYPE_CHECKING, Final, TypeVar
 
-from llamafu._util.arguments import did_you_mean
+from llamafu._util.suggestions import did_you_mean
 from llamafu.service.errors import InvalidRequestError
 
 if TYPE_CHECKING:
@@ -13,8 +13,6 @@ if TYPE_CHECKING:
 
 _MOST_TOLD = 20
 """The most unknown fields that an error names."""
-_LONGEST_NAME = 40
-"""Characters of an unknown name that are compared with the known ones, so that a long name costs little time."""
 _T = TypeVar("_T")
 
 
@@ -103,7 +101,7 @@ class Fields:
         known = sorted({*self._taken, *others})
         strange = [name for name in self._data if name not in known]
         for name in strange[:_MOST_TOLD]:
-            hint = did_you_mean(str(name)[:_LONGEST_NAME], known)
+            hint = did_you_mean(name, known)
             self.problems.append(f"{self.path(shown(name))} is not a field{hint} (fields: {', '.join(known)})")
         if len(strange) > _MOST_TOLD:
             self.problems.append(f"and {len(strange) - _MOST_TOLD} more are none")

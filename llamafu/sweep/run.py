@@ -157,7 +157,9 @@ class _Runner:
         self._base_tokens = self._base.tokens[:-1]  # no logits are needed after the last token
         self._logits = llm.next_logits(self._tokens, self._base_tokens, lora={})
         model = llm._session.instance.model  # noqa: SLF001 - the text of a single token with its leading space
-        self.places = tuple(model.piece(token, special=True).decode("utf-8", "replace") for token in self._base.tokens) or ("",)
+        self.places = tuple(
+            model.token_bytes(token, special=True).decode("utf-8", "replace") for token in self._base.tokens
+        ) or ("",)
 
     def answer(self, mix: dict[str, float]) -> Answer:
         """Answer the prompt under `mix`."""

@@ -15,7 +15,7 @@ import pytest
 from upstream_tree import upstream_tree
 
 from llamafu._util import paths
-from llamafu.libraries.verify import Proven, examine
+from llamafu.libraries.verify import VerifiedLibrary, verify_library
 
 ROOT = Path(__file__).resolve().parent.parent.parent
 STORE = paths.cache_dir() / "matrix"
@@ -76,8 +76,8 @@ def node(version):
 
 def demand_pass(library, family):
     """The three steps find the family, and the numeric and behavioural tests pass on this library."""
-    proven = examine(library)
-    assert isinstance(proven, Proven), proven
+    proven = verify_library(library)
+    assert isinstance(proven, VerifiedLibrary), proven
     assert proven.family.startswith(family)
     env = {**os.environ, "LLAMAFU_LIB": str(library)}
     result = run(sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider", "--tb=short", *TESTS, cwd=ROOT, env=env)
@@ -114,14 +114,14 @@ def test_too_new_for_this_system():
     """A build for glibc 2.38 is refused by name where the C library is older."""
     if os.confstr("CS_GNU_LIBC_VERSION").split()[1] >= "2.38":
         pytest.skip("this system's glibc is new enough")
-    answer = examine(wheel("llama-cpp-py-sync==0.11739") / "llama_cpp_py_sync" / "libllama.so")
-    assert not isinstance(answer, Proven)
+    answer = verify_library(wheel("llama-cpp-py-sync==0.11739") / "llama_cpp_py_sync" / "libllama.so")
+    assert not isinstance(answer, VerifiedLibrary)
     assert "GLIBC_2.38" in str(answer.error("here"))
     assert "llamafu lib" in str(answer.error("here"))
 
 
 def test_older_than_our_range():
     """A release before `llama_memory_clear` is refused, and told why."""
-    answer = examine(next(node("3.9.0").glob("libllama*.so")))
-    assert not isinstance(answer, Proven)
+    answer = verify_library(next(node("3.9.0").glob("libllama*.so")))
+    assert not isinstance(answer, VerifiedLibrary)
     assert "mid 2025" in str(answer.error("here"))

@@ -1,8 +1,8 @@
-"""Second step of the ABI proof: what the library's default-parameter functions write.
+"""Second step of the verification: what the library's default-parameter functions write.
 
 Both functions return a struct by value. On x86-64 (System V) such a return is a hidden pointer argument, so
-the function can be called with a buffer of our own, prefilled twice with different bytes: what is the same
-after both calls was written. That set of offsets, and known defaults at a family's offsets, tell layouts apart.
+the function can be called with a buffer that was prefilled, twice with different bytes: the bytes that are equal
+after both calls were written. That set of offsets, and known defaults at a family's offsets, tell layouts apart.
 """
 
 from __future__ import annotations
@@ -13,10 +13,11 @@ import sys
 from dataclasses import dataclass
 from typing import Any
 
-_ROOM = 512
+_BUFFER_BYTES = 512
+"""More than either struct has."""
 _FUNCTIONS = {"llama_model_params": "llama_model_default_params", "llama_context_params": "llama_context_default_params"}
 
-# Values that some release has had as its default; None: any value of the type.
+# Values that some release has had as its default; a field that is not here may have any.
 _KNOWN: dict[str, tuple[float, ...]] = {
     "n_ctx": (512, 0),
     "n_batch": (2048,),
@@ -83,8 +84,8 @@ def take(library_path: str) -> Fingerprint:
 
     raw = cffi.FFI()
     raw.cdef(
-        f"typedef struct {{ uint8_t bytes[{_ROOM}]; }} room;"
-        + "".join(f"room {function}(void);" for function in _FUNCTIONS.values())
+        f"typedef struct {{ uint8_t bytes[{_BUFFER_BYTES}]; }} buffer;"
+        + "".join(f"buffer {function}(void);" for function in _FUNCTIONS.values())
     )
     lib = raw.dlopen(library_path)
     defaults: dict[str, bytes] = {}
@@ -92,12 +93,12 @@ def take(library_path: str) -> Fingerprint:
     by_pointer = platform.machine() in {"x86_64", "AMD64"} and sys.platform in {"linux", "darwin"}
     for name, function in _FUNCTIONS.items():
         if not by_pointer:
-            defaults[name], written[name] = bytes(raw.buffer(raw.new("room *", getattr(lib, function)()))), None
+            defaults[name], written[name] = bytes(raw.buffer(raw.new("buffer *", getattr(lib, function)()))), None
             continue
         call = raw.cast("void *(*)(void *)", raw.addressof(lib, function))
         samples = []
         for prefill in (0x5A, 0xA5):
-            buffer = raw.new(f"uint8_t[{_ROOM}]", bytes([prefill]) * _ROOM)
+            buffer = raw.new(f"uint8_t[{_BUFFER_BYTES}]", bytes([prefill]) * _BUFFER_BYTES)
             call(buffer)
             samples.append(bytes(raw.buffer(buffer)))
         defaults[name] = samples[0]
@@ -106,7 +107,7 @@ def take(library_path: str) -> Fingerprint:
 
 
 def _implausible(name: str, kind: Any, raw: bytes) -> str | None:
-    """Text of the value when no release has had it as the default of a field of this name."""
+    """Return the value as text if no release has had it as the default of a field of this name, else None."""
     if kind.kind == "pointer":
         value = int.from_bytes(raw, "little")
         # Pointers are NULL by default; older builds point devices and callbacks nowhere either.

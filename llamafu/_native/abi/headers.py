@@ -2,7 +2,7 @@
 
 libllama promises no stable binary interface, so its own header is the only sure description of a build.
 `extract` reads the text of `llama.h` and its neighbours and returns cffi declarations of just the names
-that Llamafu uses (`wanted`) and of every type that those need: no comments, no macros, no inline code.
+that Llamafu uses (`symbols`) and of every type that those need: no comments, no macros, no inline code.
 `scripts/extract_cdefs.py` writes the result to `cdefs/`; `families` derives a family from a header
 found beside a library in the same way.
 """
@@ -48,7 +48,7 @@ def extract(headers: list[str], wanted: frozenset[str]) -> str:
     for text in headers:
         constants.update({m[1]: m[2] for m in _DEFINE.finditer(text)})
         declarations.extend(_declarations(text))
-    # Tags and functions are namespaces of their own in C: upstream has an enum and a function of one name.
+    # Tags and functions have namespaces of their own in C: upstream has an enum and a function of one name.
     functions = {d.names[0]: d for d in declarations if d.is_function and d.names[0] in wanted}
     home: dict[str, _Declaration] = {}
     for declaration in declarations:
@@ -63,7 +63,7 @@ def extract(headers: list[str], wanted: frozenset[str]) -> str:
 
 
 def _closure(wanted: frozenset[str], functions: dict[str, _Declaration], home: dict[str, _Declaration]) -> set[int]:
-    """Identities of every type declaration that the wanted types and functions lead to."""
+    """Return the ids of every type declaration that the wanted types and functions need."""
     queue = [home[name] for name in wanted if name in home] + list(functions.values())
     reached: set[int] = set()
     while queue:
@@ -77,13 +77,13 @@ def _closure(wanted: frozenset[str], functions: dict[str, _Declaration], home: d
 
 
 def _undeclared_tags(lines: list[str], home: dict[str, _Declaration]) -> set[str]:
-    """`struct x` used through a pointer and declared nowhere: cffi wants it announced."""
+    """Return the structs that are used through a pointer and declared nowhere: cffi wants them announced."""
     text = "\n".join(lines)
     return {f"{kind} {tag}" for kind, tag in re.findall(r"\b(struct|union)\s+(\w+)", text) if tag not in home}
 
 
 def _substitute(text: str, constants: dict[str, str], home: dict[str, _Declaration]) -> str:
-    """Array bounds and enum values given by a macro become plain numbers."""
+    """Replace macros in array bounds and enum values by their numbers."""
 
     def number(match: re.Match[str]) -> str:
         word = match[0]

@@ -14,140 +14,129 @@ import math
 import numpy as np
 from numba import cfunc, njit
 
+from llamafu._native.batched_lora import ggml_tensor as tensors
 from llamafu._native.batched_lora.loops import add4_half, add_half
 from llamafu._native.batched_lora.shared_state import (
-    ATTEND,
-    ATTENTION,
-    CUSTOM,
-    DATA,
-    EPOCH,
+    ATTEND_PARAMS,
+    CELL_LISTS_WORDS,
+    CUSTOM_WORDS,
     KERNEL,
-    KIND,
-    LISTS,
     MATH,
-    NB,
-    NE,
-    OP,
-    PARAMS,
-    SRC,
-    float_at,
-    half_at,
-    int_at,
-    put_float,
-    put_int,
-    put_word,
-    word_at,
+    CellListsWord,
+    StateWord,
+    load_f16,
+    load_f32,
+    load_i32,
+    load_i64,
+    store_f32,
+    store_i32,
+    store_i64,
 )
 
 MOST_ROWS = 63
-"""Beyond these ggml works in tiles, and is the faster one."""
-LISTED, LISTED_MASK, SEEN, CELL, BIAS, SCORE, ROOM = range(7)  # words of a thread's lists
-LIST_WORDS = 8
-HEADS = 4  # so many heads at once, so that K is converted once for all of them
-_PARAMS = 3  # words of parameters of a custom operation; the scale lies in the word behind them
+"""With more rows ggml works in tiles, and is faster than `attend`."""
+HEADS = 4  # heads that are computed at once, so that K is converted to float32 once for all of them
 _NOTHING = -0x03FF03FF03FF0400  # four float16 of minus infinity
 _F32, _F16 = 0, 1
 
 
 @njit(inline="always")
 def take_over(node, state):
-    """Make an attention operation ours, if it is one that `attend` computes: float16 memory, a mask, a few rows."""
-    src, ne, kind = word_at(state, SRC), word_at(state, NE), word_at(state, KIND)
-    q, k, v, mask = word_at(node + src, 0), word_at(node + src, 1), word_at(node + src, 2), word_at(node + src, 3)
-    sinks = word_at(node + src, 4)
-    params = node + word_at(state, PARAMS)
-    if mask == 0 or sinks != 0 or int_at(params, 1) != 0 or int_at(params, 2) != 0:  # ALiBi, capped scores
+    """Let `attend` compute an attention operation, if it can: float16 memory, a mask, a few rows."""
+    q, k, v = tensors.source(state, node, 0), tensors.source(state, node, 1), tensors.source(state, node, 2)
+    mask, sinks = tensors.source(state, node, 3), tensors.source(state, node, 4)
+    params = tensors.op_params(state, node)
+    if mask == 0 or sinks != 0 or load_i32(params, 1) != 0 or load_i32(params, 2) != 0:  # ALiBi, capped scores
         return
-    if word_at(q + ne, 1) > MOST_ROWS or word_at(q + ne, 3) != 1 or word_at(k + ne, 3) != 1:
+    if tensors.size(state, q, 1) > MOST_ROWS or tensors.size(state, q, 3) != 1 or tensors.size(state, k, 3) != 1:
         return
-    if (
-        int_at(q + kind, 0) != _F32
-        or int_at(k + kind, 0) != _F16
-        or int_at(v + kind, 0) != _F16
-        or int_at(mask + kind, 0) != _F16
-    ):
+    if tensors.kind(state, q) != _F32 or tensors.kind(state, k) != _F16:
         return
-    if word_at(mask + ne, 2) != 1 or word_at(k + ne, 1) > word_at(word_at(state, LISTS), ROOM):
+    if tensors.kind(state, v) != _F16 or tensors.kind(state, mask) != _F16:
         return
-    scale = float_at(params, 0)
-    for i in range(_PARAMS):
-        put_word(params, i, word_at(state, ATTEND + i))
-    put_float(params, 2 * _PARAMS, scale)
-    put_int(node + word_at(state, OP), 0, np.int32(word_at(state, CUSTOM)))
+    capacity = load_i64(load_i64(state, StateWord.LISTS), CellListsWord.CAPACITY)
+    if tensors.size(state, mask, 2) != 1 or tensors.size(state, k, 1) > capacity:
+        return
+    scale = load_f32(params, 0)
+    for i in range(CUSTOM_WORDS):
+        store_i64(params, i, load_i64(state, ATTEND_PARAMS + i))
+    store_f32(params, 2 * CUSTOM_WORDS, scale)
+    tensors.set_operation(state, node, load_i64(state, StateWord.CUSTOM_OP))
 
 
 @njit(inline="always")
 def is_attention(node, state):
-    """Whether an operation is attention, ggml's or, in a graph that is used again, ours."""
-    operation = np.int64(int_at(node + word_at(state, OP), 0))
-    if operation == word_at(state, CUSTOM):
-        return word_at(node + word_at(state, PARAMS), 0) == word_at(state, ATTEND)
-    return operation == word_at(state, ATTENTION) and operation != 0
+    """Whether an operation is attention: ggml's or, in a graph that libllama uses again, `attend`."""
+    op = tensors.operation(state, node)
+    if op == load_i64(state, StateWord.CUSTOM_OP):
+        return load_i64(tensors.op_params(state, node), 0) == load_i64(state, ATTEND_PARAMS)
+    return op == load_i64(state, StateWord.ATTENTION_OP) and op != 0
 
 
 @njit
 def _list(lists, mask, state, rows, cells):
-    """Write down which cells each row sees, and what the mask adds to their scores."""
-    data, stride = word_at(mask + word_at(state, DATA), 0), word_at(mask + word_at(state, NB), 1)
-    seen, cell, bias = word_at(lists, SEEN), word_at(lists, CELL), word_at(lists, BIAS)
+    """List the cells that each row sees, and what the mask adds to their scores."""
+    values, row_bytes = tensors.data(state, mask), tensors.stride(state, mask, 1)
+    seen = load_i64(lists, CellListsWord.SEEN)
+    cell, bias = load_i64(lists, CellListsWord.CELL), load_i64(lists, CellListsWord.BIAS)
     count = np.int64(0)
     for row in range(rows):
-        put_int(seen, row, np.int32(count))
-        at = data + row * stride
+        store_i32(seen, row, np.int32(count))
+        at = values + row * row_bytes
         i = np.int64(0)
         while i < cells:
-            if i % 4 == 0 and i + 4 <= cells and word_at(at + 2 * i, 0) == _NOTHING:
+            if i % 4 == 0 and i + 4 <= cells and load_i64(at + 2 * i, 0) == _NOTHING:
                 i += 4
                 continue
-            value = half_at(at, i)
+            value = load_f16(at, i)
             if value != -np.inf:
-                put_int(cell, count, np.int32(i))
-                put_float(bias, count, value)
+                store_i32(cell, count, np.int32(i))
+                store_f32(bias, count, value)
                 count += 1
             i += 1
-    put_int(seen, rows, np.int32(count))
+    store_i32(seen, rows, np.int32(count))
 
 
 @njit(inline="always")
 def _dots(k, q0, q1, q2, q3, n):
     s0 = s1 = s2 = s3 = np.float32(0)
     for i in range(n):
-        x = half_at(k, i)
-        s0 += x * float_at(q0, i)
-        s1 += x * float_at(q1, i)
-        s2 += x * float_at(q2, i)
-        s3 += x * float_at(q3, i)
+        x = load_f16(k, i)
+        s0 += x * load_f32(q0, i)
+        s1 += x * load_f32(q1, i)
+        s2 += x * load_f32(q2, i)
+        s3 += x * load_f32(q3, i)
     return s0, s1, s2, s3
 
 
 @njit(inline="always")
 def _times(y, factor, n):
     for i in range(n):
-        put_float(y, i, float_at(y, i) * factor)
+        store_f32(y, i, load_f32(y, i) * factor)
 
 
 @njit(inline="always")
-def _weigh(y, v, stride, cell, score, count, n):
+def _weigh(y, v, v_cell, cell, score, count, n):
     """Write to y the rows of v at the cells, weighed by the softmax of their scores."""
     top = np.float32(-np.inf)
     for j in range(count):
-        top = max(top, float_at(score, j))
+        top = max(top, load_f32(score, j))
     total = np.float32(0)
     for j in range(count):
-        weight = np.float32(math.exp(float_at(score, j) - top))
-        put_float(score, j, weight)
+        weight = np.float32(math.exp(load_f32(score, j) - top))
+        store_f32(score, j, weight)
         total += weight
     for i in range(n):
-        put_float(y, i, np.float32(0))
+        store_f32(y, i, np.float32(0))
     j = np.int64(0)
     while j + 4 <= count:
-        v0, v1 = v + np.int64(int_at(cell, j)) * stride, v + np.int64(int_at(cell, j + 1)) * stride
-        v2, v3 = v + np.int64(int_at(cell, j + 2)) * stride, v + np.int64(int_at(cell, j + 3)) * stride
-        p0, p1, p2, p3 = float_at(score, j), float_at(score, j + 1), float_at(score, j + 2), float_at(score, j + 3)
+        v0, v1 = v + np.int64(load_i32(cell, j)) * v_cell, v + np.int64(load_i32(cell, j + 1)) * v_cell
+        v2, v3 = v + np.int64(load_i32(cell, j + 2)) * v_cell, v + np.int64(load_i32(cell, j + 3)) * v_cell
+        p0, p1, p2, p3 = load_f32(score, j), load_f32(score, j + 1), load_f32(score, j + 2), load_f32(score, j + 3)
         add4_half(y, v0, v1, v2, v3, p0, p1, p2, p3, 0, n)
         j += 4
     while j < count:
-        add_half(y, v + np.int64(int_at(cell, j)) * stride, float_at(score, j), 0, n)
+        add_half(y, v + np.int64(load_i32(cell, j)) * v_cell, load_f32(score, j), 0, n)
         j += 1
     if count > 0:
         _times(y, np.float32(1) / total, n)
@@ -156,41 +145,43 @@ def _weigh(y, v, stride, cell, score, count, n):
 @cfunc(KERNEL, nopython=True, fastmath=MATH, cache=True)
 def attend(node, q, thread, threads, state):
     """Compute a share of the rows and heads: y [rows, heads, n_v]."""
-    src, ne, nb, data = word_at(state, SRC), word_at(state, NE), word_at(state, NB), word_at(state, DATA)
-    k, v, mask = word_at(node + src, 1), word_at(node + src, 2), word_at(node + src, 3)
-    lists = word_at(state, LISTS) + 8 * LIST_WORDS * thread
-    rows, heads, n_k = word_at(q + ne, 1), word_at(q + ne, 2), word_at(q + ne, 0)
-    heads_kv, n_v = word_at(k + ne, 2), word_at(v + ne, 0)
-    if word_at(lists, LISTED) != word_at(state, EPOCH) or word_at(lists, LISTED_MASK) != mask:
-        _list(lists, mask, state, rows, word_at(k + ne, 1))
-        put_word(lists, LISTED, word_at(state, EPOCH))
-        put_word(lists, LISTED_MASK, mask)
-    score, room = word_at(lists, SCORE), word_at(lists, ROOM)
-    scale = float_at(node + word_at(state, PARAMS), 2 * _PARAMS)
-    q_row, q_head = word_at(q + nb, 1), word_at(q + nb, 2)
-    k_cell, v_cell = word_at(k + nb, 1), word_at(v + nb, 1)
+    k, v, mask = tensors.source(state, node, 1), tensors.source(state, node, 2), tensors.source(state, node, 3)
+    lists = load_i64(state, StateWord.LISTS) + 8 * CELL_LISTS_WORDS * thread
+    rows, heads, n_k = tensors.size(state, q, 1), tensors.size(state, q, 2), tensors.size(state, q, 0)
+    heads_kv, n_v = tensors.size(state, k, 2), tensors.size(state, v, 0)
+    epoch = load_i64(state, StateWord.EPOCH)
+    if load_i64(lists, CellListsWord.EPOCH) != epoch or load_i64(lists, CellListsWord.MASK) != mask:
+        _list(lists, mask, state, rows, tensors.size(state, k, 1))
+        store_i64(lists, CellListsWord.EPOCH, epoch)
+        store_i64(lists, CellListsWord.MASK, mask)
+    seen, cells = load_i64(lists, CellListsWord.SEEN), load_i64(lists, CellListsWord.CELL)
+    biases, score = load_i64(lists, CellListsWord.BIAS), load_i64(lists, CellListsWord.SCORES)
+    capacity = load_i64(lists, CellListsWord.CAPACITY)
+    scale = load_f32(tensors.op_params(state, node), 2 * CUSTOM_WORDS)
+    q_row, q_head = tensors.stride(state, q, 1), tensors.stride(state, q, 2)
+    k_cell, v_cell = tensors.stride(state, k, 1), tensors.stride(state, v, 1)
     group = heads // heads_kv
-    # Rows see more or fewer cells: threads take them in turn.
+    # Rows see different numbers of cells, so threads take rows in turn rather than a range each.
     for item in range(thread, rows * heads_kv, threads):
         row, head_kv = item // heads_kv, item % heads_kv
-        first = np.int64(int_at(word_at(lists, SEEN), row))
-        count = np.int64(int_at(word_at(lists, SEEN), row + 1)) - first
-        cell, bias = word_at(lists, CELL) + 4 * first, word_at(lists, BIAS) + 4 * first
-        q_at = word_at(q + data, 0) + row * q_row
-        k_at = word_at(k + data, 0) + head_kv * word_at(k + nb, 2)
-        v_at = word_at(v + data, 0) + head_kv * word_at(v + nb, 2)
-        y_at = word_at(node + data, 0) + row * word_at(node + nb, 2)
+        first = np.int64(load_i32(seen, row))
+        count = np.int64(load_i32(seen, row + 1)) - first
+        cell, bias = cells + 4 * first, biases + 4 * first
+        q_at = tensors.data(state, q) + row * q_row
+        k_at = tensors.data(state, k) + head_kv * tensors.stride(state, k, 2)
+        v_at = tensors.data(state, v) + head_kv * tensors.stride(state, v, 2)
+        y_at = tensors.data(state, node) + row * tensors.stride(state, node, 2)
         for head in range(head_kv * group, (head_kv + 1) * group, HEADS):
             last = (head_kv + 1) * group - 1
             q0, q1 = q_at + head * q_head, q_at + min(head + 1, last) * q_head
             q2, q3 = q_at + min(head + 2, last) * q_head, q_at + min(head + 3, last) * q_head
             for j in range(count):
-                s0, s1, s2, s3 = _dots(k_at + np.int64(int_at(cell, j)) * k_cell, q0, q1, q2, q3, n_k)
-                added = float_at(bias, j)
-                put_float(score, j, scale * s0 + added)
-                put_float(score, room + j, scale * s1 + added)
-                put_float(score, 2 * room + j, scale * s2 + added)
-                put_float(score, 3 * room + j, scale * s3 + added)
+                s0, s1, s2, s3 = _dots(k_at + np.int64(load_i32(cell, j)) * k_cell, q0, q1, q2, q3, n_k)
+                added = load_f32(bias, j)
+                store_f32(score, j, scale * s0 + added)
+                store_f32(score, capacity + j, scale * s1 + added)
+                store_f32(score, 2 * capacity + j, scale * s2 + added)
+                store_f32(score, 3 * capacity + j, scale * s3 + added)
             for i in range(min(HEADS, last + 1 - head)):
-                y = y_at + (head + i) * word_at(node + nb, 1)
-                _weigh(y, v_at, v_cell, cell, score + 4 * i * room, count, n_v)
+                y = y_at + (head + i) * tensors.stride(state, node, 1)
+                _weigh(y, v_at, v_cell, cell, score + 4 * i * capacity, count, n_v)

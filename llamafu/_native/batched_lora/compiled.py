@@ -1,4 +1,4 @@
-"""Different adapters for every row of one batch, in one graph, with the compiled operation of `kernels`."""
+"""Different adapters for every row of one batch, in one graph, with the compiled operation of `lora_kernels`."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from llamafu._native.batched_lora.attention import Attention
-from llamafu._native.context import MOST_THREADS
+from llamafu._native.context_options import MOST_THREADS
 from llamafu.errors import DecodeError
 
 if TYPE_CHECKING:
@@ -16,17 +16,17 @@ if TYPE_CHECKING:
     from numpy.typing import NDArray
 
     from llamafu._native.batched_lora.row_table import RowTable
-    from llamafu._native.graph.adapter_ops import Chain
+    from llamafu._native.graph.adapter_ops import AdapterOps
     from llamafu._native.library import Library
 
 _ALL_THREADS = -1  # GGML_N_TASKS_MAX
-_ROOM = 512  # bytes for one tensor's description in a ggml_context
+_TENSOR_BYTES = 512  # for one tensor's description in a ggml_context
 
 
-class Gather:
+class CompiledLoraHook:
     """A context's hook that applies, row by row, the rank units of a bank. One thread at a time.
 
-    The adapter whose operations are replaced (`chains`) must be the context's active one in every decode between
+    The adapter whose operations are replaced (`targets`) must be the context's active one in every decode between
     `set_rows` and `check`. Arrays of a target: `a[i]` [units, experts, in], `b[i]` [units, experts, out] and
     `strength[i]` [units], the factor of each unit's product.
     """
@@ -36,7 +36,7 @@ class Gather:
     def __init__(
         self,
         library: Library,
-        chains: Sequence[Chain],
+        targets: Sequence[AdapterOps],
         shapes: Sequence[tuple[int, int]],
         *,
         units: int,
@@ -44,51 +44,56 @@ class Gather:
     ) -> None:
         from llamafu._native.batched_lora import attention_kernels, lora_kernels, shared_state
 
-        self._k, self._w = lora_kernels, shared_state
+        self._kernels, self._words = lora_kernels, shared_state
         self._library = library
-        self._chains = tuple(chains)
-        # Written, and not only asked for: what a bank of this size takes is taken here, whichever adapters come.
-        self.a = [np.full((units, c.experts, n), 0, dtype) for c, (n, _) in zip(chains, shapes, strict=True)]
-        self.b = [np.full((units, c.experts, n), 0, dtype) for c, (_, n) in zip(chains, shapes, strict=True)]
-        self.strength = np.zeros((len(chains), units), np.float32)
+        self._targets = tuple(targets)
+        # np.full and not np.zeros: every page is written, so that the whole bank has its memory now, whichever adapters come.
+        self.a = [np.full((units, ops.experts, n), 0, dtype) for ops, (n, _) in zip(targets, shapes, strict=True)]
+        self.b = [np.full((units, ops.experts, n), 0, dtype) for ops, (_, n) in zip(targets, shapes, strict=True)]
+        self.strength = np.zeros((len(targets), units), np.float32)
         self._state = np.zeros(shared_state.STATE_WORDS, np.int64)
-        self._records = np.zeros((len(chains), lora_kernels.RECORD_WORDS), np.int64)
-        self._lookup = _hashed([(c.a, 2 * i) for i, c in enumerate(chains)] + [(c.b, 2 * i + 1) for i, c in enumerate(chains)])
+        self._records = np.zeros((len(targets), shared_state.RECORD_WORDS), np.int64)
+        factors = [(ops.a, 2 * i) for i, ops in enumerate(targets)] + [(ops.b, 2 * i + 1) for i, ops in enumerate(targets)]
+        self._lookup = _hash_table(factors)
         self._products = np.zeros(0, np.float32)
         self._rounded = np.empty((MOST_THREADS, max((n for n, _ in shapes), default=0)), np.float32)  # few of them are touched
-        self._tables: list[RowTable] = []
-        self._most_used = max((c.used for c in chains), default=1)
-        # By `new`, which zeroes what is not named; a dictionary passed by value would leave it as it is.
-        room = library.ffi.new("struct ggml_init_params *", {"mem_size": _ROOM * (2 * len(chains) + 3), "no_alloc": True})
-        self._context = library.lib.ggml_init(room[0])
+        self._kept: tuple[RowTable, ...] = ()  # whose arrays the kernels read
+        self._most_used = max((ops.used for ops in targets), default=1)
+        # ffi.new zeroes the members that are not named; a dictionary passed by value would leave them undefined.
+        size = _TENSOR_BYTES * (2 * len(targets) + 3)
+        init = library.ffi.new("struct ggml_init_params *", {"mem_size": size, "no_alloc": True})
+        self._context = library.lib.ggml_init(init[0])
         self._source = library.lib.ggml_new_tensor_1d(self._context, library.types["f32"], 1)
         self._fill(shapes, half=dtype is np.float16)
-        _, parameters = self._operation(attention_kernels.attend, self._state.ctypes.data)
+        _, parameters = self._custom_operation(attention_kernels.attend, self._state.ctypes.data)
         self.attention = Attention(library, self._state, parameters)
 
     def _fill(self, shapes: Sequence[tuple[int, int]], *, half: bool) -> None:
-        k, w, state = self._k, self._w, self._state
-        ffi = self._library.ffi
-        offsets = {name: field.offset for name, field in ffi.typeof("struct ggml_tensor").fields}
-        members = (("src", w.SRC), ("ne", w.NE), ("nb", w.NB), ("op", w.OP), ("op_params", w.PARAMS), ("data", w.DATA))
-        for name, word in members:
-            state[word] = offsets[name]
-        state[w.TABLE], state[w.TABLE_MASK] = self._lookup.ctypes.data, len(self._lookup) - 1
-        state[w.RECORDS] = self._records.ctypes.data
-        state[w.HALF] = half
-        state[w.ROUNDED], state[w.ROUNDED_SIZE] = self._rounded.ctypes.data, self._rounded.strides[0]
-        for i, (chain, (n_in, n_out)) in enumerate(zip(self._chains, shapes, strict=True)):
-            record = self._records[i]
-            record[k.STATE] = state.ctypes.data
-            record[k.FACTOR_A], record[k.FACTOR_B] = self.a[i].ctypes.data, self.b[i].ctypes.data
-            record[k.IN], record[k.OUT], record[k.EXPERTS], record[k.USED] = n_in, n_out, chain.experts, chain.used
-            record[k.STRENGTH] = self.strength[i].ctypes.data
-            for place, kernel in ((k.FIRST_PARAMS, k.first_kernel), (k.LAST_PARAMS, k.last_kernel)):
-                number, params = self._operation(kernel, record.ctypes.data)
-                state[w.CUSTOM] = number
-                record[place : place + len(params)] = params
+        """Write the words that stay: offsets, addresses, and the targets' records."""
+        word, state = self._words.StateWord, self._state
+        fields = {name: field.offset for name, field in self._library.ffi.typeof("struct ggml_tensor").fields}
+        for member in (word.SRC, word.NE, word.NB, word.OP, word.OP_PARAMS, word.DATA, word.TYPE):
+            state[member] = fields[member.name.lower()]
+        state[word.LOOKUP], state[word.LOOKUP_MASK] = self._lookup.ctypes.data, len(self._lookup) - 1
+        state[word.RECORDS] = self._records.ctypes.data
+        state[word.HALF] = half
+        state[word.ROUNDED], state[word.ROUNDED_BYTES] = self._rounded.ctypes.data, self._rounded.strides[0]
+        for i, (n_in, n_out) in enumerate(shapes):
+            self._fill_record(i, n_in, n_out)
 
-    def _operation(self, kernel: Any, user_data: int) -> tuple[int, NDArray[np.int64]]:
+    def _fill_record(self, i: int, n_in: int, n_out: int) -> None:
+        words, kernels, word = self._words, self._kernels, self._words.RecordWord
+        ops, record = self._targets[i], self._records[i]
+        record[word.STATE] = self._state.ctypes.data
+        record[word.FACTOR_A], record[word.FACTOR_B] = self.a[i].ctypes.data, self.b[i].ctypes.data
+        record[word.IN], record[word.OUT], record[word.EXPERTS], record[word.USED] = n_in, n_out, ops.experts, ops.used
+        record[word.STRENGTH] = self.strength[i].ctypes.data
+        for at, kernel in ((words.FIRST_PARAMS, kernels.first_kernel), (words.LAST_PARAMS, kernels.last_kernel)):
+            number, params = self._custom_operation(kernel, record.ctypes.data)
+            self._state[words.StateWord.CUSTOM_OP] = number
+            record[at : at + len(params)] = params
+
+    def _custom_operation(self, kernel: Any, user_data: int) -> tuple[int, NDArray[np.int64]]:
         """Let ggml make a custom operation, and return its number and parameters."""
         ffi, lib = self._library.ffi, self._library.lib
         made = lib.ggml_map_custom1(
@@ -103,36 +108,39 @@ class Gather:
     def install(self, params: Any) -> None:
         """Enter the compiled callback into `llama_context_params`."""
         ffi = self._library.ffi
-        params.cb_eval = ffi.cast("ggml_backend_sched_eval_callback", self._k.on_node.address)
+        params.cb_eval = ffi.cast("ggml_backend_sched_eval_callback", self._kernels.on_node.address)
         params.cb_eval_user_data = ffi.cast("void *", self._state.ctypes.data)
 
     def set_rows(self, rows: RowTable, outputs: RowTable) -> None:
         """Say what the rows of the next decode use; `outputs` are those of them whose logits are wanted."""
-        w, state = self._w, self._state
-        self._tables = [rows, outputs]
-        for place, table in enumerate(self._tables):
-            word = w.TABLES + w.TABLE_WORDS * place
-            state[word + w.ROWS], state[word + w.USES] = table.rows, len(table.unit)
-            state[word + w.START], state[word + w.UNIT] = table.start.ctypes.data, table.unit.ctypes.data
-            state[word + w.USE_SCALE], state[word + w.USE_ROW] = table.scale.ctypes.data, table.row.ctypes.data
+        words, word, state = self._words, self._words.RowTableWord, self._state
+        self._kept = (rows, outputs)
+        for index, table in enumerate(self._kept):
+            at = words.ROW_TABLES + words.ROW_TABLE_WORDS * index
+            state[at + word.ROWS], state[at + word.USES] = table.rows, len(table.unit)
+            state[at + word.START], state[at + word.UNIT] = table.start.ctypes.data, table.unit.ctypes.data
+            state[at + word.SCALE], state[at + word.ROW] = table.scale.ctypes.data, table.row.ctypes.data
         needed = len(rows.unit) * self._most_used
         if needed > len(self._products):
             self._products = np.zeros(2 * needed, np.float32)
-            state[w.PRODUCTS] = self._products.ctypes.data
-        state[w.FAULT] = state[w.FIRSTS] = state[w.LASTS] = 0
+            state[words.StateWord.PRODUCTS] = self._products.ctypes.data
+        state[[words.StateWord.FAULT, words.StateWord.BEGUN, words.StateWord.ENDED]] = 0
 
     def check(self) -> None:
         """Raise DecodeError unless every target's operation was replaced, once, over rows of the right number."""
-        k, w, state = self._k, self._w, self._state
-        fault, count = int(state[w.FAULT]), len(self._chains)
+        kernels, word, state = self._kernels, self._words.StateWord, self._state
+        fault, count = int(state[word.FAULT]), len(self._targets)
         if fault:
-            kinds = {k.FAULT_ROWS: "an unexpected number of rows", k.FAULT_ORDER: "operations in an unexpected order"}
-            target = self._chains[fault // 8 - 1].target
+            kinds = {
+                kernels.FAULT_ROWS: "an unexpected number of rows",
+                kernels.FAULT_ORDER: "operations in an unexpected order",
+            }
+            target = self._targets[fault // 8 - 1].target
             message = f"the batch was not computed: {kinds.get(fault % 8, 'an unexpected operation')} at {target}"
             raise DecodeError(message)
-        if state[w.FIRSTS] != count or state[w.LASTS] != count:
+        if state[word.BEGUN] != count or state[word.ENDED] != count:
             message = (
-                f"the batch was not computed: {state[w.FIRSTS]} of {count} adapted tensors began, {state[w.LASTS]} ended; "
+                f"the batch was not computed: {state[word.BEGUN]} of {count} adapted tensors began, {state[word.ENDED]} ended; "
                 "was it split?"
             )
             raise DecodeError(message)
@@ -144,7 +152,7 @@ class Gather:
             self._library.lib.ggml_free(context)
 
 
-def _hashed(entries: Sequence[tuple[int, int]]) -> NDArray[np.int64]:
+def _hash_table(entries: Sequence[tuple[int, int]]) -> NDArray[np.int64]:
     """Make an open hash table of (address, value), at most half full."""
     size = 1 << (2 * len(entries)).bit_length()
     table = np.zeros((size, 2), np.int64)

@@ -1,34 +1,143 @@
-"""What compiled code and Python share: one array of words (int64) an engine, and the means to read memory by address."""
+"""What compiled code and Python share: arrays of int64 words, and the functions that read and write memory by address.
+
+Each enum below is the layout of one kind of array: a member's value is its index in the array.
+"""
 
 from __future__ import annotations
+
+from enum import IntEnum, auto
 
 from llvmlite import ir
 from numba import types
 from numba.extending import intrinsic
 
-# The offsets of ggml_tensor's members come first.
-SRC, NE, NB, OP, PARAMS, DATA = range(6)
-TABLE, TABLE_MASK, RECORDS, CUSTOM, FAULT = range(6, 11)
-FIRSTS, LASTS = 11, 12  # how many of either operation this step has met
-TARGET, FIRST, SECOND, SCALE = range(13, 17)  # the chain that is being met: its record, and its operations so far
-PRODUCTS, HALF = 17, 18  # where h lies; whether factors are float16 (1) or float32 (0)
-TABLES = 20  # two row tables: that of all rows, that of the rows with outputs
-ROWS, USES, START, UNIT, USE_SCALE, USE_ROW = range(6)  # words of a row table
-TABLE_WORDS = 6
-ATTENTION = TABLES + 2 * TABLE_WORDS  # number of ggml's attention operation; 0 where that is left alone
-ATTEND = ATTENTION + 1  # the three words of parameters of our own
-LISTS, EPOCH, KIND = range(ATTEND + 3, ATTEND + 6)  # see `attention_kernel`
-ROUNDED, ROUNDED_SIZE = ATTEND + 6, ATTEND + 7  # a row of floats for each thread, and its size in bytes
-STATE_WORDS = ATTEND + 8
+
+class _Words(IntEnum):
+    """Members are numbered from 0 in the order of the class."""
+
+    @staticmethod
+    def _generate_next_value_(_name, _start, count, _last_values):
+        return count
+
+
+class StateWord(_Words):
+    """The array of one engine, which every kernel gets; see also `ATTEND_PARAMS` and `ROW_TABLES` behind these words."""
+
+    SRC = auto()
+    """The first seven are byte offsets of members of this build's `ggml_tensor`."""
+    NE = auto()
+    NB = auto()
+    OP = auto()
+    OP_PARAMS = auto()
+    DATA = auto()
+    TYPE = auto()
+    LOOKUP = auto()
+    """Address of the hash table from a factor's address to 2 * record + (1 for B)."""
+    LOOKUP_MASK = auto()
+    """Its number of slots minus 1."""
+    RECORDS = auto()
+    """Address of the targets' records, one after another."""
+    CUSTOM_OP = auto()
+    """Number of ggml's custom operation."""
+    FAULT = auto()
+    """The first fault of this decode as kind + 8 * (target + 1); 0 for none."""
+    BEGUN = auto()
+    """How many first operations this decode has met, and below how many last ones."""
+    ENDED = auto()
+    TARGET = auto()
+    """Record number of the target whose operations are being met, and below the addresses of those met so far."""
+    FIRST = auto()
+    SECOND = auto()
+    SCALE = auto()
+    PRODUCTS = auto()
+    """Address of h [uses, used experts], float32."""
+    HALF = auto()
+    """1 where factors are float16, 0 where they are float32."""
+    ROUNDED = auto()
+    """Address of one row of float32 for each thread, and below the bytes of a row."""
+    ROUNDED_BYTES = auto()
+    ATTENTION_OP = auto()
+    """Number of ggml's attention operation; 0 where that is left alone."""
+    LISTS = auto()
+    """Address of the threads' arrays (`CellListsWord`), one after another."""
+    EPOCH = auto()
+    """How many attention operations were announced: another number in each decode, which announces all of its operations
+    before it computes one."""
+
+
+class RowTableWord(_Words):
+    """A table of rows and their uses: counts, and addresses of the arrays of `row_table.RowTable`."""
+
+    ROWS = auto()
+    USES = auto()
+    START = auto()
+    UNIT = auto()
+    SCALE = auto()
+    ROW = auto()
+
+
+class RecordWord(_Words):
+    """One target; see also `FIRST_PARAMS` and `LAST_PARAMS` behind these words."""
+
+    STATE = auto()
+    """Address of the engine's array."""
+    FACTOR_A = auto()
+    """Address of A [units, experts, in], and below of B [units, experts, out]."""
+    FACTOR_B = auto()
+    IN = auto()
+    OUT = auto()
+    EXPERTS = auto()
+    STRENGTH = auto()
+    """Address of each unit's factor [units], float32."""
+    CHOSEN = auto()
+    """Which of the two row tables the present decode's rows are those of."""
+    USED = auto()
+    """How many experts a token goes through; 1 for a plain matrix."""
+    IDS = auto()
+    """Address of the tensor with the router's choice in this decode; 0 for a plain matrix."""
+
+
+class CellListsWord(_Words):
+    """One thread's lists of the cells that rows see, and the attention mask that they were made of."""
+
+    EPOCH = auto()
+    MASK = auto()
+    SEEN = auto()
+    """Address of each row's first place in the lists [rows + 1], int32."""
+    CELL = auto()
+    """Address of the listed cells, int32, and below of what the mask adds to their scores, float32."""
+    BIAS = auto()
+    SCORES = auto()
+    """Address of the scores of some heads [heads, capacity], float32."""
+    CAPACITY = auto()
+    """The most cells that a row may see."""
+
+
+OP_PARAMS_WORDS = 8
+"""Words of parameters in a `ggml_tensor`."""
+CUSTOM_WORDS = 3
+"""Of which a custom operation takes these; the attention scale is kept in the one behind them."""
+ATTEND_PARAMS = len(StateWord)
+"""Where the engine's array has the parameters of the operation `attend`."""
+ROW_TABLES = ATTEND_PARAMS + CUSTOM_WORDS
+"""Where it has two row tables: that of all rows, that of the rows with outputs."""
+ROW_TABLE_WORDS = len(RowTableWord)
+STATE_WORDS = ROW_TABLES + 2 * ROW_TABLE_WORDS
+FIRST_PARAMS = len(RecordWord)
+"""Where a record has the parameters of its first operation, and below of its last."""
+LAST_PARAMS = FIRST_PARAMS + OP_PARAMS_WORDS
+RECORD_WORDS = LAST_PARAMS + OP_PARAMS_WORDS
+CELL_LISTS_WORDS = 8
+"""A cache line: two threads never write to the same one."""
 
 MATH = {"reassoc", "contract", "nsz"}  # sums may be taken in any order, or they would not become vector code
 KERNEL = types.void(types.int64, types.int64, types.int32, types.int32, types.int64)
 """Signature of a custom operation: node, first source, thread, threads, user data."""
 
 
-def _reader(number, kind, size, convert):
+def _loader(number, kind, size, convert):
     @intrinsic
-    def read(_typing, address, index):
+    def load(_typing, address, index):
         signature = number(types.int64, types.int64)
 
         def emit(_context, builder, _signature, arguments):
@@ -37,12 +146,12 @@ def _reader(number, kind, size, convert):
 
         return signature, emit
 
-    return read
+    return load
 
 
-def _writer(number, kind, size):
+def _storer(number, kind, size):
     @intrinsic
-    def write(_typing, address, index, value):
+    def store(_typing, address, index, value):
         signature = types.void(types.int64, types.int64, number)
 
         def emit(context, builder, _signature, arguments):
@@ -52,7 +161,7 @@ def _writer(number, kind, size):
 
         return signature, emit
 
-    return write
+    return store
 
 
 @intrinsic
@@ -65,10 +174,11 @@ def as_half(_typing, value):
     return types.float32(types.float32), emit
 
 
-float_at = _reader(types.float32, ir.FloatType(), 4, lambda _, value: value)
-half_at = _reader(types.float32, ir.HalfType(), 2, lambda builder, value: builder.fpext(value, ir.FloatType()))
-word_at = _reader(types.int64, ir.IntType(64), 8, lambda _, value: value)
-int_at = _reader(types.int32, ir.IntType(32), 4, lambda _, value: value)
-put_float = _writer(types.float32, ir.FloatType(), 4)
-put_word = _writer(types.int64, ir.IntType(64), 8)
-put_int = _writer(types.int32, ir.IntType(32), 4)
+# load_x(address, index) and store_x(address, index, value): element `index` of an array of such numbers at `address`.
+load_f32 = _loader(types.float32, ir.FloatType(), 4, lambda _, value: value)
+load_f16 = _loader(types.float32, ir.HalfType(), 2, lambda builder, value: builder.fpext(value, ir.FloatType()))
+load_i64 = _loader(types.int64, ir.IntType(64), 8, lambda _, value: value)
+load_i32 = _loader(types.int32, ir.IntType(32), 4, lambda _, value: value)
+store_f32 = _storer(types.float32, ir.FloatType(), 4)
+store_i64 = _storer(types.int64, ir.IntType(64), 8)
+store_i32 = _storer(types.int32, ir.IntType(32), 4)

@@ -1,4 +1,4 @@
-"""A hook in Python: shown every operation of a decode."""
+"""An evaluation callback in Python: libllama shows it every operation of a decode."""
 
 from __future__ import annotations
 
@@ -10,8 +10,12 @@ if TYPE_CHECKING:
     from llamafu._native.library import Library
 
 
-class Watcher:
-    """Calls `on_node(tensor, ask)` for every operation (see `cb_eval` in llama.h). It must not raise."""
+class EvalCallback:
+    """Calls `on_node(tensor, ask)` for every operation (`cb_eval` in llama.h). `on_node` must not raise.
+
+    With `ask` True, the operation has not run yet: return True to be called again, with `ask` False, once it has. In that
+    second call, False ends the decode.
+    """
 
     def __init__(self, library: Library, on_node: Callable[[Any, bool], bool]) -> None:
         self._callback = library.ffi.callback(

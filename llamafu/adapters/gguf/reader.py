@@ -11,7 +11,7 @@ import struct
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
-from llamafu.adapters.gguf.file_magic import HEAD_BYTES, looks_like
+from llamafu.adapters.gguf.file_magic import HEAD_BYTES, describe_magic
 from llamafu.adapters.gguf.ggml_type import BLOCKS, GGMLType
 from llamafu.adapters.gguf.tensor_entry import TensorEntry, extent_problems, padded
 from llamafu.errors import InvalidAdapterFileError
@@ -133,7 +133,7 @@ class _Reader:
     def _header(self) -> tuple[int, int, int]:
         head = bytes(self.data[:HEAD_BYTES])
         if head[:4] != b"GGUF":
-            message = f"not a GGUF file but {looks_like(head)}"
+            message = f"not a GGUF file but {describe_magic(head)}"
             raise _BrokenOffError(message)
         _, version, tensor_count, key_count = self._take(_HEADER, "the file header")
         if version & 0xFFFF == 0:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import difflib
 from itertools import chain
 from typing import TYPE_CHECKING, Annotated, Any, Literal, TypeVar
 
@@ -10,6 +9,7 @@ import pydantic_core
 from pydantic import AliasChoices, BaseModel, ConfigDict, Field, ValidationError, WithJsonSchema
 
 from llamafu._util.nulls import without_nulls
+from llamafu._util.suggestions import did_you_mean
 from llamafu.generation.options import LEAST_SEED, MOST_SEED, MOST_TOP_K
 from llamafu.server.schemas.content import PROBLEMS, Messages, Prompts, Texts
 from llamafu.service.errors import InvalidRequestError
@@ -306,8 +306,7 @@ def _problem(kind: type[BaseModel], error: Mapping[str, Any]) -> str:
         name, known = str(error["loc"][-1]), [*chain.from_iterable(names_of(kind))] if len(error["loc"]) == 1 else []
         if name in known:
             return f"{name!r} is another name of a field that was given; give one of them"
-        near = difflib.get_close_matches(name, known, 1)
-        return f"{shown(where)} is not a field" + (f"; did you mean {near[0]!r}?" if near else "")
+        return f"{shown(where)} is not a field{did_you_mean(name, known)}"
     told = error["msg"].removeprefix("Value error, ").removeprefix("Input should be ").removeprefix("Value should be ")
     wanted = told if told.startswith(("give", "part")) else f"it should be {told[:1].lower()}{told[1:]}"
     return f"{where} is {shown(error['input'])}; {wanted}"
