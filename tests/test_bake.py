@@ -475,14 +475,14 @@ def test_a_signal_leaves_nothing(tiny_model, tiny_adapter_a, tmp_path, name, sta
         import os, signal, sys, time
         signal.signal(signal.SIGINT, signal.default_int_handler)
         signal.signal(signal.SIGHUP, signal.SIG_DFL)  # which nohup changes
-        from llamafu.baking.weight_delta import Change
+        from llamafu.baking.weight_delta import WeightDelta
         from llamafu.cli.main import main
-        made = Change.rows
+        made = WeightDelta.rows
         def slowly(*arguments):
             os.write(1, b"at work" + os.linesep.encode())  # whole: several threads do
             time.sleep(0.2)
             return made(*arguments)
-        Change.rows = slowly
+        WeightDelta.rows = slowly
         sys.exit(main(["bake", "-m", sys.argv[1], "--lora", sys.argv[2], "-o", sys.argv[3]]))
     """
     process = child(code, tiny_model, tiny_adapter_a, tmp_path / "out.gguf")

@@ -25,7 +25,7 @@ from llamafu.baking.job import BakeJob
 from llamafu.baking.metadata import Records
 from llamafu.baking.outputs import demand_space, output_paths, refuse_sources
 from llamafu.baking.target_types import MUCH_LOST, became, chosen_kinds, kinds_that_keep
-from llamafu.baking.writer import Recipe
+from llamafu.baking.writer import BakeRecipe
 from llamafu.errors import (
     ErrorCode,
     InvalidScaleError,
@@ -61,7 +61,7 @@ class Baked(NamedTuple):
     path: Path
     """Of its first file."""
     kept: float
-    """The share of the changes that is there: see `write_baked`, or where it was calibrated, `Likeness`."""
+    """The share of the changes that is there: see `write_baked`, or where it was calibrated, `Fidelity`."""
     by_own: float
     """The share that the tensors' own types keep, as far as that was asked."""
     became: tuple[Became, ...]
@@ -169,7 +169,7 @@ def bake_for_report(
     uses = [(file, float(scale)) for file, scale in zip(files, adapters.values(), strict=True) if scale]
     loaded = _library(library)
     codec: Codec = NumpyCodec() if loaded is None else GgmlCodec(loaded)
-    recipe = Recipe(uses, chosen_kinds(shards, uses, dtype, codec), codec, n_threads or cpu.usable_cpus())
+    recipe = BakeRecipe(uses, chosen_kinds(shards, uses, dtype, codec), codec, n_threads or cpu.usable_cpus())
     with whole_files(outputs, overwrite=overwrite) as unfinished:
         job = BakeJob(shards, unfinished, recipe, Records(base, uses), _never_back(on_progress or (lambda _: None)))
         baked = _baked(job, outputs, dtype, None if calibration is None else (loaded, calibration, text))

@@ -1,4 +1,4 @@
-"""Rounding by what goes into a model's matrices while it reads a text with its adapters on: what a calibrated `bake` does."""
+"""Calibration of `bake`: matrices are quantised for the inputs that they get while the model reads a text."""
 
 from __future__ import annotations
 
@@ -14,9 +14,9 @@ from llamafu._native.model_check import check_model
 from llamafu.adapters.gguf.ggml_type import BLOCKS
 from llamafu.adapters.info import is_expert
 from llamafu.baking.calibration_data import WINDOW, own_windows, packed, read_windows, spread
-from llamafu.baking.fidelity import Likeness, likeness
+from llamafu.baking.fidelity import Fidelity, measure_fidelity
 from llamafu.baking.quant_blocks import RANGES
-from llamafu.baking.sequential import Place, Rounding
+from llamafu.baking.sequential import MatrixLocation, SequentialQuantiser
 from llamafu.errors import ErrorCode, LibraryNotFoundError, LoraError
 
 if TYPE_CHECKING:
@@ -26,7 +26,7 @@ if TYPE_CHECKING:
 
     from llamafu._native.library import Library
     from llamafu.adapters.gguf.shard import Shard
-    from llamafu.baking.writer import Recipe
+    from llamafu.baking.writer import BakeRecipe
 
 _HELD = 20  # windows that are kept back for measuring
 _MOST_ROWS = 3 << 15  # of one decode; half of them are tokens of the text
@@ -35,9 +35,9 @@ _LOGITS = 1 << 29  # bytes of them: nobody reads them, but rows without any leav
 _PART = 1 / 4  # of the machine's memory that a decode may take
 
 
-def places(shards: Sequence[Shard], recipe: Recipe) -> dict[str, Place]:
+def places(shards: Sequence[Shard], recipe: BakeRecipe) -> dict[str, MatrixLocation]:
     """Return the matrices that are to be calibrated, in the files' order; raises LoraError if there are some that cannot be."""
-    found: dict[str, Place] = {}
+    found: dict[str, MatrixLocation] = {}
     problems: dict[str, list[str]] = {}
     for shard in shards:
         for entry in shard.container.tensors.values():
@@ -45,7 +45,7 @@ def places(shards: Sequence[Shard], recipe: Recipe) -> dict[str, Place]:
             if kind is None:
                 continue
             if kind in RANGES and not is_expert(entry.name):
-                found[entry.name] = Place(shard.path, entry)
+                found[entry.name] = MatrixLocation(shard.path, entry)
             elif kind in RANGES:
                 problems.setdefault(_UNSEEN, []).append(entry.name)
             elif BLOCKS[kind][0] > 1:
@@ -74,7 +74,7 @@ class Calibration:
     Close it after use. One thread at a time. Raises LibraryNotFoundError where there is no `library`.
     """
 
-    def __init__(self, library: Library | None, path: Path, recipe: Recipe, *, text: str | None) -> None:
+    def __init__(self, library: Library | None, path: Path, recipe: BakeRecipe, *, text: str | None) -> None:
         if library is None:
             message = "calibration runs the model, and no libllama is in use; get one with `llamafu lib install`"
             raise LibraryNotFoundError(message)
@@ -106,10 +106,10 @@ class Calibration:
         """Free the model. Idempotent."""
         self._open.close()
 
-    def fitted(self, matrices: Mapping[str, Place], on_progress: Callable[[float], None]) -> dict[str, bytes]:
+    def fitted(self, matrices: Mapping[str, MatrixLocation], on_progress: Callable[[float], None]) -> dict[str, bytes]:
         """Round the matrices in one decode of the whole text; raises LoraError for one that has no inputs."""
-        rounding = Rounding(matrices, self._recipe, on_progress)
-        hook = Products(self._model.library, matrices, rounding.take)
+        quantiser = SequentialQuantiser(matrices, self._recipe, on_progress)
+        hook = Products(self._model.library, matrices, quantiser.take)
         most = self._model.library.lib.llama_max_parallel_sequences() // 2
         texts = packed(self._read, most, self._most_rows() // 2)
         count, length = len(texts), len(texts[0])
@@ -129,7 +129,7 @@ class Calibration:
         if missing := hook.missing:
             message = f"{_listed(missing)}: {_UNSEEN}"
             raise LoraError(message, code=ErrorCode.INVALID_PARAM)
-        return rounding.fitted
+        return quantiser.fitted
 
     def _most_rows(self) -> int:
         """Say how many rows one decode may have: all of their values are in memory at once.
@@ -143,7 +143,7 @@ class Calibration:
             most = min(most, 2 * memory / (4 * model.n_vocab))
         return int(most if model.library.parts_memory else min(most, (memory / 6) ** 0.5))
 
-    def likeness(self, baked: Path) -> Likeness:
+    def fidelity(self, baked: Path) -> Fidelity:
         """Compare a baked model with this one and its adapters, on the part of the text that was not read."""
         with ExitStack() as opened:
             model = opened.enter_context(
@@ -154,4 +154,4 @@ class Calibration:
                 options = ContextOptions(n_ctx=WINDOW, n_batch=WINDOW, n_threads=self._recipe.n_threads)
                 contexts.append(opened.enter_context(closing(Context(source, options))))
                 contexts[-1].set_adapters(adapters)
-            return likeness(contexts[0], contexts[1], contexts[2], self._held)
+            return measure_fidelity(contexts[0], contexts[1], contexts[2], self._held)

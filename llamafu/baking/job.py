@@ -16,7 +16,7 @@ if TYPE_CHECKING:
     from llamafu._native.library import Library
     from llamafu.adapters.gguf.shard import Shard
     from llamafu.baking.metadata import Records
-    from llamafu.baking.writer import Recipe
+    from llamafu.baking.writer import BakeRecipe
 
 logger = logging.getLogger("llamafu.baking")
 
@@ -28,7 +28,7 @@ class BakeJob(NamedTuple):
 
     shards: Sequence[Shard]
     outputs: Sequence[Path]
-    recipe: Recipe
+    recipe: BakeRecipe
     records: Records
     on_progress: Callable[[float], None]
 
@@ -54,7 +54,7 @@ class BakeJob(NamedTuple):
                 self.records.made(calibration),
                 lambda share: self.on_progress(_FITTING + (1 - _FITTING) * share),
             )
-            seen = found.likeness(self.outputs[0])
+            seen = found.fidelity(self.outputs[0])
         logger.debug("size %.3f, error %.3f of the change", seen.size, seen.error)
         if seen.error >= 1:
             message = "%s: the changes are too small for calibration, which adds more noise than that; rounded to the nearest"

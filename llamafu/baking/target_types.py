@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, NamedTuple
 
 from llamafu.adapters.gguf.codec import row_bytes
 from llamafu.adapters.gguf.ggml_type import BLOCKS, GGMLType
-from llamafu.baking.weight_delta import Change
+from llamafu.baking.weight_delta import WeightDelta
 from llamafu.baking.writer import changed, changed_block, matrix_blocks, share_kept
 from llamafu.errors import ErrorCode, LoraError
 
@@ -19,7 +19,7 @@ if TYPE_CHECKING:
     from llamafu.adapters.gguf.codec import Codec
     from llamafu.adapters.gguf.shard import Shard
     from llamafu.adapters.gguf.tensor_entry import TensorEntry
-    from llamafu.baking.writer import Recipe
+    from llamafu.baking.writer import BakeRecipe
 
 MUCH_LOST = 0.9
 """Below this share of the changes a baked model is not what its adapters made it."""
@@ -78,7 +78,7 @@ def chosen_kinds(
 
 
 def kinds_that_keep(
-    shards: Sequence[Shard], recipe: Recipe, on_progress: Callable[[float], None]
+    shards: Sequence[Shard], recipe: BakeRecipe, on_progress: Callable[[float], None]
 ) -> tuple[dict[str, GGMLType], float]:
     """Return the types of `recipe`, which are the tensors' own, or finer ones; and the share that their own keep.
 
@@ -118,7 +118,7 @@ def _is_enough(kept: _Kept | None) -> bool:
     return kept is not None and share_kept(*kept) >= MUCH_LOST
 
 
-def _finer(shard: Shard, entry: TensorEntry, kind: GGMLType, recipe: Recipe, pool: ThreadPoolExecutor) -> GGMLType:
+def _finer(shard: Shard, entry: TensorEntry, kind: GGMLType, recipe: BakeRecipe, pool: ThreadPoolExecutor) -> GGMLType:
     """Return the coarsest type that keeps the change of this tensor, F32 where none else does."""
     for finer in _FINER.get(kind, _FINEST):
         is_possible = entry.shape[0] % BLOCKS[finer][0] == 0 and recipe.codec.problem(kind, finer) is None
@@ -127,10 +127,10 @@ def _finer(shard: Shard, entry: TensorEntry, kind: GGMLType, recipe: Recipe, poo
     return GGMLType.F32
 
 
-def _kept(shard: Shard, entry: TensorEntry, target: GGMLType, recipe: Recipe, pool: ThreadPoolExecutor) -> _Kept | None:
+def _kept(shard: Shard, entry: TensorEntry, target: GGMLType, recipe: BakeRecipe, pool: ThreadPoolExecutor) -> _Kept | None:
     """Measure what `target` keeps of a tensor's change, as for the whole of it; None where it cannot hold the sum."""
     assert entry.type is not None  # noqa: S101 - it was chosen by it
-    source, change = entry.type, Change(entry.name, recipe.uses)
+    source, change = entry.type, WeightDelta(entry.name, recipe.uses)
     blocks = list(matrix_blocks(entry, source, target))
     step = -(-len(blocks) // _SAMPLE)
 

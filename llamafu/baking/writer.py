@@ -13,7 +13,7 @@ import numpy as np
 
 from llamafu.adapters.gguf.codec import row_bytes
 from llamafu.adapters.gguf.tensor_entry import padded
-from llamafu.baking.weight_delta import Change
+from llamafu.baking.weight_delta import WeightDelta
 from llamafu.errors import LoraError, ModelLoadError
 
 if TYPE_CHECKING:
@@ -29,15 +29,15 @@ if TYPE_CHECKING:
     from llamafu.adapters.gguf.shard import Addition, Shard
     from llamafu.adapters.gguf.tensor_entry import TensorEntry
 
-_VALUES = 1 << 18  # in one piece of work: a megabyte of float32, which stays in a core's cache
+_VALUES = 1 << 18  # in one chunk of work: a megabyte of float32, which stays in a core's cache
 _BYTES = 1 << 22  # copied in one go
-_AHEAD = 4  # pieces of work a thread, waiting to be written
+_AHEAD = 4  # chunks of work a thread, waiting to be written
 _LARGEST = {"F32": float(np.finfo(np.float32).max), "BF16": float(np.finfo(np.float32).max)}
 _LARGEST_SCALE = float(np.finfo(np.float16).max)
 """F16 holds no more, and the quantised types keep their scales in it."""
 
 
-class Block(NamedTuple):
+class RowBlock(NamedTuple):
     """Rows of a tensor that are worked on at once."""
 
     name: str
@@ -50,7 +50,7 @@ class Block(NamedTuple):
     rows: int
 
 
-class Made(NamedTuple):
+class EncodedBlock(NamedTuple):
     """A finished block, and what it says of the loss by rounding: see `write_baked`."""
 
     content: Bytes
@@ -58,7 +58,7 @@ class Made(NamedTuple):
     whole: float
 
 
-class Recipe(NamedTuple):
+class BakeRecipe(NamedTuple):
     """What is made of a base model."""
 
     uses: Sequence[tuple[AdapterFile, float]]
@@ -94,7 +94,7 @@ def lengths(shard: Shard, kinds: Mapping[str, GGMLType]) -> dict[str, int]:
 def write_baked(
     shards: Sequence[Shard],
     outputs: Sequence[Path],
-    recipe: Recipe,
+    recipe: BakeRecipe,
     records: Mapping[str, Addition],
     on_progress: Callable[[float], None],
 ) -> Written:
@@ -111,9 +111,9 @@ def write_baked(
                 with shard.path.open("rb") as source, output.open("wb") as target:
                     digest.update(source.read(len(shard.head)))
                     target.write(_header(shard, recipe, {} if number else records))
-                    for piece in _in_order(_pieces(shard, source, digest.update, recipe, pool), _AHEAD * recipe.n_threads):
-                        target.write(piece.content)
-                        kept, whole = kept + piece.kept, whole + piece.whole
+                    for chunk in _in_order(_chunks(shard, source, digest.update, recipe, pool), _AHEAD * recipe.n_threads):
+                        target.write(chunk.content)
+                        kept, whole = kept + chunk.kept, whole + chunk.whole
                         on_progress((done + source.tell()) / total)
                 done += shard.size
         except BaseException:
@@ -131,34 +131,34 @@ def share_kept(kept: float, whole: float) -> float:
     return max(0.0, 1 - abs(1 - kept / whole)) if whole else 1.0
 
 
-def rewrite_records(shard: Shard, output: Path, recipe: Recipe, records: Mapping[str, Addition]) -> None:
+def rewrite_records(shard: Shard, output: Path, recipe: BakeRecipe, records: Mapping[str, Addition]) -> None:
     """Put other values in place of the `records` that `write_baked` wrote, which take the same room."""
     with output.open("r+b") as target:
         target.write(_header(shard, recipe, records))
 
 
-def _header(shard: Shard, recipe: Recipe, records: Mapping[str, Addition]) -> bytes:
+def _header(shard: Shard, recipe: BakeRecipe, records: Mapping[str, Addition]) -> bytes:
     return shard.header(records, recipe.kinds, lengths(shard, recipe.kinds))
 
 
-def _in_order(pieces: Iterator[Bytes | Future[Made]], ahead: int) -> Iterator[Made]:
-    """Wait for each piece in its turn, with up to `ahead` of them in the making."""
-    waiting: deque[Bytes | Future[Made]] = deque()
-    for piece in pieces:
-        waiting.append(piece)
+def _in_order(chunks: Iterator[Bytes | Future[EncodedBlock]], ahead: int) -> Iterator[EncodedBlock]:
+    """Wait for each chunk in its turn, with up to `ahead` of them in the making."""
+    waiting: deque[Bytes | Future[EncodedBlock]] = deque()
+    for chunk in chunks:
+        waiting.append(chunk)
         while len(waiting) > ahead:
             yield _ready(waiting.popleft())
     while waiting:
         yield _ready(waiting.popleft())
 
 
-def _ready(piece: Bytes | Future[Made]) -> Made:
-    return piece.result() if isinstance(piece, Future) else Made(piece, 0.0, 0.0)
+def _ready(chunk: Bytes | Future[EncodedBlock]) -> EncodedBlock:
+    return chunk.result() if isinstance(chunk, Future) else EncodedBlock(chunk, 0.0, 0.0)
 
 
-def _pieces(
-    shard: Shard, source: BinaryIO, hashed: Callable[[bytes], None], recipe: Recipe, pool: ThreadPoolExecutor
-) -> Iterator[Bytes | Future[Made]]:
+def _chunks(
+    shard: Shard, source: BinaryIO, hashed: Callable[[bytes], None], recipe: BakeRecipe, pool: ThreadPoolExecutor
+) -> Iterator[Bytes | Future[EncodedBlock]]:
     """Read the data of a shard once from front to back, and say what takes the place of each part."""
 
     def read(count: int) -> bytes:
@@ -179,7 +179,7 @@ def _pieces(
             read(entry.nbytes)
             yield recipe.fitted[name]
         else:
-            change = Change(name, recipe.uses)
+            change = WeightDelta(name, recipe.uses)
             for block in matrix_blocks(entry, entry.type, kind):
                 raw = read(block.rows * row_bytes(block.width, entry.type))
                 yield pool.submit(changed_block, raw, block, change, recipe.codec)
@@ -188,16 +188,16 @@ def _pieces(
         yield padding if kind is entry.type else bytes(sizes[name] - written)
 
 
-def matrix_blocks(entry: TensorEntry, source: GGMLType, target: GGMLType) -> Iterator[Block]:
+def matrix_blocks(entry: TensorEntry, source: GGMLType, target: GGMLType) -> Iterator[RowBlock]:
     """Divide a tensor into few enough rows at a time, never of two experts at once; `target` is what they become."""
     width, height, *stack = entry.shape
     step = max(1, _VALUES // width)
     for matrix in range(math.prod(stack)):
         for first in range(0, height, step):
-            yield Block(entry.name, source, target, width, matrix, first, min(step, height - first))
+            yield RowBlock(entry.name, source, target, width, matrix, first, min(step, height - first))
 
 
-def changed_block(raw: bytes, block: Block, change: Change, codec: Codec) -> Made:
+def changed_block(raw: bytes, block: RowBlock, change: WeightDelta, codec: Codec) -> EncodedBlock:
     """Add the change to the rows of a block, and say what of it is there in its new type."""
     before = np.empty((block.rows, block.width), np.float32)
     codec.decode(raw, block.source, before)
@@ -207,7 +207,7 @@ def changed_block(raw: bytes, block: Block, change: Change, codec: Codec) -> Mad
     codec.decode(content, block.target, after)
     with np.errstate(all="ignore"):  # huge values square to infinity
         after -= before
-        return Made(content, float(np.vdot(after, wanted)), float(np.vdot(wanted, wanted)))
+        return EncodedBlock(content, float(np.vdot(after, wanted)), float(np.vdot(wanted, wanted)))
 
 
 def summed(name: str, before: NDArray[np.float32], change: NDArray[np.float32], kind: GGMLType) -> NDArray[np.float32]:

@@ -32,7 +32,7 @@ class Product(NamedTuple):
     """The inputs, [rows, in]."""
     y: Array
     """The outputs, [rows, out]."""
-    beside: Array | None
+    residual: Array | None
     """What the model adds y to at once, [rows, out]; None if it does something else with it."""
 
 
@@ -82,14 +82,14 @@ class Products:
             self._waiting = (self._name(tensor.src[0]), tensor)
             return True
         if self._waiting is not None and not self._passes_on(tensor):
-            self._hand_over(self._beside(self._waiting[1], tensor))
+            self._hand_over(self._residual(self._waiting[1], tensor))
         return bool(tensor.op == self._library.operations["MUL_MAT"]) and self._name(tensor.src[0]) in self._names
 
     def _passes_on(self, tensor: Any) -> bool:
         """Tell whether this chooses rows, as is done in the last layer, before what it chose from is added."""
         return bool(tensor.op == self._library.operations["GET_ROWS"])
 
-    def _beside(self, product: Any, tensor: Any) -> Any:
+    def _residual(self, product: Any, tensor: Any) -> Any:
         """Return what is added to `product` by this operation, if it is a sum."""
         if tensor.op != self._library.operations["ADD"]:
             return None
@@ -100,7 +100,7 @@ class Products:
         alike = len(others) == 1 and list(others[0].ne) == list(product.ne) and self._packed(others[0])
         return others[0] if alike else None
 
-    def _hand_over(self, beside: Any) -> None:
+    def _hand_over(self, residual: Any) -> None:
         if self._waiting is None:
             return
         (name, product), self._waiting = self._waiting, None
@@ -109,7 +109,7 @@ class Products:
             message = f"the products of {name} do not lie in memory as plain numbers; bake it without calibration"
             raise DecodeError(message)
         self._met.add(name)
-        added = None if beside is None else self._rows(beside)
+        added = None if residual is None else self._rows(residual)
         self._take(Product(name, inputs, self._rows(inputs), self._rows(product), added))
 
     def _name(self, weight: Any) -> str:

@@ -22,10 +22,10 @@ _MAGICS = (
 _SAFETENSORS_HEADER_LIMIT = 100_000_000  # bytes; the format's own limit
 
 HEAD_BYTES = 64
-"""How many leading bytes `looks_like` wants to see."""
+"""How many leading bytes `describe_magic` wants to see."""
 
 
-def looks_like(head: bytes) -> str:
+def describe_magic(head: bytes) -> str:
     """Name the kind of file that begins with the bytes `head`, as the end of a sentence."""
     if not head:
         return "an empty file"

@@ -11,7 +11,7 @@ import struct
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
-from llamafu.adapters.gguf.file_magic import HEAD_BYTES, looks_like
+from llamafu.adapters.gguf.file_magic import HEAD_BYTES, describe_magic
 from llamafu.adapters.gguf.ggml_type import BLOCKS, GGMLType
 from llamafu.adapters.gguf.tensor_entry import TensorEntry, extent_problems, padded
 from llamafu.errors import InvalidAdapterFileError
@@ -77,7 +77,7 @@ def read_container(data: bytes | memoryview | mmap.mmap, *, name: str, whole: bo
         InvalidAdapterFileError: the container is damaged; `.problems` has every defect that could be found.
 
     """
-    reader = _Reader(data, whole=whole)
+    reader = _ContainerReader(data, whole=whole)
     try:
         container = reader.read()
     except _BrokenOffError as stop:
@@ -101,7 +101,7 @@ class _BrokenOffError(Exception):
     """A defect after which the next field cannot be found."""
 
 
-class _Reader:
+class _ContainerReader:
     """One pass over a container; `problems` collects the defects that allow going on."""
 
     def __init__(self, data: bytes | memoryview | mmap.mmap, *, whole: bool) -> None:
@@ -133,7 +133,7 @@ class _Reader:
     def _header(self) -> tuple[int, int, int]:
         head = bytes(self.data[:HEAD_BYTES])
         if head[:4] != b"GGUF":
-            message = f"not a GGUF file but {looks_like(head)}"
+            message = f"not a GGUF file but {describe_magic(head)}"
             raise _BrokenOffError(message)
         _, version, tensor_count, key_count = self._take(_HEADER, "the file header")
         if version & 0xFFFF == 0:

@@ -42,7 +42,7 @@ _BASE_KEYS = ("name", "author", "version", "organization", "url", "doi", "uuid",
 _WEIGHT_MAX = 1e30  # far above any use, and far below where float64 arithmetic on it could overflow
 
 
-class _Recipe(NamedTuple):
+class _MergeRecipe(NamedTuple):
     """What is to be done to every tensor."""
 
     method: str
@@ -144,7 +144,7 @@ def merge_for_base(
         for file in files:
             peft_form(file, base)
     widest = rank or max(file.info.rank for file in files)
-    recipe = _Recipe(method, widest, density or 1.0, np.random.default_rng(seed))
+    recipe = _MergeRecipe(method, widest, density or 1.0, np.random.default_rng(seed))
     merged: dict[str, Factors] = {}
     changed = targets(files)
     for name in changed:
@@ -217,7 +217,7 @@ def _refuse_unequal_ranks(files: Sequence[AdapterFile], method: str) -> None:
         raise LoraIncompatibleError(message, problems=problems)
 
 
-def _merged(name: str, files: Sequence[AdapterFile], weights: Sequence[float], recipe: _Recipe) -> Factors:
+def _merged(name: str, files: Sequence[AdapterFile], weights: Sequence[float], recipe: _MergeRecipe) -> Factors:
     """Return the result's factors of one tensor, with the strength 1, at 64 bits."""
     using = [(file, weight) for file, weight in zip(files, weights, strict=True) if name in file.pairs]
     parts = [pair for file, _ in using if (pair := factors(file, name)) is not None]
@@ -239,7 +239,7 @@ def _concatenated(parts: Sequence[Factors], weights: Sequence[float]) -> Factors
     return a, np.concatenate([b * root for (_, b), root in zip(parts, roots, strict=True)], axis=-1)
 
 
-def _pruned(parts: Sequence[Factors], strengths: Sequence[float], weights: Sequence[float], recipe: _Recipe) -> Factors:
+def _pruned(parts: Sequence[Factors], strengths: Sequence[float], weights: Sequence[float], recipe: _MergeRecipe) -> Factors:
     """Blend the whole dW, one matrix at a time, and cut what comes out to the rank."""
     experts = parts[0][0].shape[:-2]
     found = []
@@ -250,7 +250,7 @@ def _pruned(parts: Sequence[Factors], strengths: Sequence[float], weights: Seque
     return a, b
 
 
-def _blended(parts: Sequence[Factors], weights: Sequence[float], recipe: _Recipe) -> Factors:
+def _blended(parts: Sequence[Factors], weights: Sequence[float], recipe: _MergeRecipe) -> Factors:
     """Combine A and B apart from each other, each with the root of its weight; A has the weight's sign."""
     roots, signed = _roots(weights)
     a = recipe.blend([a for a, _ in parts], signed)

@@ -14,7 +14,7 @@ from llamafu.adapters.gguf.shard import read_shards
 from llamafu.adapters.peft.architectures import ARCHITECTURES, arranged
 from llamafu.adapters.peft.fused_qkv import home_and_rows
 from llamafu.adapters.peft.hf_config import CONFIG
-from llamafu.adapters.peft.safetensors import read_one, read_places
+from llamafu.adapters.peft.safetensors import read_locations, read_one
 from llamafu.errors import InvalidAdapterFileError, ModelLoadError
 
 if TYPE_CHECKING:
@@ -24,7 +24,7 @@ if TYPE_CHECKING:
 
     from llamafu.adapters.gguf.base_model import BaseModel
     from llamafu.adapters.gguf.tensor_entry import TensorEntry
-    from llamafu.adapters.peft.safetensors import Place
+    from llamafu.adapters.peft.safetensors import TensorLocation
 
     Matrix = NDArray[np.floating[Any]]
 
@@ -49,17 +49,17 @@ class _Gguf:
 
     def __init__(self, base: BaseModel) -> None:
         self._base = base
-        self._places: dict[str, tuple[Path, TensorEntry]] = {}
+        self._locations: dict[str, tuple[Path, TensorEntry]] = {}
         for shard in read_shards(base.path):
-            self._places |= {name: (shard.path, entry) for name, entry in shard.container.tensors.items()}
+            self._locations |= {name: (shard.path, entry) for name, entry in shard.container.tensors.items()}
 
     def matrix(self, target: str, expert: int | None, rows: int) -> Matrix:
         """Read and dequantise it; a part of a fused one is cut out."""
         home, part = home_and_rows(target, rows, self._base)
-        if home not in self._places:
+        if home not in self._locations:
             message = f"the base model has no {home!r}"
             raise ValueError(message)
-        path, entry = self._places[home]
+        path, entry = self._locations[home]
         if entry.type is None or (problem := unreadable(entry.type)):
             message = f"{home!r} of the base model: {'its type is unknown here' if entry.type is None else problem}"
             raise ValueError(message)
@@ -80,31 +80,31 @@ class _Folder:
         self._base = base
         folder = base.path.parent
         architecture = ARCHITECTURES[base.architecture]
-        self._places: dict[tuple[str, int | None], tuple[Path, Place]] = {}
+        self._locations: dict[tuple[str, int | None], tuple[Path, TensorLocation]] = {}
         for path in _files(folder):
             try:
                 with path.open("rb") as file, mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ) as content:
-                    places = read_places(content, name=str(path))
+                    locations = read_locations(content, name=str(path))
             except (InvalidAdapterFileError, OSError, ValueError) as error:  # ValueError: an empty file cannot be mapped
                 message = f"{path}: the base model's weights cannot be read: {error}"
                 raise ModelLoadError(message) from error
-            for key, place in places.items():
+            for key, location in locations.items():
                 module, expert = key.removesuffix(".weight"), None
                 if (single := _EXPERT.fullmatch(module)) is not None:
                     module, expert = f"{single[1]}.{single[3]}", int(single[2])
                 if key.endswith(".weight") and (target := architecture.target_of(module)) is not None:
-                    self._places[target, expert] = (path, place)
+                    self._locations[target, expert] = (path, location)
 
     def matrix(self, target: str, expert: int | None, rows: int) -> Matrix:
         """Read it, and bring its rows into GGUF's order; a part of a fused one is cut out."""
         home, part = home_and_rows(target, rows, self._base)
-        if (home, expert) not in self._places:
+        if (home, expert) not in self._locations:
             of = "" if expert is None else f" of expert {expert}"
             message = f"the safetensors of {self._base.path.parent} have no {home!r}{of}"
             raise ValueError(message)
-        path, place = self._places[home, expert]
+        path, location = self._locations[home, expert]
         with path.open("rb") as file:
-            values = read_one(file, place)
+            values = read_one(file, location)
         return arranged(values, home, self._base) if part is None else values[part]
 
 

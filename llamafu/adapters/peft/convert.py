@@ -19,7 +19,7 @@ from llamafu.adapters.gguf.writer import adapter_bytes, refuse_source
 from llamafu.adapters.peft.architectures import ARCHITECTURES
 from llamafu.adapters.peft.config import foreign
 from llamafu.adapters.peft.dora import MAGNITUDE, dora_of
-from llamafu.adapters.peft.factor_mapping import Piece, exchanged_sides, joined, pieces_of
+from llamafu.adapters.peft.factor_mapping import FactorPair, exchanged_sides, factor_pairs_of, joined
 from llamafu.adapters.peft.factor_storage import DTYPES, stored_as
 from llamafu.adapters.peft.folder import PeftFolder, read_folder
 from llamafu.adapters.peft.fused_qkv import fused
@@ -189,11 +189,11 @@ def converted(
         message = f"{folder.path}: no module has {named} in its name; drop takes whole parts of it{hint}"
         raise LoraError(message, code=ErrorCode.INVALID_PARAM)
     name, names = str(folder.weights_path), source_names(modules)
-    pieces = _pieces(modules, config, base, problems, dora if config.dora else None)
+    pairs = _factor_pairs(modules, config, base, problems, dora if config.dora else None)
     if problems:
         raise invalid_file(name, problems)
-    alpha = Counter(piece.alpha for piece in pieces).most_common(1)[0][0]
-    tensors, stored = stored_as(pieces, alpha, dtype, name)
+    alpha = Counter(pair.alpha for pair in pairs).most_common(1)[0][0]
+    tensors, stored = stored_as(pairs, alpha, dtype, name)
     fields = _fields(alpha, config, folder.name) | names | ({} if dora is None else dora.fields())
     if left_out.modules or idle:
         fields[DROPPED] = [*left_out.modules, *idle]
@@ -203,11 +203,11 @@ def converted(
     return Conversion(check_adapter(content, folder.path), stored, () if dora is None else tuple(dora.cut))
 
 
-def _pieces(
+def _factor_pairs(
     modules: dict[str, dict[str, Matrix]], config: PeftConfig, base: BaseModel, problems: list[str], dora: Dora | None
-) -> list[Piece]:
+) -> list[FactorPair]:
     """Pair the tensors in the file's order, under the base model's names and in its layout; say what is wrong in `problems`."""
-    found: dict[str, dict[int | None, Piece]] = {}
+    found: dict[str, dict[int | None, FactorPair]] = {}
     reasons: dict[str, list[str]] = {}
     magnitudes = {module: sides.pop(MAGNITUDE, None) for module, sides in modules.items()}
     exchanged = False
@@ -217,22 +217,22 @@ def _pieces(
         problems.append(str(error))
     for number, (module, sides) in enumerate(modules.items(), 1):
         try:
-            pieces = pieces_of(module, sides, config, base, exchanged=exchanged)
+            pairs = factor_pairs_of(module, sides, config, base, exchanged=exchanged)
             if dora is not None:
-                pieces = [dora.plain(piece, magnitudes[module], number / len(modules)) for piece in pieces]
+                pairs = [dora.plain(pair, magnitudes[module], number / len(modules)) for pair in pairs]
         except ValueError as error:
             reasons.setdefault(str(error), []).append(module)
             continue
-        for piece in pieces:
-            of_target = found.setdefault(piece.target, {})
-            if of_target and (piece.expert in of_target or None in (piece.expert, *of_target)):
-                problems.append(f"module {module!r}: it is {piece.target!r} in GGUF, which another module is already")
-            of_target[piece.expert] = piece
+        for pair in pairs:
+            of_target = found.setdefault(pair.target, {})
+            if of_target and (pair.expert in of_target or None in (pair.expert, *of_target)):
+                problems.append(f"module {module!r}: it is {pair.target!r} in GGUF, which another module is already")
+            of_target[pair.expert] = pair
     problems += [f"{_listed(those)}: {reason}" for reason, those in reasons.items()]
     return _whole(found, base, problems)
 
 
-def _whole(found: dict[str, dict[int | None, Piece]], base: BaseModel, problems: list[str]) -> list[Piece]:
+def _whole(found: dict[str, dict[int | None, FactorPair]], base: BaseModel, problems: list[str]) -> list[FactorPair]:
     """Join experts, and what is one tensor in the base model."""
     whole = []
     for target, of_target in found.items():

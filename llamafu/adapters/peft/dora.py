@@ -24,7 +24,7 @@ if TYPE_CHECKING:
 
     from llamafu.adapters.gguf.base_model import BaseModel
     from llamafu.adapters.gguf.writer import Field
-    from llamafu.adapters.peft.factor_mapping import Piece
+    from llamafu.adapters.peft.factor_mapping import FactorPair
 
     Matrix = NDArray[np.floating[Any]]
 
@@ -58,14 +58,14 @@ class Dora:
         """Opened when a module needs them: plain adapters do not."""
         return base_weights(self._base)
 
-    def plain(self, piece: Piece, magnitude: Matrix | None, done: float) -> Piece:
-        """Return factors of the strength 1 near the piece's whole change.
+    def plain(self, pair: FactorPair, magnitude: Matrix | None, done: float) -> FactorPair:
+        """Return factors of the strength 1 near the pair's whole change.
 
         Raises ValueError where that cannot be computed, ModelLoadError where the base model has no weights.
         """
-        flipped = is_flipped(piece.target)
-        a, b = (piece.a.T if flipped else piece.a), piece.b
-        own = self._weights.matrix(piece.target, piece.expert, a.shape[1] if flipped else len(b))
+        flipped = is_flipped(pair.target)
+        a, b = (pair.a.T if flipped else pair.a), pair.b
+        own = self._weights.matrix(pair.target, pair.expert, a.shape[1] if flipped else len(b))
         base = (own.T if flipped else own).astype(np.float64)
         if base.shape != (b.shape[0], a.shape[1]):
             message = (
@@ -76,8 +76,8 @@ class Dora:
             found = "no magnitudes" if magnitude is None else f"{magnitude.size} magnitudes"
             message = f"it has {found}, and there must be {len(base)}: one for each row"
             raise ValueError(message)
-        length = arranged(magnitude.reshape(-1, 1), piece.target, self._base).astype(np.float64)
-        whole = base + piece.alpha / a.shape[0] * (b.astype(np.float64) @ a.astype(np.float64))
+        length = arranged(magnitude.reshape(-1, 1), pair.target, self._base).astype(np.float64)
+        whole = base + pair.alpha / a.shape[0] * (b.astype(np.float64) @ a.astype(np.float64))
         norms = np.linalg.norm(whole, axis=1, keepdims=True)
         if not norms.all():
             message = "a row of the base model with the change added is zero, which DoRA divides by"
@@ -86,10 +86,10 @@ class Dora:
         new_a, new_b = truncated_dense(change, self._rank or _TIMES * a.shape[0])
         size = float(np.linalg.norm(change))
         error = float(np.linalg.norm(change - new_b @ new_a)) / size if size else 0.0
-        name = piece.target if piece.expert is None else f"{piece.target}#{piece.expert}"
+        name = pair.target if pair.expert is None else f"{pair.target}#{pair.expert}"
         self.cut.append(Cut(name, new_a.shape[0], error))
         self._on_progress(name, done)
-        return piece._replace(a=new_a.T if flipped else new_a, b=new_b, alpha=float(new_a.shape[0]))
+        return pair._replace(a=new_a.T if flipped else new_a, b=new_b, alpha=float(new_a.shape[0]))
 
     def fields(self) -> dict[str, Field]:
         """Return the metadata that say what was done; none where no module was DoRA's."""

@@ -30,7 +30,7 @@ _PAIRS = (["A", "B"], ["embedding_A", "embedding_B"])
 _MOST_EXPERTS = 4096  # far more than any libllama takes; a header that lies must not fill the memory
 
 
-class Piece(NamedTuple):
+class FactorPair(NamedTuple):
     """Factors for one base tensor, in NumPy's order: A is (rank, in), B is (out, rank); both with the experts in front."""
 
     target: str
@@ -42,7 +42,9 @@ class Piece(NamedTuple):
     """Which one of the stack it is for; None for a whole tensor."""
 
 
-def pieces_of(module: str, sides: dict[str, Matrix], config: PeftConfig, base: BaseModel, *, exchanged: bool) -> list[Piece]:
+def factor_pairs_of(
+    module: str, sides: dict[str, Matrix], config: PeftConfig, base: BaseModel, *, exchanged: bool
+) -> list[FactorPair]:
     """Name and arrange the factors of one PEFT module; raises ValueError saying what is wrong with them.
 
     `exchanged` is what `exchanged_sides` says of all modules.
@@ -76,7 +78,7 @@ def pieces_of(module: str, sides: dict[str, Matrix], config: PeftConfig, base: B
         if expert >= count:
             message = f"there is no expert {expert}; the base model has {count}, from 0"
             raise ValueError(message)
-    return [Piece(target, a.T if embedding else a, arranged(b, target, base), config.alpha_of(name), expert)]
+    return [FactorPair(target, a.T if embedding else a, arranged(b, target, base), config.alpha_of(name), expert)]
 
 
 def exchanged_sides(modules: Mapping[str, dict[str, Matrix]], config: PeftConfig, base: BaseModel) -> bool:
@@ -110,27 +112,27 @@ def exchanged_sides(modules: Mapping[str, dict[str, Matrix]], config: PeftConfig
     return config.exchanges_sides
 
 
-def joined(pieces: Sequence[Piece], base: BaseModel) -> Piece:
-    """Return the one piece of a base tensor, or stack its experts: those that were not adapted are left as they are.
+def joined(pairs: Sequence[FactorPair], base: BaseModel) -> FactorPair:
+    """Return the one pair of a base tensor, or stack its experts: those that were not adapted are left as they are.
 
     Experts share a rank and an alpha in GGUF: the smaller ranks are filled up with zeros, and B makes up for other alphas.
     """
-    first = pieces[0]
+    first = pairs[0]
     if first.expert is None:
         return first
-    rank = max(piece.a.shape[0] for piece in pieces)
-    alphas = [piece.alpha if piece.a.shape[0] == rank else piece.alpha * rank / piece.a.shape[0] for piece in pieces]
+    rank = max(pair.a.shape[0] for pair in pairs)
+    alphas = [pair.alpha if pair.a.shape[0] == rank else pair.alpha * rank / pair.a.shape[0] for pair in pairs]
     alpha = Counter(alphas).most_common(1)[0][0]
     count = _expert_count(base)
-    a = np.zeros((count, rank, first.a.shape[1]), np.result_type(*(piece.a for piece in pieces)))
-    b = np.zeros((count, first.b.shape[0], rank), np.result_type(*(piece.b for piece in pieces)))
-    for piece, own in zip(pieces, alphas, strict=True):
-        if (piece.a.shape[1], piece.b.shape[0]) != (a.shape[2], b.shape[1]):
-            message = f"its experts are of different sizes, {list(piece.b.shape)} and {list(first.b.shape)}"
+    a = np.zeros((count, rank, first.a.shape[1]), np.result_type(*(pair.a for pair in pairs)))
+    b = np.zeros((count, first.b.shape[0], rank), np.result_type(*(pair.b for pair in pairs)))
+    for pair, own in zip(pairs, alphas, strict=True):
+        if (pair.a.shape[1], pair.b.shape[0]) != (a.shape[2], b.shape[1]):
+            message = f"its experts are of different sizes, {list(pair.b.shape)} and {list(first.b.shape)}"
             raise ValueError(message)
-        a[piece.expert, : piece.a.shape[0]] = piece.a
-        b[piece.expert, :, : piece.b.shape[1]] = piece.b if own == alpha else piece.b.astype(np.float64) * (own / alpha)
-    return Piece(first.target, a, b, alpha)
+        a[pair.expert, : pair.a.shape[0]] = pair.a
+        b[pair.expert, :, : pair.b.shape[1]] = pair.b if own == alpha else pair.b.astype(np.float64) * (own / alpha)
+    return FactorPair(first.target, a, b, alpha)
 
 
 def _target(module: str, base: BaseModel) -> str:
@@ -178,7 +180,7 @@ def _parameter_sizes(module: str, parameter: str | None, base: BaseModel) -> tup
 
 def _parameter(
     module: str, parameter: str | None, sides: dict[str, Matrix], config: PeftConfig, base: BaseModel, *, exchanged: bool
-) -> list[Piece]:
+) -> list[FactorPair]:
     """Take the factors of a parameter that holds all experts apart."""
     if parameter is None:
         message = (
@@ -198,7 +200,9 @@ def _parameter(
         message = f"B has {b.shape[1]} rows, which do not split into those of {' and '.join(projections)}"
         raise ValueError(message)
     alpha = config.alpha_of(f"{module}.{parameter}")
-    return [Piece(target, a, part, alpha) for target, part in zip(targets, np.split(b, len(projections), axis=1), strict=True)]
+    return [
+        FactorPair(target, a, part, alpha) for target, part in zip(targets, np.split(b, len(projections), axis=1), strict=True)
+    ]
 
 
 def _matrices(sides: dict[str, Matrix], rank: int) -> tuple[Matrix, Matrix]:

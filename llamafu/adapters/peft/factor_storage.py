@@ -16,7 +16,7 @@ if TYPE_CHECKING:
 
     from numpy.typing import NDArray
 
-    from llamafu.adapters.peft.factor_mapping import Piece
+    from llamafu.adapters.peft.factor_mapping import FactorPair
 
     Matrix = NDArray[np.floating[Any]]
 
@@ -51,23 +51,23 @@ class Stored(NamedTuple):
         return f"{self.dtype.upper()}: the largest loss of a tensor's change is {percent(self.lost)}{at}"
 
 
-def stored_as(pieces: Sequence[Piece], alpha: float, dtype: str, name: str) -> tuple[list[tuple[str, Matrix]], Stored]:
+def stored_as(pairs: Sequence[FactorPair], alpha: float, dtype: str, name: str) -> tuple[list[tuple[str, Matrix]], Stored]:
     """Return the GGUF tensors in the type that `dtype` says or leads to, and what it loses; log that."""
     if dtype == "f32":
-        return folded(pieces, alpha, "<f4", name)
-    tensors, stored = folded(pieces, alpha, "<f2", name, is_named=dtype == "f16")
+        return folded(pairs, alpha, "<f4", name)
+    tensors, stored = folded(pairs, alpha, "<f2", name, is_named=dtype == "f16")
     if dtype == "f16":
         level = logging.WARNING if stored.is_much else logging.INFO
         logger.log(level, "%s: %s%s", name, stored, "; choose the dtype 'f32' to keep it" if stored.is_much else "")
     elif stored.lost > _MAY_LOSE[dtype]:
         logger.info("%s: %s; F32 is taken", name, stored)
-        tensors, exact = folded(pieces, alpha, "<f4", name)
+        tensors, exact = folded(pairs, alpha, "<f4", name)
         return tensors, exact._replace(instead=stored.lost)
     return tensors, stored
 
 
 def folded(
-    pieces: Sequence[Piece], alpha: float, dtype: str, name: str, *, is_named: bool = True
+    pairs: Sequence[FactorPair], alpha: float, dtype: str, name: str, *, is_named: bool = True
 ) -> tuple[list[tuple[str, Matrix]], Stored]:
     """Return the GGUF tensors. Where the file's one alpha would give a wrong strength, B makes up for it.
 
@@ -76,8 +76,8 @@ def folded(
     problems = []
     tensors: list[tuple[str, Matrix]] = []
     worst, where = 0.0, ""
-    for piece in pieces:
-        target, a, b, own = piece.target, piece.a, piece.b, piece.alpha
+    for pair in pairs:
+        target, a, b, own = pair.target, pair.a, pair.b, pair.alpha
         share = 1 if own == alpha else own / float(np.float32(alpha))
         b = b if share == 1 else b.astype(np.float64) * share
         stored = (narrowed(a, dtype), narrowed(b, dtype))

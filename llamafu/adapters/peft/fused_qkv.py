@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from llamafu.adapters.peft.factor_mapping import Piece
+from llamafu.adapters.peft.factor_mapping import FactorPair
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
@@ -23,18 +23,18 @@ _WHOLES = {
 """Tensors that are made of others, and those in the order of the rows."""
 
 
-def fused(pieces: Sequence[Piece], base: BaseModel) -> list[Piece]:
+def fused(pairs: Sequence[FactorPair], base: BaseModel) -> list[FactorPair]:
     """Join the factors whose base tensors are one in this model; the others stay as they are.
 
     Raises ValueError naming the tensor, where sizes disagree or the whole is adapted beside its parts.
     """
-    groups: dict[str, dict[str | None, Piece]] = {}
-    for piece in pieces:
-        home, part = _place(piece.target, piece.b.shape[-2], base)
-        groups.setdefault(home, {})[part] = piece
+    groups: dict[str, dict[str | None, FactorPair]] = {}
+    for pair in pairs:
+        home, part = _place(pair.target, pair.b.shape[-2], base)
+        groups.setdefault(home, {})[part] = pair
     found = []
     for home, parts in groups.items():
-        named = {part: piece for part, piece in parts.items() if part is not None}
+        named = {part: pair for part, pair in parts.items() if part is not None}
         if named and len(named) < len(parts):
             message = f"{home!r}: it is adapted both as a whole and in parts"
             raise ValueError(message)
@@ -70,28 +70,28 @@ def _place(target: str, rows: int, base: BaseModel) -> tuple[str, str | None]:
     return target, None
 
 
-def _joined(home: str, pieces: Mapping[str, Piece], base: BaseModel) -> Piece:
+def _joined(home: str, pairs: Mapping[str, FactorPair], base: BaseModel) -> FactorPair:
     """Put the A's on top of each other and the B's on the diagonal, so that each has ranks of its own. Other rows stay zero."""
     whole = next(whole for whole in _WHOLES if home.endswith(f".{whole}"))
-    found = [pieces[part] for part in _WHOLES[whole] if part in pieces]
-    rank = sum(piece.a.shape[-2] for piece in found)
-    alphas = {part: piece.alpha * rank / piece.a.shape[-2] for part, piece in pieces.items()}
+    found = [pairs[part] for part in _WHOLES[whole] if part in pairs]
+    rank = sum(pair.a.shape[-2] for pair in found)
+    alphas = {part: pair.alpha * rank / pair.a.shape[-2] for part, pair in pairs.items()}
     alpha = Counter(alphas.values()).most_common(1)[0][0]
     rows = _rows(home, whole, base)
-    b = np.zeros((*found[0].b.shape[:-2], sum(rows), rank), np.result_type(*(piece.b for piece in found)))
+    b = np.zeros((*found[0].b.shape[:-2], sum(rows), rank), np.result_type(*(pair.b for pair in found)))
     row = column = 0
     for part, size in zip(_WHOLES[whole], rows, strict=True):
-        if (piece := pieces.get(part)) is not None:
-            if (piece.b.shape[-2], piece.a.shape[-1]) != (size, found[0].a.shape[-1]):
+        if (pair := pairs.get(part)) is not None:
+            if (pair.b.shape[-2], pair.a.shape[-1]) != (size, found[0].a.shape[-1]):
                 name = home.removesuffix(whole) + part
-                message = f"{name!r} is {piece.a.shape[-1]} in, {piece.b.shape[-2]} out; the base model has {size} rows for it"
+                message = f"{name!r} is {pair.a.shape[-1]} in, {pair.b.shape[-2]} out; the base model has {size} rows for it"
                 raise ValueError(message)
-            share, width = alphas[part] / alpha, piece.a.shape[-2]
-            block = piece.b if share == 1 else piece.b.astype(np.float64) * share
+            share, width = alphas[part] / alpha, pair.a.shape[-2]
+            block = pair.b if share == 1 else pair.b.astype(np.float64) * share
             b[..., row : row + size, column : column + width] = block
             column += width
         row += size
-    return Piece(home, np.concatenate([piece.a for piece in found], axis=-2), b, alpha)
+    return FactorPair(home, np.concatenate([pair.a for pair in found], axis=-2), b, alpha)
 
 
 def _rows(home: str, whole: str, base: BaseModel) -> list[int]:

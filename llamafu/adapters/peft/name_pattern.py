@@ -39,7 +39,7 @@ class NamePattern:
             # Without repetitions and alternatives `re` has nothing to try twice, and it is faster.
             self._match = re.compile(whole).match
         else:
-            machine = _Machine(whole)
+            machine = _PatternAutomaton(whole)
             self._match, self.size = machine.match, machine.size
 
     def matches(self, module: str) -> bool:
@@ -47,7 +47,7 @@ class NamePattern:
         return bool(self._match(module))
 
 
-class _State(NamedTuple):
+class _AutomatonState(NamedTuple):
     """What a state waits for: a character ("one"), the name's "begin" or "end", nothing ("split"), or it is the last one."""
 
     kind: str
@@ -63,14 +63,14 @@ _Step = tuple[frozenset[int], str, bool, bool]
 """The states, the next character ("" behind the last one), whether the name begins here, and whether it may end here."""
 
 
-class _Machine:
+class _PatternAutomaton:
     """Every state that the pattern's reading so far may be in, advanced character by character."""
 
     def __init__(self, pattern: str) -> None:
         self._work = 0
-        self._states = [_State("last")]
+        self._states = [_AutomatonState("last")]
         self._steps: dict[_Step, frozenset[int] | None] = {}
-        self._start = self._emit(_Parser(pattern).parse(), 0)
+        self._start = self._emit(_PatternParser(pattern).parse(), 0)
 
     @property
     def size(self) -> int:
@@ -100,9 +100,9 @@ class _Machine:
         self._steps[step] = following
         return following
 
-    def _settle(self, states: list[int], *, begin: bool, end: bool) -> tuple[list[_State], bool]:
+    def _settle(self, states: list[int], *, begin: bool, end: bool) -> tuple[list[_AutomatonState], bool]:
         """Follow every way that costs no character; return the states that wait for one, and whether the last is reached."""
-        seen, open_, waiting = set[int](), list(states), list[_State]()
+        seen, open_, waiting = set[int](), list(states), list[_AutomatonState]()
         while open_:
             number = open_.pop()
             if number in seen:
@@ -128,26 +128,26 @@ class _Machine:
         if kind == "either":
             start = self._emit(parts[-1], after)
             for part in parts[-2::-1]:
-                start = self._add(_State("split", self._emit(part, after), start))
+                start = self._add(_AutomatonState("split", self._emit(part, after), start))
             return start
         if kind == "repeat":
             return self._repeat(parts[0], fewest, most, after)
-        return self._add(_State(kind, after, 0, accepts))
+        return self._add(_AutomatonState(kind, after, 0, accepts))
 
     def _repeat(self, part: _Node, fewest: int, most: int | None, after: int) -> int:
         if most is None:
-            loop = self._add(_State("split", 0, after))
-            self._states[loop] = _State("split", self._emit(part, loop), after)
+            loop = self._add(_AutomatonState("split", 0, after))
+            self._states[loop] = _AutomatonState("split", self._emit(part, loop), after)
             start = loop
         else:
             start = after
             for _ in range(most - fewest):
-                start = self._add(_State("split", self._emit(part, start), after))
+                start = self._add(_AutomatonState("split", self._emit(part, start), after))
         for _ in range(fewest):
             start = self._emit(part, start)
         return start
 
-    def _add(self, state: _State) -> int:
+    def _add(self, state: _AutomatonState) -> int:
         self._spend()
         self._states.append(state)
         return len(self._states) - 1
@@ -159,7 +159,7 @@ class _Machine:
             raise ValueError(message)
 
 
-class _Parser:
+class _PatternParser:
     """Reads the part of `re`'s language that is known here."""
 
     def __init__(self, pattern: str) -> None:

@@ -26,7 +26,7 @@ _MOST_DIMENSIONS = 8
 _LONGEST = 500  # characters of a name in a message
 
 
-class _Entry(NamedTuple):
+class _HeaderEntry(NamedTuple):
     name: str
     dtype: str
     shape: tuple[int, ...]
@@ -34,10 +34,10 @@ class _Entry(NamedTuple):
     end: int
 
 
-class Place(NamedTuple):
+class TensorLocation(NamedTuple):
     """Where a tensor lies in a file."""
 
-    entry: _Entry
+    entry: _HeaderEntry
     start: int
     """Of all data, in bytes from the beginning of the file."""
 
@@ -55,20 +55,20 @@ def read_safetensors(content: bytes, *, name: str) -> dict[str, NDArray[np.float
     return {entry.name: _values(content, start, entry) for entry in entries}
 
 
-def read_places(content: bytes | mmap.mmap, *, name: str) -> dict[str, Place]:
+def read_locations(content: bytes | mmap.mmap, *, name: str) -> dict[str, TensorLocation]:
     """Return where every tensor of the file `content` lies; raises what `read_safetensors` raises."""
     entries, start = _entries(content, name)
-    return {entry.name: Place(entry, start) for entry in entries}
+    return {entry.name: TensorLocation(entry, start) for entry in entries}
 
 
-def read_one(file: BinaryIO, place: Place) -> NDArray[np.floating[Any]]:
+def read_one(file: BinaryIO, location: TensorLocation) -> NDArray[np.floating[Any]]:
     """Read one tensor of a file whose header was read."""
-    file.seek(place.start + place.entry.begin)
-    content = file.read(place.entry.end - place.entry.begin)
-    return _values(content, -place.entry.begin, place.entry)
+    file.seek(location.start + location.entry.begin)
+    content = file.read(location.entry.end - location.entry.begin)
+    return _values(content, -location.entry.begin, location.entry)
 
 
-def _entries(content: bytes | mmap.mmap, name: str) -> tuple[list[_Entry], int]:
+def _entries(content: bytes | mmap.mmap, name: str) -> tuple[list[_HeaderEntry], int]:
     """Check the header; return what it lists, in the order of the data, and where these begin."""
     header, start = _header(content, name)
     problems: list[str] = []
@@ -139,7 +139,7 @@ def unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
     return found
 
 
-def _entry(name: str, value: object, problems: list[str]) -> _Entry | None:
+def _entry(name: str, value: object, problems: list[str]) -> _HeaderEntry | None:
     """Check one tensor of the header; what is wrong with it goes to `problems`."""
     fields = value if isinstance(value, dict) else {}
     dtype, shape, offsets = fields.get("dtype"), fields.get("shape"), fields.get("data_offsets")
@@ -156,7 +156,7 @@ def _entry(name: str, value: object, problems: list[str]) -> _Entry | None:
     elif offsets[1] - offsets[0] != (needed := math.prod(shape) * _DTYPES[dtype].itemsize):
         problems.append(f"tensor {name!r}, {dtype} {shape}, needs {needed} bytes, its offsets give {offsets[1] - offsets[0]}")
     else:
-        return _Entry(name, dtype, tuple(shape), offsets[0], offsets[1])
+        return _HeaderEntry(name, dtype, tuple(shape), offsets[0], offsets[1])
     return None
 
 
@@ -164,7 +164,7 @@ def _is_sizes(value: object) -> TypeGuard[list[int]]:
     return isinstance(value, list) and all(type(item) is int and item >= 0 for item in value)
 
 
-def _values(content: bytes, start: int, entry: _Entry) -> NDArray[np.floating[Any]]:
+def _values(content: bytes, start: int, entry: _HeaderEntry) -> NDArray[np.floating[Any]]:
     dtype = _DTYPES[entry.dtype]
     raw = np.frombuffer(content, dtype, (entry.end - entry.begin) // dtype.itemsize, start + entry.begin).reshape(entry.shape)
     if entry.dtype == "BF16":

@@ -39,7 +39,7 @@ def read_pickled(content: bytes, *, name: str) -> dict[str, NDArray[np.floating[
 
     """
     try:
-        return _tensors(_Machine(read_archive(content)).run(), len(content))
+        return _tensors(_PickleMachine(read_archive(content)).run(), len(content))
     except DamagedError as error:
         raise invalid_file(name, list(error.args)) from None
 
@@ -70,7 +70,7 @@ class _Name(NamedTuple):
     name: str
 
 
-class _Machine:
+class _PickleMachine:
     """Runs the pickle of a state dict; its time and memory are proportional to the file's size."""
 
     def __init__(self, archive: Archive) -> None:
@@ -96,12 +96,12 @@ class _Machine:
 
     def take(self, count: int) -> bytes:
         """Return the next `count` bytes of the code."""
-        piece = bytes(self._code[self._at : self._at + count])
-        if len(piece) < count:
+        chunk = bytes(self._code[self._at : self._at + count])
+        if len(chunk) < count:
             message = f"its pickle breaks off at byte {len(self._code)}: truncated"
             raise DamagedError(message)
         self._at += count
-        return piece
+        return chunk
 
     def number(self, form: str) -> int:
         """Return the next number, laid out as `form` says in struct's terms."""
@@ -280,7 +280,7 @@ _LONGEST_LINE = 1000  # bytes, of a name
 _SHOWN = 8  # items of a tuple, in a message
 _NAMES = {("collections", "OrderedDict"), ("torch._utils", "_rebuild_tensor_v2"), ("torch._utils", "_rebuild_parameter")}
 """All that may be named, beside storages."""
-_ACTIONS: dict[bytes, Callable[[_Machine], None]] = {
+_ACTIONS: dict[bytes, Callable[[_PickleMachine], None]] = {
     b"\x80": lambda machine: machine.step_over(1),  # the protocol: what matters is which instructions follow
     b"\x95": lambda machine: machine.step_over(8),  # a frame's length, which only helps reading ahead
     b"}": lambda machine: machine.push({}),
@@ -294,22 +294,22 @@ _ACTIONS: dict[bytes, Callable[[_Machine], None]] = {
     b"\x8a": lambda machine: machine.push(int.from_bytes(machine.take(machine.number("<B")), "little", signed=True)),
     b"X": lambda machine: machine.push(machine.text(machine.number("<I"))),
     b"\x8c": lambda machine: machine.push(machine.text(machine.number("<B"))),
-    b"(": _Machine.mark,
-    b"t": _Machine.tuple_of_marked,
+    b"(": _PickleMachine.mark,
+    b"t": _PickleMachine.tuple_of_marked,
     b"\x85": lambda machine: machine.tuple_of(1),
     b"\x86": lambda machine: machine.tuple_of(2),
     b"\x87": lambda machine: machine.tuple_of(3),
-    b"u": _Machine.fill_marked,
-    b"s": _Machine.fill,
+    b"u": _PickleMachine.fill_marked,
+    b"s": _PickleMachine.fill,
     b"q": lambda machine: machine.remember(machine.number("<B")),
     b"r": lambda machine: machine.remember(machine.number("<I")),
-    b"\x94": _Machine.remember_next,
+    b"\x94": _PickleMachine.remember_next,
     b"h": lambda machine: machine.recall(machine.number("<B")),
     b"j": lambda machine: machine.recall(machine.number("<I")),
-    b"c": _Machine.name,
-    b"\x93": _Machine.name_from_stack,
-    b"Q": _Machine.storage,
-    b"R": _Machine.call,
-    b"b": _Machine.build,
+    b"c": _PickleMachine.name,
+    b"\x93": _PickleMachine.name_from_stack,
+    b"Q": _PickleMachine.storage,
+    b"R": _PickleMachine.call,
+    b"b": _PickleMachine.build,
 }
 """The instructions of protocols 2 to 5 that torch writes for tensors and dictionaries, and no other."""
