@@ -219,7 +219,7 @@ def test_dare_is_repeatable_by_seed(pair, tmp_path, method):
     assert np.array_equal(run(1), run(1))
     assert not np.array_equal(run(1), run(2))
     whole = {"dare_linear": "linear", "dare_linear_svd": "svd"}.get(method, method.removeprefix("dare_"))
-    options = {"density": 1.0} if "density" in METHODS[whole] else {}
+    options = {"density": 1.0} if "density" in METHODS[whole].options else {}
     merge_adapters(dict.fromkeys(pair, 0.5), tmp_path / "whole.gguf", method=whole, **options)
     np.testing.assert_allclose(run(1, density=1.0), dense(tmp_path / "whole.gguf")[NAME], atol=1e-6)
 
@@ -255,7 +255,7 @@ def test_experts_are_pruned_one_by_one(tmp_path, method):
     random = np.random.default_rng(3)
     sizes = np.array([1.0, 100.0])[:, None, None]
     stacks = [(sizes * random.standard_normal((2, 3, 7)), sizes * random.standard_normal((2, 8, 3))) for _ in range(2)]
-    options = {"method": method, "density": 0.5} | ({"seed": 4} if "seed" in METHODS[method] else {})
+    options = {"method": method, "density": 0.5} | ({"seed": 4} if "seed" in METHODS[method].options else {})
     common = {"architecture": "llama", "alpha": 3.0, "metadata": {}}
     name = "blk.0.ffn_up_exps.weight"
     for number, (a, b) in enumerate(stacks):
@@ -495,7 +495,7 @@ def golden_sources(folder):
 
 
 def golden_options(method):
-    return {"density": 0.6} if "density" in METHODS[method] else {}
+    return {"density": 0.6} if "density" in METHODS[method].options else {}
 
 
 def probe(change):
@@ -506,7 +506,7 @@ def probe(change):
 
 @pytest.mark.parametrize("method", METHODS)
 def test_every_method_gives_what_peft_gives(method, tmp_path):
-    options = {"rank": None, "density": None, "seed": 7 if "seed" in METHODS[method] else None} | golden_options(method)
+    options = {"rank": None, "density": None, "seed": 7 if "seed" in METHODS[method].options else None} | golden_options(method)
     sources, base = golden_sources(tmp_path), base_of("qwen2")
     info = merge_for_base(sources, tmp_path / "out.gguf", base=base, form="gguf", method=method, **options)
     assert info.rank == (8 if method == "cat" else 4)
@@ -519,11 +519,11 @@ def test_every_method_gives_what_peft_gives(method, tmp_path):
 
 def test_every_method_runs(pair, tmp_path):
     """The table of methods lists what works."""
-    for method, options in METHODS.items():
-        chosen = {"density": 0.5} if "density" in options else {}
+    for method, properties in METHODS.items():
+        chosen = {"density": 0.5} if "density" in properties.options else {}
         assert merge_adapters(dict.fromkeys(pair, 0.5), tmp_path / "o.gguf", method=method, **chosen).rank in (3, 6)
 
 
 def test_the_page_lists_every_method_with_its_options():
     rows = {method: options for method, _, _, options in table(ROOT / "docs" / "combining.md", "Method")}
-    assert rows == {method: ", ".join(sorted(options)) for method, options in METHODS.items()}
+    assert rows == {name: ", ".join(sorted(method.options)) for name, method in METHODS.items()}

@@ -16,9 +16,10 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, NamedTuple
 
-from llamafu.adapters.gguf.reader import Container, invalid_file, read_container
+from llamafu.adapters.gguf.reader import Container, read_container
 from llamafu.adapters.gguf.values import USABLE_TYPES, as_float32, not_finite
 from llamafu.adapters.info import AdapterInfo, is_expert, is_flipped, summarise
+from llamafu.adapters.invalid_file import invalid_file
 from llamafu.errors import ErrorCode, LoraLoadError
 
 if TYPE_CHECKING:

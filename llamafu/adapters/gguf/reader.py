@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any
 from llamafu.adapters.gguf.file_magic import HEAD_BYTES, describe_magic
 from llamafu.adapters.gguf.ggml_type import BLOCKS, GGMLType
 from llamafu.adapters.gguf.tensor_entry import TensorEntry, extent_problems, padded
-from llamafu.errors import InvalidAdapterFileError
+from llamafu.adapters.invalid_file import invalid_file
 
 if TYPE_CHECKING:
     import mmap
@@ -45,8 +45,6 @@ _GGML_TYPES = {int(kind): (kind, *block) for kind, block in BLOCKS.items()}
 _SMALLEST_KEY_VALUE, _SMALLEST_TENSOR = 13, 24  # bytes
 _MOST = 1 << 20  # keys, tensors, elements of one array: far above any real file, and what Python objects cost stays bounded
 _LONGEST_NAME = 63  # bytes; ggml keeps 64 with the final NUL
-_MOST_IN_MESSAGE = 10
-_LONGEST_IN_MESSAGE = 1000  # characters of one problem; names in damaged files may be of any length
 _INT64_MAX = (1 << 63) - 1
 _DEFAULT_ALIGNMENT = 32
 
@@ -85,16 +83,6 @@ def read_container(data: bytes | memoryview | mmap.mmap, *, name: str, whole: bo
     if reader.problems:
         raise invalid_file(name, reader.problems)
     return container
-
-
-def invalid_file(name: str, problems: Sequence[str]) -> InvalidAdapterFileError:
-    """Make the one error that carries every one of `problems` with the file `name`."""
-    shown = [problem if len(problem) <= _LONGEST_IN_MESSAGE else f"{problem[:_LONGEST_IN_MESSAGE]}..." for problem in problems]
-    if len(problems) == 1:
-        return InvalidAdapterFileError(f"{name}: {shown[0]}", problems=tuple(problems))
-    listed = "; ".join(f"({number}) {problem}" for number, problem in enumerate(shown[:_MOST_IN_MESSAGE], 1))
-    rest = f"; and {len(problems) - _MOST_IN_MESSAGE} more in .problems" if len(problems) > _MOST_IN_MESSAGE else ""
-    return InvalidAdapterFileError(f"{name} has {len(problems)} problems: {listed}{rest}", problems=tuple(problems))
 
 
 class _BrokenOffError(Exception):

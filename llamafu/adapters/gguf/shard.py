@@ -8,8 +8,8 @@ from itertools import pairwise
 from typing import TYPE_CHECKING
 
 from llamafu.adapters.gguf.base_model import read_header, shard_paths
-from llamafu.adapters.gguf.reader import invalid_file
 from llamafu.adapters.gguf.tensor_entry import extent_problems, padded
+from llamafu.adapters.invalid_file import invalid_file
 from llamafu.errors import ModelLoadError
 
 if TYPE_CHECKING:

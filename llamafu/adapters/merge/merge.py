@@ -13,7 +13,7 @@ from llamafu.adapters.factors import factors, names, read_alike, strength, targe
 from llamafu.adapters.file import check_adapter
 from llamafu.adapters.gguf.base_model import model_files
 from llamafu.adapters.gguf.writer import factor_bytes, refuse_source
-from llamafu.adapters.merge.methods import check_options, keeps_ranks_apart
+from llamafu.adapters.merge.methods import METHODS, MergeMethod, check_options
 from llamafu.adapters.merge.pruning import blend
 from llamafu.adapters.merge.svd import truncated, truncated_dense
 from llamafu.adapters.peft.convert import HUB_ID
@@ -45,15 +45,14 @@ _WEIGHT_MAX = 1e30  # far above any use, and far below where float64 arithmetic 
 class _MergeRecipe(NamedTuple):
     """What is to be done to every tensor."""
 
-    method: str
+    method: MergeMethod
     rank: int
     """The largest that the svd methods may give."""
     density: float
     random: np.random.Generator
 
     def blend(self, parts: Iterable[NDArray[np.float64]], weights: Sequence[float]) -> NDArray[np.float64]:
-        method = self.method.removesuffix("_svd")
-        return blend(parts, weights, method=method, density=self.density, random=self.random)
+        return blend(parts, weights, method=self.method, density=self.density, random=self.random)
 
 
 def merge_adapters(
@@ -137,14 +136,14 @@ def merge_for_base(
         demand_parent(output)
         demand_place(output, overwrite=overwrite)
     _refuse_activated(files)
-    if keeps_ranks_apart(method):
+    if METHODS[method].needs_equal_ranks:
         _refuse_unequal_ranks(files, method)
     if form == "peft":
         demand_new(output)
         for file in files:
             peft_form(file, base)
     widest = rank or max(file.info.rank for file in files)
-    recipe = _MergeRecipe(method, widest, density or 1.0, np.random.default_rng(seed))
+    recipe = _MergeRecipe(METHODS[method], widest, density or 1.0, np.random.default_rng(seed))
     merged: dict[str, Factors] = {}
     changed = targets(files)
     for name in changed:
@@ -223,11 +222,10 @@ def _merged(name: str, files: Sequence[AdapterFile], weights: Sequence[float], r
     parts = [pair for file, _ in using if (pair := factors(file, name)) is not None]
     strengths = [strength(file, name) for file, _ in using]
     shares = [weight * one for (_, weight), one in zip(using, strengths, strict=True)]
-    if recipe.method == "cat":
-        return _concatenated(parts, shares)
-    if recipe.method == "svd":
-        return truncated(*_concatenated(parts, shares), recipe.rank)
-    if keeps_ranks_apart(recipe.method):
+    if recipe.method.sums == "concatenated":
+        a, b = _concatenated(parts, shares)
+        return truncated(a, b, recipe.rank) if recipe.method.truncates else (a, b)
+    if recipe.method.sums == "factors":
         return _blended(parts, shares, recipe)
     return _pruned(parts, strengths, [weight for _, weight in using], recipe)
 

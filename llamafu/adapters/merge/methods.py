@@ -1,29 +1,50 @@
-"""The ways to combine adapters, and the options that each takes: light, for the command line."""
+"""The methods of combining adapters, as a table of their properties. Imports nothing heavy, for the command line."""
 
 from __future__ import annotations
+
+from typing import Literal, NamedTuple
 
 _RANKS = 1 << 31
 _SEEDS = 1 << 64
 
-METHODS: dict[str, frozenset[str]] = {
-    "cat": frozenset(),
-    "linear": frozenset(),
-    "svd": frozenset({"rank"}),
-    "ties": frozenset({"density"}),
-    "ties_svd": frozenset({"density", "rank"}),
-    "dare_linear": frozenset({"density", "seed"}),
-    "dare_ties": frozenset({"density", "seed"}),
-    "dare_linear_svd": frozenset({"density", "rank", "seed"}),
-    "dare_ties_svd": frozenset({"density", "rank", "seed"}),
-    "magnitude_prune": frozenset({"density"}),
-    "magnitude_prune_svd": frozenset({"density", "rank"}),
+
+class MergeMethod(NamedTuple):
+    """What one method does to each tensor."""
+
+    sums: Literal["concatenated", "factors", "deltas"]
+    """What is summed: B A by concatenating the factors, A with A and B with B, or whole matrices dW."""
+    truncates: bool = False
+    """Whether the sum is cut to a rank by an SVD."""
+    prunes: Literal["magnitude", "random"] | None = None
+    """Which values are kept before the sum, a share `density` of them: the largest, or random ones divided by the density."""
+    elects_signs: bool = False
+    """Whether values are averaged that have the sign of the sum, and the others dropped (TIES)."""
+
+    @property
+    def needs_equal_ranks(self) -> bool:
+        """Whether all adapters must have the same rank in a tensor: A is added to A."""
+        return self.sums == "factors"
+
+    @property
+    def options(self) -> frozenset[str]:
+        """The options that it takes; `density` is required where it is taken."""
+        taken = {"rank": self.truncates, "density": self.prunes is not None, "seed": self.prunes == "random"}
+        return frozenset(name for name, is_taken in taken.items() if is_taken)
+
+
+METHODS: dict[str, MergeMethod] = {
+    "cat": MergeMethod("concatenated"),
+    "linear": MergeMethod("factors"),
+    "svd": MergeMethod("concatenated", truncates=True),
+    "ties": MergeMethod("factors", prunes="magnitude", elects_signs=True),
+    "ties_svd": MergeMethod("deltas", truncates=True, prunes="magnitude", elects_signs=True),
+    "dare_linear": MergeMethod("factors", prunes="random"),
+    "dare_ties": MergeMethod("factors", prunes="random", elects_signs=True),
+    "dare_linear_svd": MergeMethod("deltas", truncates=True, prunes="random"),
+    "dare_ties_svd": MergeMethod("deltas", truncates=True, prunes="random", elects_signs=True),
+    "magnitude_prune": MergeMethod("factors", prunes="magnitude"),
+    "magnitude_prune_svd": MergeMethod("deltas", truncates=True, prunes="magnitude"),
 }
-"""The options by method; `density` is required where it is legal."""
-
-
-def keeps_ranks_apart(method: str) -> bool:
-    """Whether `method` adds A to A and B to B, for which the ranks must be equal."""
-    return method != "cat" and not method.endswith("svd")
 
 
 def check_options(method: str, *, rank: int | None, density: float | None, seed: int | None) -> None:
@@ -31,10 +52,10 @@ def check_options(method: str, *, rank: int | None, density: float | None, seed:
     if method not in METHODS:
         message = f"there is no method {method!r}; there are {', '.join(METHODS)}"
         raise ValueError(message)
-    legal = METHODS[method]
+    legal = METHODS[method].options
     for name, value in {"rank": rank, "density": density, "seed": seed}.items():
         if value is not None and name not in legal:
-            users = ", ".join(other for other, takes in METHODS.items() if name in takes)
+            users = ", ".join(other for other, properties in METHODS.items() if name in properties.options)
             message = f"{name}={value!r} does nothing in the method {method!r}; it is for {users}"
             raise ValueError(message)
     if rank is not None and not 1 <= rank < _RANKS:

@@ -9,7 +9,7 @@ import reprlib
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
-from llamafu.adapters.gguf.reader import invalid_file
+from llamafu.adapters.invalid_file import invalid_file
 from llamafu.adapters.peft.pattern_table import PatternTable
 from llamafu.adapters.peft.safetensors import unique
 

@@ -14,8 +14,8 @@ from llamafu._util.atomic import demand_place, whole_file
 from llamafu.adapters.compatibility import demand_fit
 from llamafu.adapters.file import AdapterFile, check_adapter
 from llamafu.adapters.gguf.base_model import BaseModel, model_files
-from llamafu.adapters.gguf.reader import invalid_file
 from llamafu.adapters.gguf.writer import adapter_bytes, refuse_source
+from llamafu.adapters.invalid_file import invalid_file
 from llamafu.adapters.peft.architectures import ARCHITECTURES
 from llamafu.adapters.peft.config import foreign
 from llamafu.adapters.peft.dora import MAGNITUDE, dora_of

@@ -7,8 +7,8 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
 
-from llamafu.adapters.gguf.reader import invalid_file
 from llamafu.adapters.info import is_flipped
+from llamafu.adapters.invalid_file import invalid_file
 from llamafu.adapters.peft.storage_loss import MOST_LOST, narrowed, percent, share_lost
 
 if TYPE_CHECKING:

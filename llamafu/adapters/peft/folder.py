@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from llamafu.adapters.file import AdapterFileNotFoundError
-from llamafu.adapters.gguf.reader import invalid_file
+from llamafu.adapters.invalid_file import invalid_file
 from llamafu.adapters.peft.config import CONFIG, PeftConfig, parse_config
 from llamafu.adapters.peft.mlx import WEIGHTS as MLX_WEIGHTS
 from llamafu.adapters.peft.mlx import read_mlx

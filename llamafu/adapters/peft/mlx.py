@@ -11,8 +11,8 @@ import json
 import re
 from typing import TYPE_CHECKING, Any, NamedTuple
 
-from llamafu.adapters.gguf.reader import invalid_file
 from llamafu.adapters.info import split_name
+from llamafu.adapters.invalid_file import invalid_file
 from llamafu.adapters.peft.config import CONFIG, PeftConfig, parse_config
 from llamafu.adapters.peft.module_name import decoder_module
 from llamafu.adapters.peft.safetensors import read_safetensors, unique

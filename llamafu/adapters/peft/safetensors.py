@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple, TypeGuard
 import numpy as np
 
 from llamafu.adapters.gguf.file_magic import HEAD_BYTES, known_kind
-from llamafu.adapters.gguf.reader import invalid_file
+from llamafu.adapters.invalid_file import invalid_file
 
 if TYPE_CHECKING:
     import mmap

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple, NoReturn
 
 import numpy as np
 
-from llamafu.adapters.gguf.reader import invalid_file
+from llamafu.adapters.invalid_file import invalid_file
 from llamafu.adapters.peft.safetensors import empty
 from llamafu.adapters.peft.torch_archive import MEND, STORAGE_CODES, DamagedError, Storage, read_archive
 
