@@ -26,8 +26,7 @@ from llamafu.adapters import bake, convert_peft, inspect_adapter, read_base
 from llamafu.adapters.gguf.codec import NumpyCodec, row_bytes
 from llamafu.adapters.gguf.shard import read_shards
 from llamafu.adapters.gguf.writer import write_adapter
-from llamafu.baking.bake import DTYPES
-from llamafu.cli import bake as command
+from llamafu.baking.options import DTYPES
 from llamafu.cli.main import main
 from llamafu.errors import (
     InvalidAdapterFileError,
@@ -653,7 +652,6 @@ def test_command(tiny_model, tiny_adapter_a, tiny_adapter_b, tmp_path, capsys):
     assert "exists and is not replaced" in capsys.readouterr().err
     words.append("--force")
     assert bake(tiny_model, {tiny_adapter_a: 0.5, tiny_adapter_b: 1.0}, out).read_bytes() == content
-    assert command._DTYPES == DTYPES
     for wrong in (["--dtype", "q2"], ["--lora", str(tiny_adapter_b)], ["--lora", f"{tiny_adapter_a}=x"]):
         assert main([*words, *wrong]) == 2
     assert main([*words, "-o", str(tiny_model)]) == 2

@@ -19,7 +19,7 @@ from test_hf_config import TINY
 from llamafu.adapters import inspect_adapter, merge_adapters, read_adapter
 from llamafu.adapters.gguf.writer import write_adapter
 from llamafu.adapters.merge.merge import form_of, merge_for_base
-from llamafu.adapters.merge.methods import METHODS
+from llamafu.adapters.merge.methods import METHODS, MergeOptions
 from llamafu.cli.main import main
 from llamafu.errors import InvalidAdapterFileError, LoraIncompatibleError, LoraLoadError
 
@@ -323,8 +323,8 @@ def test_an_f16_folder_is_merged_as_f16(tmp_path):
     """Into a file, whatever the case of its name's end."""
     arrays = {name: array.astype("f2") for name, array in arrays_of().items()}
     folder = write_folder(tmp_path / "x", arrays)
-    options = {"form": form_of(tmp_path / "o.GGUF"), "method": "svd", "rank": None, "density": None, "seed": None}
-    info = merge_for_base({folder: 0.7}, tmp_path / "o.GGUF", base=base_of(), **options)
+    output = tmp_path / "o.GGUF"
+    info = merge_for_base({folder: 0.7}, output, MergeOptions(), base=base_of(), form=form_of(output))
     assert {tensor.dtype for tensor in info.tensors} == {"F16"}
     assert inspect_adapter(tmp_path / "o.GGUF").digest == info.digest
 
@@ -506,9 +506,9 @@ def probe(change):
 
 @pytest.mark.parametrize("method", METHODS)
 def test_every_method_gives_what_peft_gives(method, tmp_path):
-    options = {"rank": None, "density": None, "seed": 7 if "seed" in METHODS[method].options else None} | golden_options(method)
+    options = {"seed": 7 if "seed" in METHODS[method].options else None} | golden_options(method)
     sources, base = golden_sources(tmp_path), base_of("qwen2")
-    info = merge_for_base(sources, tmp_path / "out.gguf", base=base, form="gguf", method=method, **options)
+    info = merge_for_base(sources, tmp_path / "out.gguf", MergeOptions(method=method, **options), base=base, form="gguf")
     assert info.rank == (8 if method == "cat" else 4)
     wanted = json.loads(GOLDENS.read_text("utf-8"))[method]
     found = {name: probe(change) for name, change in dense(tmp_path / "out.gguf").items()}

@@ -15,7 +15,7 @@ if TYPE_CHECKING:
 
     from llamafu._native.library import Library
     from llamafu.adapters.gguf.shard import Shard
-    from llamafu.baking.metadata import Records
+    from llamafu.baking.metadata import BakeMetadata
     from llamafu.baking.writer import BakeRecipe
 
 logger = logging.getLogger("llamafu.baking")
@@ -29,17 +29,17 @@ class BakeJob(NamedTuple):
     shards: Sequence[Shard]
     outputs: Sequence[Path]
     recipe: BakeRecipe
-    records: Records
+    metadata: BakeMetadata
     on_progress: Callable[[float], None]
 
-    def nearest(self) -> float:
+    def write_rounded(self) -> float:
         """Write it, every value rounded to the nearest, and return the share of the changes that is kept."""
-        written = write_baked(self.shards, self.outputs, self.recipe, self.records.made(None), self.on_progress)
-        records = self.records.made(None, digest=written.digest, kept=written.kept)
+        written = write_baked(self.shards, self.outputs, self.recipe, self.metadata.entries(None), self.on_progress)
+        records = self.metadata.entries(None, digest=written.digest, kept=written.kept)
         rewrite_records(self.shards[0], self.outputs[0], self.recipe, records)
         return written.kept
 
-    def calibrated(self, library: Library | None, calibration: str | os.PathLike[str], text: str | None) -> float | None:
+    def write_calibrated(self, library: Library | None, calibration: str | os.PathLike[str], text: str | None) -> float | None:
         """Write it, rounded for a text; None where nothing can be calibrated, and where that makes more noise than change."""
         matrices = places(self.shards, self.recipe)
         if not matrices:
@@ -51,7 +51,7 @@ class BakeJob(NamedTuple):
                 self.shards,
                 self.outputs,
                 recipe,
-                self.records.made(calibration),
+                self.metadata.entries(calibration),
                 lambda share: self.on_progress(_FITTING + (1 - _FITTING) * share),
             )
             seen = found.fidelity(self.outputs[0])
@@ -60,6 +60,6 @@ class BakeJob(NamedTuple):
             message = "%s: the changes are too small for calibration, which adds more noise than that; rounded to the nearest"
             logger.warning(message, self.shards[0].path)
             return None
-        records = self.records.made(calibration, digest=written.digest, kept=seen.kept)
+        records = self.metadata.entries(calibration, digest=written.digest, kept=seen.kept)
         rewrite_records(self.shards[0], self.outputs[0], recipe, records)
         return seen.kept

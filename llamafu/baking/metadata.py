@@ -21,7 +21,7 @@ _MOST = 1 << 16  # adapters in one model
 _LATER = "0" * 64  # as long as a digest
 
 
-class Records:
+class BakeMetadata:
     """Makes the keys `llamafu.bake.*` for adapters that are baked into `base`; what was baked before stays.
 
     Raises ModelLoadError where the base's own count of them is none.
@@ -36,7 +36,7 @@ class Records:
         self._before = before
         self._uses = uses
 
-    def made(
+    def entries(
         self, calibration: str | os.PathLike[str] | None, *, digest: str = _LATER, kept: float = 1.0
     ) -> dict[str, Addition]:
         """Return the keys: the source's `digest` and the share `kept` may be put in their place when they are known.

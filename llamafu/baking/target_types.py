@@ -21,8 +21,8 @@ if TYPE_CHECKING:
     from llamafu.adapters.gguf.tensor_entry import TensorEntry
     from llamafu.baking.writer import BakeRecipe
 
-MUCH_LOST = 0.9
-"""Below this share of the changes a baked model is not what its adapters made it."""
+ENOUGH_KEPT = 0.9
+"""The share of the changes that a baked model has to keep to answer as with its adapters."""
 _SAMPLE = 8  # blocks of a tensor
 _FINER = {
     GGMLType.F16: (GGMLType.F32,),
@@ -32,7 +32,7 @@ _FINER = {
 _FINEST = (GGMLType.Q8_0, GGMLType.F16, GGMLType.F32)
 
 
-class Became(NamedTuple):
+class TypeChange(NamedTuple):
     """Tensors that got a finer type than they had."""
 
     source: GGMLType
@@ -99,7 +99,7 @@ def kinds_that_keep(
         found = [one for one in own.values() if one is not None]
         is_held = len(found) == len(own)
         share = share_kept(sum(one.kept for one in found), sum(one.whole for one in found)) if is_held else 0.0
-        if share >= MUCH_LOST:
+        if share >= ENOUGH_KEPT:
             return dict(recipe.kinds), share
         kinds = {
             entry.name: kind if _is_enough(own[entry.name]) else _finer(shard, entry, kind, recipe, pool)
@@ -108,14 +108,14 @@ def kinds_that_keep(
     return kinds, share
 
 
-def became(before: Mapping[str, GGMLType], after: Mapping[str, GGMLType]) -> list[Became]:
+def type_changes(before: Mapping[str, GGMLType], after: Mapping[str, GGMLType]) -> list[TypeChange]:
     """Count the tensors that got another type, the most first."""
     pairs = Counter((kind, after[name]) for name, kind in before.items() if after[name] is not kind)
-    return [Became(*kinds, count) for kinds, count in pairs.most_common()]
+    return [TypeChange(*kinds, count) for kinds, count in pairs.most_common()]
 
 
 def _is_enough(kept: _Kept | None) -> bool:
-    return kept is not None and share_kept(*kept) >= MUCH_LOST
+    return kept is not None and share_kept(*kept) >= ENOUGH_KEPT
 
 
 def _finer(shard: Shard, entry: TensorEntry, kind: GGMLType, recipe: BakeRecipe, pool: ThreadPoolExecutor) -> GGMLType:

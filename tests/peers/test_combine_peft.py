@@ -14,7 +14,7 @@ from transformers import LlamaConfig, LlamaForCausalLM, Qwen2Config, Qwen2ForCau
 
 from llamafu.adapters import convert_peft, export_peft, merge_adapters
 from llamafu.adapters.merge.merge import merge_for_base
-from llamafu.adapters.merge.methods import METHODS
+from llamafu.adapters.merge.methods import METHODS, MergeOptions
 from llamafu.adapters.peft.safetensors import read_safetensors, safetensors_bytes
 
 SHAPE = {
@@ -87,8 +87,7 @@ def peft_sum(architecture, weights, **options):
 
 
 def ours(architecture, weights, output, form="gguf", **options):
-    chosen = dict.fromkeys(("rank", "density", "seed")) | options
-    merge_for_base(weights, output, base=base_of(architecture), form=form, **chosen)
+    merge_for_base(weights, output, MergeOptions(**options), base=base_of(architecture), form=form)
     return output
 
 

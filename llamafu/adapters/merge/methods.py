@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import dataclass
 from typing import Literal, NamedTuple
 
 _RANKS = 1 << 31
@@ -47,23 +48,35 @@ METHODS: dict[str, MergeMethod] = {
 }
 
 
-def check_options(method: str, *, rank: int | None, density: float | None, seed: int | None) -> None:
-    """Raise ValueError for an unknown method, and for options that it does not take, lacks, or that are out of bounds."""
-    if method not in METHODS:
-        message = f"there is no method {method!r}; there are {', '.join(METHODS)}"
-        raise ValueError(message)
-    legal = METHODS[method].options
-    for name, value in {"rank": rank, "density": density, "seed": seed}.items():
-        if value is not None and name not in legal:
-            users = ", ".join(other for other, properties in METHODS.items() if name in properties.options)
-            message = f"{name}={value!r} does nothing in the method {method!r}; it is for {users}"
+@dataclass(frozen=True, slots=True, kw_only=True)
+class MergeOptions:
+    """The options of `merge_adapters`, which describes them.
+
+    Raises ValueError for an unknown method, and for options that it does not take, lacks, or that are out of bounds.
+    """
+
+    method: str = "svd"
+    rank: int | None = None
+    density: float | None = None
+    seed: int | None = None
+
+    def __post_init__(self) -> None:
+        if self.method not in METHODS:
+            message = f"there is no method {self.method!r}; there are {', '.join(METHODS)}"
             raise ValueError(message)
-    if rank is not None and not 1 <= rank < _RANKS:
-        message = f"the rank is {rank}; it must be at least 1 and below 2**31"
-        raise ValueError(message)
-    if seed is not None and not 0 <= seed < _SEEDS:
-        message = f"the seed is {seed}; it must be at least 0 and below 2**64"
-        raise ValueError(message)
-    if "density" in legal and (density is None or not 0 < density <= 1):
-        message = f"the density is {density}; the method {method!r} needs one above 0 and at most 1, such as 0.5"
-        raise ValueError(message)
+        legal = METHODS[self.method].options
+        for name, value in {"rank": self.rank, "density": self.density, "seed": self.seed}.items():
+            if value is not None and name not in legal:
+                users = ", ".join(other for other, properties in METHODS.items() if name in properties.options)
+                message = f"{name}={value!r} does nothing in the method {self.method!r}; it is for {users}"
+                raise ValueError(message)
+        if self.rank is not None and not 1 <= self.rank < _RANKS:
+            message = f"the rank is {self.rank}; it must be at least 1 and below 2**31"
+            raise ValueError(message)
+        if self.seed is not None and not 0 <= self.seed < _SEEDS:
+            message = f"the seed is {self.seed}; it must be at least 0 and below 2**64"
+            raise ValueError(message)
+        if "density" in legal and (self.density is None or not 0 < self.density <= 1):
+            needed = "needs one above 0 and at most 1, such as 0.5"
+            message = f"the density is {self.density}; the method {self.method!r} {needed}"
+            raise ValueError(message)
