@@ -16,8 +16,8 @@ from llamafu.adapters import bake, read_base
 from llamafu.adapters.gguf.ggml_type import GGMLType
 from llamafu.adapters.gguf.shard import read_shards
 from llamafu.adapters.reader import AdapterReader
-from llamafu.baking.calibration import Calibration, places
-from llamafu.baking.calibration_data import _SAMPLE, FEWEST_TOKENS, WINDOW, own_windows, packed, read_windows
+from llamafu.baking.calibration import Calibration, calibrated_matrices
+from llamafu.baking.calibration_data import _SAMPLE, FEWEST_TOKENS, WINDOW, generated_windows, packed, text_windows
 from llamafu.baking.fidelity import measure_fidelity
 from llamafu.baking.gptq import fit, input_stats
 from llamafu.baking.quant_blocks import RANGES, pack_blocks, unpack_blocks
@@ -125,7 +125,7 @@ def test_half_of_the_rows_are_live_and_half_rounded(model, recipe, words, tiny_d
     """Against decodes of their own. Taking another matrix for either half turns it red."""
     path = tiny_dir / "tiny-q4_0.gguf"
     shares = []
-    quantiser = SequentialQuantiser(places(read_shards(path), recipe), recipe, shares.append)
+    quantiser = SequentialQuantiser(calibrated_matrices(read_shards(path), recipe), recipe, shares.append)
     live, rounded = np.split(read_twice(model, words, recipe.kinds, quantiser.take), 2)
     assert shares[-1] == 1
     assert quantiser.fitted.keys() == recipe.kinds.keys()
@@ -190,7 +190,7 @@ def off(model, recipe, tiny_dir):
     tokens = np.random.default_rng(0).integers(5, model.n_vocab, 250).tolist()
 
     def found(change=lambda product: product):
-        quantiser = SequentialQuantiser(places(read_shards(path), recipe), recipe, lambda _: None)
+        quantiser = SequentialQuantiser(calibrated_matrices(read_shards(path), recipe), recipe, lambda _: None)
         halves = read_twice(model, tokens, recipe.kinds, lambda product: quantiser.take(change(product)))
         return divergence(*np.split(halves, 2))
 
@@ -222,7 +222,9 @@ def test_what_a_decode_cannot_be_rounded_by(model, recipe, words, tiny_dir):
         met.append(product.name)
         quantiser.take(product._replace(x=np.full_like(product.x, np.inf)))
 
-    quantiser = SequentialQuantiser(places(read_shards(tiny_dir / "tiny-q4_0.gguf"), recipe), recipe, lambda _: None)
+    quantiser = SequentialQuantiser(
+        calibrated_matrices(read_shards(tiny_dir / "tiny-q4_0.gguf"), recipe), recipe, lambda _: None
+    )
     with pytest.raises(DecodeError, match=r"inputs of blk.0.attn_q.weight are not finite"):
         read_twice(model, words, recipe.kinds, infinite)
     assert met == ["blk.0.attn_q.weight"]
@@ -354,8 +356,8 @@ def test_auto_reads_the_sample_and_what_the_model_writes(model, monkeypatch):
     """Answers to every question twice, by other seeds; then plain text, then the sample."""
     for name in ("_QUESTIONS", "_OPENINGS"):
         monkeypatch.setattr(f"llamafu.baking.calibration_data.{name}", ("What is it?", "The"))
-    windows = own_windows(model, {}, 1)
-    sample = read_windows(model, _SAMPLE.read_text("utf-8"))
+    windows = generated_windows(model, {}, 1)
+    sample = text_windows(model, _SAMPLE.read_text("utf-8"))
     assert windows[6:] == sample
     assert len(sample) > 100
     assert all("What is it?" in model.detokenize(window, special=True) for window in windows[0:5:2])
@@ -366,7 +368,7 @@ def test_a_source_that_shrinks_meanwhile(model, recipe, words, tiny_dir, tmp_pat
     """Its rows are never read beyond what there is."""
     path = tmp_path / "short.gguf"
     path.write_bytes((tiny_dir / "tiny-q4_0.gguf").read_bytes())
-    found = places(read_shards(path), recipe)
+    found = calibrated_matrices(read_shards(path), recipe)
     path.write_bytes(path.read_bytes()[: found["blk.0.attn_q.weight"].entry.offset + 100])
     with pytest.raises(ModelLoadError, match=r"short.gguf changed while it was read"):
         read_twice(model, words, recipe.kinds, SequentialQuantiser(found, recipe, lambda _: None).take)

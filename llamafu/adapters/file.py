@@ -16,7 +16,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, NamedTuple
 
-from llamafu.adapters.gguf.reader import Container, read_container
+from llamafu.adapters.gguf.reader import read_container
 from llamafu.adapters.gguf.values import USABLE_TYPES, as_float32, not_finite
 from llamafu.adapters.info import AdapterInfo, is_expert, is_flipped, summarise
 from llamafu.adapters.invalid_file import invalid_file
@@ -28,6 +28,7 @@ if TYPE_CHECKING:
     import numpy as np
     from numpy.typing import NDArray
 
+    from llamafu.adapters.gguf.container import Container
     from llamafu.adapters.gguf.tensor_entry import TensorEntry
     from llamafu.adapters.info import TensorInfo
 

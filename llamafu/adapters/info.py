@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING
 if TYPE_CHECKING:
     from collections.abc import Mapping
 
-    from llamafu.adapters.gguf.reader import Value
+    from llamafu.adapters.gguf.container import Value
     from llamafu.adapters.gguf.tensor_entry import TensorEntry
 
 _LAYERED = re.compile(r"(.*?)blk\.([0-9]+)\.(.+)", re.DOTALL)

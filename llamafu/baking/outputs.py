@@ -1,4 +1,4 @@
-"""The files of a baked model: what they are called, and what must not be written over."""
+"""The files of a baked model: their names, what they must not replace, and the disk space that they need."""
 
 from __future__ import annotations
 
@@ -24,7 +24,11 @@ _SHARD_NAME = re.compile(r"-[0-9]{5}-of-[0-9]{5}$")
 
 
 def output_paths(output: Path, base: BaseModel, shards: Sequence[Shard]) -> list[Path]:
-    """Name the files to write: `big.gguf` is `big-00001-of-00002.gguf` and the other one where the model has two."""
+    """Return the files to write, one for each shard: for two, `big.gguf` becomes `big-00001-of-00002.gguf` and the next.
+
+    Raises ValueError for an `output` named like a shard of another number, ModelLoadError where `base` is one shard of some
+    that its name does not lead to.
+    """
     count = shards[0].container.metadata.get("split.count", 1)
     if count not in (0, 1, len(shards)):
         message = (
@@ -46,17 +50,17 @@ def output_paths(output: Path, base: BaseModel, shards: Sequence[Shard]) -> list
 
 
 def refuse_sources(outputs: Sequence[Path], shards: Sequence[Shard], adapters: Iterable[str | os.PathLike[str]]) -> None:
-    """Raise ValueError where a file to write is one of those that are read, or lies in the folder of an adapter."""
+    """Raise ValueError where a file to write is one of the files that are read, or lies in the folder of an adapter."""
     for place in outputs:
         refuse_source(place, [shard.path for shard in shards], what="files of the model")
         refuse_source(place, adapters)
 
 
 def demand_space(outputs: Sequence[Path], shards: Sequence[Shard], kinds: Mapping[str, GGMLType]) -> None:
-    """Raise OSError where the result would not fit on its disk."""
+    """Raise OSError (ENOSPC) where the result, with tensors of the types `kinds`, would not fit on its disk."""
     folder = outputs[0].parent
     if not folder.is_dir():
-        return  # the writer says so
+        return  # the writer reports it
     wanted = sum(len(shard.head) + sum(lengths(shard, kinds).values()) for shard in shards)
     free = shutil.disk_usage(folder).free
     if wanted > free:

@@ -10,13 +10,13 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from llamafu.adapters.gguf.ggml_type import GGMLType
-from llamafu.adapters.gguf.reader import Container, read_container
+from llamafu.adapters.gguf.reader import read_container
 from llamafu.errors import ErrorCode, InvalidAdapterFileError, ModelLoadError
 
 if TYPE_CHECKING:
     import os
 
-    from llamafu.adapters.gguf.reader import Scalar
+    from llamafu.adapters.gguf.container import Container, Scalar
 
 _SHARD = re.compile(r"(.+)-([0-9]{5})-of-([0-9]{5})\.gguf")
 _WHOLE_NUMBERS = (GGMLType.I8, GGMLType.I16, GGMLType.I32, GGMLType.I64)

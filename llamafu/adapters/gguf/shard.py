@@ -16,8 +16,8 @@ if TYPE_CHECKING:
     from collections.abc import Mapping
     from pathlib import Path
 
+    from llamafu.adapters.gguf.container import Container
     from llamafu.adapters.gguf.ggml_type import GGMLType
-    from llamafu.adapters.gguf.reader import Container
     from llamafu.adapters.gguf.tensor_entry import TensorEntry
 
 Addition = int | float | str

@@ -14,7 +14,7 @@ from llamafu.errors import ErrorCode, ModelLoadError
 if TYPE_CHECKING:
     from collections.abc import Mapping
 
-    from llamafu.adapters.gguf.reader import Scalar
+    from llamafu.adapters.gguf.container import Scalar
 
 CONFIG = "config.json"
 _LARGEST = 10_000_000  # bytes

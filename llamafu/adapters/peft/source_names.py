@@ -12,7 +12,7 @@ from llamafu.adapters.peft.module_name import HEAD, decoder_module
 if TYPE_CHECKING:
     from collections.abc import Iterable, Mapping
 
-    from llamafu.adapters.gguf.reader import Value
+    from llamafu.adapters.gguf.container import Value
     from llamafu.adapters.gguf.writer import Field
 
 _LAYERS, _HEAD = "llamafu.peft.layers", "llamafu.peft.head"
