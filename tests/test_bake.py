@@ -270,7 +270,7 @@ def test_embeddings_and_experts(tmp_path):
     factors = {**shapes, "token_embd.weight": (32, 40)}
     adapters = {make(tmp_path / f"{seed}.gguf", seed=seed, shapes=factors): seed / 2 for seed in (1, 2)}
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr("llamafu.baking.writer._VALUES", 100)
+        patch.setattr("llamafu.baking.writer._BLOCK_VALUES", 100)
         out = bake(model, adapters, tmp_path / "out.gguf", n_threads=3)
     wanted = values(model)
     for path, scale in adapters.items():

@@ -178,9 +178,9 @@ def copied(values):
 
 def test_what_is_measured_was_not_read(model, recipe, tiny_dir):
     with Calibration(model.library, tiny_dir / "tiny-q4_0.gguf", recipe, text=TEXT) as found:
-        assert sum(map(len, found._read + found._held)) > FEWEST_TOKENS
-        assert found._held
-        assert not {tuple(window) for window in found._read} & {tuple(window) for window in found._held}
+        assert sum(map(len, found.windows + found.held_out)) > FEWEST_TOKENS
+        assert found.held_out
+        assert not {tuple(window) for window in found.windows} & {tuple(window) for window in found.held_out}
 
 
 @pytest.fixture

@@ -98,8 +98,10 @@ class Calibration:
                 windows = text_windows(self._model, text)
             failed.pop_all()
         stride = max(2, len(windows) // _HELD_OUT)
-        self._held_out = evenly_spaced(windows[1::stride], min(_HELD_OUT, len(windows[1::stride])))
-        self._read = [window for number, window in enumerate(windows) if number % stride != 1]
+        self.held_out = evenly_spaced(windows[1::stride], min(_HELD_OUT, len(windows[1::stride])))
+        """The windows that the result is measured on."""
+        self.windows = [window for number, window in enumerate(windows) if number % stride != 1]
+        """The windows that matrices are fitted to."""
 
     def __enter__(self) -> Self:
         return self
@@ -119,7 +121,7 @@ class Calibration:
         quantiser = SequentialQuantiser(matrices, self._recipe, on_progress)
         hook = Products(self._model.library, matrices, quantiser.take)
         most = self._model.library.lib.llama_max_parallel_sequences() // 2
-        texts = packed(self._read, most, self._most_rows() // 2)
+        texts = packed(self.windows, most, self._most_rows() // 2)
         count, length = len(texts), len(texts[0])
         rows = 2 * count * length
         step = max(1, -(-rows * 4 * self._model.n_vocab // _LOGITS_BYTES))
@@ -162,4 +164,4 @@ class Calibration:
                 options = ContextOptions(n_ctx=WINDOW, n_batch=WINDOW, n_threads=self._recipe.n_threads)
                 contexts.append(opened.enter_context(closing(Context(source, options))))
                 contexts[-1].set_adapters(adapters)
-            return measure_fidelity(contexts[0], contexts[1], contexts[2], self._held_out)
+            return measure_fidelity(contexts[0], contexts[1], contexts[2], self.held_out)

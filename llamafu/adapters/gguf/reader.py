@@ -1,8 +1,8 @@
-"""A GGUF container, read with every number checked before it is believed.
+"""Reading GGUF containers, with every number checked before it is used.
 
-libllama's own reader aborts or goes out of bounds on some damaged files, and stops at the first defect of the others.
-This one allocates nothing that the file's size does not justify, takes time proportional to that size, and goes on
-after a defect for as long as the next field can still be found, so that one error names them all.
+libllama's own reader aborts or reads out of bounds on some damaged files, and stops at the first defect of the others.
+This one allocates no more than the file's size justifies, takes time proportional to that size, and continues after a
+defect as long as the next field can be found, so that one error lists all defects.
 """
 
 from __future__ import annotations
@@ -42,17 +42,17 @@ _BOOL, _STRING, _ARRAY = 7, 8, 9
 _TENSOR_TAILS = {dims: struct.Struct(f"<{dims}QIQ") for dims in range(5)}  # dimensions, ggml type, offset
 _GGML_TYPES = {int(kind): (kind, *block) for kind, block in BLOCKS.items()}
 _SMALLEST_KEY_VALUE, _SMALLEST_TENSOR = 13, 24  # bytes
-_MOST = 1 << 20  # keys, tensors, elements of one array: far above any real file, and what Python objects cost stays bounded
+_MOST = 1 << 20  # keys, tensors, elements of one array: far above any real file; it bounds the memory of Python objects
 _LONGEST_NAME = 63  # bytes; ggml keeps 64 with the final NUL
 _INT64_MAX = (1 << 63) - 1
 _DEFAULT_ALIGNMENT = 32
 
 
 def read_container(data: bytes | memoryview | mmap.mmap, *, name: str, whole: bool = True) -> Container:
-    """Read the GGUF container `data`; `name` stands for it in messages.
+    """Read the GGUF container `data`; `name` is for messages.
 
-    With `whole=False` the header alone is read: tensor data may be absent and is not checked, a tensor type unknown
-    here is no error, and arrays are stepped over (listed in `metadata_types`, absent from `metadata`).
+    With `whole=False` only the header is read: tensor data may be absent and is not checked, an unknown tensor type is no
+    error, and arrays are skipped (listed in `metadata_types`, absent from `metadata`).
 
     Raises:
         InvalidAdapterFileError: the container is damaged; `.problems` has every defect that could be found.

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from llamafu._util.atomic import demand_new, demand_parent, demand_place, whole_file
-from llamafu.adapters.factors import read_alike, targets
+from llamafu.adapters.factors import read_compatible, targets
 from llamafu.adapters.file import check_adapter
 from llamafu.adapters.gguf.base_model import model_files
 from llamafu.adapters.gguf.writer import factor_bytes, refuse_source
@@ -107,7 +107,7 @@ def merge_for_base(
     refuse_source(output, adapters)
     if base is not None:
         refuse_source(output, model_files(base), what="files of the base model")
-    files = read_alike(adapters, base)
+    files = read_compatible(adapters, base)
     if form == "gguf":
         demand_parent(output)
         demand_place(output, overwrite=overwrite)

@@ -1,4 +1,4 @@
-"""A base model's own matrices, for what cannot be said without them: from a GGUF file, or a folder of safetensors."""
+"""A base model's own matrices, which DoRA needs: from a GGUF file, or a folder of safetensors."""
 
 from __future__ import annotations
 
@@ -11,8 +11,8 @@ import numpy as np
 
 from llamafu.adapters.gguf.codec import NumpyCodec, unreadable
 from llamafu.adapters.gguf.shard import read_shards
-from llamafu.adapters.peft.architectures import ARCHITECTURES, arranged
-from llamafu.adapters.peft.fused_qkv import home_and_rows
+from llamafu.adapters.peft.architectures import ARCHITECTURES, in_gguf_order
+from llamafu.adapters.peft.fused_qkv import fused_tensor_and_rows
 from llamafu.adapters.peft.hf_config import CONFIG
 from llamafu.adapters.peft.safetensors import read_locations, read_one
 from llamafu.errors import InvalidAdapterFileError, ModelLoadError
@@ -33,19 +33,19 @@ _INDEX, _SUFFIX = "model.safetensors.index.json", ".safetensors"
 
 
 class BaseWeights(Protocol):
-    """Finds matrices by the base tensor's name, with the rows in GGUF's order."""
+    """Reads matrices of a base model by the tensors' names, with the rows in GGUF's order."""
 
     def matrix(self, target: str, expert: int | None, rows: int) -> Matrix:
-        """Return a matrix (`rows`, in), of an expert where one is named; ValueError where it is not there or not readable."""
+        """Return a matrix [`rows`, in], of the given `expert` of a stack; ValueError where it is absent or not readable."""
 
 
 def base_weights(base: BaseModel) -> BaseWeights:
-    """Return the weights of the model that `base` is the header of; raises ModelLoadError where it has none."""
+    """Return a reader of the weights of the model whose header is `base`; raises ModelLoadError where there are none."""
     return _Folder(base) if base.path.name == CONFIG or base.path.suffix == ".json" else _Gguf(base)
 
 
 class _Gguf:
-    """Of a GGUF model, of any type that can be turned into numbers."""
+    """Reads from a GGUF model, of any type that can be decoded without libllama."""
 
     def __init__(self, base: BaseModel) -> None:
         self._base = base
@@ -54,14 +54,14 @@ class _Gguf:
             self._locations |= {name: (shard.path, entry) for name, entry in shard.container.tensors.items()}
 
     def matrix(self, target: str, expert: int | None, rows: int) -> Matrix:
-        """Read and dequantise it; a part of a fused one is cut out."""
-        home, part = home_and_rows(target, rows, self._base)
-        if home not in self._locations:
-            message = f"the base model has no {home!r}"
+        """Read and dequantise a matrix, or a part of one that the model has fused with others."""
+        tensor, part = fused_tensor_and_rows(target, rows, self._base)
+        if tensor not in self._locations:
+            message = f"the base model has no {tensor!r}"
             raise ValueError(message)
-        path, entry = self._locations[home]
+        path, entry = self._locations[tensor]
         if entry.type is None or (problem := unreadable(entry.type)):
-            message = f"{home!r} of the base model: {'its type is unknown here' if entry.type is None else problem}"
+            message = f"{tensor!r} of the base model: {'its type is unknown here' if entry.type is None else problem}"
             raise ValueError(message)
         width, height, *stack = entry.shape
         size = entry.nbytes // int(np.prod(stack or [1]))
@@ -74,7 +74,7 @@ class _Gguf:
 
 
 class _Folder:
-    """Of a model on Hugging Face's hub: the safetensors beside its config.json."""
+    """Reads from the safetensors that a model on Hugging Face's hub has next to its config.json."""
 
     def __init__(self, base: BaseModel) -> None:
         self._base = base
@@ -96,20 +96,20 @@ class _Folder:
                     self._locations[target, expert] = (path, location)
 
     def matrix(self, target: str, expert: int | None, rows: int) -> Matrix:
-        """Read it, and bring its rows into GGUF's order; a part of a fused one is cut out."""
-        home, part = home_and_rows(target, rows, self._base)
-        if (home, expert) not in self._locations:
+        """Read a matrix, or a part of one that the model has fused with others, and bring its rows into GGUF's order."""
+        tensor, part = fused_tensor_and_rows(target, rows, self._base)
+        if (tensor, expert) not in self._locations:
             of = "" if expert is None else f" of expert {expert}"
-            message = f"the safetensors of {self._base.path.parent} have no {home!r}{of}"
+            message = f"the safetensors of {self._base.path.parent} have no {tensor!r}{of}"
             raise ValueError(message)
-        path, location = self._locations[home, expert]
+        path, location = self._locations[tensor, expert]
         with path.open("rb") as file:
             values = read_one(file, location)
-        return arranged(values, home, self._base) if part is None else values[part]
+        return in_gguf_order(values, tensor, self._base) if part is None else values[part]
 
 
 def _files(folder: Path) -> list[Path]:
-    """Return the safetensors of the model in `folder`: those that its index names, or all of its `model*.safetensors`."""
+    """Return the model's safetensors in `folder`: those that its index names, or else all `model*.safetensors`."""
     index = folder / _INDEX
     if index.is_file():
         try:

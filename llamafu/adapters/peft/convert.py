@@ -1,4 +1,4 @@
-"""PEFT folders become GGUF adapters: names, the architectures' own transforms, and the exact strength of every tensor."""
+"""PEFT folders converted to GGUF adapters: GGUF's names and order of rows, and the exact strength of every tensor."""
 
 from __future__ import annotations
 
@@ -18,10 +18,10 @@ from llamafu.adapters.gguf.writer import adapter_bytes, refuse_source
 from llamafu.adapters.invalid_file import invalid_file
 from llamafu.adapters.peft.architectures import ARCHITECTURES
 from llamafu.adapters.peft.dora import MAGNITUDE, dora_of
-from llamafu.adapters.peft.factor_mapping import FactorPair, exchanged_sides, factor_pairs_of, joined
-from llamafu.adapters.peft.factor_storage import DTYPES, stored_as
+from llamafu.adapters.peft.factor_mapping import FactorPair, exchanged_sides, factor_pairs_of, stack_experts
+from llamafu.adapters.peft.factor_storage import DTYPES, store_factors
 from llamafu.adapters.peft.folder import PeftFolder, read_folder
-from llamafu.adapters.peft.fused_qkv import fused
+from llamafu.adapters.peft.fused_qkv import fuse_parts
 from llamafu.adapters.peft.gguf_metadata import DROPPED, gguf_metadata
 from llamafu.adapters.peft.hf_config import read_any_base
 from llamafu.adapters.peft.left_out_modules import LeftOut
@@ -43,12 +43,13 @@ if TYPE_CHECKING:
 
 
 class Conversion(NamedTuple):
-    """A converted adapter, and what was lost on the way."""
+    """A converted adapter, and what the conversion lost."""
 
     file: AdapterFile
     stored: Stored
+    """The type of the tensors, and its loss."""
     cut: tuple[Cut, ...]
-    """Of a DoRA adapter: what the SVD cut off, by matrix."""
+    """Of a DoRA adapter: the SVD's error, by matrix."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -135,7 +136,7 @@ def convert_for_report(
     demand_place(output, overwrite=options.overwrite)
     on_progress = options.on_progress or (lambda _name, _share: None)
     dora = dora_of(options.dora, options.dora_rank, base, on_progress)
-    conversion = converted(read_folder(folder), base, dtype=options.dtype, drop=options.drop, dora=dora)
+    conversion = convert_in_memory(read_folder(folder), base, dtype=options.dtype, drop=options.drop, dora=dora)
     demand_fit(conversion.file, base)
     with whole_file(Path(os.path.realpath(output)), overwrite=options.overwrite) as unfinished:
         unfinished.write_bytes(conversion.file.content)
@@ -143,17 +144,17 @@ def convert_for_report(
 
 
 def convert_folder(folder: PeftFolder, base: BaseModel, *, dtype: str = "auto", drop: Sequence[str] = ()) -> AdapterFile:
-    """Convert a PEFT adapter in memory; raises what `convert_peft` raises, but does not compare sizes.
+    """Convert a PEFT adapter in memory; raises what `convert_peft` raises, but does not compare its sizes with `base`.
 
     `dtype` may also be "exact": F16 where it loses nothing, and F32 elsewhere.
     """
-    return converted(folder, base, dtype=dtype, drop=drop).file
+    return convert_in_memory(folder, base, dtype=dtype, drop=drop).file
 
 
-def converted(
+def convert_in_memory(
     folder: PeftFolder, base: BaseModel, *, dtype: str, drop: Sequence[str] = (), dora: Dora | None = None
 ) -> Conversion:
-    """Convert like `convert_folder`, DoRA adapters too where it is said how, and tell what was lost."""
+    """Convert like `convert_folder`, DoRA adapters too if `dora` is given, and return what was lost too."""
     if dtype not in DTYPES:
         message = f"dtype is {dtype!r}; it must be one of {', '.join(DTYPES)}"
         raise LoraError(message, code=ErrorCode.INVALID_PARAM)
@@ -180,7 +181,7 @@ def converted(
     if problems:
         raise invalid_file(name, problems)
     alpha = Counter(pair.alpha for pair in pairs).most_common(1)[0][0]
-    tensors, stored = stored_as(pairs, alpha, dtype, name)
+    tensors, stored = store_factors(pairs, alpha, dtype, name)
     fields = gguf_metadata(config, alpha=alpha, folder=folder.name) | names | ({} if dora is None else dora.fields())
     if left_out.modules or idle:
         fields[DROPPED] = [*left_out.modules, *idle]
@@ -193,7 +194,7 @@ def converted(
 def _factor_pairs(
     modules: dict[str, dict[str, Matrix]], config: PeftConfig, base: BaseModel, problems: list[str], dora: Dora | None
 ) -> list[FactorPair]:
-    """Pair the tensors in the file's order, under the base model's names and in its layout; say what is wrong in `problems`."""
+    """Return the factors of all modules by base tensor, in the file's order; what is wrong with them is added to `problems`."""
     found: dict[str, dict[int | None, FactorPair]] = {}
     reasons: dict[str, list[str]] = {}
     magnitudes = {module: sides.pop(MAGNITUDE, None) for module, sides in modules.items()}
@@ -220,16 +221,16 @@ def _factor_pairs(
 
 
 def _whole(found: dict[str, dict[int | None, FactorPair]], base: BaseModel, problems: list[str]) -> list[FactorPair]:
-    """Join experts, and what is one tensor in the base model."""
+    """Stack the experts of each tensor, and fuse tensors that are one in the base model."""
     whole = []
     for target, of_target in found.items():
         try:
-            whole.append(joined(list(of_target.values()), base))
+            whole.append(stack_experts(list(of_target.values()), base))
         except ValueError as error:
             problems.append(f"{target!r}: {error}")
     if not problems:
         try:
-            return fused(whole, base)
+            return fuse_parts(whole, base)
         except ValueError as error:
             problems.append(str(error))
     return []

@@ -1,4 +1,4 @@
-"""PEFT's pairs of factors become those of GGUF tensors: one matrix each, or one expert of a stack."""
+"""PEFT's pairs of factors mapped to GGUF tensors: one matrix each, or one expert of a stack."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 import numpy as np
 
 from llamafu.adapters.info import is_expert, is_flipped
-from llamafu.adapters.peft.architectures import ARCHITECTURES, arranged
+from llamafu.adapters.peft.architectures import ARCHITECTURES, in_gguf_order
 from llamafu.adapters.peft.module_name import decoder_module, described, part_of
 
 if TYPE_CHECKING:
@@ -25,29 +25,30 @@ if TYPE_CHECKING:
 _EXPERT = re.compile(r"(.+\.experts)\.([0-9]{1,5})\.(\w+)")
 _STACKED = re.compile(r"(.+\.experts)((?:\.base_layer)*)")
 _PARAMETERS = {"gate_up_proj": ("gate_proj", "up_proj"), "down_proj": ("down_proj",)}
-"""The parameters that hold all experts of a layer since transformers 5, in its order, and the projections in each."""
+"""The parameters that hold all experts of a layer since transformers 5, in its order, and the projections fused in each."""
 _PAIRS = (["A", "B"], ["embedding_A", "embedding_B"])
-_MOST_EXPERTS = 4096  # far more than any libllama takes; a header that lies must not fill the memory
+_MOST_EXPERTS = 4096  # far more than any libllama takes; a damaged header must not fill the memory
 
 
 class FactorPair(NamedTuple):
-    """Factors for one base tensor, in NumPy's order: A is (rank, in), B is (out, rank); both with the experts in front."""
+    """Factors for one base tensor: A [rank, in] and B [out, rank]; of a stack of experts with a first dimension more."""
 
     target: str
+    """The base tensor's name."""
     a: Matrix
     b: Matrix
     alpha: float
-    """Divided by the rank, as libllama does with the file's one alpha, it gives PEFT's strength."""
+    """Divided by the rank it gives PEFT's strength."""
     expert: int | None = None
-    """Which one of the stack it is for; None for a whole tensor."""
+    """The number of the expert of a stack; None for a whole tensor."""
 
 
 def factor_pairs_of(
     module: str, sides: dict[str, Matrix], config: PeftConfig, base: BaseModel, *, exchanged: bool
 ) -> list[FactorPair]:
-    """Name and arrange the factors of one PEFT module; raises ValueError saying what is wrong with them.
+    """Return the factors of one PEFT module by base tensor, in GGUF's layout; raises ValueError saying what is wrong.
 
-    `exchanged` is what `exchanged_sides` says of all modules.
+    `sides` are the module's tensors, `exchanged` what `exchanged_sides` returns for all modules.
     """
     if (stacked := _STACKED.fullmatch(module)) is not None:
         return _parameter(stacked[1], _parameter_name(module, config), sides, config, base, exchanged=exchanged)
@@ -69,7 +70,7 @@ def factor_pairs_of(
             "them for target_parameters"
         )
         raise ValueError(message)
-    # A parameter that was adapted directly has a name of its own, which the patterns of ranks and alphas are matched with.
+    # PEFT matches the patterns of ranks and alphas with the full name of a parameter that was adapted directly.
     name = f"{module}.weight" if config.adapts_parameter(f"{module}.weight") else module
     a, b = _matrices(sides, config.rank_of(name))
     expert = None
@@ -78,13 +79,14 @@ def factor_pairs_of(
         if expert >= count:
             message = f"there is no expert {expert}; the base model has {count}, from 0"
             raise ValueError(message)
-    return [FactorPair(target, a.T if embedding else a, arranged(b, target, base), config.alpha_of(name), expert)]
+    return [FactorPair(target, a.T if embedding else a, in_gguf_order(b, target, base), config.alpha_of(name), expert)]
 
 
 def exchanged_sides(modules: Mapping[str, dict[str, Matrix]], config: PeftConfig, base: BaseModel) -> bool:
-    """Whether A and B of the parameters that hold all experts have each other's sides, as PEFT wrote them before 0.19.1.
+    """Whether A and B of parameters that hold all experts have each other's shapes, as PEFT wrote them before 0.19.1.
 
-    The sizes decide, of whichever parameter has two that differ, and else the version. Raises ValueError where neither does.
+    A parameter whose in and out differ shows it; where all are square, PEFT's version does. Raises ValueError where the
+    version does not say it either.
     """
     readings = {False, True}
     found = False
@@ -99,7 +101,7 @@ def exchanged_sides(modules: Mapping[str, dict[str, Matrix]], config: PeftConfig
             readings &= {exchanged for exchanged in (False, True) if stored == (sizes[::-1] if exchanged else sizes)}
             found = True
     if not found or not readings:
-        return False  # whatever does not fit is found when sizes are compared
+        return False  # a misfit is reported when sizes are compared with the base model's
     if len(readings) == 1:
         return readings.pop()
     if config.exchanges_sides is None:
@@ -112,10 +114,10 @@ def exchanged_sides(modules: Mapping[str, dict[str, Matrix]], config: PeftConfig
     return config.exchanges_sides
 
 
-def joined(pairs: Sequence[FactorPair], base: BaseModel) -> FactorPair:
-    """Return the one pair of a base tensor, or stack its experts: those that were not adapted are left as they are.
+def stack_experts(pairs: Sequence[FactorPair], base: BaseModel) -> FactorPair:
+    """Return the one pair of a base tensor, or stack those of its experts; experts that were not adapted get zeros.
 
-    Experts share a rank and an alpha in GGUF: the smaller ranks are filled up with zeros, and B makes up for other alphas.
+    Experts share a rank and an alpha in GGUF: smaller ranks are padded with zeros, and B is scaled where alpha differs.
     """
     first = pairs[0]
     if first.expert is None:
@@ -136,7 +138,7 @@ def joined(pairs: Sequence[FactorPair], base: BaseModel) -> FactorPair:
 
 
 def _target(module: str, base: BaseModel) -> str:
-    """Name the base tensor of a module; raises ValueError saying why there is none."""
+    """Return the base tensor's name for a module; raises ValueError saying why there is none."""
     architecture = ARCHITECTURES[base.architecture]
     target = architecture.target_of(module)
     if target is not None:
@@ -160,7 +162,7 @@ def _target(module: str, base: BaseModel) -> str:
 
 
 def _parameter_name(module: str, config: PeftConfig) -> str | None:
-    """Name the parameter that a stack's factors are for. PEFT wraps one after another: the first lies deepest."""
+    """Return the parameter that a stack's factors are for. PEFT wraps one after another, so the first is nested deepest."""
     stacked = _STACKED.fullmatch(module)
     assert stacked is not None  # noqa: S101 - the caller looked
     adapted = [name for name in _PARAMETERS if config.adapts_parameter(f"{stacked[1]}.{name}")]
@@ -169,7 +171,7 @@ def _parameter_name(module: str, config: PeftConfig) -> str | None:
 
 
 def _parameter_sizes(module: str, parameter: str | None, base: BaseModel) -> tuple[int, int] | None:
-    """Return the in and out of one expert's share of a parameter; None where the base model does not say."""
+    """Return in and out of one expert's matrix in a parameter; None where the base model does not say."""
     names = _PARAMETERS.get(parameter or "", ())
     targets = [ARCHITECTURES[base.architecture].target_of(f"{module}.{name}") for name in names]
     whole = (targets[0] or "").replace("ffn_gate_exps", "ffn_gate_up_exps") if targets else ""
@@ -181,7 +183,7 @@ def _parameter_sizes(module: str, parameter: str | None, base: BaseModel) -> tup
 def _parameter(
     module: str, parameter: str | None, sides: dict[str, Matrix], config: PeftConfig, base: BaseModel, *, exchanged: bool
 ) -> list[FactorPair]:
-    """Take the factors of a parameter that holds all experts apart."""
+    """Split the factors of a parameter that holds all experts into those of its projections, each a stack of experts."""
     if parameter is None:
         message = (
             "it holds all experts of a layer, and target_parameters in adapter_config.json does not name the parameter that "

@@ -1,8 +1,8 @@
-"""The patterns of PEFT's `rank_pattern` and `alpha_pattern`, matched in time that no pattern can blow up.
+"""The patterns of PEFT's `rank_pattern` and `alpha_pattern`, matched in linear time.
 
-PEFT gives them to Python's `re`, where `(a+)+b` takes years. Here a pattern becomes a machine that is in several states at
-once and looks at every character once. It knows what module names are picked with: characters, `.`, classes, groups,
-alternatives, repetitions, `^` and `$`; of these it accepts just what `re` does. Anything else is refused.
+PEFT gives them to Python's `re`, whose backtracking can take exponential time (`(a+)+b`). Here a pattern becomes a
+nondeterministic finite automaton, which looks at every character once. It accepts characters, `.`, classes, groups,
+alternatives, repetitions, `^` and `$`, with the meaning that `re` gives them. Anything else is refused.
 """
 
 from __future__ import annotations
@@ -14,8 +14,8 @@ if TYPE_CHECKING:
     from collections.abc import Callable
 
 _LONGEST = 1000  # characters
-_MOST_WORK = 5_000  # states, and steps to make them
-_MOST_STEPS = 2_000  # kept by a pattern
+_MOST_WORK = 5_000  # states of an automaton, and steps to make them
+_MOST_STEPS = 2_000  # transitions that an automaton caches
 _DEEPEST = 40  # groups within groups
 _PLAIN = re.compile(r"[\w.^$-]*")
 _REPEAT = re.compile(r"([*+?]|\{([0-9]*)(,?)([0-9]*)\})\??")
@@ -24,19 +24,19 @@ _ESCAPES = re.compile(r"[dDwWsS]|[^\w\s]", re.ASCII)
 
 
 class NamePattern:
-    """One pattern, as PEFT means it: it matches a module's full name from a dot or the beginning on to the end."""
+    """One pattern with PEFT's meaning: it matches from the beginning of a module's full name, or from a dot, to its end."""
 
     def __init__(self, pattern: str) -> None:
-        """Prepare `pattern`; raises ValueError, saying why, for one that is malformed or uses more than is read here."""
+        """Compile `pattern`; raises ValueError, saying why, for one that is malformed or uses other features of `re`."""
         if len(pattern) > _LONGEST:
             message = f"it has {len(pattern)} characters, at most {_LONGEST} are read"
             raise ValueError(message)
         whole = rf"(.*\.)?({pattern})$"
         self._match: Callable[[str], object]
         self.size = 1
-        """How much it takes to match it, in states."""
+        """The cost of matching it, as a number of states."""
         if _PLAIN.fullmatch(pattern):
-            # Without repetitions and alternatives `re` has nothing to try twice, and it is faster.
+            # Without repetitions and alternatives `re` does not backtrack, and it is faster.
             self._match = re.compile(whole).match
         else:
             machine = _PatternAutomaton(whole)
@@ -48,7 +48,7 @@ class NamePattern:
 
 
 class _AutomatonState(NamedTuple):
-    """What a state waits for: a character ("one"), the name's "begin" or "end", nothing ("split"), or it is the last one."""
+    """A state and what leaves it: a character ("one"), the name's "begin" or "end", nothing ("split"); or the "last" one."""
 
     kind: str
     next: int = 0
@@ -57,14 +57,14 @@ class _AutomatonState(NamedTuple):
 
 
 _Node = tuple[str, "list[_Node]", int, "int | None", "Callable[[str], object] | None"]
-"""kind, parts, fewest and most repetitions, test of one character."""
+"""A node of the syntax tree: kind, parts, fewest and most repetitions, test of one character."""
 
 _Step = tuple[frozenset[int], str, bool, bool]
-"""The states, the next character ("" behind the last one), whether the name begins here, and whether it may end here."""
+"""A transition: the states, the next character ("" after the last one), whether the name begins here and may end here."""
 
 
 class _PatternAutomaton:
-    """Every state that the pattern's reading so far may be in, advanced character by character."""
+    """A nondeterministic finite automaton: the set of all states that are possible so far advances character by character."""
 
     def __init__(self, pattern: str) -> None:
         self._work = 0
@@ -90,7 +90,7 @@ class _PatternAutomaton:
         return False
 
     def _take(self, step: _Step) -> frozenset[int] | None:
-        """Find where a step leads, None where the last state is reached, and keep it: names of modules are much alike."""
+        """Compute the states after a transition, None where the last one is reached, and cache them: module names repeat."""
         current, character, begin, end = step
         waiting, done = self._settle(list(current), begin=begin, end=end)
         accepting = (state for state in waiting if character and state.accepts is not None and state.accepts(character))
@@ -101,7 +101,7 @@ class _PatternAutomaton:
         return following
 
     def _settle(self, states: list[int], *, begin: bool, end: bool) -> tuple[list[_AutomatonState], bool]:
-        """Follow every way that costs no character; return the states that wait for one, and whether the last is reached."""
+        """Follow all transitions without a character; return the states that need one, and whether the last is reached."""
         seen, open_, waiting = set[int](), list(states), list[_AutomatonState]()
         while open_:
             number = open_.pop()
@@ -118,7 +118,7 @@ class _PatternAutomaton:
         return waiting, 0 in seen
 
     def _emit(self, node: _Node, after: int) -> int:
-        """Make the states of `node`, which lead to the state `after`; return where they begin."""
+        """Make the states of `node`, which lead to the state `after`; return the first of them."""
         self._spend()
         kind, parts, fewest, most, accepts = node
         if kind == "sequence":
@@ -160,7 +160,7 @@ class _PatternAutomaton:
 
 
 class _PatternParser:
-    """Reads the part of `re`'s language that is known here."""
+    """Parses the supported part of `re`'s language."""
 
     def __init__(self, pattern: str) -> None:
         self._pattern = pattern
@@ -219,7 +219,7 @@ class _PatternParser:
         return ("one", [], 1, 1, self._test(self._pattern[begin : self._at]))
 
     def _class(self) -> None:
-        """Go to the end of a class, which `re` reads."""
+        """Step to the end of a character class, which `re` compiles."""
         begin = self._at
         self._next("^")
         self._next("]")
@@ -239,7 +239,7 @@ class _PatternParser:
             self._refuse(f"{text!r}: {error}")
 
     def _repeat_here(self) -> tuple[int, int | None] | None:
-        """Read a repetition, if there is one: the fewest and the most, None for no limit."""
+        """Read a repetition, if there is one: the fewest and the most times, None for no limit."""
         match = _REPEAT.match(self._pattern, self._at)
         if match is None or match[0] in ("{}", "{}?"):
             return None

@@ -1,7 +1,7 @@
-"""A machine for the pickle of a state dict, which can run no code.
+"""A stack machine for the pickle of a state dict of tensors, which can run no code.
 
-A pickle is a program for a stack machine. This one knows the few instructions that a state dict of tensors consists of
-and works on plain data. It has no means to import, call or set anything: what names a function stays a name.
+A pickle is a program for a stack machine. This one has the few instructions that a state dict of tensors needs, and works
+on plain data. It cannot import, call or set anything: names of functions are compared with known ones, and never looked up.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ if TYPE_CHECKING:
 
 
 class _Name(NamedTuple):
-    """A class or function that the pickle names. It is compared, never looked up."""
+    """The name of a class or function in the pickle."""
 
     module: str
     name: str
@@ -35,7 +35,7 @@ class PickleMachine:
         self._at = 0
         self._stack: list[object] = []
         self._below: list[list[object]] = []
-        """The stacks beneath the marks that are open."""
+        """The stacks that were put aside at marks, the outermost first."""
         self._memo: dict[int, object] = {}
         self._storages: dict[str, Storage] = {}
 
@@ -60,7 +60,7 @@ class PickleMachine:
         return chunk
 
     def number(self, form: str) -> int:
-        """Return the next number, laid out as `form` says in struct's terms."""
+        """Return the next number, in the format `form` of struct."""
         return int(struct.unpack(form, self.take(struct.calcsize(form)))[0])
 
     def text(self, length: int) -> str:
@@ -72,7 +72,7 @@ class PickleMachine:
             raise DamagedError(message) from error
 
     def line(self) -> str:
-        """Return text up to a line feed, which is stepped over."""
+        """Return the text up to a line feed, which is consumed too."""
         head = bytes(self._code[self._at : self._at + _LONGEST_LINE])
         end = head.find(b"\n")
         text = self.text(len(head) if end < 0 else end)
@@ -82,7 +82,7 @@ class PickleMachine:
     # -- what instructions do
 
     def step_over(self, count: int) -> None:
-        """Go past `count` bytes that say nothing of use."""
+        """Ignore `count` bytes."""
         self.take(count)
 
     def push(self, value: object) -> None:
@@ -90,21 +90,21 @@ class PickleMachine:
         self._stack.append(value)
 
     def mark(self) -> None:
-        """Begin a run of items."""
+        """Put the stack aside and begin another one."""
         self._below.append(self._stack)
         self._stack = []
 
     def tuple_of_marked(self) -> None:
-        """Make a tuple of the items since the mark."""
+        """Push a tuple of the items since the mark."""
         self.push(tuple(self._items()))
 
     def tuple_of(self, count: int) -> None:
-        """Make a tuple of the last `count` items."""
+        """Replace the last `count` items by a tuple of them."""
         items = [self._pop() for _ in range(count)]
         self.push(tuple(reversed(items)))
 
     def fill_marked(self) -> None:
-        """Put the items since the mark into the dictionary before it, as keys and values in turn."""
+        """Put the items since the mark into the dictionary before it, as alternating keys and values."""
         items = self._items()
         if len(items) % 2:
             self._refuse("a key without a value")
@@ -112,32 +112,32 @@ class PickleMachine:
             self._set(key, value)
 
     def fill(self) -> None:
-        """Put one key and its value into a dictionary."""
+        """Put the last two items, a key and a value, into the dictionary before them."""
         value, key = self._pop(), self._pop()
         self._set(key, value)
 
     def remember(self, slot: int) -> None:
-        """Keep the topmost value under a number."""
+        """Store the top of the stack in the memo at `slot`."""
         value = self._pop()
         self._memo[slot] = value
         self.push(value)
 
     def remember_next(self) -> None:
-        """Keep the topmost value under the next free number."""
+        """Store the top of the stack in the memo at the next slot."""
         self.remember(len(self._memo))
 
     def recall(self, slot: int) -> None:
-        """Put the value kept under this number on the stack."""
+        """Push the value in the memo at `slot`."""
         if slot not in self._memo:
             self._refuse(f"a reference to the value {slot}, which is not there")
         self.push(self._memo[slot])
 
     def name(self) -> None:
-        """Take a name that is spelled out in the code."""
+        """Push a name that is spelled out in the code."""
         self._push_name(self.line(), self.line())
 
     def name_from_stack(self) -> None:
-        """Take a name from two texts on the stack."""
+        """Replace two texts on the stack by the name that they make."""
         name, module = self._pop(), self._pop()
         self._push_name(module, name)
 
@@ -153,7 +153,7 @@ class PickleMachine:
                 self._refuse(f"a storage described as {described(other)}")
 
     def call(self) -> None:
-        """Do what the three functions do that a state dict names; no function is called for it."""
+        """Compute the result of one of the three functions that a state dict names; no function is called."""
         arguments, function = self._pop(), self._pop()
         match function, arguments:
             case _Name("collections", "OrderedDict"), ():
@@ -169,7 +169,7 @@ class PickleMachine:
                 self._refuse(f"a call of {described(function)} with {described(arguments)}")
 
     def build(self) -> None:
-        """Step over the attributes of a dictionary: the version numbers that a state dict carries."""
+        """Ignore the attributes of a dictionary, which are a state dict's version numbers."""
         state, target = self._pop(), self._pop()
         if not isinstance(target, dict) or not isinstance(state, dict) or not set(state) <= {"_metadata"}:
             self._refuse(f"attributes set on {described(target)}")
@@ -221,7 +221,7 @@ class PickleMachine:
 
 
 def described(value: object) -> str:
-    """Name a value of the machine, shortly: it may be long, and nested as deep as the file is long."""
+    """Return a short description of a value of the machine, which may be long and deeply nested."""
     if isinstance(value, _Name):
         return f"{value.module}.{value.name}"
     if isinstance(value, np.ndarray | Storage | dict):
@@ -235,7 +235,7 @@ def described(value: object) -> str:
 _LONGEST_LINE = 1000  # bytes, of a name
 _SHOWN = 8  # items of a tuple, in a message
 _NAMES = {("collections", "OrderedDict"), ("torch._utils", "_rebuild_tensor_v2"), ("torch._utils", "_rebuild_parameter")}
-"""All that may be named, beside storages."""
+"""The names that are legal, in addition to those of storages."""
 _ACTIONS: dict[bytes, Callable[[PickleMachine], None]] = {
     b"\x80": lambda machine: machine.step_over(1),  # the protocol: what matters is which instructions follow
     b"\x95": lambda machine: machine.step_over(8),  # a frame's length, which only helps reading ahead

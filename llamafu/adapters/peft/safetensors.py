@@ -1,4 +1,4 @@
-"""Safetensors files, the container of PEFT's weights; reading, every length and offset is checked before it is used."""
+"""Safetensors files, the container of PEFT's weights: every length and offset is checked before it is used."""
 
 from __future__ import annotations
 
@@ -27,6 +27,8 @@ _LONGEST = 500  # characters of a name in a message
 
 
 class _HeaderEntry(NamedTuple):
+    """A tensor in the header; `begin` and `end` are bytes from the beginning of the data section."""
+
     name: str
     dtype: str
     shape: tuple[int, ...]
@@ -35,11 +37,11 @@ class _HeaderEntry(NamedTuple):
 
 
 class TensorLocation(NamedTuple):
-    """Where a tensor lies in a file."""
+    """The entry of a tensor, and where the data section of its file begins."""
 
     entry: _HeaderEntry
     start: int
-    """Of all data, in bytes from the beginning of the file."""
+    """Of the data section, in bytes from the beginning of the file."""
 
 
 def read_safetensors(content: bytes, *, name: str) -> dict[str, NDArray[np.floating[Any]]]:
@@ -56,7 +58,7 @@ def read_safetensors(content: bytes, *, name: str) -> dict[str, NDArray[np.float
 
 
 def read_locations(content: bytes | mmap.mmap, *, name: str) -> dict[str, TensorLocation]:
-    """Return where every tensor of the file `content` lies; raises what `read_safetensors` raises."""
+    """Return the location of every tensor of the file `content`; raises what `read_safetensors` raises."""
     entries, start = _entries(content, name)
     return {entry.name: TensorLocation(entry, start) for entry in entries}
 
@@ -69,7 +71,7 @@ def read_one(file: BinaryIO, location: TensorLocation) -> NDArray[np.floating[An
 
 
 def _entries(content: bytes | mmap.mmap, name: str) -> tuple[list[_HeaderEntry], int]:
-    """Check the header; return what it lists, in the order of the data, and where these begin."""
+    """Check the header; return its entries in the order of the data, and where the data section begins."""
     header, start = _header(content, name)
     problems: list[str] = []
     entries = [entry for key, value in header.items() if (entry := _entry(key, value, problems)) is not None]
@@ -89,7 +91,7 @@ def _entries(content: bytes | mmap.mmap, name: str) -> tuple[list[_HeaderEntry],
 
 
 def safetensors_bytes(arrays: Mapping[str, NDArray[np.floating[Any]]], metadata: Mapping[str, str]) -> bytes:
-    """Return the file of these F32 and F16 arrays, in this order but with all of F32 first, so that each lies aligned."""
+    """Return a file of these F32 and F16 arrays, in this order but with all F32 ones first, so that each is aligned."""
     header: dict[str, Any] = {"__metadata__": dict(metadata)}
     blobs: list[bytes] = []
     size = 0
@@ -104,7 +106,7 @@ def safetensors_bytes(arrays: Mapping[str, NDArray[np.floating[Any]]], metadata:
 
 
 def _header(content: bytes | mmap.mmap, name: str) -> tuple[dict[str, Any], int]:
-    """Return the header's tensors and where the data begin."""
+    """Return the header's tensors, and where the data section begins."""
     length = int.from_bytes(content[:_LENGTH_BYTES], "little")
     start = _LENGTH_BYTES + length
     if len(content) < _LENGTH_BYTES or start > len(content) or length > _HEADER_LIMIT:
@@ -123,7 +125,7 @@ def _header(content: bytes | mmap.mmap, name: str) -> tuple[dict[str, Any], int]
 
 
 def empty(name: str, shape: Sequence[int]) -> str:
-    """Say what a tensor without values is a sign of."""
+    """Return the problem of a tensor without values, which a checkpoint of ZeRO-3 has."""
     return (
         f"tensor {name[:_LONGEST]!r} is empty (shape {list(shape[:_MOST_DIMENSIONS])}): the checkpoint was saved before its "
         "parts were gathered (ZeRO-3); save it again with stage3_gather_16bit_weights_on_model_save, or use zero_to_fp32.py"
@@ -131,7 +133,7 @@ def empty(name: str, shape: Sequence[int]) -> str:
 
 
 def unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
-    """Refuse a key given twice: which of both values counts would differ between readers. For `json.loads`."""
+    """Make the dictionary of `pairs` for `json.loads`; ValueError for a key given twice, of which readers take either value."""
     found = dict(pairs)
     if len(found) != len(pairs):
         message = "a name is given twice"
@@ -140,7 +142,7 @@ def unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
 
 
 def _entry(name: str, value: object, problems: list[str]) -> _HeaderEntry | None:
-    """Check one tensor of the header; what is wrong with it goes to `problems`."""
+    """Check one tensor of the header; None, and a line in `problems`, where something is wrong with it."""
     fields = value if isinstance(value, dict) else {}
     dtype, shape, offsets = fields.get("dtype"), fields.get("shape"), fields.get("data_offsets")
     if not isinstance(dtype, str) or dtype not in _DTYPES:
