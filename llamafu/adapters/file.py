@@ -16,6 +16,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, NamedTuple
 
+from llamafu.adapters.gguf.container import SUFFIX
 from llamafu.adapters.gguf.reader import read_container
 from llamafu.adapters.gguf.values import USABLE_TYPES, as_float32, not_finite
 from llamafu.adapters.info import AdapterInfo, is_expert, is_flipped, summarise
@@ -99,7 +100,7 @@ def read_adapter(path: str | os.PathLike[str]) -> AdapterFile:
 
 def default_name(path: Path) -> str:
     """An adapter's name when none is given: a folder's whole name, whatever dots are in it, or a file's without `.gguf`."""
-    return path.stem if path.suffix == ".gguf" and not path.is_dir() else path.name
+    return path.stem if path.suffix == SUFFIX and not path.is_dir() else path.name
 
 
 def check_adapter(content: bytes, path: Path) -> AdapterFile:
@@ -154,7 +155,7 @@ def _read(path: Path) -> bytes:
     try:
         status = path.stat()
         if stat.S_ISDIR(status.st_mode):
-            raise invalid_file(str(path), [_folder_problem(path)])  # loading PEFT folders belongs here
+            raise invalid_file(str(path), [_folder_problem(path)])
         if not stat.S_ISREG(status.st_mode):
             raise invalid_file(str(path), ["a device, pipe or socket; give a GGUF adapter file"])
         # Not blocking: if a pipe replaces the file at this moment, opening it must not wait for a writer.

@@ -9,13 +9,12 @@ from typing import TYPE_CHECKING
 
 from llamafu.adapters.file import other_kind
 from llamafu.adapters.gguf.reader import read_container
-from llamafu.adapters.peft.config import CONFIG
+from llamafu.adapters.peft.config import CONFIG, LARGEST_CONFIG
 from llamafu.errors import InvalidAdapterFileError
 
 if TYPE_CHECKING:
     from pathlib import Path
 
-_LARGEST_CONFIG = 10_000_000  # bytes
 _FOLDERS = (".cache", ".git", "runs")
 """Folders that downloads, clones and trainers' logs leave in an adapter's folder."""
 _FILES = re.compile(
@@ -70,7 +69,7 @@ def _of_folder(path: Path) -> str | None:
         return f"a folder without {CONFIG}"
     try:
         with config.open("rb") as file:
-            settings = json.loads(file.read(_LARGEST_CONFIG).decode("utf-8-sig"))
+            settings = json.loads(file.read(LARGEST_CONFIG).decode("utf-8-sig"))
         kind = settings.get("peft_type", "LORA")
     except (ValueError, RecursionError, AttributeError):
         return f"a folder whose {CONFIG} is no sound JSON object"

@@ -7,6 +7,7 @@ import re
 import shutil
 from typing import TYPE_CHECKING
 
+from llamafu.adapters.gguf.container import SUFFIX
 from llamafu.adapters.gguf.writer import refuse_source
 from llamafu.baking.writer import lengths
 from llamafu.errors import ModelLoadError
@@ -39,7 +40,8 @@ def output_paths(output: Path, base: BaseModel, shards: Sequence[Shard]) -> list
     match = _SHARD_NAME.search(output.stem)
     if len(shards) > 1:
         stem = output.stem[: match.start()] if match else output.stem
-        outputs = [output.with_name(f"{stem}-{i:05d}-of-{len(shards):05d}.gguf") for i in range(1, len(shards) + 1)]
+        count = len(shards)
+        outputs = [output.with_name(f"{stem}-{number:05d}-of-{count:05d}{SUFFIX}") for number in range(1, count + 1)]
         fits = match is None or output in outputs
     else:
         outputs, fits = [output], match is None

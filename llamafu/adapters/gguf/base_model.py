@@ -9,6 +9,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from llamafu.adapters.gguf.container import SUFFIX
 from llamafu.adapters.gguf.ggml_type import GGMLType
 from llamafu.adapters.gguf.reader import read_container
 from llamafu.errors import ErrorCode, InvalidAdapterFileError, ModelLoadError
@@ -37,7 +38,7 @@ class BaseModel:
 
     path: Path
     name: str
-    """As the file calls itself, or the file's own name."""
+    """The name in the metadata, or else the file's."""
     architecture: str
     tensors: dict[str, tuple[int, ...]]
     """Shapes by tensor name, in GGUF's order (NumPy's reversed); of all shards."""
@@ -137,7 +138,7 @@ def shard_paths(path: Path) -> list[Path]:
     if match is None or not int(match[3]):
         return [path]
     stem, _, count = match.groups()
-    return [path.with_name(f"{stem}-{number:05d}-of-{count}.gguf") for number in range(1, int(count) + 1)]
+    return [path.with_name(f"{stem}-{number:05d}-of-{count}{SUFFIX}") for number in range(1, int(count) + 1)]
 
 
 def model_files(base: BaseModel) -> list[Path]:
@@ -147,7 +148,7 @@ def model_files(base: BaseModel) -> list[Path]:
     """
     if base.path.suffix != ".json":
         return shard_paths(base.path)
-    return sorted(each for each in base.path.parent.iterdir() if each.suffix != ".gguf" and each.is_file())
+    return sorted(each for each in base.path.parent.iterdir() if each.suffix != SUFFIX and each.is_file())
 
 
 def read_header(path: Path) -> Container:

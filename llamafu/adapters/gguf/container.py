@@ -8,6 +8,9 @@ from typing import TYPE_CHECKING
 if TYPE_CHECKING:
     from llamafu.adapters.gguf.tensor_entry import TensorEntry
 
+SUFFIX = ".gguf"
+"""Of the names of GGUF files."""
+
 Scalar = int | float | bool | str
 Value = Scalar | tuple[Scalar, ...]
 

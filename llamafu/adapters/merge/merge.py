@@ -11,6 +11,7 @@ from llamafu._util.atomic import demand_new, demand_parent, demand_place, whole_
 from llamafu.adapters.factors import read_compatible, targets
 from llamafu.adapters.file import check_adapter
 from llamafu.adapters.gguf.base_model import model_files
+from llamafu.adapters.gguf.container import SUFFIX
 from llamafu.adapters.gguf.writer import factor_bytes, refuse_source
 from llamafu.adapters.merge.metadata import merge_metadata
 from llamafu.adapters.merge.methods import METHODS, MergeOptions
@@ -96,10 +97,17 @@ def merge_for_base(
     overwrite: bool = True,
     report: Callable[[str, float], None] = lambda _name, _share: None,
 ) -> AdapterInfo:
-    """Merge like `merge_adapters`, with PEFT folders as sources and results that need the `base` model.
+    """Merge like `merge_adapters`; with a `base` model sources may be PEFT folders, and results those of any architecture.
 
-    All sources must fit `base`, or LoraIncompatibleError is raised. `report` is called after every tensor with its name
-    and the share (0 to 1) that is done.
+    Args:
+        adapters: The weight of each adapter, by its path.
+        output: The file or folder to write.
+        options: Method, rank, density and seed.
+        base: The model that all sources must fit, or LoraIncompatibleError is raised; None if they are GGUF files.
+        form: What to write, whatever the name of `output` is.
+        overwrite: Whether a file at `output` may be replaced. Default: True.
+        report: Called after every tensor with its name and the share that is done, from 0 to 1.
+
     """
     _check_weights(adapters)
     weights = [float(weight) for weight in adapters.values()]
@@ -142,8 +150,8 @@ def merge_for_base(
 
 
 def form_of(output: str | os.PathLike[str]) -> Form:
-    """Tell what to write by the name of the output."""
-    return "gguf" if Path(output).suffix.lower() == ".gguf" else "peft"
+    """Return what to write by the name of `output`."""
+    return "gguf" if Path(output).suffix.lower() == SUFFIX else "peft"
 
 
 def _check_weights(adapters: Mapping[str | os.PathLike[str], float]) -> None:
@@ -186,7 +194,7 @@ def _merged(merger: TensorMerger, report: Callable[[str, float], None]) -> dict[
 
 
 def _type(files: Sequence[AdapterFile], merged: Mapping[str, Factors]) -> tuple[Literal["F16", "F32"], float]:
-    """Choose the type of the result, and return the largest share of a tensor's change that it loses."""
+    """Return the type of the result, and the largest share of a tensor's change that it loses."""
     is_half = all(tensor.dtype == "F16" for file in files for tensor in file.info.tensors)
     if is_half and (lost := _lost(merged, "<f2")) <= MOST_LOST:
         return "F16", lost

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import mmap
-import re
 from typing import TYPE_CHECKING, Any, Protocol
 
 import numpy as np
@@ -14,6 +13,7 @@ from llamafu.adapters.gguf.shard import read_shards
 from llamafu.adapters.peft.architectures import ARCHITECTURES, in_gguf_order
 from llamafu.adapters.peft.fused_qkv import fused_tensor_and_rows
 from llamafu.adapters.peft.hf_config import CONFIG
+from llamafu.adapters.peft.module_name import split_expert
 from llamafu.adapters.peft.safetensors import read_locations, read_one
 from llamafu.errors import InvalidAdapterFileError, ModelLoadError
 
@@ -28,8 +28,7 @@ if TYPE_CHECKING:
 
     Matrix = NDArray[np.floating[Any]]
 
-_EXPERT = re.compile(r"(.+\.experts)\.([0-9]{1,5})\.(\w+)")
-_INDEX, _SUFFIX = "model.safetensors.index.json", ".safetensors"
+_INDEX, _SAFETENSORS = "model.safetensors.index.json", ".safetensors"
 
 
 class BaseWeights(Protocol):
@@ -89,9 +88,7 @@ class _Folder:
                 message = f"{path}: the base model's weights cannot be read: {error}"
                 raise ModelLoadError(message) from error
             for key, location in locations.items():
-                module, expert = key.removesuffix(".weight"), None
-                if (single := _EXPERT.fullmatch(module)) is not None:
-                    module, expert = f"{single[1]}.{single[3]}", int(single[2])
+                module, expert = split_expert(key.removesuffix(".weight"))
                 if key.endswith(".weight") and (target := architecture.target_of(module)) is not None:
                     self._locations[target, expert] = (path, location)
 
@@ -119,11 +116,11 @@ def _files(folder: Path) -> list[Path]:
             message = f"{index}: no sound index of safetensors: {error!r}"
             raise ModelLoadError(message) from error
     else:
-        names = sorted(path.name for path in folder.glob(f"model*{_SUFFIX}"))
+        names = sorted(path.name for path in folder.glob(f"model*{_SAFETENSORS}"))
     files = [folder / name for name in names]
     missing = next((path for path in files if not path.is_file()), None)
     if not files or missing is not None:
-        what = f"{missing} is not there" if missing is not None else f"{folder} has no model{_SUFFIX}"
+        what = f"{missing} is not there" if missing is not None else f"{folder} has no model{_SAFETENSORS}"
         message = (
             f"{what}: the base model's weights are needed; give its GGUF file, or the folder with its safetensors, as base"
         )

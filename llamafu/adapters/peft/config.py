@@ -10,6 +10,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from llamafu.adapters.invalid_file import invalid_file
+from llamafu.adapters.peft.config_fields import HARMLESS, READ, REFUSED
 from llamafu.adapters.peft.pattern_table import PatternTable
 from llamafu.adapters.peft.safetensors import unique
 
@@ -17,70 +18,12 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Mapping
 
 CONFIG = "adapter_config.json"
+LARGEST_CONFIG = 10_000_000  # bytes
 _ALPHAS = (1e-30, 1e30)  # what float32 holds with room to spare; 0 would mean the strength 1 to libllama
 _MOST_RANK = 1 << 20
 _VERSION = re.compile(r"([0-9]{1,5})\.([0-9]{1,5})\.([0-9]{1,5})(\.?dev)?")
 _SIDES_FIXED = (0, 19, 1)  # the version of PEFT that no longer exchanges A and B of parameters
 _MOST_STATES = 50_000  # of all patterns together
-
-REFUSED = {
-    "arrow_config": "routing between adapters; merge it into plain LoRA",
-    "kasa_config": "a third factor and a base model that was cut down; train plain LoRA",
-    "layer_replication": "a base model with other layers; train on the layers as they are",
-    "lora_bias": "a bias after B; train without it",
-    "megatron_config": "Megatron's parallel layers; save the adapter for the layers of transformers",
-    "modules_to_save": "whole matrices that were trained; train LoRA on them instead, or merge them into the base model",
-    "trainable_token_indices": "rows of the embeddings that were trained; merge them into the base model",
-    "use_bdlora": "block-diagonal factors; train without it",
-    "use_dora": "a magnitude of every row beside the factors; convert it with dora='svd' (llamafu convert --dora svd)",
-    "use_qalora": "inputs that are pooled in groups; train without it",
-}
-"""Fields of the configuration that a GGUF adapter cannot express, and what they mean."""
-
-HARMLESS = frozenset(
-    (
-        # what an adapter is called and where it comes from
-        *("auto_mapping", "base_model_name_or_path", "revision", "task_type"),
-        # which modules are adapted: those that have tensors in the file, and no others
-        *("ensure_weight_tying", "exclude_modules", "layers_pattern", "layers_to_transform", "target_modules"),
-        # how it was initialised and trained
-        *(
-            "corda_config",
-            "eva_config",
-            "inference_mode",
-            "loftq_config",
-            "lora_dropout",
-            "lora_ga_config",
-            "monteclora_config",
-        ),
-        *("lora_dtype", "lorap_emb_lr", "lorap_lr_ratio", "qalora_group_size", "runtime_config", "velora_config"),
-        # how the base model stores its matrices; PEFT keeps the factors of both kinds alike
-        *("fan_in_fan_out", "megatron_core"),
-    )
-)
-"""Fields that do not change a finished adapter's effect. Tensors that they may add to the file are judged by their names."""
-
-READ = frozenset(
-    (
-        *("peft_type", "r", "lora_alpha", "use_rslora", "rank_pattern", "alpha_pattern", "target_parameters"),
-        *("alora_invocation_tokens", "invocation_string", "bias", "init_lora_weights", "peft_version"),
-    )
-)
-"""Fields whose values are used or checked."""
-
-_MAGNITUDES = (
-    f"DoRA's magnitudes, and use_dora is not set; set it to true in {CONFIG}, and convert with dora='svd' (--dora svd)"
-)
-FOREIGN = {
-    ".bias": "a trained bias; a GGUF adapter has no place for it, train with bias='none'",
-    "norm.weight": "a trained norm; libllama would drop it in silence, train without it",
-    "embed_tokens.weight": "a whole matrix of embeddings; train LoRA on it, or leave it as it is (save_embedding_layers=False)",
-    "lm_head.weight": "a whole output matrix; train LoRA on it, or leave it as it is (save_embedding_layers=False)",
-    ".lora_magnitude_vector": _MAGNITUDES,
-    ".lora_magnitude_vector.weight": _MAGNITUDES,
-    ".trainable_tokens_delta": "trained rows of the embeddings; train without trainable_token_indices",
-}
-"""Tensors that PEFT saves in addition to factors, by the ends of their names, and why they cannot be converted."""
 
 _SAME_BASE = ("gaussian", "eva", "orthogonal", "mica")
 _OTHER_BASE = ("pissa", "olora", "corda", "loftq", "lora_ga")
@@ -166,11 +109,6 @@ def parse_config(content: bytes, *, name: str, dora: bool = False) -> PeftConfig
         dora=bool(config.get("use_dora")),
         version=version if isinstance(version := config.get("peft_version"), str) else None,
     )
-
-
-def foreign(tensor: str) -> str:
-    """Describe a tensor that is no factor, as the end of a sentence; empty where it is not known."""
-    return next((f": {what}" for ending, what in FOREIGN.items() if tensor.endswith(ending)), "")
 
 
 def _unrepresentable(config: Mapping[str, Any], *, dora: bool) -> list[str]:

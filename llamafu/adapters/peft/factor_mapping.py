@@ -10,7 +10,7 @@ import numpy as np
 
 from llamafu.adapters.info import is_expert, is_flipped
 from llamafu.adapters.peft.architectures import ARCHITECTURES, in_gguf_order
-from llamafu.adapters.peft.module_name import decoder_module, described, part_of
+from llamafu.adapters.peft.module_name import decoder_module, described, part_of, split_expert
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
@@ -22,7 +22,6 @@ if TYPE_CHECKING:
 
     Matrix = NDArray[np.floating[Any]]
 
-_EXPERT = re.compile(r"(.+\.experts)\.([0-9]{1,5})\.(\w+)")
 _STACKED = re.compile(r"(.+\.experts)((?:\.base_layer)*)")
 _PARAMETERS = {"gate_up_proj": ("gate_proj", "up_proj"), "down_proj": ("down_proj",)}
 """The parameters that hold all experts of a layer since transformers 5, in its order, and the projections fused in each."""
@@ -52,8 +51,8 @@ def factor_pairs_of(
     """
     if (stacked := _STACKED.fullmatch(module)) is not None:
         return _parameter(stacked[1], _parameter_name(module, config), sides, config, base, exchanged=exchanged)
-    single = _EXPERT.fullmatch(module)
-    target = _target(f"{single[1]}.{single[3]}" if single else module, base)
+    stack, expert = split_expert(module)
+    target = _target(stack, base)
     embedding = any(side.startswith("embedding_") for side in sides)
     if is_flipped(target) != embedding:
         kinds = (
@@ -64,7 +63,7 @@ def factor_pairs_of(
         names = "lora_A and lora_B" if embedding else "lora_embedding_A and lora_embedding_B"
         message = f"it has {kinds[0]}, and is {kinds[1]} in the base model, whose factors are called {names}; save it with PEFT"
         raise ValueError(message)
-    if is_expert(target) != bool(single):
+    if is_expert(target) != (expert is not None):
         message = (
             "it is a stack of all experts, whose factors are read one expert at a time (experts.0.up_proj), or as PEFT writes "
             "them for target_parameters"
@@ -73,12 +72,9 @@ def factor_pairs_of(
     # PEFT matches the patterns of ranks and alphas with the full name of a parameter that was adapted directly.
     name = f"{module}.weight" if config.adapts_parameter(f"{module}.weight") else module
     a, b = _matrices(sides, config.rank_of(name))
-    expert = None
-    if single:
-        expert, count = int(single[2]), _expert_count(base)
-        if expert >= count:
-            message = f"there is no expert {expert}; the base model has {count}, from 0"
-            raise ValueError(message)
+    if expert is not None and expert >= (count := _expert_count(base)):
+        message = f"there is no expert {expert}; the base model has {count}, from 0"
+        raise ValueError(message)
     return [FactorPair(target, a.T if embedding else a, in_gguf_order(b, target, base), config.alpha_of(name), expert)]
 
 

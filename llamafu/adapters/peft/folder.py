@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 from llamafu.adapters.file import AdapterFileNotFoundError
 from llamafu.adapters.invalid_file import invalid_file
-from llamafu.adapters.peft.config import CONFIG, PeftConfig, parse_config
+from llamafu.adapters.peft.config import CONFIG, LARGEST_CONFIG, PeftConfig, parse_config
 from llamafu.adapters.peft.mlx import WEIGHTS as MLX_WEIGHTS
 from llamafu.adapters.peft.mlx import read_mlx
 from llamafu.adapters.peft.safetensors import read_safetensors
@@ -35,7 +35,6 @@ WEIGHTS: Mapping[str, Callable[..., Arrays]] = {
     "adapter_model.bin": read_pickled,
 }
 """The files of weights and their readers; PEFT takes the first that exists."""
-_LARGEST_CONFIG = 10_000_000  # bytes
 
 
 @dataclass(frozen=True, slots=True)
@@ -96,7 +95,7 @@ def read_folder(folder: Path) -> PeftFolder:
     weights = next(
         (folder / name for name in (*WEIGHTS, MLX_WEIGHTS) if os.path.lexists(folder / name)), folder / next(iter(WEIGHTS))
     )
-    config = _read(folder / CONFIG, folder, _LARGEST_CONFIG)
+    config = _read(folder / CONFIG, folder, LARGEST_CONFIG)
     # Not Path.resolve, which raises RuntimeError for links that go round in circles.
     return PeftFolder(folder, os.path.basename(os.path.realpath(folder)), config, _read(weights, folder), weights)  # noqa: PTH119
 

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from llamafu.adapters.peft.config import foreign
+from llamafu.adapters.peft.config import CONFIG
 from llamafu.adapters.peft.dora import MAGNITUDE
 from llamafu.adapters.peft.left_out_modules import module_of
 
@@ -29,6 +29,20 @@ _UNUSED = re.compile(
 """Tensors that PEFT saves and does not compute with: copies of the base model's embeddings, and what only training uses."""
 _LONGEST_NAME = 500  # characters
 
+_MAGNITUDES = (
+    f"DoRA's magnitudes, and use_dora is not set; set it to true in {CONFIG}, and convert with dora='svd' (--dora svd)"
+)
+FOREIGN = {
+    ".bias": "a trained bias; a GGUF adapter has no place for it, train with bias='none'",
+    "norm.weight": "a trained norm; libllama would drop it in silence, train without it",
+    "embed_tokens.weight": "a whole matrix of embeddings; train LoRA on it, or leave it as it is (save_embedding_layers=False)",
+    "lm_head.weight": "a whole output matrix; train LoRA on it, or leave it as it is (save_embedding_layers=False)",
+    ".lora_magnitude_vector": _MAGNITUDES,
+    ".lora_magnitude_vector.weight": _MAGNITUDES,
+    ".trainable_tokens_delta": "trained rows of the embeddings; train without trainable_token_indices",
+}
+"""Tensors that PEFT saves in addition to factors, by the ends of their names, and why they cannot be converted."""
+
 
 def factors_by_module(
     tensors: Mapping[str, Matrix], left_out: LeftOut, problems: list[str], *, take_magnitudes: bool
@@ -47,7 +61,7 @@ def factors_by_module(
             continue
         match = _FACTOR.fullmatch(key) or (_MAGNITUDE.fullmatch(key) if take_magnitudes else None)
         if match is None:
-            problems.append(f"tensor {key!r} is no LoRA factor (...lora_A.weight, ...lora_B.weight){foreign(key)}")
+            problems.append(f"tensor {key!r} is no LoRA factor (...lora_A.weight, ...lora_B.weight){_foreign(key)}")
         elif not np.isfinite(array).all():
             problems.append(f"tensor {key!r} holds NaN or infinite values")
         else:
@@ -56,3 +70,8 @@ def factors_by_module(
     if not modules and not problems:
         problems.append("all of its modules were left out" if left_out.modules else "the file has no tensors")
     return modules
+
+
+def _foreign(tensor: str) -> str:
+    """Describe a tensor that is no factor, as the end of a sentence; empty where it is not known."""
+    return next((f": {what}" for ending, what in FOREIGN.items() if tensor.endswith(ending)), "")

@@ -29,6 +29,7 @@ _PARTS = {
 """The other parts of a model: what messages call them, and the words in their modules' names."""
 PARTS = tuple(_PARTS)
 HEAD = "lm_head"
+_EXPERT = re.compile(r"(.+\.experts)\.([0-9]{1,5})\.(\w+)")
 _WORD = re.compile(r"[._]")
 
 
@@ -52,6 +53,12 @@ def decoder_module(name: str) -> DecoderModule | None:
     if layer is not None:
         return DecoderModule(prefix, int(layer), f"model.layers.0.{match['leaf']}")
     return DecoderModule(prefix, None, HEAD if match["outside"] == HEAD else f"model.{match['outside']}")
+
+
+def split_expert(module: str) -> tuple[str, int | None]:
+    """Split the number of an expert off a module: `mlp.experts.3.up_proj` is `mlp.experts.up_proj` and 3, others None."""
+    match = _EXPERT.fullmatch(module)
+    return (module, None) if match is None else (f"{match[1]}.{match[3]}", int(match[2]))
 
 
 def part_of(name: str) -> str | None:
