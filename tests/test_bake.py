@@ -26,8 +26,7 @@ from llamafu.adapters import bake, convert_peft, inspect_adapter, read_base
 from llamafu.adapters.gguf.codec import NumpyCodec, row_bytes
 from llamafu.adapters.gguf.shard import read_shards
 from llamafu.adapters.gguf.writer import write_adapter
-from llamafu.baking.bake import DTYPES
-from llamafu.cli import bake as command
+from llamafu.baking.options import DTYPES
 from llamafu.cli.main import main
 from llamafu.errors import (
     InvalidAdapterFileError,
@@ -271,7 +270,7 @@ def test_embeddings_and_experts(tmp_path):
     factors = {**shapes, "token_embd.weight": (32, 40)}
     adapters = {make(tmp_path / f"{seed}.gguf", seed=seed, shapes=factors): seed / 2 for seed in (1, 2)}
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr("llamafu.baking.writer._VALUES", 100)
+        patch.setattr("llamafu.baking.writer._BLOCK_VALUES", 100)
         out = bake(model, adapters, tmp_path / "out.gguf", n_threads=3)
     wanted = values(model)
     for path, scale in adapters.items():
@@ -475,14 +474,14 @@ def test_a_signal_leaves_nothing(tiny_model, tiny_adapter_a, tmp_path, name, sta
         import os, signal, sys, time
         signal.signal(signal.SIGINT, signal.default_int_handler)
         signal.signal(signal.SIGHUP, signal.SIG_DFL)  # which nohup changes
-        from llamafu.baking.weight_delta import Change
+        from llamafu.baking.weight_delta import WeightDelta
         from llamafu.cli.main import main
-        made = Change.rows
+        made = WeightDelta.rows
         def slowly(*arguments):
             os.write(1, b"at work" + os.linesep.encode())  # whole: several threads do
             time.sleep(0.2)
             return made(*arguments)
-        Change.rows = slowly
+        WeightDelta.rows = slowly
         sys.exit(main(["bake", "-m", sys.argv[1], "--lora", sys.argv[2], "-o", sys.argv[3]]))
     """
     process = child(code, tiny_model, tiny_adapter_a, tmp_path / "out.gguf")
@@ -653,7 +652,6 @@ def test_command(tiny_model, tiny_adapter_a, tiny_adapter_b, tmp_path, capsys):
     assert "exists and is not replaced" in capsys.readouterr().err
     words.append("--force")
     assert bake(tiny_model, {tiny_adapter_a: 0.5, tiny_adapter_b: 1.0}, out).read_bytes() == content
-    assert command._DTYPES == DTYPES
     for wrong in (["--dtype", "q2"], ["--lora", str(tiny_adapter_b)], ["--lora", f"{tiny_adapter_a}=x"]):
         assert main([*words, *wrong]) == 2
     assert main([*words, "-o", str(tiny_model)]) == 2

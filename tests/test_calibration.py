@@ -1,4 +1,4 @@
-"""Calibrated baking: the grids against gguf, the inputs against NumPy, the fit against rounding to the nearest."""
+"""Calibrated baking: the blocks against gguf, the inputs against NumPy, the fit against rounding to the nearest."""
 
 import numpy as np
 import pytest
@@ -17,13 +17,13 @@ from llamafu.adapters import bake, read_base
 from llamafu.adapters.gguf.ggml_type import GGMLType
 from llamafu.adapters.gguf.shard import read_shards
 from llamafu.adapters.reader import AdapterReader
-from llamafu.baking.calibration import Calibration, places
-from llamafu.baking.calibration_data import _SAMPLE, FEWEST_TOKENS, WINDOW, own_windows, packed, read_windows
-from llamafu.baking.fidelity import likeness
-from llamafu.baking.gptq import fit, lens
-from llamafu.baking.quant_blocks import RANGES, put_together, taken_apart
-from llamafu.baking.sequential import Rounding
-from llamafu.baking.writer import Recipe
+from llamafu.baking.calibration import Calibration, calibrated_matrices
+from llamafu.baking.calibration_data import _SAMPLE, FEWEST_TOKENS, WINDOW, generated_windows, packed, text_windows
+from llamafu.baking.fidelity import measure_fidelity
+from llamafu.baking.gptq import fit, input_stats
+from llamafu.baking.quant_blocks import RANGES, pack_blocks, unpack_blocks
+from llamafu.baking.sequential import SequentialQuantiser
+from llamafu.baking.writer import BakeRecipe
 from llamafu.cli.main import main
 from llamafu.errors import DecodeError, LibraryNotFoundError, LoraError, ModelLoadError
 from llamafu.libraries import discovery
@@ -37,38 +37,38 @@ def text(tmp_path):
 
 
 @pytest.mark.parametrize("kind", RANGES, ids=str)
-def test_grids_are_read_as_gguf_reads_them(kind):
+def test_blocks_are_read_as_gguf_reads_them(kind):
     rows = np.random.default_rng(1).standard_normal((6, 96)).astype(np.float32)
     rows[2, :32] = 0
     raw = quants.quantize(rows, Kind(kind))
-    grid = taken_apart(raw.tobytes(), kind, 6)
-    np.testing.assert_array_equal(grid.steps * grid.numbers + grid.offsets, quants.dequantize(raw, Kind(kind)))
-    assert put_together(grid) == raw.tobytes()
+    blocks = unpack_blocks(raw.tobytes(), kind, 6)
+    np.testing.assert_array_equal(blocks.steps * blocks.integers + blocks.offsets, quants.dequantize(raw, Kind(kind)))
+    assert pack_blocks(blocks) == raw.tobytes()
 
 
 def test_a_fit_keeps_what_the_nearest_loses():
     """On inputs that it has not seen.
 
-    Rounding to the nearest in `_handed_on` and leaving the scales alone turns it red.
+    Rounding to the nearest in `gptq_round` and leaving the scales alone turns it red.
     """
     random = np.random.default_rng(7)
     mixing = random.standard_normal((128, 128)) * np.exp(-np.arange(128) / 3)  # few directions carry most of the inputs
     seen, unseen = (random.standard_normal((2000, 128)) @ mixing.T for _ in range(2))
     raw = quants.quantize(random.standard_normal((64, 128)).astype(np.float32), Kind.Q4_0)
-    base = taken_apart(raw.tobytes(), GGMLType.Q4_0, 64)
+    base = unpack_blocks(raw.tobytes(), GGMLType.Q4_0, 64)
     a = random.standard_normal((4, 128)).astype(np.float32)
     change = 0.004 * random.standard_normal((64, 4)).astype(np.float32) @ a
     assert np.abs(change).max() < 0.5 * np.abs(base.scale).min()
 
     def kept_and_error(values):
         right = unseen @ change.T
-        got = unseen @ (values - base.steps * base.numbers).T
+        got = unseen @ (values - base.steps * base.integers).T
         return np.vdot(got, right) / np.vdot(right, right), np.linalg.norm(got - right) / np.linalg.norm(right)
 
-    nearest = quants.dequantize(quants.quantize(base.steps * base.numbers + change, Kind.Q4_0), Kind.Q4_0)
-    grid = fit(base, change, lens(seen.T @ seen / 2000, a))
-    assert taken_apart(put_together(grid), GGMLType.Q4_0, 64).numbers.tolist() == grid.numbers.tolist()
-    kept, error = kept_and_error(grid.steps * grid.numbers)
+    nearest = quants.dequantize(quants.quantize(base.steps * base.integers + change, Kind.Q4_0), Kind.Q4_0)
+    blocks = fit(base, change, input_stats(seen.T @ seen / 2000, a))
+    assert unpack_blocks(pack_blocks(blocks), GGMLType.Q4_0, 64).integers.tolist() == blocks.integers.tolist()
+    kept, error = kept_and_error(blocks.steps * blocks.integers)
     assert kept_and_error(nearest)[0] < 0.1
     assert kept == pytest.approx(1, abs=0.15)
     assert error < 0.6
@@ -77,12 +77,12 @@ def test_a_fit_keeps_what_the_nearest_loses():
 def test_a_type_that_holds_the_change_is_not_stretched():
     random = np.random.default_rng(3)
     raw = quants.quantize(random.standard_normal((32, 64)).astype(np.float32), Kind.Q8_0)
-    base = taken_apart(raw.tobytes(), GGMLType.Q8_0, 32)
+    base = unpack_blocks(raw.tobytes(), GGMLType.Q8_0, 32)
     x = random.standard_normal((1000, 64))
     a = random.standard_normal((4, 64)).astype(np.float32)
     change = 0.1 * random.standard_normal((32, 4)).astype(np.float32) @ a
-    grid = fit(base, change, lens(x.T @ x / 1000, a))
-    got = grid.steps * grid.numbers - base.steps * base.numbers
+    blocks = fit(base, change, input_stats(x.T @ x / 1000, a))
+    got = blocks.steps * blocks.integers - base.steps * base.integers
     assert np.vdot(got, change) / np.vdot(change, change) == pytest.approx(1, abs=0.02)
 
 
@@ -99,7 +99,7 @@ def recipe(model, tiny_dir, tiny_adapter_a):
     path = tiny_dir / "tiny-q4_0.gguf"
     file = AdapterReader(read_base(path)).read(tiny_adapter_a)
     kinds = {entry.name: entry.type for shard in read_shards(path) for entry in shard.container.tensors.values()}
-    return Recipe([(file, 1.0)], {name: kinds[name] for name in file.pairs}, GgmlCodec(model.library), 2)
+    return BakeRecipe([(file, 1.0)], {name: kinds[name] for name in file.pairs}, GgmlCodec(model.library), 2)
 
 
 def read_twice(model, tokens, names, take):
@@ -126,18 +126,18 @@ def test_half_of_the_rows_are_live_and_half_rounded(model, recipe, words, tiny_d
     """Against decodes of their own. Taking another matrix for either half turns it red."""
     path = tiny_dir / "tiny-q4_0.gguf"
     shares = []
-    rounding = Rounding(places(read_shards(path), recipe), recipe, shares.append)
-    live, rounded = np.split(read_twice(model, words, recipe.kinds, rounding.take), 2)
+    quantiser = SequentialQuantiser(calibrated_matrices(read_shards(path), recipe), recipe, shares.append)
+    live, rounded = np.split(read_twice(model, words, recipe.kinds, quantiser.take), 2)
     assert shares[-1] == 1
-    assert rounding.fitted.keys() == recipe.kinds.keys()
+    assert quantiser.fitted.keys() == recipe.kinds.keys()
     content = bytearray(path.read_bytes())
     for shard in read_shards(path):
-        for name, raw in rounding.fitted.items():
+        for name, raw in quantiser.fitted.items():
             entry = shard.container.tensors[name]
             content[entry.offset : entry.offset + entry.nbytes] = raw
     (tmp_path / "rounded.gguf").write_bytes(content)
     change = divergence(logits(path, {tiny_adapter_a: 1.0}), logits(path, {}))
-    # libllama rounds the inputs of products to eight bits, and Rounding does not
+    # libllama rounds the inputs of products to eight bits, and calibration does not
     assert divergence(logits(path, {tiny_adapter_a: 1.0}), live) < 0.005 * change
     assert divergence(logits(tmp_path / "rounded.gguf", {}), rounded) < 0.005 * change
 
@@ -179,9 +179,9 @@ def copied(values):
 
 def test_what_is_measured_was_not_read(model, recipe, tiny_dir):
     with Calibration(model.library, tiny_dir / "tiny-q4_0.gguf", recipe, text=TEXT) as found:
-        assert sum(map(len, found._read + found._held)) > FEWEST_TOKENS
-        assert found._held
-        assert not {tuple(window) for window in found._read} & {tuple(window) for window in found._held}
+        assert sum(map(len, found.windows + found.held_out)) > FEWEST_TOKENS
+        assert found.held_out
+        assert not {tuple(window) for window in found.windows} & {tuple(window) for window in found.held_out}
 
 
 @pytest.fixture
@@ -191,8 +191,8 @@ def off(model, recipe, tiny_dir):
     tokens = np.random.default_rng(0).integers(5, model.n_vocab, 250).tolist()
 
     def found(change=lambda product: product):
-        rounding = Rounding(places(read_shards(path), recipe), recipe, lambda _: None)
-        halves = read_twice(model, tokens, recipe.kinds, lambda product: rounding.take(change(product)))
+        quantiser = SequentialQuantiser(calibrated_matrices(read_shards(path), recipe), recipe, lambda _: None)
+        halves = read_twice(model, tokens, recipe.kinds, lambda product: quantiser.take(change(product)))
         return divergence(*np.split(halves, 2))
 
     return found
@@ -201,8 +201,13 @@ def off(model, recipe, tiny_dir):
 def test_what_comes_later_makes_good_what_went_before(off, monkeypatch):
     """Less than half of the divergence is left of what there is without it."""
     mended = off()
-    learnt = Rounding._learnt
-    monkeypatch.setattr(Rounding, "_learnt", lambda *args: (s := learnt(*args))._replace(foretold=0 * s.foretold))
+    learnt = SequentialQuantiser._input_moments
+
+    def uncorrected(*arguments):
+        moments = learnt(*arguments)
+        return moments._replace(correction=0 * moments.correction)
+
+    monkeypatch.setattr(SequentialQuantiser, "_input_moments", uncorrected)
     assert mended < 0.5 * off()
 
 
@@ -216,15 +221,17 @@ def test_what_a_decode_cannot_be_rounded_by(model, recipe, words, tiny_dir):
 
     def infinite(product):
         met.append(product.name)
-        rounding.take(product._replace(x=np.full_like(product.x, np.inf)))
+        quantiser.take(product._replace(x=np.full_like(product.x, np.inf)))
 
-    rounding = Rounding(places(read_shards(tiny_dir / "tiny-q4_0.gguf"), recipe), recipe, lambda _: None)
+    quantiser = SequentialQuantiser(
+        calibrated_matrices(read_shards(tiny_dir / "tiny-q4_0.gguf"), recipe), recipe, lambda _: None
+    )
     with pytest.raises(DecodeError, match=r"inputs of blk.0.attn_q.weight are not finite"):
         read_twice(model, words, recipe.kinds, infinite)
     assert met == ["blk.0.attn_q.weight"]
 
     def by_turns(product):
-        rounding.take(product._replace(x=np.stack(np.split(product.x, 2), 1).reshape(product.x.shape)))
+        quantiser.take(product._replace(x=np.stack(np.split(product.x, 2), 1).reshape(product.x.shape)))
 
     with pytest.raises(DecodeError, match="the rows of a batch in their order"):
         read_twice(model, words, recipe.kinds, by_turns)
@@ -265,7 +272,7 @@ def test_a_change_that_drowns_in_noise_is_rounded_to_the_nearest(tiny_dir, tiny_
     assert out.read_bytes() == bake(model, use, tmp_path / "nearest.gguf").read_bytes()
 
 
-def test_likeness_is_a_share_of_the_divergence():
+def test_fidelity_is_a_share_of_the_divergence():
     """Of small changes, in both directions; logits that all move alike change nothing."""
     random = np.random.default_rng(0)
     base = random.standard_normal((3, 40))
@@ -284,12 +291,12 @@ def test_likeness_is_a_share_of_the_divergence():
         def output_rows(self, count):
             return self.logits[:count]
 
-    found = likeness(Told(base), Told(base + change), Told(base + change + noise + 5), [[1, 2, 3]])
+    found = measure_fidelity(Told(base), Told(base + change), Told(base + change + noise + 5), [[1, 2, 3]])
     live, tried = softmax(base + change), softmax(base + change + noise)
     whole = (live * np.log(live / softmax(base))).sum()
     assert found.error == pytest.approx((live * np.log(live / tried)).sum() / whole, rel=0.03)
     assert found.size == pytest.approx((softmax(base) * np.log(softmax(base) / tried)).sum() / whole, rel=0.03)
-    assert likeness(Told(base), Told(base), Told(base), [[1, 2]]) == (1, 0)
+    assert measure_fidelity(Told(base), Told(base), Told(base), [[1, 2]]) == (1, 0)
 
 
 def softmax(logits):
@@ -350,8 +357,8 @@ def test_auto_reads_the_sample_and_what_the_model_writes(model, monkeypatch):
     """Answers to every question twice, by other seeds; then plain text, then the sample."""
     for name in ("_QUESTIONS", "_OPENINGS"):
         monkeypatch.setattr(f"llamafu.baking.calibration_data.{name}", ("What is it?", "The"))
-    windows = own_windows(model, {}, 1)
-    sample = read_windows(model, _SAMPLE.read_text("utf-8"))
+    windows = generated_windows(model, {}, 1)
+    sample = text_windows(model, _SAMPLE.read_text("utf-8"))
     assert windows[6:] == sample
     assert len(sample) > 100
     assert all("What is it?" in model.detokenize(window, special=True) for window in windows[0:5:2])
@@ -362,7 +369,7 @@ def test_a_source_that_shrinks_meanwhile(model, recipe, words, tiny_dir, tmp_pat
     """Its rows are never read beyond what there is."""
     path = tmp_path / "short.gguf"
     path.write_bytes((tiny_dir / "tiny-q4_0.gguf").read_bytes())
-    found = places(read_shards(path), recipe)
+    found = calibrated_matrices(read_shards(path), recipe)
     path.write_bytes(path.read_bytes()[: found["blk.0.attn_q.weight"].entry.offset + 100])
     with pytest.raises(ModelLoadError, match=r"short.gguf changed while it was read"):
-        read_twice(model, words, recipe.kinds, Rounding(found, recipe, lambda _: None).take)
+        read_twice(model, words, recipe.kinds, SequentialQuantiser(found, recipe, lambda _: None).take)

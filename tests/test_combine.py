@@ -19,7 +19,7 @@ from test_hf_config import TINY
 from llamafu.adapters import inspect_adapter, merge_adapters, read_adapter
 from llamafu.adapters.gguf.writer import write_adapter
 from llamafu.adapters.merge.merge import form_of, merge_for_base
-from llamafu.adapters.merge.methods import METHODS
+from llamafu.adapters.merge.methods import METHODS, MergeOptions
 from llamafu.cli.main import main
 from llamafu.errors import InvalidAdapterFileError, LoraIncompatibleError, LoraLoadError
 
@@ -219,7 +219,7 @@ def test_dare_is_repeatable_by_seed(pair, tmp_path, method):
     assert np.array_equal(run(1), run(1))
     assert not np.array_equal(run(1), run(2))
     whole = {"dare_linear": "linear", "dare_linear_svd": "svd"}.get(method, method.removeprefix("dare_"))
-    options = {"density": 1.0} if "density" in METHODS[whole] else {}
+    options = {"density": 1.0} if "density" in METHODS[whole].options else {}
     merge_adapters(dict.fromkeys(pair, 0.5), tmp_path / "whole.gguf", method=whole, **options)
     np.testing.assert_allclose(run(1, density=1.0), dense(tmp_path / "whole.gguf")[NAME], atol=1e-6)
 
@@ -255,7 +255,7 @@ def test_experts_are_pruned_one_by_one(tmp_path, method):
     random = np.random.default_rng(3)
     sizes = np.array([1.0, 100.0])[:, None, None]
     stacks = [(sizes * random.standard_normal((2, 3, 7)), sizes * random.standard_normal((2, 8, 3))) for _ in range(2)]
-    options = {"method": method, "density": 0.5} | ({"seed": 4} if "seed" in METHODS[method] else {})
+    options = {"method": method, "density": 0.5} | ({"seed": 4} if "seed" in METHODS[method].options else {})
     common = {"architecture": "llama", "alpha": 3.0, "metadata": {}}
     name = "blk.0.ffn_up_exps.weight"
     for number, (a, b) in enumerate(stacks):
@@ -323,8 +323,8 @@ def test_an_f16_folder_is_merged_as_f16(tmp_path):
     """Into a file, whatever the case of its name's end."""
     arrays = {name: array.astype("f2") for name, array in arrays_of().items()}
     folder = write_folder(tmp_path / "x", arrays)
-    options = {"form": form_of(tmp_path / "o.GGUF"), "method": "svd", "rank": None, "density": None, "seed": None}
-    info = merge_for_base({folder: 0.7}, tmp_path / "o.GGUF", base=base_of(), **options)
+    output = tmp_path / "o.GGUF"
+    info = merge_for_base({folder: 0.7}, output, MergeOptions(), base=base_of(), form=form_of(output))
     assert {tensor.dtype for tensor in info.tensors} == {"F16"}
     assert inspect_adapter(tmp_path / "o.GGUF").digest == info.digest
 
@@ -495,7 +495,7 @@ def golden_sources(folder):
 
 
 def golden_options(method):
-    return {"density": 0.6} if "density" in METHODS[method] else {}
+    return {"density": 0.6} if "density" in METHODS[method].options else {}
 
 
 def probe(change):
@@ -506,9 +506,9 @@ def probe(change):
 
 @pytest.mark.parametrize("method", METHODS)
 def test_every_method_gives_what_peft_gives(method, tmp_path):
-    options = {"rank": None, "density": None, "seed": 7 if "seed" in METHODS[method] else None} | golden_options(method)
+    options = {"seed": 7 if "seed" in METHODS[method].options else None} | golden_options(method)
     sources, base = golden_sources(tmp_path), base_of("qwen2")
-    info = merge_for_base(sources, tmp_path / "out.gguf", base=base, form="gguf", method=method, **options)
+    info = merge_for_base(sources, tmp_path / "out.gguf", MergeOptions(method=method, **options), base=base, form="gguf")
     assert info.rank == (8 if method == "cat" else 4)
     wanted = json.loads(GOLDENS.read_text("utf-8"))[method]
     found = {name: probe(change) for name, change in dense(tmp_path / "out.gguf").items()}
@@ -519,11 +519,11 @@ def test_every_method_gives_what_peft_gives(method, tmp_path):
 
 def test_every_method_runs(pair, tmp_path):
     """The table of methods lists what works."""
-    for method, options in METHODS.items():
-        chosen = {"density": 0.5} if "density" in options else {}
+    for method, properties in METHODS.items():
+        chosen = {"density": 0.5} if "density" in properties.options else {}
         assert merge_adapters(dict.fromkeys(pair, 0.5), tmp_path / "o.gguf", method=method, **chosen).rank in (3, 6)
 
 
 def test_the_page_lists_every_method_with_its_options():
     rows = {method: options for method, _, _, options in table(ROOT / "docs" / "combining.md", "Method")}
-    assert rows == {method: ", ".join(sorted(options)) for method, options in METHODS.items()}
+    assert rows == {name: ", ".join(sorted(method.options)) for name, method in METHODS.items()}

@@ -468,12 +468,12 @@ def test_terminal(tmp_path, tiny_model, capsys):
 
 def test_a_strength_that_f16_cannot_make_up_for_is_refused():
     """B times a tiny ratio of alphas would be zeros in F16."""
-    from llamafu.adapters.peft.factor_mapping import Piece
-    from llamafu.adapters.peft.factor_storage import folded
+    from llamafu.adapters.peft.factor_mapping import FactorPair
+    from llamafu.adapters.peft.factor_storage import gguf_tensors
 
     a, b = np.ones((2, 4), np.float32), np.full((4, 2), 1e-3, np.float32)
-    pieces = [Piece("blk.0.attn_q.weight", a, b, 16.0), Piece("blk.1.attn_q.weight", a, b, 1e-5)]
+    pairs = [FactorPair("blk.0.attn_q.weight", a, b, 16.0), FactorPair("blk.1.attn_q.weight", a, b, 1e-5)]
     with pytest.raises(InvalidAdapterFileError, match=r"blk.1.attn_q.weight.lora_b has alpha 1e-05 .* dtype 'f32'"):
-        folded(pieces, 16.0, "<f2", "adapter")
-    kept = dict(folded(pieces, 16.0, "<f4", "adapter")[0])["blk.1.attn_q.weight.lora_b"]
+        gguf_tensors(pairs, 16.0, "<f2", "adapter")
+    kept = dict(gguf_tensors(pairs, 16.0, "<f4", "adapter")[0])["blk.1.attn_q.weight.lora_b"]
     np.testing.assert_allclose(kept, b * 1e-5 / 16, rtol=1e-6)

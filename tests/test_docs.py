@@ -28,8 +28,9 @@ from test_architectures import MODELS
 
 from llamafu import errors
 from llamafu.adapters.peft.architectures import ARCHITECTURES
-from llamafu.adapters.peft.config import FOREIGN, HARMLESS, REFUSED
+from llamafu.adapters.peft.config_fields import HARMLESS, REFUSED
 from llamafu.adapters.peft.hf_config import MODEL_TYPES
+from llamafu.adapters.peft.module_factors import FOREIGN
 from llamafu.cli.main import _parser
 from llamafu.errors import ErrorCode, LlamafuError
 from llamafu.examples.adapters import example_adapters

@@ -187,7 +187,7 @@ def test_merging_needs_the_base_where_it_does(tiny_model, tiny_adapter_a, tmp_pa
 
 
 def test_what_cannot_be_written_is_known_before_the_work(tiny_adapter_a, tmp_path, monkeypatch, capsys):
-    monkeypatch.setattr("llamafu.adapters.merge.merge._merged", lambda *_: pytest.fail("it combined"))
+    monkeypatch.setattr("llamafu.adapters.merge.tensor_merger.TensorMerger.merge", lambda *_: pytest.fail("it combined"))
     (tmp_path / "old").mkdir()
     for output, words in (("old", "a folder is not replaced"), ("new", "as base"), ("no/new.gguf", "there is no folder")):
         assert main(["merge", str(tiny_adapter_a), "-o", str(tmp_path / output)]) == 1

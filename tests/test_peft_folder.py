@@ -19,7 +19,9 @@ from torch_bytes import torch_bytes
 from llamafu import Llamafu
 from llamafu.adapters import AdapterReader, convert_peft, inspect_adapter
 from llamafu.adapters.peft import convert
-from llamafu.adapters.peft.config import FOREIGN, HARMLESS, READ, REFUSED, parse_config
+from llamafu.adapters.peft.config import parse_config
+from llamafu.adapters.peft.config_fields import HARMLESS, READ, REFUSED
+from llamafu.adapters.peft.module_factors import FOREIGN
 from llamafu.cli.main import main
 from llamafu.errors import InvalidAdapterFileError, LlamafuError, LoraError, LoraLoadError
 

@@ -1,4 +1,4 @@
-"""Adapters in whatever form they come: GGUF files, and PEFT folders that are converted in memory."""
+"""Reading adapters in any form for one base model: GGUF files, and PEFT folders, which are converted in memory."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ if TYPE_CHECKING:
 
     from llamafu.adapters.gguf.base_model import BaseModel
 
-_MOST_KEPT = 256 << 20  # bytes
+_MOST_KEPT = 256 << 20  # bytes of converted adapters
 
 
 def is_peft_folder(path: Path) -> bool:
@@ -30,7 +30,7 @@ def is_peft_folder(path: Path) -> bool:
 class AdapterReader:
     """Reads adapters for one base model. Any thread.
 
-    What folders were converted to is kept by their content, up to 256 MiB in all: read again, a folder is only compared.
+    Converted folders are cached by their content, up to 256 MiB in all.
     """
 
     def __init__(
@@ -55,7 +55,7 @@ class AdapterReader:
         Raises:
             AdapterFileNotFoundError: nothing is there (a LoraLoadError and a FileNotFoundError).
             LoraLoadError: it cannot be read.
-            InvalidAdapterFileError: it is damaged, or a folder that no GGUF adapter can stand for; `.problems` has all.
+            InvalidAdapterFileError: it is damaged, or holds what a GGUF adapter cannot express; `.problems` has all.
             LoraIncompatibleError: a folder for an architecture that cannot be converted.
             LoraError: `drop` for a GGUF file, or with what is in no module's name.
 
@@ -66,7 +66,7 @@ class AdapterReader:
                 message = f"{path}: drop={list(drop)!r} is for PEFT folders, and this is none; leave it out"
                 raise LoraError(message, code=ErrorCode.INVALID_PARAM)
             return read_adapter(path)
-        # They import gguf's writer and more, which GGUF files do not need.
+        # Imported here because they import gguf's writer and more, which GGUF files do not need.
         from llamafu.adapters.peft.convert import convert_folder
         from llamafu.adapters.peft.folder import read_folder
 
@@ -79,7 +79,7 @@ class AdapterReader:
         return replace(file, path=Path(os.path.realpath(path)))
 
     def report(self, path: str | os.PathLike[str]) -> CompatibilityReport:
-        """Report everything that keeps the adapter at `path` from working with the base model; raises LoraLoadError."""
+        """Return all reasons why the adapter at `path` cannot be used with the base model; raises LoraLoadError."""
         try:
             file = self.read(path)
         except (InvalidAdapterFileError, LoraIncompatibleError) as error:
@@ -87,7 +87,7 @@ class AdapterReader:
         return check_compatibility(file, self._base)
 
     def _keep(self, digest: str, file: AdapterFile) -> None:
-        """Remember the newest conversions, as many as the limit allows."""
+        """Cache a conversion, and drop the oldest beyond the limit."""
         with self._lock:
             self._kept[digest] = file
             while sum(len(kept.content) for kept in self._kept.values()) > self._most_kept:

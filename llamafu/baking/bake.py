@@ -1,6 +1,6 @@
 """`bake`: adapters merged into a base model for good.
 
-It lies above `llamafu.adapters`, which exports it, because it converts with libllama's ggml where there is one.
+It lies above `llamafu.adapters`, which exports it, because it encodes tensors with libllama's ggml where there is one.
 """
 
 from __future__ import annotations
@@ -8,7 +8,7 @@ from __future__ import annotations
 import logging
 import os
 from pathlib import Path
-from typing import TYPE_CHECKING, Literal, NamedTuple
+from typing import TYPE_CHECKING, NamedTuple
 
 from llamafu._native import cpu
 from llamafu._native import library as native
@@ -22,10 +22,11 @@ from llamafu.adapters.gguf.shard import read_shards
 from llamafu.adapters.reader import AdapterReader
 from llamafu.baking.calibration_data import read_text
 from llamafu.baking.job import BakeJob
-from llamafu.baking.metadata import Records
+from llamafu.baking.metadata import BakeMetadata
+from llamafu.baking.options import BakeOptions
 from llamafu.baking.outputs import demand_space, output_paths, refuse_sources
-from llamafu.baking.target_types import MUCH_LOST, became, chosen_kinds, kinds_that_keep
-from llamafu.baking.writer import Recipe
+from llamafu.baking.target_types import ENOUGH_KEPT, chosen_kinds, kinds_that_keep, type_changes
+from llamafu.baking.writer import BakeRecipe
 from llamafu.errors import (
     ErrorCode,
     InvalidScaleError,
@@ -42,16 +43,14 @@ if TYPE_CHECKING:
     from llamafu.adapters.file import AdapterFile
     from llamafu.adapters.gguf.base_model import BaseModel
     from llamafu.adapters.gguf.codec import Codec
-    from llamafu.baking.target_types import Became
-
-DTYPES = ("auto", "keep", "f32", "f16", "bf16", "q8_0")
-"""What the changed tensors may become: what keeps the change, what they were, or a type that loses little of the sum."""
+    from llamafu.baking.options import Dtype
+    from llamafu.baking.target_types import TypeChange
 
 NOTHING_KEEPS_MORE = "no type keeps more: the changes are too small beside the model's values, or cancel one another"
 
 logger = logging.getLogger("llamafu.baking")
 
-_CHOOSING = 0.1  # of the work: what types keep is measured
+_CHOOSING = 0.1  # share of the progress that measuring the types takes
 _SCALE_MAX = 1e30  # as in `merge_adapters`: float64 arithmetic on it cannot overflow
 
 
@@ -61,11 +60,11 @@ class Baked(NamedTuple):
     path: Path
     """Of its first file."""
     kept: float
-    """The share of the changes that is there: see `write_baked`, or where it was calibrated, `Likeness`."""
+    """The share of the changes that the result keeps: see `share_kept`; where it was calibrated, `Fidelity.kept`."""
     by_own: float
-    """The share that the tensors' own types keep, as far as that was asked."""
-    became: tuple[Became, ...]
-    """Tensors that got another type because of it."""
+    """The share that the tensors' own types keep, as far as that was measured."""
+    became: tuple[TypeChange, ...]
+    """Tensors that got another type because their own keeps too little."""
     is_final: bool = False
     """Whether no other type keeps more: each tensor has one that keeps its change, or F32."""
 
@@ -75,7 +74,7 @@ def bake(
     adapters: Mapping[str | os.PathLike[str], float],
     output: str | os.PathLike[str],
     *,
-    dtype: Literal["auto", "keep", "f32", "f16", "bf16", "q8_0"] = "auto",
+    dtype: Dtype = "auto",
     calibration: str | os.PathLike[str] | None = None,
     least_kept: float = 0.0,
     overwrite: bool = True,
@@ -83,34 +82,43 @@ def bake(
     n_threads: int | None = None,
     on_progress: Callable[[float], None] | None = None,
 ) -> Path:
-    """Write the GGUF model `output`: the base `model` with scale x strength x B A of {adapter: scale} added; return its path.
+    """Write the GGUF model `output`: `model` with scale x strength x B A of every adapter added to its weights.
 
-    Adapters are GGUF files or PEFT folders. A scale may be any finite number, and 0 leaves its adapter out. Tensors that no
-    adapter changes are copied byte for byte, as is the metadata, which gains keys `llamafu.bake.*` that name source and
-    adapters by digest, with their scales. Folders are baked from the values that are in them. ggml converts them if a libllama
-    is found (`library`, or where `Llamafu` looks), the `gguf` package otherwise. A model in shards becomes as many
-    shards, and the path of the first is returned.
+    Tensors that no adapter changes are copied byte for byte, as is the metadata, which gains keys `llamafu.bake.*`: the
+    digests of source and adapters, the scales, the share of the changes that is kept (`llamafu.bake.N.kept`; below 0.9 a
+    warning is logged) and the calibration text's name. A model in shards becomes as many shards.
 
-    Rounding to a coarse type may lose most of an adapter, whose changes are small beside the steps of the type. So with the
-    dtype "auto" changed tensors keep their types only where these keep 90 % of the changes; where they do not, each tensor
-    gets the coarsest of its type, Q8_0, F16 and F32 that does, and a warning names them. "keep" keeps the types all the same.
-    The key `llamafu.bake.N.kept` has the share that is still there; below 0.9 a warning is logged, and below `least_kept`
-    nothing is written. `overwrite`: whether a file that is at `output` may be replaced.
+    Memory is that of the adapters and a few megabytes, whatever the model is; with `calibration` also that of the model, of
+    the changed tensors, and up to a quarter of the machine's.
 
-    `calibration` keeps them all the same: changed tensors of the types Q4_0, Q4_1 and Q8_0 are then rounded one after another,
-    and their scales chosen, by what goes into them while the model reads a text with what is baked so far, and by what should
-    come out with the adapters on. It is the path of a UTF-8 text file like what the model will read and write, or "auto": a
-    sample of English and code, and what the model writes itself, in chats and freely. `kept` is then measured on a part of the
-    text that was kept back. Where calibration makes more noise than there is change, it is left out, and a warning
-    logged. It needs libllama and takes minutes. The key `llamafu.bake.N.calibration` has the text's name.
+    Args:
+        model: The base model, a GGUF file; of a split one the first part.
+        adapters: The scale of each adapter, by its path: GGUF files or PEFT folders. Any number up to 1e30 either way; 0
+            leaves the adapter out. The factors of folders are added as they are, without rounding them to F16 first.
+        output: The GGUF file to write. It appears complete or not at all.
+        dtype: The type of the changed tensors. Coarse types round small changes away, so "auto" (the default) keeps their
+            types where these keep 90 % of the changes in all; otherwise each tensor gets the coarsest of its type, Q8_0, F16
+            and F32 that keeps 90 % of its own, and a warning names them. "keep" keeps the types whatever is lost. "f32",
+            "f16", "bf16" or "q8_0" is given to all changed tensors.
+        calibration: Keeps the types and more of the changes: Q4_0, Q4_1 and Q8_0 tensors are quantised one after another for
+            the inputs that the model baked so far gives them on a text, so that the outputs come near those with the
+            adapters on. The path of a UTF-8 text like what the model will read and write, or "auto": a sample of English
+            and code, and what the model writes itself. `kept` is then measured on a held-out part of the text. Where it
+            adds more noise than there is change, it is left out and a warning logged. Needs libllama, takes minutes.
+            Default: None, rounding to the nearest.
+        least_kept: The share of the changes, from 0 to 1, below which nothing is written. Default: 0.
+        overwrite: Whether a file at `output` may be replaced. Default: True.
+        library: The libllama that encodes the tensors, a file or folder. Default: the one that `Llamafu` would find; where
+            there is none, the `gguf` package encodes what it can.
+        n_threads: The number of threads, at least 1. Default: every CPU.
+        on_progress: Called with the share that is done, from 0 to 1, in this thread.
 
-    Memory is that of the adapters and a few megabytes, whatever the model is; with `calibration` also that of the model, of the
-    changed tensors, and up to a quarter of the machine's. `n_threads` defaults to every CPU; `on_progress` is called with the
-    share that is done, in this thread.
+    Returns:
+        The path of the new model, of its first shard.
 
     Raises:
         ValueError: no adapter, an unknown dtype, an `output` that is one of the sources, a `calibration` that is too short or
-            no text, or one beside a `dtype` that changes the types.
+            no text, or one together with a `dtype` that changes the types.
         InvalidScaleError: a scale that is not finite (a ValueError too).
         LoraIncompatibleError: an adapter does not fit the model, or is an aLoRA.
         InvalidAdapterFileError, LoraLoadError, ModelLoadError: a source cannot be read or is damaged.
@@ -122,10 +130,7 @@ def bake(
     On any error there is no new file.
 
     """
-    return bake_for_report(
-        model,
-        adapters,
-        output,
+    options = BakeOptions(
         dtype=dtype,
         calibration=calibration,
         least_kept=least_kept,
@@ -133,96 +138,91 @@ def bake(
         library=library,
         n_threads=n_threads,
         on_progress=on_progress,
-    ).path
+    )
+    return bake_for_report(model, adapters, output, options).path
 
 
 def bake_for_report(
     model: str | os.PathLike[str],
     adapters: Mapping[str | os.PathLike[str], float],
     output: str | os.PathLike[str],
-    *,
-    dtype: str,
-    calibration: str | os.PathLike[str] | None,
-    least_kept: float,
-    overwrite: bool,
-    library: str | os.PathLike[str] | None,
-    n_threads: int | None,
-    on_progress: Callable[[float], None] | None,
+    options: BakeOptions,
 ) -> Baked:
-    """Bake like `bake`, and return all that there is to say of it."""
-    if dtype not in DTYPES:
-        message = f"the dtype is {dtype!r}; there are {', '.join(DTYPES)}"
-        raise ValueError(message)
-    if n_threads is not None and n_threads < 1:
-        message = f"n_threads is {n_threads}; it must be at least 1"
-        raise ValueError(message)
+    """Bake like `bake`, and return what was kept and which types changed."""
     _check_scales(adapters)
-    text = _calibration_text(calibration, dtype)
+    text = None if options.calibration is None else read_text(options.calibration)
     base = read_base(model)
     shards = read_shards(base.path)
     outputs = output_paths(Path(output), base, shards)
     refuse_sources(outputs, shards, adapters)
-    demand_place(*outputs, overwrite=overwrite)
+    demand_place(*outputs, overwrite=options.overwrite)
     reader = AdapterReader(base, dtype="exact")
     files = [reader.read(path) for path in adapters]
     _check_adapters(files, base)
     uses = [(file, float(scale)) for file, scale in zip(files, adapters.values(), strict=True) if scale]
-    loaded = _library(library)
-    codec: Codec = NumpyCodec() if loaded is None else GgmlCodec(loaded)
-    recipe = Recipe(uses, chosen_kinds(shards, uses, dtype, codec), codec, n_threads or cpu.usable_cpus())
-    with whole_files(outputs, overwrite=overwrite) as unfinished:
-        job = BakeJob(shards, unfinished, recipe, Records(base, uses), _never_back(on_progress or (lambda _: None)))
-        baked = _baked(job, outputs, dtype, None if calibration is None else (loaded, calibration, text))
-        if baked.kept < least_kept:
+    library = _library(options.library)
+    codec: Codec = NumpyCodec() if library is None else GgmlCodec(library)
+    kinds = chosen_kinds(shards, uses, options.dtype, codec)
+    recipe = BakeRecipe(uses, kinds, codec, options.n_threads or cpu.usable_cpus())
+    on_progress = _never_back(options.on_progress or (lambda _: None))
+    with whole_files(outputs, overwrite=options.overwrite) as unfinished:
+        job = BakeJob(shards, unfinished, recipe, BakeMetadata(base, uses), on_progress)
+        baked = _calibrated(job, outputs, options, library, text) or _rounded(job, outputs, options)
+        if baked.kept < options.least_kept:
             left = f"{outputs[0]} was not written: only {baked.kept:.0%} of the changes would be left in it"
-            advice = _advice(dtype, calibration, is_final=baked.is_final)
+            advice = _advice(options, is_final=baked.is_final)
             message = f"{left}; {advice}, and least_kept=0 (--accept-loss) writes it all the same"
             raise LoraError(message)
-    for one in baked.became:
-        logger.warning("%s: %s, since these keep only %.0f%% of the changes", outputs[0], one, baked.by_own * 100)
-    if baked.kept < MUCH_LOST:
+    for change in baked.became:
+        logger.warning("%s: %s, since these keep only %.0f%% of the changes", outputs[0], change, baked.by_own * 100)
+    if baked.kept < ENOUGH_KEPT:
         message = "%s: rounding kept only %.0f%% of the changes; %s"
-        logger.warning(message, outputs[0], baked.kept * 100, _advice(dtype, calibration, is_final=baked.is_final))
+        logger.warning(message, outputs[0], baked.kept * 100, _advice(options, is_final=baked.is_final))
     return baked
 
 
-def _baked(
-    job: BakeJob, outputs: Sequence[Path], dtype: str, by: tuple[Library | None, str | os.PathLike[str], str | None] | None
-) -> Baked:
-    """Write the result, calibrated where it is said `by` what and that is possible."""
-    if by is not None:
-        demand_space(outputs, job.shards, job.recipe.kinds)
-        if (kept := job.calibrated(*by)) is not None:
-            return Baked(outputs[0], kept, kept, ())
+def _calibrated(
+    job: BakeJob, outputs: Sequence[Path], options: BakeOptions, library: Library | None, text: str | None
+) -> Baked | None:
+    """Write the model calibrated; None where that was not asked for, nothing can be calibrated, or it makes more noise."""
+    if options.calibration is None:
+        return None
+    demand_space(outputs, job.shards, job.recipe.kinds)
+    kept = job.write_calibrated(library, options.calibration, text)
+    return None if kept is None else Baked(outputs[0], kept, kept, ())
+
+
+def _rounded(job: BakeJob, outputs: Sequence[Path], options: BakeOptions) -> Baked:
+    """Write the model rounded to the nearest; with the dtype "auto" in the types that keep the changes."""
     own = job.recipe.kinds
     kinds, by_own = own, 1.0
-    if dtype == "auto":
+    if options.dtype == "auto":
         kinds, by_own = kinds_that_keep(job.shards, job.recipe, lambda share: job.on_progress(_CHOOSING * share))
     demand_space(outputs, job.shards, kinds)
-    kept = job._replace(recipe=job.recipe._replace(kinds=kinds)).nearest()
-    is_final = (dtype == "auto" and by_own < MUCH_LOST) or all(kind is GGMLType.F32 for kind in kinds.values())
-    return Baked(outputs[0], kept, by_own, tuple(became(own, kinds)), is_final)
+    kept = job._replace(recipe=job.recipe._replace(kinds=kinds)).write_rounded()
+    is_final = (options.dtype == "auto" and by_own < ENOUGH_KEPT) or all(kind is GGMLType.F32 for kind in kinds.values())
+    return Baked(outputs[0], kept, by_own, tuple(type_changes(own, kinds)), is_final)
 
 
-def _advice(dtype: str, calibration: str | os.PathLike[str] | None, *, is_final: bool) -> str:
-    """Say what keeps more."""
+def _advice(options: BakeOptions, *, is_final: bool) -> str:
+    """Say which option keeps more of the changes."""
     if is_final:
         return NOTHING_KEEPS_MORE
     finer = "the dtype 'q8_0', 'f16' or 'f32' keeps more"
-    if calibration is not None:
+    if options.calibration is not None:
         return finer
-    return finer if dtype != "keep" else "the dtype 'auto' or calibration='auto' keeps more"
+    return finer if options.dtype != "keep" else "the dtype 'auto' or calibration='auto' keeps more"
 
 
 def _never_back(on_progress: Callable[[float], None]) -> Callable[[float], None]:
-    """Tell the largest share so far: what is baked to the nearest after a trial begins anew."""
-    told = [0.0]
+    """Report the largest share so far: rounding that follows a calibration begins at 0 again."""
+    largest = [0.0]
 
-    def tell(share: float) -> None:
-        told.append(max(told.pop(), share))
-        on_progress(told[0])
+    def report(share: float) -> None:
+        largest.append(max(largest.pop(), share))
+        on_progress(largest[0])
 
-    return tell
+    return report
 
 
 def _check_scales(adapters: Mapping[str | os.PathLike[str], float]) -> None:
@@ -263,13 +263,3 @@ def _library(library: str | os.PathLike[str] | None) -> Library | None:
         if library is not None or os.environ.get(discovery.ENVIRONMENT):
             raise
         return None
-
-
-def _calibration_text(calibration: str | os.PathLike[str] | None, dtype: str) -> str | None:
-    """Read the text, None where there is none; raises ValueError."""
-    if calibration is None:
-        return None
-    if dtype not in ("auto", "keep"):
-        message = f"the dtype is {dtype!r}, and calibration keeps the types; leave one of them out"
-        raise ValueError(message)
-    return read_text(calibration)

@@ -1,4 +1,4 @@
-"""The text that a calibrated `bake` reads: a file's, or a sample that comes with Llamafu and what the model writes itself."""
+"""The tokens that calibration reads: of a text file, or of a sample and text that the model generates."""
 
 from __future__ import annotations
 
@@ -23,14 +23,16 @@ if TYPE_CHECKING:
     from llamafu._native.model import Model
 
 AUTO = "auto"
-"""In place of a file: `_SAMPLE`, and text that the model writes itself."""
+"""In place of a file: `_SAMPLE`, and text that the model generates."""
 
 _SAMPLE = Path(__file__).with_name("calibration_sample.txt")  # English of many kinds, and some code, written for this
 
 FEWEST_TOKENS = 512
-WINDOW = 256  # tokens that are read at once
+"""That a calibration text must have."""
+WINDOW = 256
+"""Tokens of one window, the unit in which a text is cut, chosen and measured."""
 _MOST_TOKENS = 1 << 16  # more of a text gains little
-_LONGEST = 180  # tokens that are written on
+_MOST_GENERATED = 180  # tokens after each prompt
 _ROUNDS = 2  # of answers to every question
 _QUESTIONS = (
     "What is the capital of France?",
@@ -111,7 +113,7 @@ _OPENINGS = (
 
 
 def read_text(source: str | os.PathLike[str]) -> str | None:
-    """Read a calibration text, None for `AUTO`; raises ValueError if it is no UTF-8, OSError if it cannot be read."""
+    """Read the calibration text at `source`; None for `AUTO`. ValueError if it is no UTF-8, OSError if it cannot be read."""
     if source == AUTO:
         return None
     try:
@@ -121,40 +123,42 @@ def read_text(source: str | os.PathLike[str]) -> str | None:
         raise ValueError(message) from error
 
 
-def read_windows(model: Model, text: str) -> list[list[int]]:
-    """Cut a text into windows; of a long one, as many as are read, evenly spread. Raises ValueError if it is too short."""
+def text_windows(model: Model, text: str) -> list[list[int]]:
+    """Tokenize a text and cut it into windows, of a long one 256 evenly spaced ones. Raises ValueError if it is too short."""
     tokens = model.tokenize(text, add_special=True, parse_special=True)
     if len(tokens) < FEWEST_TOKENS:
         message = f"the calibration text has {len(tokens)} tokens; give at least {FEWEST_TOKENS}, better 10,000, or {AUTO!r}"
         raise ValueError(message)
     windows = [tokens[first : first + WINDOW] for first in range(0, len(tokens), WINDOW)]
     most = _MOST_TOKENS // WINDOW
-    return windows if len(windows) <= most else spread(windows, most)
+    return windows if len(windows) <= most else evenly_spaced(windows, most)
 
 
-def own_windows(model: Model, adapters: Mapping[Adapter, float], n_threads: int) -> list[list[int]]:
-    """Let the model write at temperature 1, and add the sample.
+def generated_windows(model: Model, adapters: Mapping[Adapter, float], n_threads: int) -> list[list[int]]:
+    """Return windows that the model generates at temperature 1, and those of the sample.
 
-    It answers with the adapters on, and writes plain text as it is without them: nobody knows what language it is for.
+    It answers questions with the adapters on, in chats where it has a template, and continues openings of plain text without
+    them. So the text is in whatever language the model is for.
     """
     try:
         asked = [chat_template.tokenize(model, [{"role": "user", "content": question}]) for question in _QUESTIONS]
     except LlamafuError:  # no template, or one that cannot be used: then without chats
         asked = _tokenized(model, _QUESTIONS)
-    written: list[list[int]] = []
+    generated: list[list[int]] = []
     for seed in range(_ROUNDS):
-        written += _continued(model, adapters, asked, seed, n_threads)
-    written += _continued(model, {}, _tokenized(model, _OPENINGS), _ROUNDS, n_threads)
-    return written + read_windows(model, _SAMPLE.read_text("utf-8"))
+        generated += _continued(model, adapters, asked, seed, n_threads)
+    generated += _continued(model, {}, _tokenized(model, _OPENINGS), _ROUNDS, n_threads)
+    return generated + text_windows(model, _SAMPLE.read_text("utf-8"))
 
 
 def packed(windows: Sequence[list[int]], most: int, n_tokens: int) -> list[list[int]]:
-    """Join windows to at most `most` texts of one length and `n_tokens` in all; of more, evenly spread ones.
+    """Join windows to at most `most` texts of one length and `n_tokens` in all; of too many, evenly spaced ones are taken.
 
-    Each begins where a window does, the first ones where the first windows do: chats are then read from their beginning.
+    Each text begins with a window of its own, in order, so that chats are read from their beginning; the windows left over
+    fill the texts up.
     """
     wanted = max(1, n_tokens // WINDOW)
-    windows = spread(windows, wanted) if len(windows) > wanted else windows
+    windows = evenly_spaced(windows, wanted) if len(windows) > wanted else windows
     size = sum(map(len, windows))
     length = WINDOW * -(-size // (WINDOW * most))
     count = max(1, size // length)
@@ -163,8 +167,8 @@ def packed(windows: Sequence[list[int]], most: int, n_tokens: int) -> list[list[
     return [text for text in texts if len(text) == len(texts[0])]
 
 
-def spread(windows: Sequence[list[int]], count: int) -> list[list[int]]:
-    """Choose `count` of the windows, evenly."""
+def evenly_spaced(windows: Sequence[list[int]], count: int) -> list[list[int]]:
+    """Choose `count` windows at equal distances."""
     return [windows[i * len(windows) // count] for i in range(count)]
 
 
@@ -175,8 +179,8 @@ def _tokenized(model: Model, texts: Iterable[str]) -> list[list[int]]:
 def _continued(
     model: Model, adapters: Mapping[Adapter, float], starts: Sequence[list[int]], seed: int, n_threads: int
 ) -> list[list[int]]:
-    """Sample on from every text, side by side, until each ends or is long enough."""
-    texts = [start[: WINDOW - _LONGEST] for start in starts]
+    """Generate a continuation of every text, all in one batch, until each ends or has the most tokens."""
+    texts = [start[: WINDOW - _MOST_GENERATED] for start in starts]
     options = ContextOptions(n_ctx=len(texts) * WINDOW, n_batch=WINDOW, n_threads=n_threads, n_seq_max=len(texts), unified=True)
     context = Context(model, options)
     try:
@@ -194,7 +198,7 @@ def _continue(context: Context, texts: list[list[int]], seed: int) -> None:
         outputs = [False] * (len(text) - 1) + [True]
         _demand(context, context.compute(text, range(len(text)), [number] * len(text), outputs))
         logits[number] = context.output_rows(1)[0].astype(np.float64)
-    for _ in range(_LONGEST):
+    for _ in range(_MOST_GENERATED):
         chosen = {number: _sampled(row, random) for number, row in logits.items()}
         going = [number for number, token in chosen.items() if not context.model.is_end(token)]
         for number, token in chosen.items():

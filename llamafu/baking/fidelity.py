@@ -1,4 +1,4 @@
-"""How like one model's answers to a text are to another's, measured against what an adapter changes in them."""
+"""How much of an adapter's effect on a model's logits a baked model reproduces."""
 
 from __future__ import annotations
 
@@ -14,41 +14,42 @@ if TYPE_CHECKING:
     from llamafu._native.context import Context
 
 
-class Likeness(NamedTuple):
-    """What a model changes in the answers of the base, beside what it should change.
+class Fidelity(NamedTuple):
+    """A baked model's change of the base's logits, relative to the change that the adapters make.
 
-    A change is that of the logits, and its size the sum of its square, weighted by the probabilities: twice the divergence
-    that it makes. On text such as the base writes, that is what it adds to the logarithm of the perplexity too.
+    The size of a change is the sum of its squares weighted by the token probabilities, which is twice the Kullback-Leibler
+    divergence that it makes, to second order. On text such as the base writes it is also what the change adds to the
+    logarithm of the perplexity.
     """
 
     size: float
-    """Of the change, 1 where it is as large as it should be."""
+    """Of the baked model's change; 1 where it is as large as the adapters'."""
     error: float
-    """The size of what is wrong with it, 1 where nothing changed at all."""
+    """Size of the difference of both changes; 1 for a model that changes nothing."""
 
     @property
     def kept(self) -> float:
-        """The share of the wanted change that is in the change: its projection, 1 where all is."""
+        """The projection of the baked model's change on the adapters': 1 where all of it is there."""
         return (self.size + 1 - self.error) / 2
 
 
-def likeness(base: Context, right: Context, tried: Context, texts: Iterable[Sequence[int]]) -> Likeness:
-    """Compare `tried` with `right`, each text by itself: the geometric means, so that each counts the same.
+def measure_fidelity(base: Context, adapted: Context, baked: Context, texts: Iterable[Sequence[int]]) -> Fidelity:
+    """Compare `baked` with `adapted` on token sequences: geometric means over the texts, so that each counts the same.
 
-    Texts that leave the base's answers as they are count nothing. The vocabularies must be one.
+    Texts whose logits the adapters leave as they are do not count. The vocabularies must be the same.
     """
-    rows = []
+    ratios = []
     for text in texts:
-        before, wanted, got = (_logits(context, text) for context in (base, right, tried))
-        share = np.exp(wanted - wanted.max(-1, keepdims=True))
-        share /= share.sum(-1, keepdims=True)
-        whole = _size(wanted - before, share)
+        before, wanted, got = (_logits(context, text) for context in (base, adapted, baked))
+        probabilities = np.exp(wanted - wanted.max(-1, keepdims=True))
+        probabilities /= probabilities.sum(-1, keepdims=True)
+        whole = _size(wanted - before, probabilities)
         if whole > 0:
-            rows.append((_size(got - before, share) / whole, _size(got - wanted, share) / whole))
-    if not rows:
-        return Likeness(1.0, 0.0)
-    size, error = np.exp(np.log(np.maximum(rows, np.finfo(np.float32).tiny)).mean(0)).tolist()
-    return Likeness(size, error)
+            ratios.append((_size(got - before, probabilities) / whole, _size(got - wanted, probabilities) / whole))
+    if not ratios:
+        return Fidelity(1.0, 0.0)
+    size, error = np.exp(np.log(np.maximum(ratios, np.finfo(np.float32).tiny)).mean(0)).tolist()
+    return Fidelity(size, error)
 
 
 def _logits(context: Context, text: Sequence[int]) -> NDArray[np.float32]:
@@ -57,6 +58,6 @@ def _logits(context: Context, text: Sequence[int]) -> NDArray[np.float32]:
     return context.output_rows(len(text)).copy()
 
 
-def _size(change: NDArray[np.float32], share: NDArray[np.float32]) -> float:
-    change -= (change * share).sum(-1, keepdims=True)  # what moves all logits alike changes nothing
-    return float(np.vdot(change * share, change))
+def _size(change: NDArray[np.float32], probabilities: NDArray[np.float32]) -> float:
+    change -= (change * probabilities).sum(-1, keepdims=True)  # softmax ignores what is added to all logits alike
+    return float(np.vdot(change * probabilities, change))

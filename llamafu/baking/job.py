@@ -1,12 +1,12 @@
-"""The writing of one baked model, rounded to the nearest or for a text."""
+"""The writing of one baked model: rounded to the nearest, or calibrated."""
 
 from __future__ import annotations
 
 import logging
 from typing import TYPE_CHECKING, NamedTuple
 
-from llamafu.baking.calibration import Calibration, places
-from llamafu.baking.writer import rewrite_records, write_baked
+from llamafu.baking.calibration import Calibration, calibrated_matrices
+from llamafu.baking.writer import rewrite_metadata, write_baked
 
 if TYPE_CHECKING:
     import os
@@ -15,51 +15,55 @@ if TYPE_CHECKING:
 
     from llamafu._native.library import Library
     from llamafu.adapters.gguf.shard import Shard
-    from llamafu.baking.metadata import Records
-    from llamafu.baking.writer import Recipe
+    from llamafu.baking.metadata import BakeMetadata
+    from llamafu.baking.writer import BakeRecipe
 
 logger = logging.getLogger("llamafu.baking")
 
-_FITTING = 0.9  # of the work, where it is calibrated
+_FITTING = 0.9  # share of the progress that quantising takes, where it is calibrated
 
 
 class BakeJob(NamedTuple):
-    """One result to write."""
+    """One result to write: sources, files, and how tensors are made."""
 
     shards: Sequence[Shard]
     outputs: Sequence[Path]
-    recipe: Recipe
-    records: Records
+    recipe: BakeRecipe
+    metadata: BakeMetadata
     on_progress: Callable[[float], None]
 
-    def nearest(self) -> float:
-        """Write it, every value rounded to the nearest, and return the share of the changes that is kept."""
-        written = write_baked(self.shards, self.outputs, self.recipe, self.records.made(None), self.on_progress)
-        records = self.records.made(None, digest=written.digest, kept=written.kept)
-        rewrite_records(self.shards[0], self.outputs[0], self.recipe, records)
+    def write_rounded(self) -> float:
+        """Write it with every value rounded to the nearest, and return the share of the changes that is kept."""
+        written = write_baked(self.shards, self.outputs, self.recipe, self.metadata.entries(None), self.on_progress)
+        entries = self.metadata.entries(None, digest=written.digest, kept=written.kept)
+        rewrite_metadata(self.shards[0], self.outputs[0], self.recipe, entries)
         return written.kept
 
-    def calibrated(self, library: Library | None, calibration: str | os.PathLike[str], text: str | None) -> float | None:
-        """Write it, rounded for a text; None where nothing can be calibrated, and where that makes more noise than change."""
-        matrices = places(self.shards, self.recipe)
+    def write_calibrated(self, library: Library | None, calibration: str | os.PathLike[str], text: str | None) -> float | None:
+        """Write it calibrated, and return the share of the changes that is kept.
+
+        `text` is that of `calibration`, None for what the model generates. None is returned, and the result is not to be used,
+        where no changed tensor needs calibration, and where that adds more noise than there is change (a warning is logged).
+        """
+        matrices = calibrated_matrices(self.shards, self.recipe)
         if not matrices:
             return None
-        with Calibration(library, self.shards[0].path, self.recipe, text=text) as found:
-            fitted = found.fitted(matrices, lambda share: self.on_progress(_FITTING * share))
+        with Calibration(library, self.shards[0].path, self.recipe, text=text) as model:
+            fitted = model.fitted(matrices, lambda share: self.on_progress(_FITTING * share))
             recipe = self.recipe._replace(fitted=fitted)
             written = write_baked(
                 self.shards,
                 self.outputs,
                 recipe,
-                self.records.made(calibration),
+                self.metadata.entries(calibration),
                 lambda share: self.on_progress(_FITTING + (1 - _FITTING) * share),
             )
-            seen = found.likeness(self.outputs[0])
-        logger.debug("size %.3f, error %.3f of the change", seen.size, seen.error)
-        if seen.error >= 1:
+            fidelity = model.fidelity(self.outputs[0])
+        logger.debug("size %.3f, error %.3f of the change", fidelity.size, fidelity.error)
+        if fidelity.error >= 1:
             message = "%s: the changes are too small for calibration, which adds more noise than that; rounded to the nearest"
             logger.warning(message, self.shards[0].path)
             return None
-        records = self.records.made(calibration, digest=written.digest, kept=seen.kept)
-        rewrite_records(self.shards[0], self.outputs[0], recipe, records)
-        return seen.kept
+        entries = self.metadata.entries(calibration, digest=written.digest, kept=fidelity.kept)
+        rewrite_metadata(self.shards[0], self.outputs[0], recipe, entries)
+        return fidelity.kept

@@ -1,4 +1,4 @@
-"""What a baked model says in its metadata of where it came from."""
+"""The metadata keys `llamafu.bake.*`, which name the sources of a baked model."""
 
 from __future__ import annotations
 
@@ -18,13 +18,13 @@ if TYPE_CHECKING:
 
 _COUNT = "llamafu.bake.count"
 _MOST = 1 << 16  # adapters in one model
-_LATER = "0" * 64  # as long as a digest
+_PLACEHOLDER = "0" * 64  # as long as a digest: it is overwritten in place once the source was read
 
 
-class Records:
-    """Makes the keys `llamafu.bake.*` for adapters that are baked into `base`; what was baked before stays.
+class BakeMetadata:
+    """Makes the keys for adapters that are baked into `base`, numbered after those that were baked into it before.
 
-    Raises ModelLoadError where the base's own count of them is none.
+    Raises ModelLoadError where the base's own count of them is no sound number.
     """
 
     def __init__(self, base: BaseModel, uses: Sequence[tuple[AdapterFile, float]]) -> None:
@@ -36,12 +36,13 @@ class Records:
         self._before = before
         self._uses = uses
 
-    def made(
-        self, calibration: str | os.PathLike[str] | None, *, digest: str = _LATER, kept: float = 1.0
+    def entries(
+        self, calibration: str | os.PathLike[str] | None, *, digest: str = _PLACEHOLDER, kept: float = 1.0
     ) -> dict[str, Addition]:
-        """Return the keys: the source's `digest` and the share `kept` may be put in their place when they are known.
+        """Return the keys with their values, which take the same number of bytes whatever `digest` and `kept` are.
 
-        `calibration` is what was asked for, None where the nearest was taken.
+        `calibration` is the text that was asked for; None where values were rounded to the nearest. `digest` is the SHA-256
+        of the source, `kept` the share of the changes that is kept.
         """
         found: dict[str, Addition] = {_COUNT: self._before + len(self._uses)} if self._uses else {}
         for number, (file, scale) in enumerate(self._uses, self._before):

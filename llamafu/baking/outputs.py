@@ -1,4 +1,4 @@
-"""The files of a baked model: what they are called, and what must not be written over."""
+"""The files of a baked model: their names, what they must not replace, and the disk space that they need."""
 
 from __future__ import annotations
 
@@ -7,6 +7,7 @@ import re
 import shutil
 from typing import TYPE_CHECKING
 
+from llamafu.adapters.gguf.container import SUFFIX
 from llamafu.adapters.gguf.writer import refuse_source
 from llamafu.baking.writer import lengths
 from llamafu.errors import ModelLoadError
@@ -24,7 +25,11 @@ _SHARD_NAME = re.compile(r"-[0-9]{5}-of-[0-9]{5}$")
 
 
 def output_paths(output: Path, base: BaseModel, shards: Sequence[Shard]) -> list[Path]:
-    """Name the files to write: `big.gguf` is `big-00001-of-00002.gguf` and the other one where the model has two."""
+    """Return the files to write, one for each shard: for two, `big.gguf` becomes `big-00001-of-00002.gguf` and the next.
+
+    Raises ValueError for an `output` named like a shard of another number, ModelLoadError where `base` is one shard of some
+    that its name does not lead to.
+    """
     count = shards[0].container.metadata.get("split.count", 1)
     if count not in (0, 1, len(shards)):
         message = (
@@ -35,7 +40,8 @@ def output_paths(output: Path, base: BaseModel, shards: Sequence[Shard]) -> list
     match = _SHARD_NAME.search(output.stem)
     if len(shards) > 1:
         stem = output.stem[: match.start()] if match else output.stem
-        outputs = [output.with_name(f"{stem}-{i:05d}-of-{len(shards):05d}.gguf") for i in range(1, len(shards) + 1)]
+        count = len(shards)
+        outputs = [output.with_name(f"{stem}-{number:05d}-of-{count:05d}{SUFFIX}") for number in range(1, count + 1)]
         fits = match is None or output in outputs
     else:
         outputs, fits = [output], match is None
@@ -46,17 +52,17 @@ def output_paths(output: Path, base: BaseModel, shards: Sequence[Shard]) -> list
 
 
 def refuse_sources(outputs: Sequence[Path], shards: Sequence[Shard], adapters: Iterable[str | os.PathLike[str]]) -> None:
-    """Raise ValueError where a file to write is one of those that are read, or lies in the folder of an adapter."""
+    """Raise ValueError where a file to write is one of the files that are read, or lies in the folder of an adapter."""
     for place in outputs:
         refuse_source(place, [shard.path for shard in shards], what="files of the model")
         refuse_source(place, adapters)
 
 
 def demand_space(outputs: Sequence[Path], shards: Sequence[Shard], kinds: Mapping[str, GGMLType]) -> None:
-    """Raise OSError where the result would not fit on its disk."""
+    """Raise OSError (ENOSPC) where the result, with tensors of the types `kinds`, would not fit on its disk."""
     folder = outputs[0].parent
     if not folder.is_dir():
-        return  # the writer says so
+        return  # the writer reports it
     wanted = sum(len(shard.head) + sum(lengths(shard, kinds).values()) for shard in shards)
     free = shutil.disk_usage(folder).free
     if wanted > free:

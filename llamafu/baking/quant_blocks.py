@@ -1,4 +1,4 @@
-"""Blocks of small whole numbers, each block with a scale: a quantised tensor taken apart and put together again."""
+"""Rows of Q4_0, Q4_1 and Q8_0 tensors unpacked into integers, scales and offsets, and packed again."""
 
 from __future__ import annotations
 
@@ -15,24 +15,25 @@ if TYPE_CHECKING:
 
     Array = NDArray[np.float32]
 
-WIDTH = 32  # values in a block, of every type here
+WIDTH = 32
+"""Values in a block, of every type here."""
 
 RANGES = {GGMLType.Q4_0: (-8, 7), GGMLType.Q4_1: (0, 15), GGMLType.Q8_0: (-127, 127)}
-"""The types that can be taken apart, with their smallest and largest number."""
+"""The types that can be unpacked, with their smallest and largest integer."""
 
-_NIBBLES = 16  # bytes; the low halves come first, then the high ones
+_NIBBLES = 16  # bytes of packed 4-bit integers; the low halves hold values 0-15, the high halves 16-31
 
 
-class Grid(NamedTuple):
-    """Rows of one type: a value is scale x number + offset."""
+class QuantBlocks(NamedTuple):
+    """Rows of one quantised type: a value is scale x integer + offset."""
 
     kind: GGMLType
     scale: Array
     """[rows, blocks], each an F16."""
     offset: Array
     """[rows, blocks], each an F16; zeros where the type has none."""
-    numbers: Array
-    """[rows, blocks x 32], whole."""
+    integers: Array
+    """[rows, blocks x 32], whole numbers as float32."""
 
     @property
     def steps(self) -> Array:
@@ -44,39 +45,39 @@ class Grid(NamedTuple):
         """The offset of every value: [rows, width]."""
         return np.repeat(self.offset, WIDTH, axis=1)
 
-    def part(self, rows: NDArray[np.intp]) -> Grid:
-        """Return some of the rows."""
-        return self._replace(scale=self.scale[rows], offset=self.offset[rows], numbers=self.numbers[rows])
+    def rows(self, index: NDArray[np.intp]) -> QuantBlocks:
+        """Return the rows at `index`."""
+        return self._replace(scale=self.scale[index], offset=self.offset[index], integers=self.integers[index])
 
 
-def taken_apart(raw: Bytes, kind: GGMLType, rows: int) -> Grid:
-    """Read rows of a type in `RANGES`."""
+def unpack_blocks(raw: Bytes, kind: GGMLType, rows: int) -> QuantBlocks:
+    """Unpack `rows` rows of a type in `RANGES`."""
     blocks = np.frombuffer(raw, np.uint8).reshape(rows, -1, BLOCKS[kind][1])
-    scale = _halves(blocks[..., :2])
-    offset = _halves(blocks[..., 2:4]) if kind is GGMLType.Q4_1 else np.zeros_like(scale)
+    scale = _half_floats(blocks[..., :2])
+    offset = _half_floats(blocks[..., 2:4]) if kind is GGMLType.Q4_1 else np.zeros_like(scale)
     if kind is GGMLType.Q8_0:
-        numbers = blocks[..., 2:].view(np.int8).astype(np.float32)
+        integers = blocks[..., 2:].view(np.int8).astype(np.float32)
     else:
         packed = blocks[..., -_NIBBLES:]
-        numbers = np.concatenate([packed & 15, packed >> 4], axis=-1).astype(np.float32)
-        numbers += RANGES[kind][0]
-    return Grid(kind, scale, offset, numbers.reshape(rows, -1))
+        integers = np.concatenate([packed & 15, packed >> 4], axis=-1).astype(np.float32)
+        integers += RANGES[kind][0]
+    return QuantBlocks(kind, scale, offset, integers.reshape(rows, -1))
 
 
-def put_together(grid: Grid) -> bytes:
-    """Write what `taken_apart` reads."""
-    rows, count = grid.scale.shape
-    numbers = grid.numbers.reshape(rows, count, WIDTH)
-    parts = [grid.scale.astype("<f2")[..., None].view(np.uint8)]
-    if grid.kind is GGMLType.Q4_1:
-        parts.append(grid.offset.astype("<f2")[..., None].view(np.uint8))
-    if grid.kind is GGMLType.Q8_0:
-        parts.append(numbers.astype(np.int8).view(np.uint8))
+def pack_blocks(blocks: QuantBlocks) -> bytes:
+    """Undo `unpack_blocks`."""
+    rows, count = blocks.scale.shape
+    integers = blocks.integers.reshape(rows, count, WIDTH)
+    fields = [blocks.scale.astype("<f2")[..., None].view(np.uint8)]
+    if blocks.kind is GGMLType.Q4_1:
+        fields.append(blocks.offset.astype("<f2")[..., None].view(np.uint8))
+    if blocks.kind is GGMLType.Q8_0:
+        fields.append(integers.astype(np.int8).view(np.uint8))
     else:
-        small = (numbers - RANGES[grid.kind][0]).astype(np.uint8)
-        parts.append(np.bitwise_or(small[..., :_NIBBLES], small[..., _NIBBLES:] << 4, dtype=np.uint8))
-    return np.concatenate(parts, axis=-1).tobytes()
+        unsigned = (integers - RANGES[blocks.kind][0]).astype(np.uint8)
+        fields.append(np.bitwise_or(unsigned[..., :_NIBBLES], unsigned[..., _NIBBLES:] << 4, dtype=np.uint8))
+    return np.concatenate(fields, axis=-1).tobytes()
 
 
-def _halves(raw: NDArray[np.uint8]) -> Array:
+def _half_floats(raw: NDArray[np.uint8]) -> Array:
     return np.ascontiguousarray(raw).view("<f2")[..., 0].astype(np.float32)

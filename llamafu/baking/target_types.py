@@ -1,4 +1,4 @@
-"""The types that changed tensors get: those that were named, or the coarsest ones that keep the change."""
+"""The types that changed tensors get: the ones that were named, or the coarsest that keep the change."""
 
 from __future__ import annotations
 
@@ -8,8 +8,8 @@ from typing import TYPE_CHECKING, NamedTuple
 
 from llamafu.adapters.gguf.codec import row_bytes
 from llamafu.adapters.gguf.ggml_type import BLOCKS, GGMLType
-from llamafu.baking.weight_delta import Change
-from llamafu.baking.writer import changed, changed_block, matrix_blocks, share_kept
+from llamafu.baking.weight_delta import WeightDelta
+from llamafu.baking.writer import changed, changed_block, row_blocks, share_kept
 from llamafu.errors import ErrorCode, LoraError
 
 if TYPE_CHECKING:
@@ -19,11 +19,11 @@ if TYPE_CHECKING:
     from llamafu.adapters.gguf.codec import Codec
     from llamafu.adapters.gguf.shard import Shard
     from llamafu.adapters.gguf.tensor_entry import TensorEntry
-    from llamafu.baking.writer import Recipe
+    from llamafu.baking.writer import BakeRecipe
 
-MUCH_LOST = 0.9
-"""Below this share of the changes a baked model is not what its adapters made it."""
-_SAMPLE = 8  # blocks of a tensor
+ENOUGH_KEPT = 0.9
+"""The share of the changes that a baked model has to keep to answer as with its adapters."""
+_SAMPLED_BLOCKS = 8  # of a tensor, measured for all of it
 _FINER = {
     GGMLType.F16: (GGMLType.F32,),
     GGMLType.BF16: (GGMLType.F16, GGMLType.F32),
@@ -32,8 +32,8 @@ _FINER = {
 _FINEST = (GGMLType.Q8_0, GGMLType.F16, GGMLType.F32)
 
 
-class Became(NamedTuple):
-    """Tensors that got a finer type than they had."""
+class TypeChange(NamedTuple):
+    """A number of tensors that got a finer type than they had."""
 
     source: GGMLType
     target: GGMLType
@@ -44,7 +44,7 @@ class Became(NamedTuple):
 
 
 class _Kept(NamedTuple):
-    """The changes that a type keeps, as the projection on those that should be, and these squared; see `write_baked`."""
+    """What a type keeps of a tensor's change, as the arguments of `share_kept`."""
 
     kept: float
     whole: float
@@ -53,7 +53,10 @@ class _Kept(NamedTuple):
 def chosen_kinds(
     shards: Sequence[Shard], uses: Sequence[tuple[AdapterFile, float]], dtype: str, codec: Codec
 ) -> dict[str, GGMLType]:
-    """Choose the type of every changed tensor; raises LoraError, once a reason, when it cannot be read or written."""
+    """Return the type of every changed tensor by name: its own for "auto" and "keep", else the one that is named.
+
+    Raises LoraError, once a reason, for tensors that cannot be read, or not written in that type.
+    """
     names = {name for file, _ in uses for name in file.pairs}
     kinds: dict[str, GGMLType] = {}
     problems: dict[str, list[str]] = {}
@@ -78,14 +81,14 @@ def chosen_kinds(
 
 
 def kinds_that_keep(
-    shards: Sequence[Shard], recipe: Recipe, on_progress: Callable[[float], None]
+    shards: Sequence[Shard], recipe: BakeRecipe, on_progress: Callable[[float], None]
 ) -> tuple[dict[str, GGMLType], float]:
-    """Return the types of `recipe`, which are the tensors' own, or finer ones; and the share that their own keep.
+    """Return the types that changed tensors get with the dtype "auto", and the share of all changes that their own keep.
 
-    Where their own keep less than 90 % of all changes, each tensor that is under it gets the coarsest type that is not. What
-    a type keeps is measured on a sample of the rows.
+    `recipe` has their own types. These stay where they keep 90 % of all changes; otherwise each tensor whose own keeps less
+    gets the coarsest type that keeps 90 % of its change. What a type keeps is measured on a sample of the rows.
     """
-    places = [
+    tensors = [
         (shard, entry, recipe.kinds[entry.name])
         for shard in shards
         for entry in shard.container.tensors.values()
@@ -93,33 +96,33 @@ def kinds_that_keep(
     ]
     own: dict[str, _Kept | None] = {}
     with ThreadPoolExecutor(recipe.n_threads, "llamafu-bake") as pool:
-        for shard, entry, kind in places:
+        for shard, entry, kind in tensors:
             own[entry.name] = _kept(shard, entry, kind, recipe, pool)
-            on_progress(len(own) / len(places))
-        found = [one for one in own.values() if one is not None]
-        is_held = len(found) == len(own)
-        share = share_kept(sum(one.kept for one in found), sum(one.whole for one in found)) if is_held else 0.0
-        if share >= MUCH_LOST:
+            on_progress(len(own) / len(tensors))
+        measured = [kept for kept in own.values() if kept is not None]
+        all_fit = len(measured) == len(own)
+        share = share_kept(sum(kept.kept for kept in measured), sum(kept.whole for kept in measured)) if all_fit else 0.0
+        if share >= ENOUGH_KEPT:
             return dict(recipe.kinds), share
         kinds = {
             entry.name: kind if _is_enough(own[entry.name]) else _finer(shard, entry, kind, recipe, pool)
-            for shard, entry, kind in places
+            for shard, entry, kind in tensors
         }
     return kinds, share
 
 
-def became(before: Mapping[str, GGMLType], after: Mapping[str, GGMLType]) -> list[Became]:
-    """Count the tensors that got another type, the most first."""
+def type_changes(before: Mapping[str, GGMLType], after: Mapping[str, GGMLType]) -> list[TypeChange]:
+    """Count the tensors that got another type, by both types, the largest count first."""
     pairs = Counter((kind, after[name]) for name, kind in before.items() if after[name] is not kind)
-    return [Became(*kinds, count) for kinds, count in pairs.most_common()]
+    return [TypeChange(*kinds, count) for kinds, count in pairs.most_common()]
 
 
 def _is_enough(kept: _Kept | None) -> bool:
-    return kept is not None and share_kept(*kept) >= MUCH_LOST
+    return kept is not None and share_kept(*kept) >= ENOUGH_KEPT
 
 
-def _finer(shard: Shard, entry: TensorEntry, kind: GGMLType, recipe: Recipe, pool: ThreadPoolExecutor) -> GGMLType:
-    """Return the coarsest type that keeps the change of this tensor, F32 where none else does."""
+def _finer(shard: Shard, entry: TensorEntry, kind: GGMLType, recipe: BakeRecipe, pool: ThreadPoolExecutor) -> GGMLType:
+    """Return the coarsest type that keeps the change of a tensor of the type `kind`; F32 where no other does."""
     for finer in _FINER.get(kind, _FINEST):
         is_possible = entry.shape[0] % BLOCKS[finer][0] == 0 and recipe.codec.problem(kind, finer) is None
         if is_possible and _is_enough(_kept(shard, entry, finer, recipe, pool)):
@@ -127,12 +130,12 @@ def _finer(shard: Shard, entry: TensorEntry, kind: GGMLType, recipe: Recipe, poo
     return GGMLType.F32
 
 
-def _kept(shard: Shard, entry: TensorEntry, target: GGMLType, recipe: Recipe, pool: ThreadPoolExecutor) -> _Kept | None:
-    """Measure what `target` keeps of a tensor's change, as for the whole of it; None where it cannot hold the sum."""
-    assert entry.type is not None  # noqa: S101 - it was chosen by it
-    source, change = entry.type, Change(entry.name, recipe.uses)
-    blocks = list(matrix_blocks(entry, source, target))
-    step = -(-len(blocks) // _SAMPLE)
+def _kept(shard: Shard, entry: TensorEntry, target: GGMLType, recipe: BakeRecipe, pool: ThreadPoolExecutor) -> _Kept | None:
+    """Measure on a sample what `target` keeps of a tensor's change; None where the type cannot hold the sum."""
+    assert entry.type is not None  # noqa: S101 - `chosen_kinds` refuses others
+    source, delta = entry.type, WeightDelta(entry.name, recipe.uses)
+    blocks = list(row_blocks(entry, source, target))
+    step = -(-len(blocks) // _SAMPLED_BLOCKS)
 
     def measured(some: Iterable[int]) -> _Kept:
         def one(number: int) -> _Kept:
@@ -144,15 +147,15 @@ def _kept(shard: Shard, entry: TensorEntry, target: GGMLType, recipe: Recipe, po
                 raw = file.read(block.rows * size)
             if len(raw) != block.rows * size:
                 raise changed(shard.path)
-            made = changed_block(raw, block, change, recipe.codec)
-            return _Kept(made.kept, made.whole)
+            encoded = changed_block(raw, block, delta, recipe.codec)
+            return _Kept(encoded.kept, encoded.whole)
 
         found = list(pool.map(one, some))
         return _Kept(sum(each.kept for each in found), sum(each.whole for each in found))
 
     try:
         sampled = measured(range(0, len(blocks), step))
-        if step > 1 and not sampled.whole:  # of a stack of experts, say, only few may be changed
+        if step > 1 and not sampled.whole:  # the sample may miss the few experts of a stack that are changed
             return measured(range(len(blocks)))
         return _Kept(sampled.kept * step, sampled.whole * step)
     except LoraError:

@@ -52,16 +52,14 @@ def add_parser(subparsers: Any) -> None:
 
 
 def _run(arguments: argparse.Namespace) -> int:
-    from llamafu.adapters.peft.convert import DROPPED, convert_for_report
+    from llamafu.adapters.peft.convert import ConvertOptions, convert_for_report
+    from llamafu.adapters.peft.gguf_metadata import DROPPED
     from llamafu.adapters.peft.storage_loss import percent
 
     if arguments.dora_rank and not arguments.dora:
         arguments.refuse("--dora-rank is for --dora svd; give both")
     with Progress() as progress:
-        made = convert_for_report(
-            arguments.folder,
-            arguments.output,
-            base=model_path(arguments.base),
+        options = ConvertOptions(
             dtype=arguments.dtype,
             drop=arguments.drop,
             dora=arguments.dora,
@@ -69,6 +67,7 @@ def _run(arguments: argparse.Namespace) -> int:
             overwrite=arguments.force,
             on_progress=lambda name, share: progress.show(f"decomposed {name}", share),
         )
+        made = convert_for_report(arguments.folder, arguments.output, model_path(arguments.base), options)
     info = made.file.info
     targets = ", ".join(info.target_modules)
     sys.stdout.write(f"{arguments.output}: rank {info.rank}, {len(info.tensors)} tensors ({targets}), {info.nbytes} bytes\n")

@@ -7,7 +7,7 @@ import time
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from llamafu.adapters.merge.methods import METHODS
+from llamafu.adapters.merge.methods import METHODS, MergeOptions
 from llamafu.cli.arguments import EXAMPLE, adapter_argument, model_path
 from llamafu.cli.output import add_force
 from llamafu.cli.progress import Progress
@@ -68,15 +68,13 @@ def _run(arguments: argparse.Namespace) -> int:
                 progress.show(f"combined {name}", share)
 
         try:
+            options = MergeOptions(method=arguments.method, rank=arguments.rank, density=arguments.density, seed=arguments.seed)
             info = merge_for_base(
                 adapters,
                 arguments.output,
+                options,
                 base=None if arguments.base is None else read_base(model_path(arguments.base)),
                 form=arguments.format or form_of(arguments.output),
-                method=arguments.method,
-                rank=arguments.rank,
-                density=arguments.density,
-                seed=arguments.seed,
                 overwrite=arguments.force,
                 report=report,
             )

@@ -133,7 +133,7 @@ CASES = [
 def test_perplexity_is_within_one_per_cent(off, kind, text):
     """Rounding to the nearest misses it: by 13 % and 96 % at Q4_0, by 1.1 ± 0.2 % and 1.2 ± 0.3 % at Q8_0.
 
-    Matrices that do not make good what went before (`foretold` zero) miss it by 4 to 7 % at Q4_0, as decision 0023 says.
+    Matrices that do not make good what went before (`correction` zero) miss it by 4 to 7 % at Q4_0, as decision 0023 says.
     """
     share, error = off(kind)[text]
     assert abs(share) < 0.01, (share, error)

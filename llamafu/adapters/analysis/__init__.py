@@ -1,1 +1,1 @@
-"""What adapters look like beside each other: norms, similarities, plots."""
+"""Measuring and comparing adapters: norms, similarities, plots."""

@@ -1,4 +1,4 @@
-"""How alike adapters are: the cosine of their changes, computed from the factors."""
+"""The cosine similarity of adapters' changes, computed from the factors."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from llamafu.adapters.factors import factors, names, read_alike, strength, targets
+from llamafu.adapters.factors import factors, names, read_compatible, strength, targets
 from llamafu.adapters.info import split_name
 
 if TYPE_CHECKING:
@@ -34,18 +34,18 @@ class PairCosine:
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Comparison:
-    """The cosine of dW between adapters: 1 pulls the same way, 0 leaves each other alone, -1 undoes the other."""
+    """The cosine of dW between adapters: 1 for the same direction, 0 for independent changes, -1 for opposite ones."""
 
     names: list[str]
-    """As they are named when they are loaded, or whole paths where two names are the same; the order of rows and columns."""
+    """The adapters' names, or whole paths where two names are the same; the order of rows and columns."""
     overall: NDArray[np.float64]
     """n x n, over every tensor that any adapter changes; an adapter that changes nothing has 0 everywhere."""
     by_module: dict[str, NDArray[np.float64]]
-    """Likewise for the tensors of one module in all layers, such as `attn_q`; sorted by module."""
+    """The same for the tensors of one module in all layers, such as `attn_q`; sorted by module."""
 
     @property
     def pairs(self) -> list[PairCosine]:
-        """Every two adapters, from those most alike to those most opposed."""
+        """All pairs of adapters, from the largest cosine to the smallest."""
         found = [
             PairCosine(first, second, float(self.overall[row, column]))
             for (row, first), (column, second) in combinations(enumerate(self.names), 2)
@@ -67,7 +67,7 @@ def compare_adapters(adapters: Sequence[AdapterFile | str | os.PathLike[str]]) -
     if len(adapters) < _FEWEST:
         message = f"a comparison needs at least two adapters, not {len(adapters)}"
         raise ValueError(message)
-    files = read_alike(adapters)
+    files = read_compatible(adapters)
     products: dict[str, NDArray[np.float64]] = {}
     for name in targets(files):
         module, _ = split_name(name)
@@ -79,7 +79,7 @@ def compare_adapters(adapters: Sequence[AdapterFile | str | os.PathLike[str]]) -
 
 
 def _products(parts: Sequence[Factors | None]) -> NDArray[np.float64]:
-    """Return the inner product of every two B A, through matrices no larger than their ranks."""
+    """Return the inner products of all B A with each other, computed through matrices of the size of the ranks."""
     result = np.zeros((len(parts), len(parts)))
     for row, one in enumerate(parts):
         for column, other in enumerate(parts[: row + 1]):

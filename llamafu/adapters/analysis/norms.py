@@ -1,4 +1,4 @@
-"""How much an adapter changes each matrix: the norms of dW, computed from its factors."""
+"""The norms of the changes that an adapter makes to each matrix, computed from its factors."""
 
 from __future__ import annotations
 
@@ -23,9 +23,9 @@ class Norm(NamedTuple):
     """The size of one change dW at scale 1."""
 
     frobenius: float
-    """Root of the sum of all squares."""
+    """The root of the sum of all squares."""
     spectral: float
-    """The most that it lengthens any vector of length 1; of a stack of experts, the most of any expert."""
+    """The largest singular value; of a stack of experts, the largest of any expert."""
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -35,16 +35,16 @@ class AdapterNorms:
     layers: tuple[int, ...]
     """Sorted; the order of the rows."""
     modules: tuple[str, ...]
-    """Sorted, in GGUF's terms; the order of the columns."""
+    """Sorted, by GGUF's names; the order of the columns."""
     frobenius: NDArray[np.float64]
     """layers x modules; NaN where the adapter changes nothing."""
     spectral: NDArray[np.float64]
-    """Likewise."""
+    """layers x modules; NaN where the adapter changes nothing."""
     others: dict[str, Norm]
     """Modules outside the layers, such as `output`, by name; sorted."""
 
     def as_json(self) -> dict[str, Any]:
-        """Return them as strict JSON has them: null where the adapter changes nothing."""
+        """Return them as values for strict JSON, with None where the adapter changes nothing."""
         tables = {
             name: [[None if math.isnan(value) else value for value in row] for row in table.tolist()]
             for name, table in (("frobenius", self.frobenius), ("spectral", self.spectral))
@@ -56,7 +56,7 @@ class AdapterNorms:
 def adapter_norms(adapter: AdapterFile | str | os.PathLike[str]) -> AdapterNorms:
     """Compute the norms of an adapter's changes: of a file at this path, or of one that was read already.
 
-    It takes time proportional to the factors: the changes themselves are never built.
+    The time is proportional to the size of the factors: the changes themselves are never built.
 
     Raises:
         InvalidAdapterFileError, LoraLoadError: the file cannot be read or is damaged.
@@ -66,7 +66,7 @@ def adapter_norms(adapter: AdapterFile | str | os.PathLike[str]) -> AdapterNorms
     places: dict[tuple[str, int | None], Norm] = {}
     for name in file.pairs:
         place, norm = split_name(name), _norm(file, name)
-        if (other := places.get(place)) is not None:  # NAME and NAME.weight share a place
+        if (other := places.get(place)) is not None:  # NAME and NAME.weight are the same module
             norm = Norm(float(np.hypot(norm.frobenius, other.frobenius)), max(norm.spectral, other.spectral))
         places[place] = norm
     layers = tuple(sorted({layer for _, layer in places if layer is not None}))
@@ -79,7 +79,7 @@ def adapter_norms(adapter: AdapterFile | str | os.PathLike[str]) -> AdapterNorms
 
 
 def _norm(file: AdapterFile, name: str) -> Norm:
-    """Take the singular values of B A from the small core between two QRs."""
+    """Compute both norms from the singular values of B A, those of the small core of two QRs."""
     pair = factors(file, name)
     assert pair is not None  # noqa: S101 - `name` is one of the file's
     a, b = pair

@@ -1,4 +1,4 @@
-"""Pictures of adapters as PNG files, drawn with matplotlib (the extra `plot`)."""
+"""Plots of adapters as PNG files, drawn with matplotlib (the extra `plot`)."""
 
 from __future__ import annotations
 
@@ -24,8 +24,8 @@ if TYPE_CHECKING:
     from llamafu.adapters.analysis.norms import AdapterNorms
 
 _DPI = 100
-_CELL = (0.30, 0.14)  # inches: as wide as a layer is drawn where there are few, and where there are many
-_WIDEST = 11.0  # inches for all layers together, before they become narrower than the wider cell
+_CELL = (0.30, 0.14)  # inches: the width of a layer where there are few, and where there are many
+_WIDEST = 11.0  # inches for all layers together, before they get narrower than the wider cell
 _ROW = 0.42  # inches
 _MOST_ROWS = 60
 _MISSING = {"facecolor": "#ececec", "hatch": "////", "edgecolor": "#bdbdbd"}
@@ -90,7 +90,7 @@ def norms_figure(norms: AdapterNorms, name: str) -> Figure:
 
 
 def comparison_figure(comparison: Comparison) -> Figure:
-    """Make the figure of `plot_comparison`: red pulls the same way, blue the opposite; hatched is not changed."""
+    """Make the figure of `plot_comparison`: red is the same direction, blue the opposite; hatched is not changed."""
     from matplotlib.figure import Figure
 
     count, modules = len(comparison.names), len(comparison.by_module)
@@ -126,7 +126,7 @@ def comparison_figure(comparison: Comparison) -> Figure:
 
 
 def _matrix(axis: Axes, cosines: NDArray[np.float64], *, fontsize: int) -> Any:
-    """Draw one matrix: its diagonal says nothing and stays grey, an adapter without a change there is hatched."""
+    """Draw one matrix: the diagonal, which is always 1, is grey; an adapter without a change there is hatched."""
     idle = np.diagonal(cosines) == 0
     shown = np.where(idle[:, None] | idle[None, :], np.nan, cosines)
     image = _image(axis, shown, "RdBu_r", (-1.0, 1.0))
@@ -150,7 +150,7 @@ def _square(index: int) -> Any:
 
 
 def _image(axis: Axes, table: NDArray[np.float64], colours: str, limits: tuple[float, float]) -> Any:
-    """Draw the cells of a table; where it is NaN, the hatched ground shows."""
+    """Draw the cells of a table; those that are NaN show the hatched background."""
     axis.patch.set(**_MISSING)
     image = axis.imshow(np.ma.masked_invalid(table), cmap=colours, vmin=limits[0], vmax=limits[1], aspect="auto")
     rows, columns = table.shape
@@ -171,7 +171,7 @@ def _ticks(axis: Axes, *, x: Sequence[str], y: Sequence[str], slanted: bool = Fa
 
 
 def _thinned(layers: Sequence[int]) -> list[str]:
-    """Label every layer where there is room, else those of round numbers."""
+    """Label every layer, or where there are too many those with round numbers."""
     step = next(step for step in (1, 2, 5, 10, 50, 100, 10**9) if len(layers) / step <= _FEW_COLUMNS or step == 10**9)
     return ["" if layer % step else str(layer) for layer in layers]
 

@@ -1,4 +1,4 @@
-"""The facts of a base model that decide whether an adapter fits it, read from the GGUF header alone."""
+"""A base model's header: architecture, tensor shapes and metadata, which decide whether an adapter fits it."""
 
 from __future__ import annotations
 
@@ -9,19 +9,20 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from llamafu.adapters.gguf.container import SUFFIX
 from llamafu.adapters.gguf.ggml_type import GGMLType
-from llamafu.adapters.gguf.reader import Container, read_container
+from llamafu.adapters.gguf.reader import read_container
 from llamafu.errors import ErrorCode, InvalidAdapterFileError, ModelLoadError
 
 if TYPE_CHECKING:
     import os
 
-    from llamafu.adapters.gguf.reader import Scalar
+    from llamafu.adapters.gguf.container import Container, Scalar
 
 _SHARD = re.compile(r"(.+)-([0-9]{5})-of-([0-9]{5})\.gguf")
 _WHOLE_NUMBERS = (GGMLType.I8, GGMLType.I16, GGMLType.I32, GGMLType.I64)
 _TABLE = "tid2eid"
-"""In the names of the one kind of tensor that holds numbers of things: experts by token."""
+"""In the names of tensors that map tokens to experts, the only ones that hold whole numbers."""
 _OTHER_KINDS = {"adapter": "a LoRA adapter", "mmproj": "a multimodal projector", "imatrix": "an importance matrix"}
 
 
@@ -37,7 +38,7 @@ class BaseModel:
 
     path: Path
     name: str
-    """As the file calls itself, or the file's own name."""
+    """The name in the metadata, or else the file's."""
     architecture: str
     tensors: dict[str, tuple[int, ...]]
     """Shapes by tensor name, in GGUF's order (NumPy's reversed); of all shards."""
@@ -51,13 +52,13 @@ class BaseModel:
 
     @property
     def positions(self) -> int | None:
-        """How many positions were learned, each a row of a table; None where they are computed, however many."""
+        """The number of learned position embeddings; None where positions are computed."""
         shape = self.tensors.get("position_embd.weight")
         return shape[-1] if shape else None
 
     @property
     def vocabulary_size(self) -> int | None:
-        """How many tokens there are; None for a model without token embeddings."""
+        """The number of tokens; None for a model without token embeddings."""
         shape = self.tensors.get("token_embd.weight")
         return shape[-1] if shape else None
 
@@ -98,7 +99,7 @@ def read_base(path: str | os.PathLike[str]) -> BaseModel:
 
 
 def read_model(path: str | os.PathLike[str]) -> BaseModel:
-    """Like `read_base`, of a model that is to be opened: of a split one it takes the first part only. `ModelLoadError`."""
+    """Read like `read_base`, and raise ModelLoadError for a split model's part other than the first, which cannot be opened."""
     path = Path(path)
     parts = shard_paths(path)
     if path in parts[1:]:
@@ -110,7 +111,7 @@ def read_model(path: str | os.PathLike[str]) -> BaseModel:
 
 
 def _check_types(path: Path, container: Container) -> None:
-    """Refuse weights of whole numbers, which no operation multiplies by: libllama takes them and dies while it computes."""
+    """Refuse tensors of integers: libllama loads them, and aborts when it multiplies by them."""
     for name, entry in container.tensors.items():
         if entry.type in _WHOLE_NUMBERS and not (entry.type == GGMLType.I32 and _TABLE in name):
             message = f"{path}: tensor {name!r} is of type {entry.type.name}, and weights are fractions: the file is damaged"
@@ -118,7 +119,7 @@ def _check_types(path: Path, container: Container) -> None:
 
 
 def _parts(path: Path) -> list[Path]:
-    """Return the files of the model that `path` is one of; all must be there."""
+    """Return all files of the model that `path` is one of; ModelFileNotFoundError where one is missing."""
     parts = shard_paths(path)
     if path not in parts or len(parts) == 1:
         return [path]
@@ -132,22 +133,22 @@ def _parts(path: Path) -> list[Path]:
 
 
 def shard_paths(path: Path) -> list[Path]:
-    """Return the files of the model at `path`, in order: of all its shards if its name says that it is one."""
+    """Return the files of the model at `path`, in order: all its shards if its name is that of a shard."""
     match = _SHARD.fullmatch(path.name)
     if match is None or not int(match[3]):
         return [path]
     stem, _, count = match.groups()
-    return [path.with_name(f"{stem}-{number:05d}-of-{count}.gguf") for number in range(1, int(count) + 1)]
+    return [path.with_name(f"{stem}-{number:05d}-of-{count}{SUFFIX}") for number in range(1, int(count) + 1)]
 
 
 def model_files(base: BaseModel) -> list[Path]:
-    """Return the files of the model that `base` is the header of, which nothing may be written over.
+    """Return the files of the model whose header is `base`, which nothing may be written over.
 
-    Beside a `config.json`, these are all but GGUF files.
+    Of a `config.json`, these are all files in its folder other than GGUF files.
     """
     if base.path.suffix != ".json":
         return shard_paths(base.path)
-    return sorted(each for each in base.path.parent.iterdir() if each.suffix != ".gguf" and each.is_file())
+    return sorted(each for each in base.path.parent.iterdir() if each.suffix != SUFFIX and each.is_file())
 
 
 def read_header(path: Path) -> Container:

@@ -1,4 +1,4 @@
-"""What a file that is no GGUF file looks like, so that a message can name it and say what to do."""
+"""The kind of a file that is no GGUF file, by its first bytes, so that a message can name it and say what to do."""
 
 from __future__ import annotations
 
@@ -22,11 +22,11 @@ _MAGICS = (
 _SAFETENSORS_HEADER_LIMIT = 100_000_000  # bytes; the format's own limit
 
 HEAD_BYTES = 64
-"""How many leading bytes `describe_magic` wants to see."""
+"""The number of leading bytes that `describe_magic` needs."""
 
 
 def describe_magic(head: bytes) -> str:
-    """Name the kind of file that begins with the bytes `head`, as the end of a sentence."""
+    """Return the kind of a file that begins with the bytes `head`, as the end of a sentence."""
     if not head:
         return "an empty file"
     if len(head) > 8 and head[8:9] == b"{" and int.from_bytes(head[:8], "little") <= _SAFETENSORS_HEADER_LIMIT:  # noqa: PLR2004
@@ -39,5 +39,5 @@ def describe_magic(head: bytes) -> str:
 
 
 def known_kind(head: bytes) -> str | None:
-    """Name the kind of file that begins with `head`, if it has a mark of its own."""
+    """Return the kind of a file that begins with `head`, if that has a magic number."""
     return next((kind for magic, kind in _MAGICS if head.startswith(magic)), None)

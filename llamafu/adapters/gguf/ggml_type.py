@@ -1,6 +1,6 @@
-"""The types of tensors in GGUF files: their numbers, and how many bytes their values take.
+"""The types of tensors in GGUF files: their numbers, and the sizes of their blocks.
 
-The gguf package has the same, but importing it takes longer than reading an adapter does; a test compares the two.
+The gguf package has the same, but importing it takes longer than reading an adapter; a test compares the two.
 """
 
 from __future__ import annotations
@@ -83,4 +83,4 @@ BLOCKS: dict[GGMLType, tuple[int, int]] = {
     GGMLType.NVFP4: (64, 36),
     GGMLType.Q1_0: (128, 18),
 }
-"""How many values a block of each type has, and how many bytes."""
+"""The number of values and of bytes in a block of each type."""

@@ -1,4 +1,4 @@
-"""One file of a base model: where everything lies in it, and its header with some of it changed."""
+"""One file of a base model: its layout, and its header with changed metadata and types."""
 
 from __future__ import annotations
 
@@ -8,16 +8,16 @@ from itertools import pairwise
 from typing import TYPE_CHECKING
 
 from llamafu.adapters.gguf.base_model import read_header, shard_paths
-from llamafu.adapters.gguf.reader import invalid_file
 from llamafu.adapters.gguf.tensor_entry import extent_problems, padded
+from llamafu.adapters.invalid_file import invalid_file
 from llamafu.errors import ModelLoadError
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
     from pathlib import Path
 
+    from llamafu.adapters.gguf.container import Container
     from llamafu.adapters.gguf.ggml_type import GGMLType
-    from llamafu.adapters.gguf.reader import Container
     from llamafu.adapters.gguf.tensor_entry import TensorEntry
 
 Addition = int | float | str
@@ -26,7 +26,7 @@ _COUNTS_AT, _FIRST_KEY_AT = 8, 24  # bytes from the beginning of the file
 
 @dataclass(frozen=True, slots=True)
 class Shard:
-    """A GGUF file whose header was read and whose tensors lie in it as they must."""
+    """A GGUF file whose header and layout were checked."""
 
     path: Path
     container: Container
@@ -36,7 +36,7 @@ class Shard:
     """Of the file, in bytes."""
 
     def regions(self) -> dict[str, tuple[TensorEntry, int]]:
-        """Return each tensor with the length of its data, the padding behind it included; in the file's order."""
+        """Return each tensor with the number of bytes of its data and the padding after it, in the file's order."""
         entries = list(self.container.tensors.values())
         ends = [second.offset for _, second in pairwise(entries)]
         return {entry.name: (entry, end - entry.offset) for entry, end in zip(entries, [*ends, self.size], strict=True)}
@@ -47,9 +47,9 @@ class Shard:
         kinds: Mapping[str, GGMLType],
         lengths: Mapping[str, int],
     ) -> bytes:
-        """Return the header with further metadata keys, other types (`kinds`) and other lengths of regions, by tensor.
+        """Return the header with the metadata `additions`, and by tensor the types `kinds` and the `lengths` of regions.
 
-        A key that is there already is replaced. Everything else stays as it is, byte for byte.
+        An addition replaces a key of the same name. Everything else stays as it is, byte for byte.
         """
         spans = self.container.metadata_spans
         keys = [self.head[begin:end] for key, (begin, end) in spans.items() if key not in additions]
@@ -69,7 +69,7 @@ class Shard:
 
 
 def read_shards(path: Path) -> list[Shard]:
-    """Read the headers of the model at `path`, of every shard; raises ModelLoadError when one is damaged."""
+    """Read the headers of all shards of the model at `path`; raises ModelLoadError where one is damaged."""
     return [_read_shard(shard) for shard in shard_paths(path)]
 
 
@@ -78,7 +78,7 @@ def _read_shard(path: Path) -> Shard:
     with path.open("rb") as file:
         head = file.read(container.data_offset)
         size = file.seek(0, 2)
-    # A tensor of an unknown type can be copied, since it ends where the next one begins.
+    # The size of a tensor of an unknown type is not known; it ends where the next one begins, so it can be copied.
     entries = [entry if entry.type is not None else None for entry in container.tensors.values()]
     problems = extent_problems(entries, data_offset=container.data_offset, alignment=container.alignment, size=size)
     shard = Shard(path, container, head, size)

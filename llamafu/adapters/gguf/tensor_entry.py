@@ -1,4 +1,4 @@
-"""One tensor of a GGUF container, and the rules for how the data of all of them must lie in the file."""
+"""One tensor of a GGUF container, and the rules for the layout of all tensors in the file."""
 
 from __future__ import annotations
 
@@ -26,10 +26,10 @@ class TensorEntry(NamedTuple):
 
 
 def extent_problems(entries: Sequence[TensorEntry | None], *, data_offset: int, alignment: int, size: int) -> list[str]:
-    """Say how the data of `entries` break the rule: one after another, aligned, inside the file, and nothing else there.
+    """Return where tensors overlap, are not aligned, leave gaps, lie outside the file, or are followed by other bytes.
 
-    `entries` are in the file's order, with None where a tensor's size is unknown; `data_offset` (where the data section
-    begins) and `size` (of the file) are in bytes.
+    `entries` are in the file's order, with None where a tensor's size is unknown; `data_offset` (the beginning of the data
+    section) and `size` (of the file) are in bytes.
     """
     problems = []
     known = [entry for entry in entries if entry]

@@ -1,4 +1,4 @@
-"""Writing adapters: checked like any other before they appear under their name."""
+"""Writing GGUF adapters, which are checked like any other before they replace a file."""
 
 from __future__ import annotations
 
@@ -38,7 +38,14 @@ def write_adapter(
 ) -> AdapterInfo:
     """Write a GGUF adapter and return its facts; the file is complete and sound, or absent.
 
-    The arguments are those of `factor_bytes`. A file that is already at `output` is replaced.
+    Args:
+        output: The file to write; a file that is there is replaced.
+        tensors: The factors A [..., rank, in] and B [..., out, rank] by the base tensor's name.
+        architecture: Of the base model, in GGUF's terms.
+        alpha: libllama multiplies B A by alpha / rank, or by 1 where alpha is 0.
+        metadata: Further keys; the NumPy type of a number or an array is its type in the file.
+        dtype: The type of the factors. Default: "F32".
+        sources: Files that `output` must not replace. Default: none.
 
     Raises:
         ValueError: `output` is one of `sources`.
@@ -67,7 +74,7 @@ def factor_bytes(
     """Return the GGUF file of these factors: A [..., rank, in] and B [..., out, rank] by the base tensor's name.
 
     libllama multiplies their product by alpha / rank, or by 1 where `alpha` is 0. The same arguments give the same bytes.
-    What is too large for `dtype` becomes infinite, which `check_adapter` finds.
+    Values too large for `dtype` become infinite, which `check_adapter` refuses.
     """
     kind = np.float16 if dtype == "F16" else np.float32
     arrays: dict[str, NDArray[Any]] = {}
@@ -88,7 +95,7 @@ def adapter_bytes(architecture: str, metadata: Mapping[str, Field], tensors: Map
         writer.add_key_value(key, *_typed(value))
     for name, array in tensors.items():
         writer.add_tensor(name, array)
-    # In memory, where a full disk cuts nothing short. The writer takes it for a file that it opened.
+    # GGUFWriter writes to files that it opened itself; here it gets a buffer, so that a full disk truncates nothing.
     writer.fout, writer.state = [content], WriterState.EMPTY  # type: ignore[list-item]
     writer.write_header_to_file()
     writer.write_kv_data_to_file()
@@ -101,9 +108,9 @@ def adapter_bytes(architecture: str, metadata: Mapping[str, Field], tensors: Map
 
 
 def refuse_source(output: Path, sources: Iterable[str | os.PathLike[str]], what: str = "adapters") -> None:
-    """Raise ValueError if writing `output` would replace one of `sources`, by whatever name, or a file of one; `what` they are.
+    """Raise ValueError if `output` is one of `sources`, by whatever name, or lies in a folder among them, an adapter's.
 
-    A folder among them is an adapter's: nothing is written into it.
+    `what` the sources are is for the message.
     """
     place = Path(os.path.realpath(output))
     for source in map(Path, sources):
@@ -118,7 +125,7 @@ def refuse_source(output: Path, sources: Iterable[str | os.PathLike[str]], what:
 
 
 def _typed(value: Field) -> tuple[Any, GGUFValueType, GGUFValueType | None]:
-    """Return the arguments of the writer for a value: itself, its type, and the type of its elements."""
+    """Return GGUFWriter's arguments for a value: itself, its type, and the type of its elements."""
     if isinstance(value, str):
         return value, GGUFValueType.STRING, None
     if isinstance(value, list):

@@ -1,4 +1,4 @@
-"""Combining matrices value by value: plain sums, and sums of what pruning and votes on signs leave of them."""
+"""Weighted sums of matrices, of which pruning and sign election may drop values first (magnitude pruning, DARE, TIES)."""
 
 from __future__ import annotations
 
@@ -11,25 +11,27 @@ if TYPE_CHECKING:
 
     from numpy.typing import NDArray
 
+    from llamafu.adapters.merge.methods import MergeMethod
+
     Array = NDArray[np.float64]
 
 
 def blend(
-    parts: Iterable[Array], weights: Sequence[float], *, method: str, density: float, random: np.random.Generator
+    parts: Iterable[Array], weights: Sequence[float], *, method: MergeMethod, density: float, random: np.random.Generator
 ) -> Array:
-    """Combine arrays of one shape: pruned to `density`, in the ties methods rid of what goes against the majority, summed.
+    """Prune arrays of one shape to the share `density` of their values and sum them, as `method` says.
 
-    The dare methods drop at random and divide what is left by `density`; ties and magnitude_prune keep what is largest of
-    each matrix (the last two dimensions). One more array than there are parts is held at a time, and two of bytes.
+    The values kept are the largest of each matrix (the last two dimensions), or random ones, which are then divided by
+    `density`. The memory is that of one more array than there are parts, and of two arrays of bytes.
     """
-    if method.startswith("dare"):
+    if method.prunes == "random":
         pruned = [part * (random.random(part.shape) < density) / density for part in parts]
-    elif method != "linear":
+    elif method.prunes == "magnitude":
         pruned = [_largest(part, density) for part in parts]
     else:
         pruned = list(parts)
     result = np.zeros_like(pruned[0])
-    if not method.endswith("ties"):
+    if not method.elects_signs:
         for part, weight in zip(pruned, weights, strict=True):
             result += weight * part
         return result
@@ -47,7 +49,7 @@ def blend(
 
 
 def _largest(part: Array, density: float) -> Array:
-    """Keep this share of each matrix's values, the largest by magnitude (the earlier one of two equals)."""
+    """Zero all but the share `density` of each matrix's values, the largest by magnitude (of equal ones the earlier)."""
     sizes = np.abs(part).reshape(-1, part.shape[-2] * part.shape[-1])
     count = int(density * sizes.shape[-1])
     if not count:

@@ -1,4 +1,4 @@
-"""The architectures whose PEFT adapters can be converted: what GGUF calls their modules, and how it lays the rows out."""
+"""The architectures whose PEFT adapters can be converted: GGUF's names for their modules, and its order of the rows."""
 
 from __future__ import annotations
 
@@ -25,35 +25,35 @@ _LEAVES = (
 
 
 class Architecture(NamedTuple):
-    """What GGUF models of one architecture do differently from the models that PEFT adapts."""
+    """How GGUF models of one architecture differ from the transformers models that PEFT adapts."""
 
     known: gguf.MODEL_ARCH
-    """Whose tensors they have, in gguf's terms."""
-    neighbours: bool = False
-    """Whether neighbouring rows of q and k rotate together. PEFT's base pairs row i of a head with row i + size/2."""
+    """The gguf package's architecture with the same tensors."""
+    interleaved_rope: bool = False
+    """Whether rotary embeddings rotate neighbouring rows of q and k; in transformers, row i and i + size/2 of a head."""
 
     @property
     def experts(self) -> bool:
-        """Whether its layers may hold a stack of experts in place of one feed-forward network."""
+        """Whether its layers may have a stack of experts instead of one feed-forward network."""
         return gguf.MODEL_TENSOR.FFN_GATE_EXP in gguf.MODEL_TENSORS[self.known]
 
     @property
     def gate_in_up(self) -> bool:
-        """Whether the gate of a feed-forward network lies in one tensor with its up, above it."""
+        """Whether gate and up of a feed-forward network are one tensor, the gate's rows first."""
         tensors = gguf.MODEL_TENSORS[self.known]
         return gguf.MODEL_TENSOR.FFN_GATE not in tensors and gguf.MODEL_TENSOR.FFN_UP in tensors
 
     @property
     def leaves(self) -> tuple[str, ...]:
-        """The linear layers of one decoder layer, by PEFT's names."""
+        """PEFT's names for the linear layers of one decoder layer."""
         found = (leaf for leaf in _LEAVES if leaf != "mlp.gate_up_proj" or self.gate_in_up)
         return tuple(leaf for leaf in found if self.target_of(f"model.layers.0.{leaf}") is not None)
 
     def target_of(self, module: str) -> str | None:
-        """Name the base tensor of a module, `model.layers.0.mlp.up_proj`; None for what this architecture has not.
+        """Return the base tensor's name for a module, `model.layers.0.mlp.up_proj`; None where the architecture has none.
 
-        Of gate and up that lie in one tensor, gate has a name of its own, and up that of the whole. gguf's map is asked
-        about layer 0, for the others differ in the number only.
+        Where gate and up are one tensor, up gets that tensor's name, and gate one that the model does not have. The gguf
+        package's map is made for layer 0 only, since names in other layers differ in the number.
         """
         name = decoder_module(module)
         if name is None:
@@ -66,31 +66,31 @@ class Architecture(NamedTuple):
 
 _ARCH = gguf.MODEL_ARCH
 ARCHITECTURES = {
-    "llama": Architecture(_ARCH.LLAMA, neighbours=True),
+    "llama": Architecture(_ARCH.LLAMA, interleaved_rope=True),
     "qwen2": Architecture(_ARCH.QWEN2),
     "qwen3": Architecture(_ARCH.QWEN3),
     "qwen3moe": Architecture(_ARCH.QWEN3MOE),
     "gemma2": Architecture(_ARCH.GEMMA2),
     "gemma3": Architecture(_ARCH.GEMMA3),
     "phi3": Architecture(_ARCH.PHI3),
-    "granite": Architecture(_ARCH.GRANITE, neighbours=True),
+    "granite": Architecture(_ARCH.GRANITE, interleaved_rope=True),
 }
 """What can be converted, by GGUF's name; Mistral and Mixtral models are "llama" too."""
 
 
-def arranged(b: Matrix, target: str, base: BaseModel) -> Matrix:
-    """Bring the rows of B into the order of the base model's; raises ValueError when the heads do not fit."""
+def in_gguf_order(b: Matrix, target: str, base: BaseModel) -> Matrix:
+    """Return B with its rows in the GGUF model's order; raises ValueError where they do not split into its heads."""
     heads = row_heads(target, base.architecture, base)
     return b if heads is None else interleave_heads(b, heads)
 
 
 def row_heads(target: str, architecture: str, base: BaseModel | None) -> int | None:
-    """Return the number of heads by which the rows of the tensor `target` are reordered, None where they are not.
+    """Return the number of heads within which the rows of the tensor `target` are reordered; None where they are not.
 
-    Raises ValueError where `base` would have to say it and does not.
+    Raises ValueError where `base`, which has that number, is not given or does not say it.
     """
     key = {"attn_q": "head_count", "attn_k": "head_count_kv"}.get(target.split(".")[-2])
-    if key is None or not ARCHITECTURES[architecture].neighbours:
+    if key is None or not ARCHITECTURES[architecture].interleaved_rope:
         return None
     if base is None:
         message = "its rows are in an order that depends on the number of heads; give the GGUF model that it is for as base"
@@ -104,16 +104,16 @@ def row_heads(target: str, architecture: str, base: BaseModel | None) -> int | N
 
 
 def interleave_heads(b: Matrix, heads: int) -> Matrix:
-    """Reorder the rows of a q or k factor for rotary embeddings that rotate neighbours.
+    """Reorder the rows of a q or k factor from transformers' order to that of rotary embeddings that rotate neighbours.
 
-    Within every head the two halves, whose rows rotate together in PEFT's base, are dealt out in turn.
+    Within each head, rows 0, 1, 2... of the first half alternate with those of the second.
     """
     _refuse_uneven(b, heads)
     return b.reshape(heads, 2, -1, b.shape[1]).transpose(0, 2, 1, 3).reshape(b.shape)
 
 
 def separate_halves(b: Matrix, heads: int) -> Matrix:
-    """Undo `interleave_heads`: within every head the even rows come first, then the odd ones."""
+    """Undo `interleave_heads`: within each head the even rows come first, then the odd ones."""
     _refuse_uneven(b, heads)
     return b.reshape(heads, -1, 2, b.shape[1]).transpose(0, 2, 1, 3).reshape(b.shape)
 

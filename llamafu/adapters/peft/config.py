@@ -1,4 +1,4 @@
-"""What PEFT's `adapter_config.json` says, and whether a GGUF adapter can say it too."""
+"""PEFT's `adapter_config.json`: read, and checked for settings that a GGUF adapter cannot express."""
 
 from __future__ import annotations
 
@@ -9,7 +9,8 @@ import reprlib
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
-from llamafu.adapters.gguf.reader import invalid_file
+from llamafu.adapters.invalid_file import invalid_file
+from llamafu.adapters.peft.config_fields import HARMLESS, READ, REFUSED
 from llamafu.adapters.peft.pattern_table import PatternTable
 from llamafu.adapters.peft.safetensors import unique
 
@@ -17,75 +18,17 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Mapping
 
 CONFIG = "adapter_config.json"
+LARGEST_CONFIG = 10_000_000  # bytes
 _ALPHAS = (1e-30, 1e30)  # what float32 holds with room to spare; 0 would mean the strength 1 to libllama
 _MOST_RANK = 1 << 20
 _VERSION = re.compile(r"([0-9]{1,5})\.([0-9]{1,5})\.([0-9]{1,5})(\.?dev)?")
-_TURNED = (0, 19, 1)
-_MOST_WORK = 50_000  # states of all patterns
-
-REFUSED = {
-    "arrow_config": "routing between adapters; merge it into plain LoRA",
-    "kasa_config": "a third factor and a base model that was cut down; train plain LoRA",
-    "layer_replication": "a base model with other layers; train on the layers as they are",
-    "lora_bias": "a bias after B; train without it",
-    "megatron_config": "Megatron's parallel layers; save the adapter for the layers of transformers",
-    "modules_to_save": "whole matrices that were trained; train LoRA on them instead, or merge them into the base model",
-    "trainable_token_indices": "rows of the embeddings that were trained; merge them into the base model",
-    "use_bdlora": "block-diagonal factors; train without it",
-    "use_dora": "a magnitude of every row beside the factors; convert it with dora='svd' (llamafu convert --dora svd)",
-    "use_qalora": "inputs that are pooled in groups; train without it",
-}
-"""Fields of the configuration that change what the factors mean so that no GGUF adapter can follow: what they stand for."""
-
-HARMLESS = frozenset(
-    (
-        # what an adapter is called and where it comes from
-        *("auto_mapping", "base_model_name_or_path", "revision", "task_type"),
-        # which modules are adapted: those that have tensors in the file, and no others
-        *("ensure_weight_tying", "exclude_modules", "layers_pattern", "layers_to_transform", "target_modules"),
-        # how it was initialised and trained
-        *(
-            "corda_config",
-            "eva_config",
-            "inference_mode",
-            "loftq_config",
-            "lora_dropout",
-            "lora_ga_config",
-            "monteclora_config",
-        ),
-        *("lora_dtype", "lorap_emb_lr", "lorap_lr_ratio", "qalora_group_size", "runtime_config", "velora_config"),
-        # how the base model stores its matrices; PEFT keeps the factors of both kinds alike
-        *("fan_in_fan_out", "megatron_core"),
-    )
-)
-"""Fields that change nothing about a finished adapter's effect. Tensors that they may bring along are judged by name."""
-
-READ = frozenset(
-    (
-        *("peft_type", "r", "lora_alpha", "use_rslora", "rank_pattern", "alpha_pattern", "target_parameters"),
-        *("alora_invocation_tokens", "invocation_string", "bias", "init_lora_weights", "peft_version"),
-    )
-)
-"""Fields that are honoured, or judged by their value."""
-
-_MAGNITUDES = (
-    f"DoRA's magnitudes, and use_dora is not set; set it to true in {CONFIG}, and convert with dora='svd' (--dora svd)"
-)
-FOREIGN = {
-    ".bias": "a trained bias; a GGUF adapter has no place for it, train with bias='none'",
-    "norm.weight": "a trained norm; libllama would drop it in silence, train without it",
-    "embed_tokens.weight": "a whole matrix of embeddings; train LoRA on it, or leave it as it is (save_embedding_layers=False)",
-    "lm_head.weight": "a whole output matrix; train LoRA on it, or leave it as it is (save_embedding_layers=False)",
-    ".lora_magnitude_vector": _MAGNITUDES,
-    ".lora_magnitude_vector.weight": _MAGNITUDES,
-    ".trainable_tokens_delta": "trained rows of the embeddings; train without trainable_token_indices",
-}
-"""Tensors that PEFT saves beside factors, by the ends of their names, and why they cannot be converted."""
+_SIDES_FIXED = (0, 19, 1)  # the version of PEFT that no longer exchanges A and B of parameters
+_MOST_STATES = 50_000  # of all patterns together
 
 _SAME_BASE = ("gaussian", "eva", "orthogonal", "mica")
 _OTHER_BASE = ("pissa", "olora", "corda", "loftq", "lora_ga")
-"""Initialisations that leave the base model's weights alone, and those that change them: then the factors fit no base
-model that is published."""
+"""Initialisations that leave the base model's weights as they are, and those that change them, so that the factors are for
+weights that nobody has published."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -105,21 +48,21 @@ class PeftConfig:
     target_parameters: tuple[str, ...]
     """Ends of the names of parameters that were adapted directly, such as a layer's stack of experts."""
     version: str | None
-    """Of PEFT, as it calls itself; None where the configuration does not say it (before 0.18)."""
+    """PEFT's own version; None where the configuration does not have it (before 0.18)."""
     dora: bool = False
-    """Whether there are magnitudes beside the factors, and they are honoured."""
+    """Whether the adapter is a DoRA adapter, with magnitudes in addition to the factors."""
 
     @property
     def exchanges_sides(self) -> bool | None:
-        """Whether this PEFT gave A and B of parameters that hold all experts each other's sides; None where that is not known.
+        """Whether this PEFT exchanged the shapes of A and B for parameters that hold all experts; None where unknown.
 
-        It did so up to 0.19.0. What was called 0.19.1 before its release may have done either.
+        It did so up to 0.19.0. Development versions of 0.19.1 may do either.
         """
         found = _VERSION.match(self.version or "")
         if found is None:
             return None
         numbers = tuple(map(int, found.group(1, 2, 3)))
-        return None if numbers == _TURNED and found[4] else numbers < _TURNED
+        return None if numbers == _SIDES_FIXED and found[4] else numbers < _SIDES_FIXED
 
     def adapts_parameter(self, name: str) -> bool:
         """Whether the parameter with this full name, `model.layers.0.mlp.experts.down_proj`, was adapted directly."""
@@ -130,16 +73,16 @@ class PeftConfig:
         return self.rank_pattern.find(module, self.rank)
 
     def alpha_of(self, module: str) -> float:
-        """Alpha of this module as libllama means it: divided by the rank it gives PEFT's strength, rsLoRA's too."""
+        """Alpha of this module such that alpha / rank is PEFT's strength, of rsLoRA (alpha / root of the rank) too."""
         alpha = self.alpha_pattern.find(module, self.alpha)
         return alpha * math.sqrt(self.rank_of(module)) if self.rslora else alpha
 
 
 def parse_config(content: bytes, *, name: str, dora: bool = False) -> PeftConfig:
-    """Check the configuration `content`; `name` is for messages. `dora`: whether `use_dora` can be honoured.
+    """Check the configuration `content`; `name` is for messages. `dora`: whether DoRA adapters are accepted.
 
     Raises:
-        InvalidAdapterFileError: it is damaged, or says what no GGUF adapter can; `.problems` names every such key.
+        InvalidAdapterFileError: it is damaged, or has settings that no GGUF adapter can express; `.problems` names all.
 
     """
     try:
@@ -168,13 +111,8 @@ def parse_config(content: bytes, *, name: str, dora: bool = False) -> PeftConfig
     )
 
 
-def foreign(tensor: str) -> str:
-    """Say what this tensor is if it is no factor, as the end of a sentence."""
-    return next((f": {what}" for ending, what in FOREIGN.items() if tensor.endswith(ending)), "")
-
-
 def _unrepresentable(config: Mapping[str, Any], *, dora: bool) -> list[str]:
-    """Name what changes the meaning of the factors and cannot be said in a GGUF adapter."""
+    """List the settings that change the meaning of the factors and have no place in a GGUF adapter."""
     kind = config.get("peft_type")
     if kind != "LORA":
         return [f"peft_type is {_shown(kind)}; only 'LORA' can be converted, other methods have no place in a GGUF adapter"]
@@ -228,7 +166,7 @@ def _malformed(config: Mapping[str, Any]) -> list[str]:
 
 
 def _patterns(config: Mapping[str, Any], key: str, legal: Callable[[object], bool], problems: list[str]) -> PatternTable[Any]:
-    """Prepare the numbers by module that the field `key` gives."""
+    """Return the table of the field `key`, which has a number for each pattern of module names; or add to `problems`."""
     table: PatternTable[Any] = PatternTable()
     values = config.get(key) or {}
     if not isinstance(values, dict) or not all(legal(value) for value in values.values()):
@@ -240,7 +178,7 @@ def _patterns(config: Mapping[str, Any], key: str, legal: Callable[[object], boo
         except ValueError as error:
             problems.append(f"{key}: {_shown(name)} is no pattern of names that can be used: {error}")
             continue
-        if table.size > _MOST_WORK:
+        if table.size > _MOST_STATES:
             problems.append(f"{key} has {len(values)} patterns, which are too many and too large; name the modules")
             break
     return table
@@ -255,7 +193,7 @@ def _is_alpha(value: object) -> bool:
 
 
 def _shown(value: object) -> str:
-    """Write a value of the configuration, which may be of any size and depth."""
+    """Return a short form of a value of the configuration, which may be of any size and depth."""
     return _SHORT.repr(value)
 
 

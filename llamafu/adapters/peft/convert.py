@@ -1,10 +1,10 @@
-"""PEFT folders become GGUF adapters: names, the architectures' own transforms, and the exact strength of every tensor."""
+"""PEFT folders converted to GGUF adapters: GGUF's names and order of rows, and the exact strength of every tensor."""
 
 from __future__ import annotations
 
 import os
-import re
 from collections import Counter
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, NamedTuple
 
@@ -14,17 +14,18 @@ from llamafu._util.atomic import demand_place, whole_file
 from llamafu.adapters.compatibility import demand_fit
 from llamafu.adapters.file import AdapterFile, check_adapter
 from llamafu.adapters.gguf.base_model import BaseModel, model_files
-from llamafu.adapters.gguf.reader import invalid_file
 from llamafu.adapters.gguf.writer import adapter_bytes, refuse_source
+from llamafu.adapters.invalid_file import invalid_file
 from llamafu.adapters.peft.architectures import ARCHITECTURES
-from llamafu.adapters.peft.config import foreign
 from llamafu.adapters.peft.dora import MAGNITUDE, dora_of
-from llamafu.adapters.peft.factor_mapping import Piece, exchanged_sides, joined, pieces_of
-from llamafu.adapters.peft.factor_storage import DTYPES, stored_as
+from llamafu.adapters.peft.factor_mapping import FactorPair, exchanged_sides, factor_pairs_of, stack_experts
+from llamafu.adapters.peft.factor_storage import DTYPES, store_factors
 from llamafu.adapters.peft.folder import PeftFolder, read_folder
-from llamafu.adapters.peft.fused_qkv import fused
+from llamafu.adapters.peft.fused_qkv import fuse_parts
+from llamafu.adapters.peft.gguf_metadata import DROPPED, gguf_metadata
 from llamafu.adapters.peft.hf_config import read_any_base
-from llamafu.adapters.peft.left_out_modules import LeftOut, module_of
+from llamafu.adapters.peft.left_out_modules import LeftOut
+from llamafu.adapters.peft.module_factors import factors_by_module
 from llamafu.adapters.peft.source_names import source_names
 from llamafu.errors import ErrorCode, LoraError, LoraIncompatibleError
 
@@ -33,7 +34,6 @@ if TYPE_CHECKING:
 
     from numpy.typing import NDArray
 
-    from llamafu.adapters.gguf.writer import Field
     from llamafu.adapters.info import AdapterInfo
     from llamafu.adapters.peft.config import PeftConfig
     from llamafu.adapters.peft.dora import Cut, Dora
@@ -41,26 +41,27 @@ if TYPE_CHECKING:
 
     Matrix = NDArray[np.floating[Any]]
 
-_NAME = re.compile(r"base_model\.model\.(.+)\.lora_(?:([AB])\.weight|(embedding_[AB]))")
-_MAGNITUDE = re.compile(r"base_model\.model\.(.+)\.lora_magnitude_vector(?:\.weight)?")
-_IDLE = re.compile(
-    r"base_model\.model\.(.+\.)?"
-    r"((embed_tokens|lm_head)\.base_layer\.weight|\w+\.lora_velora_embed|\w+\.lora_monteclora_sampler\.\w+)"
-)
-"""What PEFT saves beside factors and does not answer with: copies of the base model's own embeddings, and what only training
-uses."""
-DROPPED = "llamafu.convert.dropped"
-_LONGEST_NAME = 500  # characters
-HUB_ID = re.compile(r"([\w.-]*\w)/([\w.-]+)")
-
 
 class Conversion(NamedTuple):
-    """A converted adapter, and what was lost on the way."""
+    """A converted adapter, and what the conversion lost."""
 
     file: AdapterFile
     stored: Stored
+    """The type of the tensors, and its loss."""
     cut: tuple[Cut, ...]
-    """Of a DoRA adapter: what the SVD cut off, by matrix."""
+    """Of a DoRA adapter: the SVD's error, by matrix."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ConvertOptions:
+    """The options of `convert_peft`, which describes them."""
+
+    dtype: str = "auto"
+    drop: Sequence[str] = ()
+    dora: str | None = None
+    dora_rank: int | None = None
+    overwrite: bool = True
+    on_progress: Callable[[str, float], None] | None = None
 
 
 def convert_peft(
@@ -75,25 +76,29 @@ def convert_peft(
     overwrite: bool = True,
     on_progress: Callable[[str, float], None] | None = None,
 ) -> AdapterInfo:
-    """Write the PEFT adapter in the folder `directory` as the GGUF file `output`, and return its facts.
+    """Write the PEFT or mlx-lm adapter in the folder `directory` as a GGUF file, and return its facts.
 
-    `base` is the GGUF model it is for (only its header is read), or the `config.json` of the model on Hugging Face's hub, or
-    the folder that has it: architecture, head counts and sizes come from there. The same folder gives the same bytes, and
-    `output` appears whole or not at all; a file there is replaced, unless `overwrite` is false.
+    The same folder gives the same bytes.
 
-    `dtype` is the type of the tensors: "auto" takes F16 where it loses at most 1 % of every tensor's change, and F32 elsewhere.
-    What F16 loses is logged (logger `llamafu.adapters`): as a warning where "f16" was asked for and loses more. The metadata
-    key `llamafu.convert.lost` has it then.
-
-    `dora="svd"` turns a DoRA adapter into plain factors: the whole change of every matrix, cut by an SVD to `dora_rank`
-    (default: four times the adapter's rank). The base model's weights are read for it: `base` has to be the GGUF model, or the
-    folder with its `config.json` and safetensors. The metadata have the ranks and, by tensor, the share of the change that was
-    cut off: `llamafu.convert.dora.tensors` and `llamafu.convert.dora.errors`. `on_progress` is called after every matrix with
-    its name and the share (0 to 1) that is done, in this thread.
-
-    `drop` leaves modules out: those of the parts "vision", "audio" and "projector" of a model, which no GGUF adapter can be
-    for, or those that one of its names is in, whole from dot to dot, such as "lm_head" or "layers.3". Which ones were left
-    out is in the file's metadata, `llamafu.convert.dropped`.
+    Args:
+        directory: The folder with `adapter_config.json` and the weights.
+        output: The GGUF file to write. It appears complete or not at all.
+        base: The model that the adapter is for: a GGUF file (only its header is read), the `config.json` of a model on
+            Hugging Face's hub, or the folder that has one. Required: architecture, head counts and sizes come from it.
+        dtype: The type of the tensors. "auto" (the default) is F16 where it loses at most 1 % of every tensor's change, and
+            F32 elsewhere. What F16 loses is logged (logger `llamafu.adapters`); where "f16" was asked for and loses more
+            than that, as a warning, and the metadata key `llamafu.convert.lost` has it.
+        drop: Modules to leave out: those of the parts "vision", "audio" and "projector" of a model, which no GGUF adapter
+            can be for, and those whose names contain one of these names, whole from dot to dot, such as "lm_head" or
+            "layers.3". The metadata key `llamafu.convert.dropped` lists them. Default: none.
+        dora: "svd" turns a DoRA adapter into plain factors: the whole change of every matrix, truncated by an SVD. That
+            reads the base model's weights: `base` has to be the GGUF model, or the folder with its `config.json` and
+            safetensors. The metadata keys `llamafu.convert.dora.tensors`, `.ranks` and `.errors` have each tensor's name,
+            rank, and the share of its change that was cut off. Default: None, a DoRA adapter is refused.
+        dora_rank: The rank of these factors, at least 1. Default: four times the adapter's.
+        overwrite: Whether a file at `output` may be replaced. Default: True.
+        on_progress: Called after every matrix of a DoRA adapter with its name and the share that is done, from 0 to 1, in
+            this thread.
 
     Raises:
         InvalidAdapterFileError: the folder is damaged or holds what a GGUF adapter cannot express; `.problems` has all.
@@ -104,32 +109,19 @@ def convert_peft(
         OSError: `output` cannot be written, or exists and `overwrite` is false.
 
     """
-    return convert_for_report(
-        directory,
-        output,
-        base=base,
-        dtype=dtype,
-        drop=drop,
-        dora=dora,
-        dora_rank=dora_rank,
-        overwrite=overwrite,
-        on_progress=on_progress,
-    ).file.info
+    options = ConvertOptions(
+        dtype=dtype, drop=drop, dora=dora, dora_rank=dora_rank, overwrite=overwrite, on_progress=on_progress
+    )
+    return convert_for_report(directory, output, base, options).file.info
 
 
 def convert_for_report(
     directory: str | os.PathLike[str],
     output: str | os.PathLike[str],
-    *,
     base: BaseModel | str | os.PathLike[str] | None,
-    dtype: str,
-    drop: Sequence[str],
-    dora: str | None,
-    dora_rank: int | None,
-    overwrite: bool,
-    on_progress: Callable[[str, float], None] | None,
+    options: ConvertOptions,
 ) -> Conversion:
-    """Convert like `convert_peft`, and return all that there is to say of it."""
+    """Convert like `convert_peft`, and return what was lost too."""
     folder, output = Path(directory), Path(output)
     if base is None:
         message = f"{folder}: converting needs the base model's header; give its GGUF file or its config.json as base"
@@ -141,32 +133,28 @@ def convert_for_report(
         refuse_source(output, model_files(base), what="files of the base model")
     except ValueError as error:
         raise LoraError(str(error), code=ErrorCode.INVALID_PARAM) from None
-    demand_place(output, overwrite=overwrite)
-    made = converted(
-        read_folder(folder),
-        base,
-        dtype=dtype,
-        drop=drop,
-        dora=dora_of(dora, dora_rank, base, on_progress or (lambda _name, _share: None)),
-    )
-    demand_fit(made.file, base)
-    with whole_file(Path(os.path.realpath(output)), overwrite=overwrite) as unfinished:
-        unfinished.write_bytes(made.file.content)
-    return made
+    demand_place(output, overwrite=options.overwrite)
+    on_progress = options.on_progress or (lambda _name, _share: None)
+    dora = dora_of(options.dora, options.dora_rank, base, on_progress)
+    conversion = convert_in_memory(read_folder(folder), base, dtype=options.dtype, drop=options.drop, dora=dora)
+    demand_fit(conversion.file, base)
+    with whole_file(Path(os.path.realpath(output)), overwrite=options.overwrite) as unfinished:
+        unfinished.write_bytes(conversion.file.content)
+    return conversion
 
 
 def convert_folder(folder: PeftFolder, base: BaseModel, *, dtype: str = "auto", drop: Sequence[str] = ()) -> AdapterFile:
-    """Convert a PEFT adapter in memory; raises what `convert_peft` raises, but does not compare sizes.
+    """Convert a PEFT adapter in memory; raises what `convert_peft` raises, but does not compare its sizes with `base`.
 
     `dtype` may also be "exact": F16 where it loses nothing, and F32 elsewhere.
     """
-    return converted(folder, base, dtype=dtype, drop=drop).file
+    return convert_in_memory(folder, base, dtype=dtype, drop=drop).file
 
 
-def converted(
+def convert_in_memory(
     folder: PeftFolder, base: BaseModel, *, dtype: str, drop: Sequence[str] = (), dora: Dora | None = None
 ) -> Conversion:
-    """Convert like `convert_folder`, DoRA adapters too where it is said how, and tell what was lost."""
+    """Convert like `convert_folder`, DoRA adapters too if `dora` is given, and return what was lost too."""
     if dtype not in DTYPES:
         message = f"dtype is {dtype!r}; it must be one of {', '.join(DTYPES)}"
         raise LoraError(message, code=ErrorCode.INVALID_PARAM)
@@ -182,19 +170,19 @@ def converted(
         raise LoraError(str(error), code=ErrorCode.INVALID_PARAM) from None
     config, arrays, idle = folder.parsed(base, dora=dora is not None)
     problems: list[str] = []
-    modules = _by_module(arrays, left_out, problems, take_magnitudes=config.dora)
+    modules = factors_by_module(arrays, left_out, problems, take_magnitudes=config.dora)
     if left_out.unused:
         hint = ", and one name each time it is given" if any("," in one for one in left_out.unused) else ""
         named = ", ".join(map(repr, left_out.unused))
         message = f"{folder.path}: no module has {named} in its name; drop takes whole parts of it{hint}"
         raise LoraError(message, code=ErrorCode.INVALID_PARAM)
     name, names = str(folder.weights_path), source_names(modules)
-    pieces = _pieces(modules, config, base, problems, dora if config.dora else None)
+    pairs = _factor_pairs(modules, config, base, problems, dora if config.dora else None)
     if problems:
         raise invalid_file(name, problems)
-    alpha = Counter(piece.alpha for piece in pieces).most_common(1)[0][0]
-    tensors, stored = stored_as(pieces, alpha, dtype, name)
-    fields = _fields(alpha, config, folder.name) | names | ({} if dora is None else dora.fields())
+    alpha = Counter(pair.alpha for pair in pairs).most_common(1)[0][0]
+    tensors, stored = store_factors(pairs, alpha, dtype, name)
+    fields = gguf_metadata(config, alpha=alpha, folder=folder.name) | names | ({} if dora is None else dora.fields())
     if left_out.modules or idle:
         fields[DROPPED] = [*left_out.modules, *idle]
     if stored.is_much and stored.dtype == "f16":
@@ -203,11 +191,11 @@ def converted(
     return Conversion(check_adapter(content, folder.path), stored, () if dora is None else tuple(dora.cut))
 
 
-def _pieces(
+def _factor_pairs(
     modules: dict[str, dict[str, Matrix]], config: PeftConfig, base: BaseModel, problems: list[str], dora: Dora | None
-) -> list[Piece]:
-    """Pair the tensors in the file's order, under the base model's names and in its layout; say what is wrong in `problems`."""
-    found: dict[str, dict[int | None, Piece]] = {}
+) -> list[FactorPair]:
+    """Return the factors of all modules by base tensor, in the file's order; what is wrong with them is added to `problems`."""
+    found: dict[str, dict[int | None, FactorPair]] = {}
     reasons: dict[str, list[str]] = {}
     magnitudes = {module: sides.pop(MAGNITUDE, None) for module, sides in modules.items()}
     exchanged = False
@@ -217,32 +205,32 @@ def _pieces(
         problems.append(str(error))
     for number, (module, sides) in enumerate(modules.items(), 1):
         try:
-            pieces = pieces_of(module, sides, config, base, exchanged=exchanged)
+            pairs = factor_pairs_of(module, sides, config, base, exchanged=exchanged)
             if dora is not None:
-                pieces = [dora.plain(piece, magnitudes[module], number / len(modules)) for piece in pieces]
+                pairs = [dora.plain(pair, magnitudes[module], number / len(modules)) for pair in pairs]
         except ValueError as error:
             reasons.setdefault(str(error), []).append(module)
             continue
-        for piece in pieces:
-            of_target = found.setdefault(piece.target, {})
-            if of_target and (piece.expert in of_target or None in (piece.expert, *of_target)):
-                problems.append(f"module {module!r}: it is {piece.target!r} in GGUF, which another module is already")
-            of_target[piece.expert] = piece
+        for pair in pairs:
+            of_target = found.setdefault(pair.target, {})
+            if of_target and (pair.expert in of_target or None in (pair.expert, *of_target)):
+                problems.append(f"module {module!r}: it is {pair.target!r} in GGUF, which another module is already")
+            of_target[pair.expert] = pair
     problems += [f"{_listed(those)}: {reason}" for reason, those in reasons.items()]
     return _whole(found, base, problems)
 
 
-def _whole(found: dict[str, dict[int | None, Piece]], base: BaseModel, problems: list[str]) -> list[Piece]:
-    """Join experts, and what is one tensor in the base model."""
+def _whole(found: dict[str, dict[int | None, FactorPair]], base: BaseModel, problems: list[str]) -> list[FactorPair]:
+    """Stack the experts of each tensor, and fuse tensors that are one in the base model."""
     whole = []
     for target, of_target in found.items():
         try:
-            whole.append(joined(list(of_target.values()), base))
+            whole.append(stack_experts(list(of_target.values()), base))
         except ValueError as error:
             problems.append(f"{target!r}: {error}")
     if not problems:
         try:
-            return fused(whole, base)
+            return fuse_parts(whole, base)
         except ValueError as error:
             problems.append(str(error))
     return []
@@ -250,56 +238,3 @@ def _whole(found: dict[str, dict[int | None, Piece]], base: BaseModel, problems:
 
 def _listed(modules: Sequence[str]) -> str:
     return f"module {modules[0]!r}" + (f" and {len(modules) - 1} more" if len(modules) > 1 else "")
-
-
-def _by_module(
-    arrays: dict[str, Matrix], left_out: LeftOut, problems: list[str], *, take_magnitudes: bool
-) -> dict[str, dict[str, Matrix]]:
-    """Gather the sides of every module that is not left out; what is no factor becomes a problem."""
-    modules: dict[str, dict[str, Matrix]] = {}
-    for key, array in arrays.items():
-        if len(key) > _LONGEST_NAME:
-            problems.append(f"tensor {key[:80]!r}... has a name of {len(key)} characters; at most {_LONGEST_NAME} are read")
-            continue
-        if _IDLE.fullmatch(key) or left_out.takes(module_of(key)):
-            continue
-        match = _NAME.fullmatch(key) or (_MAGNITUDE.fullmatch(key) if take_magnitudes else None)
-        if match is None:
-            problems.append(f"tensor {key!r} is no LoRA factor (...lora_A.weight, ...lora_B.weight){foreign(key)}")
-        elif not np.isfinite(array).all():
-            problems.append(f"tensor {key!r} holds NaN or infinite values")
-        else:
-            side = MAGNITUDE if match.re is _MAGNITUDE else match[2] or match[3]
-            modules.setdefault(match[1], {})[side] = array
-    if not modules and not problems:
-        problems.append("all of its modules were left out" if left_out.modules else "the file has no tensors")
-    return modules
-
-
-def _fields(alpha: float, config: PeftConfig, name: str) -> dict[str, Field]:
-    """Return the metadata that llama.cpp's own converter gives, too."""
-    fields: dict[str, Field] = {
-        "general.name": title(name.encode("utf-8", "replace").decode()),  # a folder's name may be any bytes
-        **(_base_model(config.base_model) if config.base_model else {}),
-        "adapter.lora.alpha": np.float32(alpha),
-    }
-    if config.invocation_tokens:
-        fields["adapter.alora.invocation_tokens"] = np.array(config.invocation_tokens, np.uint32)
-    return {**fields, "general.quantization_version": np.uint32(2)}
-
-
-def _base_model(name_or_path: str) -> dict[str, Field]:
-    """Name the base model; a hub id `organisation/name` also gives its organisation, a path only its last part."""
-    hub = HUB_ID.fullmatch(name_or_path)
-    fields: dict[str, Field] = {
-        "general.base_model.count": np.uint32(1),
-        "general.base_model.0.name": title(hub[2] if hub else re.split(r"[/\\]", name_or_path.rstrip("/\\"))[-1]),
-    }
-    if hub:
-        fields["general.base_model.0.organization"] = hub[1]
-    return fields
-
-
-def title(name: str) -> str:
-    """Turn a folder or model name into words, with a capital at the start of those that have none."""
-    return " ".join(word.capitalize() if word.islower() else word for word in name.split("-"))

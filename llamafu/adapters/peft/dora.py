@@ -1,7 +1,7 @@
-"""DoRA adapters as plain factors: the whole change that they make to each matrix, cut to a rank by an SVD.
+"""DoRA adapters as plain factors: the whole change that they make to each matrix, truncated to a rank by an SVD.
 
 DoRA scales every row of W + s B A to a trained length m: W' = (m / |W + s B A|) x (W + s B A). The change W' - W has nearly
-every rank, so factors can only come near it; how near is measured.
+full rank, so factors only approximate it; the error is measured.
 """
 
 from __future__ import annotations
@@ -13,7 +13,7 @@ import numpy as np
 
 from llamafu.adapters.info import is_flipped
 from llamafu.adapters.merge.svd import truncated_dense
-from llamafu.adapters.peft.architectures import arranged
+from llamafu.adapters.peft.architectures import in_gguf_order
 from llamafu.adapters.peft.base_weights import BaseWeights, base_weights
 from llamafu.errors import ErrorCode, LoraError
 
@@ -24,28 +24,28 @@ if TYPE_CHECKING:
 
     from llamafu.adapters.gguf.base_model import BaseModel
     from llamafu.adapters.gguf.writer import Field
-    from llamafu.adapters.peft.factor_mapping import Piece
+    from llamafu.adapters.peft.factor_mapping import FactorPair
 
     Matrix = NDArray[np.floating[Any]]
 
 MAGNITUDE = "magnitude"
-"""What stands beside the sides A and B of a module for m."""
+"""The key of m among the tensors of a module, next to A and B."""
 METHODS = ("svd",)
-_TIMES = 4  # the rank of the factors, where none is given
+_TIMES = 4  # the rank of the factors where none is given, as a multiple of the adapter's
 
 
 class Cut(NamedTuple):
-    """What the SVD of one matrix cut off."""
+    """The error that the truncated SVD of one matrix makes."""
 
     name: str
-    """The base model's tensor, with the number of the expert behind a # where it is one of a stack."""
+    """The base model's tensor; of one expert of a stack followed by # and its number."""
     rank: int
     error: float
     """|dW - B A| / |dW| in Frobenius norms."""
 
 
 class Dora:
-    """Turns one adapter's modules into plain factors, and remembers what was cut off. One thread."""
+    """Turns one adapter's modules into plain factors, and keeps the errors in `cut`. One thread."""
 
     def __init__(self, base: BaseModel, rank: int | None, on_progress: Callable[[str, float], None]) -> None:
         self._base = base
@@ -55,17 +55,18 @@ class Dora:
 
     @cached_property
     def _weights(self) -> BaseWeights:
-        """Opened when a module needs them: plain adapters do not."""
+        """The base model's weights, opened when the first module needs them: plain adapters need none."""
         return base_weights(self._base)
 
-    def plain(self, piece: Piece, magnitude: Matrix | None, done: float) -> Piece:
-        """Return factors of the strength 1 near the piece's whole change.
+    def plain(self, pair: FactorPair, magnitude: Matrix | None, done: float) -> FactorPair:
+        """Return factors of the strength 1 that approximate the change that `pair` and `magnitude` make to the matrix.
 
-        Raises ValueError where that cannot be computed, ModelLoadError where the base model has no weights.
+        `done` is the share of the modules, for `on_progress`. Raises ValueError where the change cannot be computed,
+        ModelLoadError where the base model has no weights.
         """
-        flipped = is_flipped(piece.target)
-        a, b = (piece.a.T if flipped else piece.a), piece.b
-        own = self._weights.matrix(piece.target, piece.expert, a.shape[1] if flipped else len(b))
+        flipped = is_flipped(pair.target)
+        a, b = (pair.a.T if flipped else pair.a), pair.b
+        own = self._weights.matrix(pair.target, pair.expert, a.shape[1] if flipped else len(b))
         base = (own.T if flipped else own).astype(np.float64)
         if base.shape != (b.shape[0], a.shape[1]):
             message = (
@@ -76,8 +77,8 @@ class Dora:
             found = "no magnitudes" if magnitude is None else f"{magnitude.size} magnitudes"
             message = f"it has {found}, and there must be {len(base)}: one for each row"
             raise ValueError(message)
-        length = arranged(magnitude.reshape(-1, 1), piece.target, self._base).astype(np.float64)
-        whole = base + piece.alpha / a.shape[0] * (b.astype(np.float64) @ a.astype(np.float64))
+        length = in_gguf_order(magnitude.reshape(-1, 1), pair.target, self._base).astype(np.float64)
+        whole = base + pair.alpha / a.shape[0] * (b.astype(np.float64) @ a.astype(np.float64))
         norms = np.linalg.norm(whole, axis=1, keepdims=True)
         if not norms.all():
             message = "a row of the base model with the change added is zero, which DoRA divides by"
@@ -86,13 +87,13 @@ class Dora:
         new_a, new_b = truncated_dense(change, self._rank or _TIMES * a.shape[0])
         size = float(np.linalg.norm(change))
         error = float(np.linalg.norm(change - new_b @ new_a)) / size if size else 0.0
-        name = piece.target if piece.expert is None else f"{piece.target}#{piece.expert}"
+        name = pair.target if pair.expert is None else f"{pair.target}#{pair.expert}"
         self.cut.append(Cut(name, new_a.shape[0], error))
         self._on_progress(name, done)
-        return piece._replace(a=new_a.T if flipped else new_a, b=new_b, alpha=float(new_a.shape[0]))
+        return pair._replace(a=new_a.T if flipped else new_a, b=new_b, alpha=float(new_a.shape[0]))
 
     def fields(self) -> dict[str, Field]:
-        """Return the metadata that say what was done; none where no module was DoRA's."""
+        """Return the metadata with the ranks and errors; none where no module was a DoRA module."""
         if not self.cut:
             return {}
         return {
@@ -103,10 +104,7 @@ class Dora:
 
 
 def dora_of(method: str | None, rank: int | None, base: BaseModel, on_progress: Callable[[str, float], None]) -> Dora | None:
-    """Return how DoRA adapters for `base` become plain ones; None where that was not asked for.
-
-    Raises LoraError for options that are none.
-    """
+    """Return a converter of DoRA adapters for `base`; None where `method` is None. Raises LoraError for other options."""
     message = None
     if method is None and rank is not None:
         message = f"dora_rank is {rank}, and dora is None; it is for dora='svd'"

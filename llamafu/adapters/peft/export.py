@@ -1,4 +1,4 @@
-"""GGUF adapters become PEFT folders: the names, the order of the rows and the strength that PEFT has for them."""
+"""GGUF adapters written as PEFT folders, with PEFT's names, order of rows and strengths."""
 
 from __future__ import annotations
 
@@ -46,9 +46,10 @@ def export_peft(
 ) -> AdapterInfo:
     """Write the GGUF adapter at `adapter` as the new PEFT folder `directory`, and return the adapter's facts.
 
-    The change to every matrix stays the same, and F16 stays F16. Modules are called as in the folder that the file was made of
-    (by this library), or else as in a model of text alone. `base` is the GGUF model it is for (only its header is
-    read), or its `config.json`; it is needed where the architecture reorders rows by heads, as llama does those of q and k.
+    The change to every matrix stays the same, and F16 stays F16. Modules have the names of the folder that the file was
+    converted from (by this library), or else those of a text-only model. `base` is the GGUF model that the adapter is for
+    (only its header is read), or its `config.json`; it is needed where the architecture reorders rows within heads, as llama
+    does for q and k.
 
     Raises:
         LoraIncompatibleError: the architecture or a tensor has no PEFT form here, or needs `base`, or does not fit it.
@@ -76,7 +77,7 @@ def write_folder(file: AdapterFile, directory: Path, base: BaseModel | None) -> 
 
 
 def peft_form(file: AdapterFile, base: BaseModel | None) -> tuple[dict[str, str], dict[str, Matrix]]:
-    """Return PEFT's module of each tensor, and PEFT's tensors; raises LoraIncompatibleError for all that have none."""
+    """Return PEFT's module names by base tensor, and PEFT's tensors; raises LoraIncompatibleError for all that have none."""
     architecture = file.info.architecture
     if architecture not in ARCHITECTURES:
         problem = f"adapters for {architecture!r} cannot be written as PEFT; the architectures are {', '.join(ARCHITECTURES)}"
@@ -110,7 +111,7 @@ def peft_form(file: AdapterFile, base: BaseModel | None) -> tuple[dict[str, str]
 
 
 def _known(architecture: Architecture) -> dict[str, str]:
-    """Return PEFT's modules of layer 0, and outside of layers, by the module that they are in GGUF."""
+    """Return PEFT's names for the modules of layer 0 and those outside the layers, by GGUF's names."""
     modules = [*(f"model.layers.0.{leaf}" for leaf in architecture.leaves), *_OUTSIDE]
     return {split_name(name)[0]: module for module in modules if (name := architecture.target_of(module)) is not None}
 
@@ -121,7 +122,7 @@ def _values(file: AdapterFile, entry: TensorEntry) -> Matrix:
 
 
 def _config(info: AdapterInfo, modules: Mapping[str, str]) -> dict[str, Any]:
-    """Return `adapter_config.json`: alpha / rank of each module is the strength that libllama gives it."""
+    """Return `adapter_config.json`, in which alpha / rank of each module is the strength that libllama gives it."""
     others = [tensor for tensor in info.tensors if tensor.rank != info.rank]
     return {
         "peft_type": "LORA",

@@ -1,4 +1,4 @@
-"""PEFT's pairs of factors become those of GGUF tensors: one matrix each, or one expert of a stack."""
+"""PEFT's pairs of factors mapped to GGUF tensors: one matrix each, or one expert of a stack."""
 
 from __future__ import annotations
 
@@ -9,8 +9,8 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 import numpy as np
 
 from llamafu.adapters.info import is_expert, is_flipped
-from llamafu.adapters.peft.architectures import ARCHITECTURES, arranged
-from llamafu.adapters.peft.module_name import decoder_module, described, part_of
+from llamafu.adapters.peft.architectures import ARCHITECTURES, in_gguf_order
+from llamafu.adapters.peft.module_name import decoder_module, described, part_of, split_expert
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
@@ -22,35 +22,37 @@ if TYPE_CHECKING:
 
     Matrix = NDArray[np.floating[Any]]
 
-_EXPERT = re.compile(r"(.+\.experts)\.([0-9]{1,5})\.(\w+)")
 _STACKED = re.compile(r"(.+\.experts)((?:\.base_layer)*)")
 _PARAMETERS = {"gate_up_proj": ("gate_proj", "up_proj"), "down_proj": ("down_proj",)}
-"""The parameters that hold all experts of a layer since transformers 5, in its order, and the projections in each."""
+"""The parameters that hold all experts of a layer since transformers 5, in its order, and the projections fused in each."""
 _PAIRS = (["A", "B"], ["embedding_A", "embedding_B"])
-_MOST_EXPERTS = 4096  # far more than any libllama takes; a header that lies must not fill the memory
+_MOST_EXPERTS = 4096  # far more than any libllama takes; a damaged header must not fill the memory
 
 
-class Piece(NamedTuple):
-    """Factors for one base tensor, in NumPy's order: A is (rank, in), B is (out, rank); both with the experts in front."""
+class FactorPair(NamedTuple):
+    """Factors for one base tensor: A [rank, in] and B [out, rank]; of a stack of experts with a first dimension more."""
 
     target: str
+    """The base tensor's name."""
     a: Matrix
     b: Matrix
     alpha: float
-    """Divided by the rank, as libllama does with the file's one alpha, it gives PEFT's strength."""
+    """Divided by the rank it gives PEFT's strength."""
     expert: int | None = None
-    """Which one of the stack it is for; None for a whole tensor."""
+    """The number of the expert of a stack; None for a whole tensor."""
 
 
-def pieces_of(module: str, sides: dict[str, Matrix], config: PeftConfig, base: BaseModel, *, exchanged: bool) -> list[Piece]:
-    """Name and arrange the factors of one PEFT module; raises ValueError saying what is wrong with them.
+def factor_pairs_of(
+    module: str, sides: dict[str, Matrix], config: PeftConfig, base: BaseModel, *, exchanged: bool
+) -> list[FactorPair]:
+    """Return the factors of one PEFT module by base tensor, in GGUF's layout; raises ValueError saying what is wrong.
 
-    `exchanged` is what `exchanged_sides` says of all modules.
+    `sides` are the module's tensors, `exchanged` what `exchanged_sides` returns for all modules.
     """
     if (stacked := _STACKED.fullmatch(module)) is not None:
         return _parameter(stacked[1], _parameter_name(module, config), sides, config, base, exchanged=exchanged)
-    single = _EXPERT.fullmatch(module)
-    target = _target(f"{single[1]}.{single[3]}" if single else module, base)
+    stack, expert = split_expert(module)
+    target = _target(stack, base)
     embedding = any(side.startswith("embedding_") for side in sides)
     if is_flipped(target) != embedding:
         kinds = (
@@ -61,28 +63,26 @@ def pieces_of(module: str, sides: dict[str, Matrix], config: PeftConfig, base: B
         names = "lora_A and lora_B" if embedding else "lora_embedding_A and lora_embedding_B"
         message = f"it has {kinds[0]}, and is {kinds[1]} in the base model, whose factors are called {names}; save it with PEFT"
         raise ValueError(message)
-    if is_expert(target) != bool(single):
+    if is_expert(target) != (expert is not None):
         message = (
             "it is a stack of all experts, whose factors are read one expert at a time (experts.0.up_proj), or as PEFT writes "
             "them for target_parameters"
         )
         raise ValueError(message)
-    # A parameter that was adapted directly has a name of its own, which the patterns of ranks and alphas are matched with.
+    # PEFT matches the patterns of ranks and alphas with the full name of a parameter that was adapted directly.
     name = f"{module}.weight" if config.adapts_parameter(f"{module}.weight") else module
     a, b = _matrices(sides, config.rank_of(name))
-    expert = None
-    if single:
-        expert, count = int(single[2]), _expert_count(base)
-        if expert >= count:
-            message = f"there is no expert {expert}; the base model has {count}, from 0"
-            raise ValueError(message)
-    return [Piece(target, a.T if embedding else a, arranged(b, target, base), config.alpha_of(name), expert)]
+    if expert is not None and expert >= (count := _expert_count(base)):
+        message = f"there is no expert {expert}; the base model has {count}, from 0"
+        raise ValueError(message)
+    return [FactorPair(target, a.T if embedding else a, in_gguf_order(b, target, base), config.alpha_of(name), expert)]
 
 
 def exchanged_sides(modules: Mapping[str, dict[str, Matrix]], config: PeftConfig, base: BaseModel) -> bool:
-    """Whether A and B of the parameters that hold all experts have each other's sides, as PEFT wrote them before 0.19.1.
+    """Whether A and B of parameters that hold all experts have each other's shapes, as PEFT wrote them before 0.19.1.
 
-    The sizes decide, of whichever parameter has two that differ, and else the version. Raises ValueError where neither does.
+    A parameter whose in and out differ shows it; where all are square, PEFT's version does. Raises ValueError where the
+    version does not say it either.
     """
     readings = {False, True}
     found = False
@@ -97,7 +97,7 @@ def exchanged_sides(modules: Mapping[str, dict[str, Matrix]], config: PeftConfig
             readings &= {exchanged for exchanged in (False, True) if stored == (sizes[::-1] if exchanged else sizes)}
             found = True
     if not found or not readings:
-        return False  # whatever does not fit is found when sizes are compared
+        return False  # a misfit is reported when sizes are compared with the base model's
     if len(readings) == 1:
         return readings.pop()
     if config.exchanges_sides is None:
@@ -110,31 +110,31 @@ def exchanged_sides(modules: Mapping[str, dict[str, Matrix]], config: PeftConfig
     return config.exchanges_sides
 
 
-def joined(pieces: Sequence[Piece], base: BaseModel) -> Piece:
-    """Return the one piece of a base tensor, or stack its experts: those that were not adapted are left as they are.
+def stack_experts(pairs: Sequence[FactorPair], base: BaseModel) -> FactorPair:
+    """Return the one pair of a base tensor, or stack those of its experts; experts that were not adapted get zeros.
 
-    Experts share a rank and an alpha in GGUF: the smaller ranks are filled up with zeros, and B makes up for other alphas.
+    Experts share a rank and an alpha in GGUF: smaller ranks are padded with zeros, and B is scaled where alpha differs.
     """
-    first = pieces[0]
+    first = pairs[0]
     if first.expert is None:
         return first
-    rank = max(piece.a.shape[0] for piece in pieces)
-    alphas = [piece.alpha if piece.a.shape[0] == rank else piece.alpha * rank / piece.a.shape[0] for piece in pieces]
+    rank = max(pair.a.shape[0] for pair in pairs)
+    alphas = [pair.alpha if pair.a.shape[0] == rank else pair.alpha * rank / pair.a.shape[0] for pair in pairs]
     alpha = Counter(alphas).most_common(1)[0][0]
     count = _expert_count(base)
-    a = np.zeros((count, rank, first.a.shape[1]), np.result_type(*(piece.a for piece in pieces)))
-    b = np.zeros((count, first.b.shape[0], rank), np.result_type(*(piece.b for piece in pieces)))
-    for piece, own in zip(pieces, alphas, strict=True):
-        if (piece.a.shape[1], piece.b.shape[0]) != (a.shape[2], b.shape[1]):
-            message = f"its experts are of different sizes, {list(piece.b.shape)} and {list(first.b.shape)}"
+    a = np.zeros((count, rank, first.a.shape[1]), np.result_type(*(pair.a for pair in pairs)))
+    b = np.zeros((count, first.b.shape[0], rank), np.result_type(*(pair.b for pair in pairs)))
+    for pair, own in zip(pairs, alphas, strict=True):
+        if (pair.a.shape[1], pair.b.shape[0]) != (a.shape[2], b.shape[1]):
+            message = f"its experts are of different sizes, {list(pair.b.shape)} and {list(first.b.shape)}"
             raise ValueError(message)
-        a[piece.expert, : piece.a.shape[0]] = piece.a
-        b[piece.expert, :, : piece.b.shape[1]] = piece.b if own == alpha else piece.b.astype(np.float64) * (own / alpha)
-    return Piece(first.target, a, b, alpha)
+        a[pair.expert, : pair.a.shape[0]] = pair.a
+        b[pair.expert, :, : pair.b.shape[1]] = pair.b if own == alpha else pair.b.astype(np.float64) * (own / alpha)
+    return FactorPair(first.target, a, b, alpha)
 
 
 def _target(module: str, base: BaseModel) -> str:
-    """Name the base tensor of a module; raises ValueError saying why there is none."""
+    """Return the base tensor's name for a module; raises ValueError saying why there is none."""
     architecture = ARCHITECTURES[base.architecture]
     target = architecture.target_of(module)
     if target is not None:
@@ -158,7 +158,7 @@ def _target(module: str, base: BaseModel) -> str:
 
 
 def _parameter_name(module: str, config: PeftConfig) -> str | None:
-    """Name the parameter that a stack's factors are for. PEFT wraps one after another: the first lies deepest."""
+    """Return the parameter that a stack's factors are for. PEFT wraps one after another, so the first is nested deepest."""
     stacked = _STACKED.fullmatch(module)
     assert stacked is not None  # noqa: S101 - the caller looked
     adapted = [name for name in _PARAMETERS if config.adapts_parameter(f"{stacked[1]}.{name}")]
@@ -167,7 +167,7 @@ def _parameter_name(module: str, config: PeftConfig) -> str | None:
 
 
 def _parameter_sizes(module: str, parameter: str | None, base: BaseModel) -> tuple[int, int] | None:
-    """Return the in and out of one expert's share of a parameter; None where the base model does not say."""
+    """Return in and out of one expert's matrix in a parameter; None where the base model does not say."""
     names = _PARAMETERS.get(parameter or "", ())
     targets = [ARCHITECTURES[base.architecture].target_of(f"{module}.{name}") for name in names]
     whole = (targets[0] or "").replace("ffn_gate_exps", "ffn_gate_up_exps") if targets else ""
@@ -178,8 +178,8 @@ def _parameter_sizes(module: str, parameter: str | None, base: BaseModel) -> tup
 
 def _parameter(
     module: str, parameter: str | None, sides: dict[str, Matrix], config: PeftConfig, base: BaseModel, *, exchanged: bool
-) -> list[Piece]:
-    """Take the factors of a parameter that holds all experts apart."""
+) -> list[FactorPair]:
+    """Split the factors of a parameter that holds all experts into those of its projections, each a stack of experts."""
     if parameter is None:
         message = (
             "it holds all experts of a layer, and target_parameters in adapter_config.json does not name the parameter that "
@@ -198,7 +198,9 @@ def _parameter(
         message = f"B has {b.shape[1]} rows, which do not split into those of {' and '.join(projections)}"
         raise ValueError(message)
     alpha = config.alpha_of(f"{module}.{parameter}")
-    return [Piece(target, a, part, alpha) for target, part in zip(targets, np.split(b, len(projections), axis=1), strict=True)]
+    return [
+        FactorPair(target, a, part, alpha) for target, part in zip(targets, np.split(b, len(projections), axis=1), strict=True)
+    ]
 
 
 def _matrices(sides: dict[str, Matrix], rank: int) -> tuple[Matrix, Matrix]:

@@ -1,4 +1,4 @@
-"""The type of a converted adapter's tensors: chosen by what it loses of their changes."""
+"""The type that a converted adapter's tensors are stored in, chosen by how much of their changes it loses."""
 
 from __future__ import annotations
 
@@ -7,8 +7,8 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
 
-from llamafu.adapters.gguf.reader import invalid_file
 from llamafu.adapters.info import is_flipped
+from llamafu.adapters.invalid_file import invalid_file
 from llamafu.adapters.peft.storage_loss import MOST_LOST, narrowed, percent, share_lost
 
 if TYPE_CHECKING:
@@ -16,17 +16,16 @@ if TYPE_CHECKING:
 
     from numpy.typing import NDArray
 
-    from llamafu.adapters.peft.factor_mapping import Piece
+    from llamafu.adapters.peft.factor_mapping import FactorPair
 
     Matrix = NDArray[np.floating[Any]]
 
 logger = logging.getLogger("llamafu.adapters")
 
-_KINDS = {"f16": "<f2", "f32": "<f4"}
 _MAY_LOSE = {"auto": MOST_LOST, "exact": 0.0}
-"""The share of a tensor's change that F16 may lose for it to be taken."""
-DTYPES = (*_MAY_LOSE, *_KINDS)
-"""What may be asked for."""
+"""The share of a tensor's change up to which F16 is chosen."""
+DTYPES = (*_MAY_LOSE, "f16", "f32")
+"""The types that can be asked for."""
 
 
 class Stored(NamedTuple):
@@ -35,15 +34,15 @@ class Stored(NamedTuple):
     dtype: str
     """"f16" or "f32"."""
     lost: float
-    """The largest share of a tensor's change: see `share_lost`."""
+    """The largest loss of a tensor's change: see `share_lost`."""
     where: str
-    """That tensor."""
+    """The tensor with that loss."""
     instead: float | None = None
-    """Where F32 was taken because of it: what F16 would have lost."""
+    """What F16 would have lost, where F32 was chosen for that."""
 
     @property
     def is_much(self) -> bool:
-        """Whether it is more than is lost without having been asked for."""
+        """Whether it loses more than a type that was chosen here would."""
         return self.lost > MOST_LOST
 
     def __str__(self) -> str:
@@ -51,33 +50,37 @@ class Stored(NamedTuple):
         return f"{self.dtype.upper()}: the largest loss of a tensor's change is {percent(self.lost)}{at}"
 
 
-def stored_as(pieces: Sequence[Piece], alpha: float, dtype: str, name: str) -> tuple[list[tuple[str, Matrix]], Stored]:
-    """Return the GGUF tensors in the type that `dtype` says or leads to, and what it loses; log that."""
+def store_factors(pairs: Sequence[FactorPair], alpha: float, dtype: str, name: str) -> tuple[list[tuple[str, Matrix]], Stored]:
+    """Return the GGUF tensors of `pairs`, in the type that is named or chosen by its loss, and what it loses, which is logged.
+
+    `alpha` is the file's, `dtype` one of DTYPES, `name` the file's name for messages. Raises what `gguf_tensors` raises.
+    """
     if dtype == "f32":
-        return folded(pieces, alpha, "<f4", name)
-    tensors, stored = folded(pieces, alpha, "<f2", name, is_named=dtype == "f16")
+        return gguf_tensors(pairs, alpha, "<f4", name)
+    tensors, stored = gguf_tensors(pairs, alpha, "<f2", name, is_named=dtype == "f16")
     if dtype == "f16":
         level = logging.WARNING if stored.is_much else logging.INFO
         logger.log(level, "%s: %s%s", name, stored, "; choose the dtype 'f32' to keep it" if stored.is_much else "")
     elif stored.lost > _MAY_LOSE[dtype]:
         logger.info("%s: %s; F32 is taken", name, stored)
-        tensors, exact = folded(pieces, alpha, "<f4", name)
+        tensors, exact = gguf_tensors(pairs, alpha, "<f4", name)
         return tensors, exact._replace(instead=stored.lost)
     return tensors, stored
 
 
-def folded(
-    pieces: Sequence[Piece], alpha: float, dtype: str, name: str, *, is_named: bool = True
+def gguf_tensors(
+    pairs: Sequence[FactorPair], alpha: float, dtype: str, name: str, *, is_named: bool = True
 ) -> tuple[list[tuple[str, Matrix]], Stored]:
-    """Return the GGUF tensors. Where the file's one alpha would give a wrong strength, B makes up for it.
+    """Return the GGUF tensors in NumPy's type `dtype`; B is scaled where the file's one alpha is not the pair's.
 
-    Raises InvalidAdapterFileError where the type `dtype` that `is_named` holds them not at all, or loses what B makes up for.
+    Raises InvalidAdapterFileError, if the user named the type (`is_named`), where it cannot hold the values, or loses more
+    than 1 % of a tensor's change because of that scaling.
     """
     problems = []
     tensors: list[tuple[str, Matrix]] = []
     worst, where = 0.0, ""
-    for piece in pieces:
-        target, a, b, own = piece.target, piece.a, piece.b, piece.alpha
+    for pair in pairs:
+        target, a, b, own = pair.target, pair.a, pair.b, pair.alpha
         share = 1 if own == alpha else own / float(np.float32(alpha))
         b = b if share == 1 else b.astype(np.float64) * share
         stored = (narrowed(a, dtype), narrowed(b, dtype))

@@ -1,4 +1,4 @@
-"""PEFT's folders: a configuration and its weights, read once, so that what was checked is what gets converted."""
+"""PEFT's folders: a configuration and its weights, read once, so that the bytes that were checked are those converted."""
 
 from __future__ import annotations
 
@@ -10,8 +10,8 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from llamafu.adapters.file import AdapterFileNotFoundError
-from llamafu.adapters.gguf.reader import invalid_file
-from llamafu.adapters.peft.config import CONFIG, PeftConfig, parse_config
+from llamafu.adapters.invalid_file import invalid_file
+from llamafu.adapters.peft.config import CONFIG, LARGEST_CONFIG, PeftConfig, parse_config
 from llamafu.adapters.peft.mlx import WEIGHTS as MLX_WEIGHTS
 from llamafu.adapters.peft.mlx import read_mlx
 from llamafu.adapters.peft.safetensors import read_safetensors
@@ -34,24 +34,23 @@ WEIGHTS: Mapping[str, Callable[..., Arrays]] = {
     "adapter_model.safetensors": read_safetensors,
     "adapter_model.bin": read_pickled,
 }
-"""The files of weights and what reads them; PEFT takes the first that is there."""
-_LARGEST_CONFIG = 10_000_000  # bytes
+"""The files of weights and their readers; PEFT takes the first that exists."""
 
 
 @dataclass(frozen=True, slots=True)
 class PeftFolder:
-    """The two files of one adapter, as bytes. Unchangeable, so any thread may use it."""
+    """The two files of one adapter, as bytes. Immutable, so any thread may use it."""
 
     path: Path
     name: str
-    """The folder's own, links followed; it becomes part of what the folder is converted to."""
+    """The folder's own name, links followed; the converted adapter is named after it."""
     config: bytes
     weights: bytes
     weights_path: Path
 
     @property
     def digest(self) -> str:
-        """SHA-256 of all that decides what the folder is converted to, its name included; hexadecimal."""
+        """SHA-256, in hexadecimal, of everything that the converted adapter depends on, the folder's name included."""
         parts = (self.name.encode("utf-8", "surrogateescape"), self.weights_path.name.encode(), self.config, self.weights)
         whole = hashlib.sha256()
         for part in parts:
@@ -60,9 +59,10 @@ class PeftFolder:
         return whole.hexdigest()
 
     def parsed(self, base: BaseModel, *, dora: bool = False) -> tuple[PeftConfig, Arrays, tuple[str, ...]]:
-        """Check both files for `base`; raises InvalidAdapterFileError with the problems of both. `dora`: see `parse_config`.
+        """Return the configuration, the tensors by PEFT's names, and the modules whose tensors have no effect.
 
-        The last of what is returned are modules whose tensors do not act, of which mlx-lm's folders may have some.
+        Only mlx-lm's folders have such modules. `dora`: see `parse_config`. Raises InvalidAdapterFileError with the problems
+        of both files.
         """
         if self.weights_path.name == MLX_WEIGHTS:
             return read_mlx(self.config, self.weights, base, name=str(self.path))
@@ -95,20 +95,20 @@ def read_folder(folder: Path) -> PeftFolder:
     weights = next(
         (folder / name for name in (*WEIGHTS, MLX_WEIGHTS) if os.path.lexists(folder / name)), folder / next(iter(WEIGHTS))
     )
-    config = _read(folder / CONFIG, folder, _LARGEST_CONFIG)
+    config = _read(folder / CONFIG, folder, LARGEST_CONFIG)
     # Not Path.resolve, which raises RuntimeError for links that go round in circles.
     return PeftFolder(folder, os.path.basename(os.path.realpath(folder)), config, _read(weights, folder), weights)  # noqa: PTH119
 
 
 def base_model_of(folder: Path) -> str | None:
-    """Return the hub id or path of the base model that a folder names, one that was read before; None where it names none."""
+    """Return the hub id or path of the base model in the configuration of a folder that was read before; None for none."""
     config = json.loads((folder / CONFIG).read_bytes())
     name = config.get("base_model_name_or_path" if config.get("peft_type") else "model")
     return name if isinstance(name, str) else None
 
 
 def _read(path: Path, folder: Path, most: int | None = None) -> bytes:
-    """Return the content of a file of at most `most` bytes."""
+    """Return the content of a file of at most `most` bytes; `folder` is for the message if it is absent."""
     try:
         # Not blocking: opening a pipe must not wait for a writer.
         flags = os.O_RDONLY | getattr(os, "O_NONBLOCK", 0) | getattr(os, "O_BINARY", 0)

@@ -1,4 +1,4 @@
-"""A base model from Hugging Face's `config.json`: the architecture and sizes of the GGUF model that it would become."""
+"""The architecture and tensor sizes of a base model from its `config.json`, as the GGUF model made of it would have them."""
 
 from __future__ import annotations
 
@@ -14,63 +14,63 @@ from llamafu.errors import ErrorCode, ModelLoadError
 if TYPE_CHECKING:
     from collections.abc import Mapping
 
-    from llamafu.adapters.gguf.reader import Scalar
+    from llamafu.adapters.gguf.container import Scalar
 
 CONFIG = "config.json"
-_LARGEST = 10_000_000  # bytes
-_MOST = 1 << 24  # of anything that is counted, and far above any model's
+_LARGEST = 10_000_000  # bytes of a config.json
+_MOST = 1 << 24  # of any number in it, far above any model's
 _MOST_LAYERS = 1 << 12
 
 
-class _Kind(NamedTuple):
-    """How models of one of transformers' types differ; values are those that a config may leave out."""
+class _ModelType(NamedTuple):
+    """One of transformers' model types: its GGUF architecture, and the defaults of fields that its config may leave out."""
 
     architecture: str
     """GGUF's name."""
     tied: bool = False
     """Whether the output matrix is the token embedding unless the config says otherwise."""
     head: int | None = None
-    """Size of a head unless the config says it; None for hidden_size / num_attention_heads."""
+    """Size of a head unless the config has it; None for hidden_size / num_attention_heads."""
     fused: bool = False
     """Whether q, k and v are one matrix, and gate and up another."""
     experts: str = ""
-    """The field that says how wide an expert is; empty for models without experts."""
+    """The field with the width of an expert; empty for models without experts."""
 
 
 MODEL_TYPES = {
-    "llama": _Kind("llama"),
-    "mistral": _Kind("llama"),
-    "mixtral": _Kind("llama", experts="intermediate_size"),
-    "qwen2": _Kind("qwen2"),
-    "qwen3": _Kind("qwen3", head=128),
-    "qwen3_moe": _Kind("qwen3moe", experts="moe_intermediate_size"),
-    "gemma2": _Kind("gemma2", tied=True, head=256),
-    "gemma3_text": _Kind("gemma3", tied=True, head=256),
-    "phi3": _Kind("phi3", fused=True),
-    "granite": _Kind("granite"),
+    "llama": _ModelType("llama"),
+    "mistral": _ModelType("llama"),
+    "mixtral": _ModelType("llama", experts="intermediate_size"),
+    "qwen2": _ModelType("qwen2"),
+    "qwen3": _ModelType("qwen3", head=128),
+    "qwen3_moe": _ModelType("qwen3moe", experts="moe_intermediate_size"),
+    "gemma2": _ModelType("gemma2", tied=True, head=256),
+    "gemma3_text": _ModelType("gemma3", tied=True, head=256),
+    "phi3": _ModelType("phi3", fused=True),
+    "granite": _ModelType("granite"),
 }
 """What can be read, by transformers' `model_type`."""
 
 
-class _Pictured(NamedTuple):
-    """How models of one type that have a decoder among other parts describe it."""
+class _MultimodalType(NamedTuple):
+    """A model type that has the decoder's configuration in a field of its own, `text_config`."""
 
     decoder: str
     """The decoder's type."""
     defaults: Mapping[str, int]
-    """What its configuration leaves out where it is as in transformers."""
+    """Fields of the decoder's configuration that are left out where they are transformers' defaults."""
 
 
-WITH_PICTURES = {
-    "gemma3": _Pictured(
+MULTIMODAL_TYPES = {
+    "gemma3": _MultimodalType(
         "gemma3_text", {"num_attention_heads": 8, "num_key_value_heads": 4, "head_dim": 256, "vocab_size": 262_208}
     )
 }
-"""Models whose decoder can be read from `text_config`."""
+"""Multimodal models that can be read, by transformers' `model_type`."""
 
 
 def read_any_base(path: str | os.PathLike[str]) -> BaseModel:
-    """Read a base model's header: a GGUF model's, or for a folder or a file that ends in .json, a `config.json`'s.
+    """Read the header of a GGUF model, or for a folder or a file that ends in .json, a `config.json` in place of one.
 
     Raises:
         ModelFileNotFoundError: the file is missing (a ModelLoadError and a FileNotFoundError).
@@ -101,11 +101,11 @@ def _read_config(path: Path) -> BaseModel:
         raise ModelLoadError(message) from None
 
 
-def _decoder(config: dict[str, Any]) -> tuple[_Kind | None, Mapping[str, Any]]:
-    """Return how the model's decoder differs, and its configuration: in a model with pictures, a part of the whole."""
+def _decoder(config: dict[str, Any]) -> tuple[_ModelType | None, Mapping[str, Any]]:
+    """Return the type of the model's decoder, None where it is not known, and the decoder's configuration."""
     inner = config.get("text_config")
-    if str(config.get("model_type")) in WITH_PICTURES and isinstance(inner, dict):
-        kind = WITH_PICTURES[str(config["model_type"])]
+    if str(config.get("model_type")) in MULTIMODAL_TYPES and isinstance(inner, dict):
+        kind = MULTIMODAL_TYPES[str(config["model_type"])]
         return MODEL_TYPES[kind.decoder], {**kind.defaults, "_name_or_path": config.get("_name_or_path"), **inner}
     return MODEL_TYPES.get(str(config.get("model_type"))), config
 
@@ -127,8 +127,8 @@ def _text(path: Path) -> str:
         raise ModelLoadError(message, code=ErrorCode.FILE_READ_FAILED) from error
 
 
-def _base_model(path: Path, kind: _Kind, config: Mapping[str, Any]) -> BaseModel:
-    """Work out the tensors; raises ValueError naming a field that is missing or no sound number."""
+def _base_model(path: Path, kind: _ModelType, config: Mapping[str, Any]) -> BaseModel:
+    """Compute the shapes of all tensors; raises ValueError naming a field that is missing or no sound number."""
     hidden = _size(config, "hidden_size")
     heads = _size(config, "num_attention_heads")
     kv_heads = _size(config, "num_key_value_heads", heads)
@@ -165,12 +165,12 @@ def _base_model(path: Path, kind: _Kind, config: Mapping[str, Any]) -> BaseModel
     return BaseModel(path, name if isinstance(name, str) and name else path.name, prefix, tensors, metadata)
 
 
-def _attention(kind: _Kind, hidden: int, q: int, kv: int) -> dict[str, tuple[int, ...]]:
+def _attention(kind: _ModelType, hidden: int, q: int, kv: int) -> dict[str, tuple[int, ...]]:
     projections = {"attn_qkv": q + 2 * kv} if kind.fused else {"attn_q": q, "attn_k": kv, "attn_v": kv}
     return {"attn_output": (q, hidden), **{name: (hidden, size) for name, size in projections.items()}}
 
 
-def _feed_forward(kind: _Kind, config: Mapping[str, Any], hidden: int, layer: int) -> dict[str, tuple[int, ...]]:
+def _feed_forward(kind: _ModelType, config: Mapping[str, Any], hidden: int, layer: int) -> dict[str, tuple[int, ...]]:
     if kind.experts and _is_sparse(config, layer):
         wide, count = _size(config, kind.experts), _experts(config)
         up = (hidden, wide, count)
@@ -182,7 +182,7 @@ def _feed_forward(kind: _Kind, config: Mapping[str, Any], hidden: int, layer: in
 
 
 def _is_sparse(config: Mapping[str, Any], layer: int) -> bool:
-    """Whether this layer has experts; some layers of qwen3_moe may have none."""
+    """Whether this layer has experts; a qwen3_moe model may have layers without."""
     dense = config.get("mlp_only_layers") or []
     if not isinstance(dense, list):
         message = f"mlp_only_layers is {str(dense)[:80]!r}; it must be a list of layers"

@@ -1,4 +1,4 @@
-"""Modules of a folder that are not to be converted."""
+"""The modules of a folder that `drop` leaves out of the conversion."""
 
 from __future__ import annotations
 
@@ -14,12 +14,15 @@ _PREFIX = "base_model.model."
 
 
 class LeftOut:
-    """Finds the modules that belong to a part, or that have a name in theirs, `layers.3` or `self_attn.q_proj`; notes them."""
+    """Matches modules by the part of the model that they belong to or by names in theirs, and remembers what matched."""
 
     def __init__(self, drop: Sequence[str] | str) -> None:
-        """`drop` are parts (`PARTS`) or names, whole from dot to dot; raises ValueError for one that is empty or no text."""
+        """Match the entries of `drop`: parts (`PARTS`), or names such as `layers.3`, which match whole from dot to dot.
+
+        Raises ValueError for an entry that is empty or no text.
+        """
         self._drop: dict[str, str] = {}
-        """What is looked for in modules' names, by what was given: a tensor's name stands for its module."""
+        """The module name or part to match, by the entry that was given: a tensor's name stands for its module."""
         for one in (drop,) if isinstance(drop, str) else drop:
             if not isinstance(one, str) or not (part := module_of(one).strip(".")):
                 message = f"drop has {one!r}; it takes {', '.join(map(repr, PARTS))}, and modules' names or whole parts of them"
@@ -30,16 +33,16 @@ class LeftOut:
 
     @property
     def modules(self) -> tuple[str, ...]:
-        """Those that were found, in order."""
+        """The modules that were left out, in order."""
         return tuple(self._modules)
 
     @property
     def unused(self) -> tuple[str, ...]:
-        """What was to be left out and is in no module."""
+        """The entries of `drop` that matched no module."""
         return tuple(one for one in self._drop if one not in self._used)
 
     def takes(self, module: str) -> bool:
-        """Whether this module is to be left out."""
+        """Whether this module is to be left out; remembers it if so."""
         if not self._drop:
             return False
         path, part = f".{module}.", part_of(module)
@@ -51,5 +54,5 @@ class LeftOut:
 
 
 def module_of(key: str) -> str:
-    """Return the module that a tensor of PEFT's belongs to, factor or not."""
+    """Return the module that a tensor of a PEFT folder belongs to, whether it is a factor or not."""
     return key.removeprefix(_PREFIX).partition(".lora_")[0].removesuffix(".weight").removesuffix(".bias")

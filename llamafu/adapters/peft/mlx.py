@@ -1,8 +1,8 @@
-"""Adapter folders of mlx-lm, said in PEFT's words.
+"""Adapter folders of mlx-lm, translated to PEFT's names and layout.
 
-Its A and B lie the other way round, [in, rank] and [rank, out], those of all experts in one stack, and `scale` is the whole
-strength. When mlx-lm loads a folder it adapts the last `num_layers` layers, there the modules that `keys` names, and takes no
-notice of tensors for others. Those do not act here either; they are told as left out.
+In mlx-lm, A and B are transposed, [in, rank] and [rank, out], all experts are in one stack, and `scale` is the strength itself.
+When mlx-lm loads a folder it adapts the modules that `keys` names in the last `num_layers` layers, and ignores tensors for
+others. So they are ignored here too, and reported as left out.
 """
 
 from __future__ import annotations
@@ -11,8 +11,8 @@ import json
 import re
 from typing import TYPE_CHECKING, Any, NamedTuple
 
-from llamafu.adapters.gguf.reader import invalid_file
 from llamafu.adapters.info import split_name
+from llamafu.adapters.invalid_file import invalid_file
 from llamafu.adapters.peft.config import CONFIG, PeftConfig, parse_config
 from llamafu.adapters.peft.module_name import decoder_module
 from llamafu.adapters.peft.safetensors import read_safetensors, unique
@@ -38,21 +38,21 @@ _REFUSED = {
 
 
 class _Config(NamedTuple):
-    """What the configuration says of which tensors act, and how strongly."""
+    """The configuration: ranks and strength in PEFT's terms, and which modules are adapted."""
 
     peft: PeftConfig
     layers: int
-    """How many of the last layers; below 1 for all."""
+    """The number of last layers that are adapted; below 1 for all."""
     keys: frozenset[str] | None
-    """Modules, by their names in a layer or in the model; None for all."""
+    """The modules that are adapted, by their names in a layer or in the model; None for all."""
     sign: int
-    """Of the scale; alpha has none, so B takes it."""
+    """The sign of the scale, which B is multiplied by, since alpha has none."""
 
 
 def read_mlx(
     config: bytes, weights: bytes, base: BaseModel, *, name: str
 ) -> tuple[PeftConfig, dict[str, Matrix], tuple[str, ...]]:
-    """Return the configuration and the tensors as PEFT would have them, and the modules whose tensors do not act.
+    """Return the configuration and the tensors as PEFT would have them, and the modules whose tensors are ignored.
 
     `name` is the folder's, for messages. Raises InvalidAdapterFileError with everything that is wrong.
     """
@@ -70,24 +70,24 @@ def read_mlx(
         raise invalid_file(name, problems)
     count = 1 + max((layer for _, layer in map(split_name, base.tensors) if layer is not None), default=-1)
     found: dict[str, Matrix] = {}
-    idle: dict[str, None] = {}
+    ignored: dict[str, None] = {}
     for key, array in arrays.items():
         factor = _FACTOR.fullmatch(key)
         if factor is None:
             what = ": DoRA's magnitudes; train with --fine-tune-type lora" if key.endswith(".m") else ""
             problems.append(f"tensor {key[:200]!r} is no LoRA factor (...lora_a, ...lora_b){what}")
-        elif not _acts(factor[1], parsed, count):
-            idle[factor[1]] = None
+        elif not _is_adapted(factor[1], parsed, count):
+            ignored[factor[1]] = None
         else:
             try:
                 found |= _renamed(factor[1], factor[2], array * parsed.sign if factor[2] == "b" else array, parsed.peft.rank)
             except ValueError as error:
                 problems.append(f"tensor {key[:200]!r} is {list(array.shape)}; {error}")
-    if idle and not found and not problems:
-        problems.append(f"mlx-lm would use none of its {len(idle)} modules: num_layers and keys name others")
+    if ignored and not found and not problems:
+        problems.append(f"mlx-lm would use none of its {len(ignored)} modules: num_layers and keys name others")
     if problems:
         raise invalid_file(name, problems)
-    return parsed.peft, found, tuple(idle)
+    return parsed.peft, found, tuple(ignored)
 
 
 def _config(content: bytes, *, name: str) -> _Config:
@@ -106,7 +106,7 @@ def _config(content: bytes, *, name: str) -> _Config:
 
 
 def _problems(config: Mapping[str, Any]) -> list[str]:
-    """Name what cannot be expressed, or is not as mlx-lm writes it."""
+    """List what a GGUF adapter cannot express, or mlx-lm does not write."""
     if config.get("peft_type"):
         return [f"it is PEFT's, and the weights are mlx-lm's ({WEIGHTS}); give both files of one adapter"]
     kind = config.get("fine_tune_type") or ("dora" if config.get("use_dora") else "lora")
@@ -135,7 +135,7 @@ def _problems(config: Mapping[str, Any]) -> list[str]:
 
 
 def _layers(config: Mapping[str, Any]) -> Any:
-    """Return the number of last layers; older versions called it otherwise."""
+    """Return the number of last layers, which older versions had in another field."""
     return next((found for key in ("num_layers", "lora_layers") if (found := config.get(key)) is not None), -1)
 
 
@@ -143,7 +143,7 @@ def _shown(value: object) -> str:
     return f"{value!r:.80}"
 
 
-def _acts(module: str, config: _Config, count: int) -> bool:
+def _is_adapted(module: str, config: _Config, count: int) -> bool:
     """Whether mlx-lm adapts this module of a model with `count` layers."""
     name = decoder_module(module)
     layer = None if name is None else name.layer
@@ -154,7 +154,7 @@ def _acts(module: str, config: _Config, count: int) -> bool:
 
 
 def _renamed(module: str, side: str, array: Matrix, rank: int) -> dict[str, Matrix]:
-    """Return a factor under PEFT's names, one an expert of a stack; raises ValueError saying what sizes it must have."""
+    """Return a factor by PEFT's names, one for each expert of a stack; raises ValueError saying which shape it must have."""
     letter = side.upper()
     parts = module.split(".")
     if _STACK in parts:

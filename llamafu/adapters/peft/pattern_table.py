@@ -1,7 +1,7 @@
-"""Numbers by the patterns of PEFT's `rank_pattern` and `alpha_pattern`: the first pattern that matches a module's name counts.
+"""The values of PEFT's `rank_pattern` and `alpha_pattern`: the first pattern that matches a module's name counts.
 
-Nearly all of these patterns are names, one for each module of a model that may have 18,432. They are looked up and not tried
-one after another. A `.` in one stands for any character, as in every pattern, unless a backslash is before it.
+Nearly all of these patterns are plain names, one for each module of a model that may have 18,432 modules, so names are found
+by look-up instead of trying one pattern after another. A `.` in a name matches any character unless a backslash is before it.
 """
 
 from __future__ import annotations
@@ -16,25 +16,26 @@ _Number = TypeVar("_Number", int, float)
 _NAME = re.compile(r"(\^?)((?:[\w.-]|\\[^\w\s])*)\$?", re.ASCII)
 _CHARACTER = re.compile(r"\\?(.)")
 _LONGEST = 1000  # characters
-_SHAPE_SIZE = 50  # what one more shape of names costs, beside a state of a pattern's machine
+_SHAPE_SIZE = 50  # the cost of one more set of wildcard positions, in states of an automaton
 
 _Places = tuple[int, ...]
 
 
 class PatternTable(Generic[_Number]):
-    """Patterns in order, each with its number."""
+    """Patterns in the order in which they are tried, each with its value."""
 
     def __init__(self) -> None:
-        """Begin without any."""
+        """Make an empty table."""
         self._values: list[_Number] = []
         self._names: dict[tuple[bool, int], dict[_Places, dict[str, int]]] = defaultdict(dict)
-        """By whether it has to be the whole name, by its length, and by where it takes any character: each name's number."""
+        """The index of each plain name in `_values`, by whether it must match the full name and its length, then by the
+        positions of its wildcards, then by its text."""
         self._others: list[tuple[int, NamePattern]] = []
         self.size = 0
-        """How much it takes to match one module with all of them, in states."""
+        """The cost of matching one module with all patterns, in states."""
 
     def add(self, pattern: str, value: _Number) -> None:
-        """Add a pattern behind the others; raises ValueError, saying why, for one that `NamePattern` refuses."""
+        """Add a pattern after the others; raises ValueError, saying why, for one that `NamePattern` refuses."""
         number = len(self._values)
         name = _NAME.fullmatch(pattern) if len(pattern) <= _LONGEST else None
         if name is None:
@@ -51,7 +52,7 @@ class PatternTable(Generic[_Number]):
         self._values.append(value)
 
     def find(self, module: str, default: _Number) -> _Number:
-        """Return the number of the first pattern that matches `module`, a full name in one line."""
+        """Return the value of the first pattern that matches `module`, a full name in one line; or `default`."""
         first = self._first_name(module)
         for number, pattern in self._others:
             if number >= first:
@@ -62,7 +63,7 @@ class PatternTable(Generic[_Number]):
         return self._values[first] if first < len(self._values) else default
 
     def _first_name(self, module: str) -> int:
-        """Return the place of the first pattern that is a name and matches; the number of all where none does."""
+        """Return the index of the first plain name that matches; the number of all patterns where none does."""
         first = len(self._values)
         parts: list[str] = [module[place + 1 :] for place, character in enumerate(module) if character == "."]
         for whole, end in [(True, module), (False, module), *((False, part) for part in parts)]:

@@ -1,4 +1,4 @@
-"""Safetensors files, the container of PEFT's weights; reading, every length and offset is checked before it is used."""
+"""Safetensors files, the container of PEFT's weights: every length and offset is checked before it is used."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple, TypeGuard
 import numpy as np
 
 from llamafu.adapters.gguf.file_magic import HEAD_BYTES, known_kind
-from llamafu.adapters.gguf.reader import invalid_file
+from llamafu.adapters.invalid_file import invalid_file
 
 if TYPE_CHECKING:
     import mmap
@@ -26,7 +26,9 @@ _MOST_DIMENSIONS = 8
 _LONGEST = 500  # characters of a name in a message
 
 
-class _Entry(NamedTuple):
+class _HeaderEntry(NamedTuple):
+    """A tensor in the header; `begin` and `end` are bytes from the beginning of the data section."""
+
     name: str
     dtype: str
     shape: tuple[int, ...]
@@ -34,12 +36,12 @@ class _Entry(NamedTuple):
     end: int
 
 
-class Place(NamedTuple):
-    """Where a tensor lies in a file."""
+class TensorLocation(NamedTuple):
+    """The entry of a tensor, and where the data section of its file begins."""
 
-    entry: _Entry
+    entry: _HeaderEntry
     start: int
-    """Of all data, in bytes from the beginning of the file."""
+    """Of the data section, in bytes from the beginning of the file."""
 
 
 def read_safetensors(content: bytes, *, name: str) -> dict[str, NDArray[np.floating[Any]]]:
@@ -55,21 +57,21 @@ def read_safetensors(content: bytes, *, name: str) -> dict[str, NDArray[np.float
     return {entry.name: _values(content, start, entry) for entry in entries}
 
 
-def read_places(content: bytes | mmap.mmap, *, name: str) -> dict[str, Place]:
-    """Return where every tensor of the file `content` lies; raises what `read_safetensors` raises."""
+def read_locations(content: bytes | mmap.mmap, *, name: str) -> dict[str, TensorLocation]:
+    """Return the location of every tensor of the file `content`; raises what `read_safetensors` raises."""
     entries, start = _entries(content, name)
-    return {entry.name: Place(entry, start) for entry in entries}
+    return {entry.name: TensorLocation(entry, start) for entry in entries}
 
 
-def read_one(file: BinaryIO, place: Place) -> NDArray[np.floating[Any]]:
+def read_one(file: BinaryIO, location: TensorLocation) -> NDArray[np.floating[Any]]:
     """Read one tensor of a file whose header was read."""
-    file.seek(place.start + place.entry.begin)
-    content = file.read(place.entry.end - place.entry.begin)
-    return _values(content, -place.entry.begin, place.entry)
+    file.seek(location.start + location.entry.begin)
+    content = file.read(location.entry.end - location.entry.begin)
+    return _values(content, -location.entry.begin, location.entry)
 
 
-def _entries(content: bytes | mmap.mmap, name: str) -> tuple[list[_Entry], int]:
-    """Check the header; return what it lists, in the order of the data, and where these begin."""
+def _entries(content: bytes | mmap.mmap, name: str) -> tuple[list[_HeaderEntry], int]:
+    """Check the header; return its entries in the order of the data, and where the data section begins."""
     header, start = _header(content, name)
     problems: list[str] = []
     entries = [entry for key, value in header.items() if (entry := _entry(key, value, problems)) is not None]
@@ -89,7 +91,7 @@ def _entries(content: bytes | mmap.mmap, name: str) -> tuple[list[_Entry], int]:
 
 
 def safetensors_bytes(arrays: Mapping[str, NDArray[np.floating[Any]]], metadata: Mapping[str, str]) -> bytes:
-    """Return the file of these F32 and F16 arrays, in this order but with all of F32 first, so that each lies aligned."""
+    """Return a file of these F32 and F16 arrays, in this order but with all F32 ones first, so that each is aligned."""
     header: dict[str, Any] = {"__metadata__": dict(metadata)}
     blobs: list[bytes] = []
     size = 0
@@ -104,7 +106,7 @@ def safetensors_bytes(arrays: Mapping[str, NDArray[np.floating[Any]]], metadata:
 
 
 def _header(content: bytes | mmap.mmap, name: str) -> tuple[dict[str, Any], int]:
-    """Return the header's tensors and where the data begin."""
+    """Return the header's tensors, and where the data section begins."""
     length = int.from_bytes(content[:_LENGTH_BYTES], "little")
     start = _LENGTH_BYTES + length
     if len(content) < _LENGTH_BYTES or start > len(content) or length > _HEADER_LIMIT:
@@ -123,7 +125,7 @@ def _header(content: bytes | mmap.mmap, name: str) -> tuple[dict[str, Any], int]
 
 
 def empty(name: str, shape: Sequence[int]) -> str:
-    """Say what a tensor without values is a sign of."""
+    """Return the problem of a tensor without values, which a checkpoint of ZeRO-3 has."""
     return (
         f"tensor {name[:_LONGEST]!r} is empty (shape {list(shape[:_MOST_DIMENSIONS])}): the checkpoint was saved before its "
         "parts were gathered (ZeRO-3); save it again with stage3_gather_16bit_weights_on_model_save, or use zero_to_fp32.py"
@@ -131,7 +133,7 @@ def empty(name: str, shape: Sequence[int]) -> str:
 
 
 def unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
-    """Refuse a key given twice: which of both values counts would differ between readers. For `json.loads`."""
+    """Make the dictionary of `pairs` for `json.loads`; ValueError for a key given twice, of which readers take either value."""
     found = dict(pairs)
     if len(found) != len(pairs):
         message = "a name is given twice"
@@ -139,8 +141,8 @@ def unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
     return found
 
 
-def _entry(name: str, value: object, problems: list[str]) -> _Entry | None:
-    """Check one tensor of the header; what is wrong with it goes to `problems`."""
+def _entry(name: str, value: object, problems: list[str]) -> _HeaderEntry | None:
+    """Check one tensor of the header; None, and a line in `problems`, where something is wrong with it."""
     fields = value if isinstance(value, dict) else {}
     dtype, shape, offsets = fields.get("dtype"), fields.get("shape"), fields.get("data_offsets")
     if not isinstance(dtype, str) or dtype not in _DTYPES:
@@ -156,7 +158,7 @@ def _entry(name: str, value: object, problems: list[str]) -> _Entry | None:
     elif offsets[1] - offsets[0] != (needed := math.prod(shape) * _DTYPES[dtype].itemsize):
         problems.append(f"tensor {name!r}, {dtype} {shape}, needs {needed} bytes, its offsets give {offsets[1] - offsets[0]}")
     else:
-        return _Entry(name, dtype, tuple(shape), offsets[0], offsets[1])
+        return _HeaderEntry(name, dtype, tuple(shape), offsets[0], offsets[1])
     return None
 
 
@@ -164,7 +166,7 @@ def _is_sizes(value: object) -> TypeGuard[list[int]]:
     return isinstance(value, list) and all(type(item) is int and item >= 0 for item in value)
 
 
-def _values(content: bytes, start: int, entry: _Entry) -> NDArray[np.floating[Any]]:
+def _values(content: bytes, start: int, entry: _HeaderEntry) -> NDArray[np.floating[Any]]:
     dtype = _DTYPES[entry.dtype]
     raw = np.frombuffer(content, dtype, (entry.end - entry.begin) // dtype.itemsize, start + entry.begin).reshape(entry.shape)
     if entry.dtype == "BF16":

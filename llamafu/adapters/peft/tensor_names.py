@@ -1,6 +1,6 @@
-"""The names that PEFT's `save_pretrained` gives to tensors, for those of state dicts that were saved without it.
+"""Names of tensors in state dicts that were saved without PEFT's `save_pretrained`, translated to those that it writes.
 
-A state dict has the adapter's name in every key, and those of what the model was wrapped in to be trained.
+A state dict has the adapter's name in every key, and the names of the wrappers that a trainer put around the model.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ _FACTOR = re.compile(r"(.+\.lora_(?:[AB]|embedding_[AB]|magnitude_vector))(?:\.(
 
 
 def saved_names(tensors: Mapping[str, _Value]) -> dict[str, _Value]:
-    """Return the tensors by PEFT's names, in order; raises ValueError where they are of several adapters."""
+    """Return the tensors by PEFT's names, in order; raises ValueError where they belong to several adapters."""
     found: dict[str, _Value] = {}
     adapters: dict[str, None] = {}
     for key, value in tensors.items():
@@ -40,7 +40,7 @@ def saved_names(tensors: Mapping[str, _Value]) -> dict[str, _Value]:
 
 
 def _saved_name(key: str) -> tuple[str, str | None]:
-    """Return the name that PEFT saves, and the adapter's that `key` has in it."""
+    """Return the name that PEFT would write for `key`, and the adapter's name in it, if there is one."""
     if len(key) > _LONGEST:
         return key, None
     name = _OUTSIDE.sub("", _WRAPPED.sub("", key), count=1) if key.startswith("module.") else _WRAPPED.sub("", key)

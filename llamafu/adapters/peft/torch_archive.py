@@ -1,4 +1,4 @@
-"""The zip archive that torch writes: a pickle, and each storage of numbers as a member that is not compressed."""
+"""The zip archive that torch writes: a pickle, and each storage of values as a member that is not compressed."""
 
 from __future__ import annotations
 
@@ -29,26 +29,26 @@ _DAMAGES = (zipfile.BadZipFile, NotImplementedError, ValueError, OverflowError, 
 """What zipfile raises for a damaged list of members."""
 
 STORAGE_CODES = {"FloatStorage": "f4", "HalfStorage": "f2", "BFloat16Storage": "u2"}
-"""The storages that hold weights, and NumPy's codes for them."""
+"""The types of storages that hold weights, and NumPy's codes for them."""
 MEND = "save it as safetensors (PEFT: save_pretrained with safe_serialization=True)"
 
 
 class DamagedError(Exception):
-    """What is wrong with the file, a problem an argument; the caller adds its name."""
+    """The problems of a file, one in each argument; the caller adds its name."""
 
 
 @dataclass(frozen=True, slots=True)
 class Archive:
-    """The members of one archive; they are looked at where they lie in the file."""
+    """The members of one archive, as views of the file's bytes."""
 
     pickle: memoryview
     order: Literal["<", ">"]
-    """Byte order of the numbers in the storages, as NumPy writes it."""
+    """Byte order of the values in the storages, in NumPy's notation."""
     _root: str
     _members: Mapping[str, memoryview]
 
     def storage(self, key: str, kind: str, size: int) -> Storage:
-        """Return the storage with this key as `size` values of `kind`; raises DamagedError where it is something else."""
+        """Return the storage `key`, which must have `size` values of `kind`; raises DamagedError where it does not."""
         member = self._members.get(f"{self._root}data/{key}")
         if member is None:
             message = f"its pickle speaks of a storage {key[:80]!r} that the archive does not have"
@@ -65,7 +65,7 @@ class Archive:
 
 @dataclass(frozen=True, slots=True)
 class Storage:
-    """A row of numbers that tensors are cut from."""
+    """A one-dimensional array that tensors are views of."""
 
     key: str
     kind: str
@@ -74,14 +74,14 @@ class Storage:
     """As float16 or float32, little-endian."""
 
     def cut(self, offset: int, shape: tuple[object, ...], strides: tuple[object, ...]) -> NDArray[np.floating[Any]]:
-        """Return the tensor that begins at `offset`, counted in values; raises DamagedError when it does not lie in here."""
+        """Return the tensor at `offset`, in values, with these strides; raises DamagedError where it leaves the storage."""
         size, values = self.values.size, self.values
         where = f"a tensor cut from storage {self.key[:80]!r}"
         if not _are_sizes(shape) or not _are_sizes(strides) or len(shape) != len(strides):
             message = f"{where} has a shape or strides that are no {_MOST_DIMENSIONS} whole numbers at most"
             raise DamagedError(message)
         if 0 in shape:
-            return values[:0]  # whose name the caller knows, who refuses it
+            return values[:0]  # the caller refuses it, by name
         last = offset + sum((length - 1) * stride for length, stride in zip(shape, strides, strict=True))
         if offset < 0 or last >= size or math.prod(shape) > size:
             message = f"{where} has the shape {shape}, strides {strides} and offset {offset}, but the storage has {size} values"
@@ -112,7 +112,7 @@ def read_archive(content: bytes) -> Archive:
 
 
 def _byte_order(member: memoryview | None) -> Literal["<", ">"]:
-    word = b"little" if member is None else bytes(member[:8])  # older versions of torch did not say
+    word = b"little" if member is None else bytes(member[:8])  # older versions of torch do not write it
     if word == b"little":
         return "<"
     if word == b"big":
@@ -136,7 +136,7 @@ def _members(content: bytes) -> dict[str, memoryview]:
 
 
 def _refuse(info: zipfile.ZipInfo, *, known: bool) -> None:
-    """Refuse what torch does not write. Nothing is unpacked to a disk, but a path that leads out of there is no accident."""
+    """Refuse members that torch does not write: duplicates, paths out of the archive, encrypted and compressed ones."""
     name, problem = info.filename, ""
     if known:
         problem = "is there twice"
@@ -152,7 +152,7 @@ def _refuse(info: zipfile.ZipInfo, *, known: bool) -> None:
 
 
 def _data(content: bytes, info: zipfile.ZipInfo) -> memoryview:
-    """Return the bytes of a member, which must lie in the file and have the checksum that the archive says."""
+    """Return the bytes of a member; raises DamagedError where they are not in the file or have another checksum."""
     header = content[info.header_offset :][: _LOCAL_HEADER.size] if info.header_offset >= 0 else b""
     if len(header) == _LOCAL_HEADER.size:
         magic, name_length, extra_length = _LOCAL_HEADER.unpack(header)

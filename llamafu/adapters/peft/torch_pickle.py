@@ -1,26 +1,18 @@
-"""Reading `adapter_model.bin`, torch's zip archive around a pickle, with no torch and nothing that could run code.
-
-A pickle is a program for a stack machine. This one knows the few instructions that a state dict of tensors consists of
-and works on plain data. It has no means to import, call or set anything: what names a function stays a name.
-"""
+"""Reading `adapter_model.bin`, torch's zip archive around a pickle, without torch and without running code from the file."""
 
 from __future__ import annotations
 
-import struct
-from typing import TYPE_CHECKING, Any, NamedTuple, NoReturn
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from llamafu.adapters.gguf.reader import invalid_file
+from llamafu.adapters.invalid_file import invalid_file
+from llamafu.adapters.peft.pickle_machine import PickleMachine, described
 from llamafu.adapters.peft.safetensors import empty
-from llamafu.adapters.peft.torch_archive import MEND, STORAGE_CODES, DamagedError, Storage, read_archive
+from llamafu.adapters.peft.torch_archive import MEND, DamagedError, read_archive
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
-
     from numpy.typing import NDArray
-
-    from llamafu.adapters.peft.torch_archive import Archive
 
 _MOST_EXPANSION = 2
 """Tensors may share storages; together they may have so many times the file's bytes."""
@@ -39,7 +31,7 @@ def read_pickled(content: bytes, *, name: str) -> dict[str, NDArray[np.floating[
 
     """
     try:
-        return _tensors(_Machine(read_archive(content)).run(), len(content))
+        return _tensors(PickleMachine(read_archive(content)).run(), len(content))
     except DamagedError as error:
         raise invalid_file(name, list(error.args)) from None
 
@@ -47,11 +39,11 @@ def read_pickled(content: bytes, *, name: str) -> dict[str, NDArray[np.floating[
 def _tensors(found: object, size: int) -> dict[str, NDArray[np.floating[Any]]]:
     """Check that what was found in a file of `size` bytes is a dictionary of tensors."""
     if not isinstance(found, dict):
-        message = f"its pickle is {_described(found)}, it must be a dictionary of tensors; {MEND}"
+        message = f"its pickle is {described(found)}, it must be a dictionary of tensors; {MEND}"
         raise DamagedError(message)
     for key, value in found.items():
         if not isinstance(value, np.ndarray):
-            message = f"entry {key!r} is {_described(value)}, it must be a tensor; {MEND}"
+            message = f"entry {key!r} is {described(value)}, it must be a tensor; {MEND}"
             raise DamagedError(message)
     problems = [empty(str(key), array.shape) for key, array in found.items() if not array.size]
     if problems:
@@ -61,255 +53,3 @@ def _tensors(found: object, size: int) -> dict[str, NDArray[np.floating[Any]]]:
         message = f"its tensors have {needed} bytes, the file {size}: they overlap beyond reason; {MEND}"
         raise DamagedError(message)
     return dict(sorted(found.items()))
-
-
-class _Name(NamedTuple):
-    """A class or function that the pickle names. It is compared, never looked up."""
-
-    module: str
-    name: str
-
-
-class _Machine:
-    """Runs the pickle of a state dict; its time and memory are proportional to the file's size."""
-
-    def __init__(self, archive: Archive) -> None:
-        self._archive = archive
-        self._code = archive.pickle
-        self._at = 0
-        self._stack: list[object] = []
-        self._below: list[list[object]] = []
-        """The stacks beneath the marks that are open."""
-        self._memo: dict[int, object] = {}
-        self._storages: dict[str, Storage] = {}
-
-    def run(self) -> object:
-        """Return what the pickle describes; raises DamagedError."""
-        while (opcode := self.take(1)) != b".":
-            action = _ACTIONS.get(opcode)
-            if action is None:
-                self._refuse(f"instruction {opcode!r}")
-            action(self)
-        return self._pop()
-
-    # -- reading the code
-
-    def take(self, count: int) -> bytes:
-        """Return the next `count` bytes of the code."""
-        piece = bytes(self._code[self._at : self._at + count])
-        if len(piece) < count:
-            message = f"its pickle breaks off at byte {len(self._code)}: truncated"
-            raise DamagedError(message)
-        self._at += count
-        return piece
-
-    def number(self, form: str) -> int:
-        """Return the next number, laid out as `form` says in struct's terms."""
-        return int(struct.unpack(form, self.take(struct.calcsize(form)))[0])
-
-    def text(self, length: int) -> str:
-        """Return the next `length` bytes as text."""
-        try:
-            return self.take(length).decode("utf-8")
-        except UnicodeDecodeError as error:
-            message = f"the text before byte {self._at} of its pickle is no UTF-8"
-            raise DamagedError(message) from error
-
-    def line(self) -> str:
-        """Return text up to a line feed, which is stepped over."""
-        head = bytes(self._code[self._at : self._at + _LONGEST_LINE])
-        end = head.find(b"\n")
-        text = self.text(len(head) if end < 0 else end)
-        self.take(1)
-        return text
-
-    # -- what instructions do
-
-    def step_over(self, count: int) -> None:
-        """Go past `count` bytes that say nothing of use."""
-        self.take(count)
-
-    def push(self, value: object) -> None:
-        """Put `value` on the stack."""
-        self._stack.append(value)
-
-    def mark(self) -> None:
-        """Begin a run of items."""
-        self._below.append(self._stack)
-        self._stack = []
-
-    def tuple_of_marked(self) -> None:
-        """Make a tuple of the items since the mark."""
-        self.push(tuple(self._items()))
-
-    def tuple_of(self, count: int) -> None:
-        """Make a tuple of the last `count` items."""
-        items = [self._pop() for _ in range(count)]
-        self.push(tuple(reversed(items)))
-
-    def fill_marked(self) -> None:
-        """Put the items since the mark into the dictionary before it, as keys and values in turn."""
-        items = self._items()
-        if len(items) % 2:
-            self._refuse("a key without a value")
-        for key, value in zip(items[::2], items[1::2], strict=True):
-            self._set(key, value)
-
-    def fill(self) -> None:
-        """Put one key and its value into a dictionary."""
-        value, key = self._pop(), self._pop()
-        self._set(key, value)
-
-    def remember(self, slot: int) -> None:
-        """Keep the topmost value under a number."""
-        value = self._pop()
-        self._memo[slot] = value
-        self.push(value)
-
-    def remember_next(self) -> None:
-        """Keep the topmost value under the next free number."""
-        self.remember(len(self._memo))
-
-    def recall(self, slot: int) -> None:
-        """Put the value kept under this number on the stack."""
-        if slot not in self._memo:
-            self._refuse(f"a reference to the value {slot}, which is not there")
-        self.push(self._memo[slot])
-
-    def name(self) -> None:
-        """Take a name that is spelled out in the code."""
-        self._push_name(self.line(), self.line())
-
-    def name_from_stack(self) -> None:
-        """Take a name from two texts on the stack."""
-        name, module = self._pop(), self._pop()
-        self._push_name(module, name)
-
-    def storage(self) -> None:
-        """Replace the description of a storage by the storage."""
-        match self._pop():
-            case ("storage", _Name("torch", kind), str() as key, str(), int() as size) if kind in STORAGE_CODES:
-                self.push(self._storage(key, kind, size))
-            case ("storage", _Name(_, kind), str() as key, *_):
-                message = f"storage {key[:80]!r} is a {kind}; it must be one of {', '.join(STORAGE_CODES)}; {MEND}"
-                raise DamagedError(message)
-            case other:
-                self._refuse(f"a storage described as {_described(other)}")
-
-    def call(self) -> None:
-        """Do what the three functions do that a state dict names; no function is called for it."""
-        arguments, function = self._pop(), self._pop()
-        match function, arguments:
-            case _Name("collections", "OrderedDict"), ():
-                self.push({})
-            case _Name("torch._utils", "_rebuild_parameter"), (np.ndarray() as tensor, _, _):
-                self.push(tensor)
-            case (
-                _Name("torch._utils", "_rebuild_tensor_v2"),
-                (Storage() as storage, int() as offset, tuple() as shape, tuple() as strides, bool(), *_),
-            ):
-                self.push(storage.cut(offset, shape, strides))
-            case _:
-                self._refuse(f"a call of {_described(function)} with {_described(arguments)}")
-
-    def build(self) -> None:
-        """Step over the attributes of a dictionary: the version numbers that a state dict carries."""
-        state, target = self._pop(), self._pop()
-        if not isinstance(target, dict) or not isinstance(state, dict) or not set(state) <= {"_metadata"}:
-            self._refuse(f"attributes set on {_described(target)}")
-        self.push(target)
-
-    # -- helpers
-
-    def _pop(self) -> object:
-        if not self._stack:
-            self._refuse("something taken from an empty stack")
-        return self._stack.pop()
-
-    def _items(self) -> list[object]:
-        if not self._below:
-            self._refuse("an end without a beginning")
-        items, self._stack = self._stack, self._below.pop()
-        return items
-
-    def _set(self, key: object, value: object) -> None:
-        target = self._stack[-1] if self._stack else None
-        if not isinstance(target, dict) or not isinstance(key, str):
-            self._refuse(f"an entry {_described(key)} of {_described(target)}")
-        if key in target:
-            message = f"entry {key!r} is given twice"
-            raise DamagedError(message)
-        target[key] = value
-
-    def _push_name(self, module: object, name: object) -> None:
-        if not isinstance(module, str) or not isinstance(name, str):
-            self._refuse(f"a name made of {_described(module)} and {_described(name)}")
-        is_storage = module == "torch" and name.endswith("Storage")  # of whatever type: an error can name it later
-        if not is_storage and (module, name) not in _NAMES:
-            message = f"its pickle wants {f'{module}.{name}'[:120]!r}; weights have no use for that, and nothing was executed"
-            raise DamagedError(message)
-        self.push(_Name(module, name))
-
-    def _storage(self, key: str, kind: str, size: int) -> Storage:
-        storage = self._storages.get(key)
-        if storage is None:
-            storage = self._storages[key] = self._archive.storage(key, kind, size)
-        if storage.kind != kind or storage.values.size != size:
-            message = f"storage {key[:80]!r} is described in two ways"
-            raise DamagedError(message)
-        return storage
-
-    def _refuse(self, what: str) -> NoReturn:
-        message = f"its pickle has {what} at byte {self._at}, which no weights need: nothing was executed; {MEND}"
-        raise DamagedError(message)
-
-
-def _described(value: object) -> str:
-    """Name a value of the machine, shortly: it may be long, and nested as deep as the file is long."""
-    if isinstance(value, _Name):
-        return f"{value.module}.{value.name}"
-    if isinstance(value, np.ndarray | Storage | dict):
-        return {np.ndarray: "a tensor", Storage: "a storage", dict: "a dictionary"}[type(value)]
-    if isinstance(value, tuple):
-        shown = ", ".join("..." if isinstance(item, tuple) else _described(item) for item in value[:_SHOWN])
-        return f"({shown}{', ...' if len(value) > _SHOWN else ''})"
-    return repr(value)[:80]
-
-
-_LONGEST_LINE = 1000  # bytes, of a name
-_SHOWN = 8  # items of a tuple, in a message
-_NAMES = {("collections", "OrderedDict"), ("torch._utils", "_rebuild_tensor_v2"), ("torch._utils", "_rebuild_parameter")}
-"""All that may be named, beside storages."""
-_ACTIONS: dict[bytes, Callable[[_Machine], None]] = {
-    b"\x80": lambda machine: machine.step_over(1),  # the protocol: what matters is which instructions follow
-    b"\x95": lambda machine: machine.step_over(8),  # a frame's length, which only helps reading ahead
-    b"}": lambda machine: machine.push({}),
-    b")": lambda machine: machine.push(()),
-    b"N": lambda machine: machine.push(None),
-    b"\x88": lambda machine: machine.push(value=True),
-    b"\x89": lambda machine: machine.push(value=False),
-    b"J": lambda machine: machine.push(machine.number("<i")),
-    b"K": lambda machine: machine.push(machine.number("<B")),
-    b"M": lambda machine: machine.push(machine.number("<H")),
-    b"\x8a": lambda machine: machine.push(int.from_bytes(machine.take(machine.number("<B")), "little", signed=True)),
-    b"X": lambda machine: machine.push(machine.text(machine.number("<I"))),
-    b"\x8c": lambda machine: machine.push(machine.text(machine.number("<B"))),
-    b"(": _Machine.mark,
-    b"t": _Machine.tuple_of_marked,
-    b"\x85": lambda machine: machine.tuple_of(1),
-    b"\x86": lambda machine: machine.tuple_of(2),
-    b"\x87": lambda machine: machine.tuple_of(3),
-    b"u": _Machine.fill_marked,
-    b"s": _Machine.fill,
-    b"q": lambda machine: machine.remember(machine.number("<B")),
-    b"r": lambda machine: machine.remember(machine.number("<I")),
-    b"\x94": _Machine.remember_next,
-    b"h": lambda machine: machine.recall(machine.number("<B")),
-    b"j": lambda machine: machine.recall(machine.number("<I")),
-    b"c": _Machine.name,
-    b"\x93": _Machine.name_from_stack,
-    b"Q": _Machine.storage,
-    b"R": _Machine.call,
-    b"b": _Machine.build,
-}
-"""The instructions of protocols 2 to 5 that torch writes for tensors and dictionaries, and no other."""
