@@ -8,7 +8,7 @@ from hypothesis import strategies as st
 
 from llamafu._util.nulls import without_nulls
 from llamafu.generation.options import Options
-from llamafu.server.schemas.adapter_choice import chosen
+from llamafu.server.schemas.adapter_choice import resolve_adapters
 from llamafu.server.schemas.requests import ChatBody, CompletionBody, read_body, read_json
 from llamafu.service import InvalidRequestError, NotFoundError
 
@@ -271,7 +271,7 @@ THERE = {"base": "smol", "names": ["pirate", "shout"], "name_of": {0: "pirate", 
     ],
 )
 def test_choice(lora, model, expected):
-    assert chosen(lora, model, **THERE) == expected
+    assert resolve_adapters(lora, model, **THERE) == expected
 
 
 @pytest.mark.parametrize(
@@ -279,7 +279,7 @@ def test_choice(lora, model, expected):
 )
 def test_what_does_not_exist(lora, model):
     with pytest.raises(NotFoundError, match="no such"):
-        chosen(lora, model, **THERE)
+        resolve_adapters(lora, model, **THERE)
 
 
 @pytest.mark.parametrize(
@@ -301,4 +301,4 @@ def test_what_does_not_exist(lora, model):
 )
 def test_bad_choices(lora, problem):
     with pytest.raises(InvalidRequestError, match=problem):
-        chosen(lora, None, **THERE)
+        resolve_adapters(lora, None, **THERE)

@@ -52,14 +52,14 @@ def _run(arguments: argparse.Namespace) -> int:
 def serve_with(settings: Settings) -> int:
     """Open the engine, check what is to be active from the start, and serve until a signal; return the exit status."""
     from llamafu.engine import Engine
-    from llamafu.server.auth.startup_keys import open_gate
+    from llamafu.server.auth.startup_keys import load_startup_keys
     from llamafu.server.run import serve
     from llamafu.server.storage.adapter_folder import AdapterFolder
 
     folder = AdapterFolder(settings.adapters) if settings.adapters else None
     _demand_adapters(dict(settings.lora), folder.scan() if folder else {})
     try:
-        guard = open_gate(settings, _tell)
+        guard = load_startup_keys(settings, _tell)
     except ValueError as error:
         raise LlamafuError(str(error)) from error
     path = model_path(settings.model)

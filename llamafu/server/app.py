@@ -20,10 +20,10 @@ from llamafu.server.http.access_log import Access
 from llamafu.server.http.endpoint import endpoint, refusal
 from llamafu.server.http.metrics import KIND, Metrics
 from llamafu.server.routes import operations as op
-from llamafu.server.routes.adapter_info import Facts
+from llamafu.server.routes.adapter_info import AdapterInfoRoute
 from llamafu.server.routes.adapters import AdapterRoutes
 from llamafu.server.routes.generation import Generating
-from llamafu.server.routes.mixer_page import Desk
+from llamafu.server.routes.mixer_page import MixerPage
 from llamafu.server.routes.models_and_tokens import SmallRoutes
 from llamafu.server.routes.upload import Uploading
 from llamafu.server.schemas.openapi import Entry, document
@@ -38,7 +38,7 @@ if TYPE_CHECKING:
     from starlette.types import ASGIApp
 
     from llamafu.server.auth.keys import Guard
-    from llamafu.server.http.endpoint import Exchange
+    from llamafu.server.http.endpoint import AuthedRequest
     from llamafu.server.protocols import ServedEngine
     from llamafu.server.settings import Settings
 
@@ -60,19 +60,19 @@ def make_app(engine: ServedEngine, settings: Settings, guard: Guard) -> Starlett
     metrics = Metrics()
     generating = Generating(engine, catalog, metrics, base=base, settings=settings)
     uploading = Uploading(engine, catalog, limit=settings.max_upload)
-    facts = Facts(engine, catalog, model=settings.model)
-    desk = Desk(engine.scale_range)
+    adapter_info = AdapterInfoRoute(engine, catalog, model=settings.model)
+    mixer_page = MixerPage(engine.scale_range)
 
-    async def prometheus(_: Exchange) -> ASGIApp:
+    async def prometheus(_: AuthedRequest) -> ASGIApp:
         uses = await asyncio.to_thread(lambda: {name: catalog.facts(name) for name in sorted(engine.adapters)})
         return Response(metrics.text(engine.stats(), uses), media_type=KIND)
 
-    async def described(_: Exchange) -> ASGIApp:
+    async def described(_: AuthedRequest) -> ASGIApp:
         return JSONResponse(document(table, scale_range=engine.scale_range, keyless=settings.no_auth))
 
     table = [
-        Entry("GET", "/", None, desk.page, op.PAGE),
-        Entry("GET", "/desk/{file}", None, desk.file, op.DESK_FILE),
+        Entry("GET", "/", None, mixer_page.page, op.PAGE),
+        Entry("GET", "/desk/{file}", None, mixer_page.file, op.DESK_FILE),
         Entry("GET", "/health", None, small.health, op.HEALTH),
         Entry("GET", "/openapi.json", None, described, op.DOCUMENT),
         Entry("GET", "/metrics", "api", prometheus, op.METRICS),
@@ -90,7 +90,7 @@ def make_app(engine: ServedEngine, settings: Settings, guard: Guard) -> Starlett
         Entry("POST", "/v1/lora/unload", "admin", adapters.unload, op.UNLOAD),
         Entry("DELETE", "/v1/loras/active", "admin", adapters.unload, op.UNLOAD),
         Entry("POST", "/v1/lora/upload", "admin", uploading.upload, op.UPLOAD),
-        Entry("GET", "/v1/lora/{name}/info", "api", facts.info, op.INFO),
+        Entry("GET", "/v1/lora/{name}/info", "api", adapter_info.info, op.INFO),
         Entry("DELETE", "/v1/lora/{name}", "admin", adapters.delete, op.DELETE),
         Entry("POST", "/v1/load_lora_adapter", "admin", adapters.add_vllm, op.ADD_VLLM),
         Entry("POST", "/v1/unload_lora_adapter", "admin", adapters.remove_vllm, op.REMOVE_VLLM),

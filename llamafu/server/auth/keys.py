@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, Literal
 
 from llamafu._util.atomic import whole_file
 from llamafu.service.errors import AuthenticationError, PermissionDeniedError
+from llamafu.service.keys import fits_header
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Mapping
@@ -181,7 +182,7 @@ def write_new_keys(path: Path) -> tuple[str, str]:
 
 def check_key(key: str) -> str:
     """Return a key that can travel in a header; `ValueError`, without the key in it, for any other."""
-    if not key or not all("!" <= character <= "~" for character in key):
+    if not fits_header(key):
         message = f"a key {'holds a blank or a character beyond ASCII' if key else 'is empty'}; use letters, digits and - _ ."
         raise ValueError(message)
     return key

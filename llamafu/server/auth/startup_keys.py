@@ -15,7 +15,7 @@ if TYPE_CHECKING:
 _NAME = "serve-keys.toml"
 
 
-def open_gate(settings: Settings, tell: Callable[[str], None]) -> Guard:
+def load_startup_keys(settings: Settings, tell: Callable[[str], None]) -> Guard:
     """Return the guard for these settings.
 
     Keys given one by one count, together with those of a file that was named. Without either, the file in the user's data

@@ -23,7 +23,7 @@ if TYPE_CHECKING:
 
     from llamafu.server.auth.keys import Guard, Rights
 
-    Handler = Callable[["Exchange"], Awaitable[ASGIApp]]
+    Handler = Callable[["AuthedRequest"], Awaitable[ASGIApp]]
 
 _LOG = logging.getLogger("llamafu.server")
 _GONE = 499
@@ -36,10 +36,10 @@ _T = TypeVar("_T")
 
 
 @dataclass(frozen=True, slots=True)
-class Exchange:
-    """One request whose key was looked at."""
+class AuthedRequest:
+    """A request whose key was checked. `http` is the request as it came, `rights` what its key allows."""
 
-    request: Request
+    http: Request
     rights: Rights | None
     max_body: int
     json_only: bool
@@ -60,13 +60,13 @@ class Exchange:
     async def _content(self) -> bytes:
         try:
             async with asyncio.timeout(_BODY):
-                return await read_whole(self.request, self.max_body)
+                return await read_whole(self.http, self.max_body)
         except TimeoutError:
             message = f"the body was not there after {_BODY:g} s"
             raise InvalidRequestError(message, status=408) from None
 
     def _demand_type(self) -> None:
-        kind = self.request.headers.get("content-type", "").partition(";")[0].strip().lower()
+        kind = self.http.headers.get("content-type", "").partition(";")[0].strip().lower()
         if self.json_only and kind != "application/json":
             # A web page can send any other type to this machine without asking the browser's leave.
             message = f"content-type is {kind!r}; without keys it has to be application/json"
@@ -76,16 +76,16 @@ class Exchange:
 async def read_whole(request: Request, limit: int) -> bytes:
     """Read a body of at most `limit` bytes; a larger one is refused as soon as that is known."""
     told = request.headers.get("content-length", "")
-    pieces, size = [], int(told) if told.isdecimal() else 0
+    chunks, size = [], int(told) if told.isdecimal() else 0
     if size <= limit:
         size = 0
-        async for piece in request.stream():
-            size += len(piece)
+        async for chunk in request.stream():
+            size += len(chunk)
             if size > limit:
                 break
-            pieces.append(piece)
+            chunks.append(chunk)
         else:
-            return b"".join(pieces)
+            return b"".join(chunks)
     message = f"the body has more than {limit} bytes, which is the limit here"
     raise InvalidRequestError(message, status=413)
 
@@ -112,7 +112,7 @@ def endpoint(
                 if request.method not in {"GET", "HEAD"}:
                     demand_own_page(request.headers, origins)
             rights = guard.demand(needed, request.headers)
-            return await handler(Exchange(request, rights, max_body, keyless))
+            return await handler(AuthedRequest(request, rights, max_body, keyless))
         except ClientDisconnect:
             return Response(status_code=_GONE)
         except Exception as error:  # noqa: BLE001 - whatever it is, it gets an answer

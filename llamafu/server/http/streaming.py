@@ -37,7 +37,7 @@ class EventStream:
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:  # noqa: ARG002 - ASGI's signature
         """Send it all."""
-        leaving = asyncio.create_task(_left(receive))
+        leaving = asyncio.create_task(until_disconnect(receive))
         sending = asyncio.create_task(self._send(send))
         try:
             await asyncio.wait({leaving, sending}, return_when=asyncio.FIRST_COMPLETED)
@@ -52,8 +52,8 @@ class EventStream:
     async def _send(self, send: Send) -> None:
         await send({"type": "http.response.start", "status": 200, "headers": _HEADERS})
         async with contextlib.aclosing(self._events):
-            async for piece in self._events:
-                await send({"type": "http.response.body", "body": piece, "more_body": True})
+            async for chunk in self._events:
+                await send({"type": "http.response.body", "body": chunk, "more_body": True})
         await send({"type": "http.response.body", "body": b"", "more_body": False})
 
 
@@ -126,6 +126,7 @@ async def _pump(index: int, stream: Pieces, items: asyncio.Queue[Item]) -> None:
         items.put_nowait((index, error))
 
 
-async def _left(receive: Receive) -> None:
+async def until_disconnect(receive: Receive) -> None:
+    """Return once the client has left; what it still sends is dropped."""
     while (await receive())["type"] != "http.disconnect":
         pass

@@ -16,7 +16,7 @@ from llamafu.service.local import LocalLoraService
 if TYPE_CHECKING:
     from starlette.types import ASGIApp
 
-    from llamafu.server.http.endpoint import Exchange
+    from llamafu.server.http.endpoint import AuthedRequest
     from llamafu.server.protocols import ServedEngine
     from llamafu.server.storage.catalog import Catalog
 
@@ -31,9 +31,9 @@ class AdapterRoutes:
         self._catalog = catalog
         self._service = LocalLoraService(engine)
 
-    async def all(self, exchange: Exchange) -> ASGIApp:
+    async def all(self, request: AuthedRequest) -> ASGIApp:
         """`GET /v1/loras`: an admin sees all, with size, last use and digest, an api key the active ones."""
-        if exchange.rights != "admin":
+        if request.rights != "admin":
             return JSONResponse(self._service.get_active().to_json())
 
         def described() -> dict[str, Any]:
@@ -42,35 +42,35 @@ class AdapterRoutes:
 
         return JSONResponse(await asyncio.to_thread(described))
 
-    async def active(self, exchange: Exchange) -> ASGIApp:  # noqa: ARG002 - a handler
+    async def active(self, request: AuthedRequest) -> ASGIApp:  # noqa: ARG002 - a handler
         """`GET /v1/lora`."""
         return JSONResponse(self._service.get_active().to_json())
 
-    async def load(self, exchange: Exchange) -> ASGIApp:
+    async def load(self, request: AuthedRequest) -> ASGIApp:
         """`POST /v1/lora/load`."""
-        wanted = LoraLoadRequest.from_json(await exchange.json())
+        wanted = LoraLoadRequest.from_json(await request.json())
         return JSONResponse((await asyncio.to_thread(self._service.load, wanted)).to_json())
 
-    async def unload(self, exchange: Exchange) -> ASGIApp:  # noqa: ARG002 - a handler
+    async def unload(self, request: AuthedRequest) -> ASGIApp:  # noqa: ARG002 - a handler
         """`POST /v1/lora/unload`, `DELETE /v1/loras/active`."""
         self._service.unload()
         return JSONResponse({})
 
-    async def delete(self, exchange: Exchange) -> ASGIApp:
+    async def delete(self, request: AuthedRequest) -> ASGIApp:
         """`DELETE /v1/lora/{name}`."""
-        name = exchange.request.path_params["name"]
+        name = request.http.path_params["name"]
         await asyncio.to_thread(self._catalog.delete, name)
         return JSONResponse({"id": name, "object": "lora", "deleted": True})
 
-    async def numbered(self, exchange: Exchange) -> ASGIApp:  # noqa: ARG002 - a handler
+    async def numbered(self, request: AuthedRequest) -> ASGIApp:  # noqa: ARG002 - a handler
         """`GET /lora-adapters`, llama-server's list."""
         active = self._engine.active_lora_adapters
         rows = [{"id": number, "path": name, "scale": active.get(name, 0.0)} for number, name in self._catalog.numbered()]
         return JSONResponse(rows)
 
-    async def set_numbered(self, exchange: Exchange) -> ASGIApp:
+    async def set_numbered(self, request: AuthedRequest) -> ASGIApp:
         """`POST /lora-adapters`, llama-server's way to set the scales of all: what is not named is off."""
-        data = await exchange.json()
+        data = await request.json()
         if not isinstance(data, list):
             message = "the body is not a list; give [{'id': 0, 'scale': 0.5}]"
             raise InvalidRequestError(message)
@@ -82,9 +82,9 @@ class AdapterRoutes:
             self._service.unload()
         return JSONResponse({"success": True})
 
-    async def add_vllm(self, exchange: Exchange) -> ASGIApp:
+    async def add_vllm(self, request: AuthedRequest) -> ASGIApp:
         """`POST /v1/load_lora_adapter`, vLLM's: `lora_path` is a name inside the folder, and has to be `lora_name`'s."""
-        data = await exchange.json()
+        data = await request.json()
         fields = Fields(data)
         name, path = fields.text("lora_name"), fields.text("lora_path")
         fields.refuse_others(["lora_int_id", "base_model_name", "load_inplace"])
@@ -95,9 +95,9 @@ class AdapterRoutes:
         await asyncio.to_thread(self._catalog.register, name)
         return _said(f"Success: LoRA adapter '{name}' added successfully.")
 
-    async def remove_vllm(self, exchange: Exchange) -> ASGIApp:
+    async def remove_vllm(self, request: AuthedRequest) -> ASGIApp:
         """`POST /v1/unload_lora_adapter`, vLLM's: the adapter leaves the active set; its file stays in the folder."""
-        fields = Fields(await exchange.json())
+        fields = Fields(await request.json())
         name = fields.text("lora_name")
         fields.refuse_others(["lora_int_id"])
         fields.finish()

@@ -18,8 +18,8 @@ from starlette.responses import JSONResponse, Response
 from llamafu.engine.request import Request
 from llamafu.errors import LlamafuError, QueueFullError
 from llamafu.server.http.sse import dialect_of
-from llamafu.server.http.streaming import EventStream, events_of, gathered
-from llamafu.server.schemas.adapter_choice import chosen
+from llamafu.server.http.streaming import EventStream, events_of, gathered, until_disconnect
+from llamafu.server.schemas.adapter_choice import resolve_adapters
 from llamafu.server.schemas.requests import ChatBody, CompletionBody, read_body
 from llamafu.server.schemas.responses import Writer
 from llamafu.service.errors import APIError, ContextLengthExceededError, InvalidRequestError
@@ -33,7 +33,7 @@ if TYPE_CHECKING:
     from starlette.types import ASGIApp
 
     from llamafu.generation.completion import Completion
-    from llamafu.server.http.endpoint import Exchange
+    from llamafu.server.http.endpoint import AuthedRequest
     from llamafu.server.http.metrics import Metrics
     from llamafu.server.protocols import Pieces, ServedEngine
     from llamafu.server.schemas.requests import GenerationBody
@@ -71,25 +71,25 @@ class Generating:
         for stream in list(self._live):
             stream.cancel()
 
-    async def completions(self, exchange: Exchange) -> ASGIApp:
+    async def completions(self, request: AuthedRequest) -> ASGIApp:
         """`POST /v1/completions`."""
-        body = await exchange.body(partial(read_body, CompletionBody))
+        body = await request.body(partial(read_body, CompletionBody))
 
         def start(prompt: str | list[int]) -> Callable[[dict[str, Any]], Request]:
             return lambda options: Request(prompt=prompt, **options)
 
-        return await self._answer(exchange, body, [start(prompt) for prompt in body.prompt], chat=False)
+        return await self._answer(request, body, [start(prompt) for prompt in body.prompt], chat=False)
 
-    async def chats(self, exchange: Exchange) -> ASGIApp:
+    async def chats(self, request: AuthedRequest) -> ASGIApp:
         """`POST /v1/chat/completions`."""
-        body = await exchange.body(partial(read_body, ChatBody))
+        body = await request.body(partial(read_body, ChatBody))
         make = lambda options: self._engine.request_of_chat(body.messages, {**options, **body.chat_options()})  # noqa: E731 - as above
-        return await self._answer(exchange, body, [make], chat=True)
+        return await self._answer(request, body, [make], chat=True)
 
-    async def embeddings(self, exchange: Exchange) -> ASGIApp:
+    async def embeddings(self, request: AuthedRequest) -> ASGIApp:
         """`POST /v1/embeddings`."""
-        body = await exchange.body(read_embedding)
-        texts, scales = body.texts, self._chosen(body.lora, body.model)
+        body = await request.body(read_embedding)
+        texts, scales = body.texts, self._adapters(body.lora, body.model)
         if self._embedding >= self._most_embedding:
             message = f"{self._embedding} requests wait to be embedded, of at most {self._most_embedding}; try again later"
             raise QueueFullError(message)
@@ -106,7 +106,7 @@ class Generating:
             self._embedding -= 1
         usage = {"prompt_tokens": tokens, "total_tokens": tokens}
         head = json.dumps({"object": "list", "model": body.model or self._base, "usage": usage})
-        # Thousands of vectors are written piece by piece, as they came: streams do not wait while one is made into text.
+        # Thousands of vectors are written one after another, as they came: streams do not wait while one is made into text.
         return Response(f'{head[:-1]}, "data": [{", ".join(entries)}]}}', media_type="application/json")
 
     def _embedded(self, body: EmbeddingBody, start: int, *, scales: Mapping[str, float] | None) -> tuple[int, list[str]]:
@@ -146,20 +146,20 @@ class Generating:
             raise InvalidRequestError(message) from error
 
     async def _answer(
-        self, exchange: Exchange, body: GenerationBody, makers: Sequence[Callable[[dict[str, Any]], Request]], *, chat: bool
+        self, request: AuthedRequest, body: GenerationBody, makers: Sequence[Callable[[dict[str, Any]], Request]], *, chat: bool
     ) -> ASGIApp:
         options: dict[str, Any] = {**body.options()}
-        scales = self._chosen(body.lora, body.model)
+        scales = self._adapters(body.lora, body.model)
         if scales is not None:
             options["lora"] = scales
         streams = await self._start(makers, options, body.n)
         writer = Writer(body.model or self._base, chat)
         if body.stream:
             usage = body.stream_options is not None and body.stream_options.include_usage
-            dialect = dialect_of(exchange.request.headers)
+            dialect = dialect_of(request.http.headers)
             events = events_of(streams, writer, self._metrics.finished, dialect=dialect, with_usage=usage, ping=self._ping)
             return EventStream(events)
-        completions = await while_there(exchange.request, streams)
+        completions = await while_there(request.http, streams)
         for completion in completions:
             self._metrics.finished(completion)
         return JSONResponse(writer.whole(completions))
@@ -201,8 +201,8 @@ class Generating:
             request = replace(request, prompt=prompt)
         return replace(request, timeout=self._limit)
 
-    def _chosen(self, lora: object, model: str | None) -> dict[str, float] | None:
-        scales = chosen(
+    def _adapters(self, lora: object, model: str | None) -> dict[str, float] | None:
+        scales = resolve_adapters(
             lora,
             model,
             base=self._base,
@@ -216,12 +216,7 @@ class Generating:
 
 async def while_there(request: HttpRequest, streams: Sequence[Pieces]) -> list[Completion]:
     """Return the completions; `ClientDisconnect`, with everything ended, once the client leaves."""
-
-    async def left() -> None:
-        while (await request.receive())["type"] != "http.disconnect":
-            pass
-
-    working, leaving = asyncio.create_task(gathered(streams)), asyncio.create_task(left())
+    working, leaving = asyncio.create_task(gathered(streams)), asyncio.create_task(until_disconnect(request.receive))
     with ExitStack() as stack:
         stack.callback(leaving.cancel)
         stack.callback(working.cancel)

@@ -18,7 +18,7 @@ if TYPE_CHECKING:
 
     from starlette.types import ASGIApp
 
-    from llamafu.server.http.endpoint import Exchange
+    from llamafu.server.http.endpoint import AuthedRequest
     from llamafu.server.protocols import ServedEngine
 
 
@@ -34,17 +34,17 @@ class SmallRoutes:
         self._base = base
         self._created = created
 
-    async def health(self, exchange: Exchange) -> ASGIApp:  # noqa: ARG002 - a handler
+    async def health(self, request: AuthedRequest) -> ASGIApp:  # noqa: ARG002 - a handler
         """`GET /health`."""
         return JSONResponse({"status": "healthy", "issues": []})
 
-    async def models(self, exchange: Exchange) -> ASGIApp:  # noqa: ARG002 - a handler
+    async def models(self, request: AuthedRequest) -> ASGIApp:  # noqa: ARG002 - a handler
         """`GET /v1/models`: the base and every adapter."""
         return JSONResponse({"object": "list", "data": self._cards()})
 
-    async def model(self, exchange: Exchange) -> ASGIApp:
+    async def model(self, request: AuthedRequest) -> ASGIApp:
         """`GET /v1/models/{name}`, OpenAI's; `current` is the base, as go-tabbyapi asks for it."""
-        name = exchange.request.path_params["name"]
+        name = request.http.path_params["name"]
         cards = {card["id"]: card for card in reversed(self._cards())}
         card = cards.get(name) or (cards[self._base] if name == "current" else None)
         if card is None:
@@ -52,13 +52,13 @@ class SmallRoutes:
             raise NotFoundError(message)
         return JSONResponse(card)
 
-    async def permission(self, exchange: Exchange) -> ASGIApp:
+    async def permission(self, request: AuthedRequest) -> ASGIApp:
         """`GET /v1/auth/permission`."""
-        return JSONResponse({"permission": exchange.rights})
+        return JSONResponse({"permission": request.rights})
 
-    async def encode(self, exchange: Exchange) -> ASGIApp:
+    async def encode(self, request: AuthedRequest) -> ASGIApp:
         """`POST /v1/token/encode`: a text, or the messages of a chat."""
-        fields = Fields(await exchange.json())
+        fields = Fields(await request.json())
         given = fields.take("text")
         chat = isinstance(given, list)
         text = "" if chat else fields.text("text", empty=True)
@@ -79,9 +79,9 @@ class SmallRoutes:
             tokens = await _asked(lambda: self._engine.tokenize(text, **special))
         return JSONResponse({"tokens": tokens, "length": len(tokens)})
 
-    async def decode(self, exchange: Exchange) -> ASGIApp:
+    async def decode(self, request: AuthedRequest) -> ASGIApp:
         """`POST /v1/token/decode`."""
-        fields = Fields(await exchange.json())
+        fields = Fields(await request.json())
         given = fields.items("tokens")
         tokens = [token for token in given if isinstance(token, int) and not isinstance(token, bool)]
         if len(tokens) != len(given):

@@ -21,7 +21,7 @@ if TYPE_CHECKING:
 
     from starlette.types import ASGIApp, Message, Receive
 
-    from llamafu.server.http.endpoint import Exchange
+    from llamafu.server.http.endpoint import AuthedRequest
     from llamafu.server.protocols import ServedEngine
     from llamafu.server.storage.catalog import Catalog
 
@@ -29,7 +29,7 @@ _FORM = 64 * 1024
 """Bytes that the form may have beside the file."""
 _SUFFIX = ".gguf"
 _PAUSE = 60.0
-"""Seconds between two pieces of an upload."""
+"""Seconds between two chunks of an upload."""
 
 
 class Uploading:
@@ -40,16 +40,16 @@ class Uploading:
         self._catalog = catalog
         self._limit = limit
 
-    async def upload(self, exchange: Exchange) -> ASGIApp:
+    async def upload(self, request: AuthedRequest) -> ASGIApp:
         """`POST /v1/lora/upload`: multipart, with `file` and, if it is not to be the file's name, `name`."""
-        limited = _Limited(exchange.request.receive, self._limit + _FORM)
-        request = Request(exchange.request.scope, limited)
-        kind = request.headers.get("content-type", "").partition(";")[0].strip().lower()
+        limited = _Limited(request.http.receive, self._limit + _FORM)
+        multipart = Request(request.http.scope, limited)
+        kind = multipart.headers.get("content-type", "").partition(";")[0].strip().lower()
         if kind != "multipart/form-data":
             message = f"content-type is {kind!r}; send multipart/form-data with a field 'file'"
             raise InvalidRequestError(message)
         try:
-            form = await request.form(max_files=1, max_fields=1)
+            form = await multipart.form(max_files=1, max_fields=1)
         except HTTPException as error:
             message = f"the form cannot be read: {error.detail}"
             raise InvalidRequestError(message, status=413 if limited.exceeded else 400) from None

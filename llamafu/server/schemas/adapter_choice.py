@@ -11,7 +11,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Collection
 
 
-def chosen(
+def resolve_adapters(
     lora: object,
     model: str | None,
     *,

@@ -139,8 +139,8 @@ class AdapterFolder:
             message = f"{name!r} is no adapter's name; use letters, digits, blanks and - _ . of at most {_LONGEST} bytes"
             raise InvalidRequestError(message)
         self._refuse_taken(name)
-        with tempfile.TemporaryDirectory(dir=self.folder, prefix=".upload-") as room:
-            unfinished = Path(room) / f"{name}{_SUFFIX}"
+        with tempfile.TemporaryDirectory(dir=self.folder, prefix=".upload-") as tmp:
+            unfinished = Path(tmp) / f"{name}{_SUFFIX}"
             yield unfinished
             self._refuse_taken(name)
             try:
