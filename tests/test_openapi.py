@@ -9,7 +9,7 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from raw_http import cases, send, statuses
-from schema_oracle import is_valid
+from schema_oracle import is_valid, look_up
 from serving import ADMIN, API, FakeEngine, serving
 
 from llamafu.engine import Engine
@@ -100,11 +100,9 @@ def test_keys_are_demanded_as_it_says(server, document):
 
 def fields_of(document, operation):
     """Return the properties of a body, of a list the ones of its items."""
-    schema = operation["requestBody"]["content"]["application/json"]["schema"]
-    schema = document["components"]["schemas"][schema["$ref"].rpartition("/")[2]]
-    return schema["items"]["properties"] if schema.get("type") == "array" else schema["properties"], schema.get(
-        "type"
-    ) == "array"
+    schema = look_up(operation["requestBody"]["content"]["application/json"]["schema"]["$ref"], document)
+    in_list = schema.get("type") == "array"
+    return (look_up(schema["items"]["$ref"], document) if in_list else schema)["properties"], in_list
 
 
 def with_json(document):

@@ -9,7 +9,8 @@ from hypothesis import strategies as st
 from llamafu._util.nulls import without_nulls
 from llamafu.generation.options import Options
 from llamafu.server.schemas.adapter_choice import resolve_adapters
-from llamafu.server.schemas.requests import ChatBody, CompletionBody, read_body, read_json
+from llamafu.server.schemas.reading import read_body, read_json
+from llamafu.server.schemas.requests import ChatBody, CompletionBody
 from llamafu.service import InvalidRequestError, NotFoundError
 
 HI = [{"role": "user", "content": "hi"}]

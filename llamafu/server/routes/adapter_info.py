@@ -35,7 +35,7 @@ class AdapterInfoRoute:
         self._kept: OrderedDict[str, dict[str, Any]] = OrderedDict()
         self._lock = threading.Lock()  # one computation at a time: each has a CPU busy
 
-    async def info(self, request: AuthedRequest) -> ASGIApp:
+    async def info(self, request: AuthedRequest[None]) -> ASGIApp:
         """`GET /v1/lora/{name}/info`: an admin sees all, an api key the active ones, as in the lists, and no uses."""
         name = request.http.path_params["name"]
         info, scaling = self._engine.adapters.get(name), self._engine.active_lora_adapters.get(name)

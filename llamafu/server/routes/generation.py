@@ -8,9 +8,9 @@ import json
 import weakref
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from functools import partial
-from typing import TYPE_CHECKING, Any, TypeGuard
+from typing import TYPE_CHECKING, Any
 
 from starlette.requests import ClientDisconnect
 from starlette.responses import JSONResponse, Response
@@ -20,10 +20,8 @@ from llamafu.errors import LlamafuError, QueueFullError
 from llamafu.server.http.sse import dialect_of
 from llamafu.server.http.streaming import EventStream, events_of, gathered, until_disconnect
 from llamafu.server.schemas.adapter_choice import resolve_adapters
-from llamafu.server.schemas.requests import ChatBody, CompletionBody, read_body
 from llamafu.server.schemas.responses import Writer
 from llamafu.service.errors import APIError, ContextLengthExceededError, InvalidRequestError
-from llamafu.service.fields import Fields, kind_of
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping, Sequence
@@ -36,18 +34,17 @@ if TYPE_CHECKING:
     from llamafu.server.http.endpoint import AuthedRequest
     from llamafu.server.http.metrics import Metrics
     from llamafu.server.protocols import Pieces, ServedEngine
-    from llamafu.server.schemas.requests import GenerationBody
+    from llamafu.server.schemas.requests import ChatBody, CompletionBody, GenerationBody
+    from llamafu.server.schemas.text_requests import EmbeddingRequest
     from llamafu.server.settings import Settings
     from llamafu.server.storage.catalog import Catalog
 
 _SEEDS = 2**64
-MOST_EMBEDDED = 2048
-"""Texts of one request."""
 _EMBEDDED_AT_ONCE = 16
 """Texts of one request after which those of others get their turn."""
 
 
-class Generating:
+class GenerationRoutes:
     """Handlers over one engine. `base` is the base model's id."""
 
     def __init__(self, engine: ServedEngine, catalog: Catalog, metrics: Metrics, *, base: str, settings: Settings) -> None:
@@ -71,25 +68,25 @@ class Generating:
         for stream in list(self._live):
             stream.cancel()
 
-    async def completions(self, request: AuthedRequest) -> ASGIApp:
+    async def completions(self, request: AuthedRequest[CompletionBody]) -> ASGIApp:
         """`POST /v1/completions`."""
-        body = await request.body(partial(read_body, CompletionBody))
+        body = request.body
 
         def start(prompt: str | list[int]) -> Callable[[dict[str, Any]], Request]:
             return lambda options: Request(prompt=prompt, **options)
 
-        return await self._answer(request, body, [start(prompt) for prompt in body.prompt], chat=False)
+        return await self._answer(request.http, body, [start(prompt) for prompt in body.prompt], chat=False)
 
-    async def chats(self, request: AuthedRequest) -> ASGIApp:
+    async def chats(self, request: AuthedRequest[ChatBody]) -> ASGIApp:
         """`POST /v1/chat/completions`."""
-        body = await request.body(partial(read_body, ChatBody))
+        body = request.body
         make = lambda options: self._engine.request_of_chat(body.messages, {**options, **body.chat_options()})  # noqa: E731 - as above
-        return await self._answer(request, body, [make], chat=True)
+        return await self._answer(request.http, body, [make], chat=True)
 
-    async def embeddings(self, request: AuthedRequest) -> ASGIApp:
+    async def embeddings(self, request: AuthedRequest[EmbeddingRequest]) -> ASGIApp:
         """`POST /v1/embeddings`."""
-        body = await request.body(read_embedding)
-        texts, scales = body.texts, self._adapters(body.lora, body.model)
+        body = request.body
+        texts, scales = body.input, self._adapters(body.lora, body.model)
         if self._embedding >= self._most_embedding:
             message = f"{self._embedding} requests wait to be embedded, of at most {self._most_embedding}; try again later"
             raise QueueFullError(message)
@@ -109,19 +106,20 @@ class Generating:
         # Thousands of vectors are written one after another, as they came: streams do not wait while one is made into text.
         return Response(f'{head[:-1]}, "data": [{", ".join(entries)}]}}', media_type="application/json")
 
-    def _embedded(self, body: EmbeddingBody, start: int, *, scales: Mapping[str, float] | None) -> tuple[int, list[str]]:
+    def _embedded(self, body: EmbeddingRequest, start: int, *, scales: Mapping[str, float] | None) -> tuple[int, list[str]]:
         """Return how many tokens some texts have, from number `start` on, and the answer's entry for each, as JSON."""
-        tokens, vectors = self._vectors(body.texts[start : start + _EMBEDDED_AT_ONCE], scales=scales)
+        as_text = body.encoding_format == "base64"
+        tokens, vectors = self._vectors(body.input[start : start + _EMBEDDED_AT_ONCE], scales=scales)
         width = len(vectors[0])
-        if body.width not in {None, width}:
-            message = f"dimensions is {body.width}, but this model's vectors have {width} numbers each; leave it out"
+        if body.dimensions not in {None, width}:
+            message = f"dimensions is {body.dimensions}, but this model's vectors have {width} numbers each; leave it out"
             raise InvalidRequestError(message)
         return tokens, [
             json.dumps(
                 {
                     "object": "embedding",
                     "index": index,
-                    "embedding": base64.b64encode(vector.astype("<f4").tobytes()).decode() if body.as_text else vector.tolist(),
+                    "embedding": base64.b64encode(vector.astype("<f4").tobytes()).decode() if as_text else vector.tolist(),
                 }
             )
             for index, vector in enumerate(vectors, start)
@@ -146,7 +144,7 @@ class Generating:
             raise InvalidRequestError(message) from error
 
     async def _answer(
-        self, request: AuthedRequest, body: GenerationBody, makers: Sequence[Callable[[dict[str, Any]], Request]], *, chat: bool
+        self, request: HttpRequest, body: GenerationBody, makers: Sequence[Callable[[dict[str, Any]], Request]], *, chat: bool
     ) -> ASGIApp:
         options: dict[str, Any] = {**body.options()}
         scales = self._adapters(body.lora, body.model)
@@ -156,10 +154,10 @@ class Generating:
         writer = Writer(body.model or self._base, chat)
         if body.stream:
             usage = body.stream_options is not None and body.stream_options.include_usage
-            dialect = dialect_of(request.http.headers)
+            dialect = dialect_of(request.headers)
             events = events_of(streams, writer, self._metrics.finished, dialect=dialect, with_usage=usage, ping=self._ping)
             return EventStream(events)
-        completions = await while_there(request.http, streams)
+        completions = await while_there(request, streams)
         for completion in completions:
             self._metrics.finished(completion)
         return JSONResponse(writer.whole(completions))
@@ -224,56 +222,3 @@ async def while_there(request: HttpRequest, streams: Sequence[Pieces]) -> list[C
         if not working.done():
             raise ClientDisconnect
         return working.result()
-
-
-@dataclass(frozen=True, slots=True)
-class EmbeddingBody:
-    """What an embedding request asks for; `lora` unread, `width` None where no `dimensions` were asked for."""
-
-    texts: list[str | list[int]]
-    as_text: bool
-    model: str | None
-    lora: object
-    width: int | None
-
-
-def read_embedding(data: object) -> EmbeddingBody:
-    """Read the body of an embedding request; `InvalidRequestError`."""
-    fields = Fields(data)
-    texts = _texts(fields)
-    form = fields.text("encoding_format", "float")
-    if form not in {"float", "base64"}:
-        fields.complain("encoding_format", f"is {form!r}; give 'float' or 'base64'")
-    model = fields.text("model") if fields.has("model") else None
-    lora = fields.take("lora")
-    width = fields.whole("dimensions", 0, low=1) or None
-    fields.refuse_others(["model", "user"])
-    fields.finish()
-    return EmbeddingBody(texts, form == "base64", model, lora, width)
-
-
-def _texts(fields: Fields) -> list[str | list[int]]:
-    given = fields.take("input")
-    items = given if isinstance(given, list) and not _are_tokens(given) else [given]
-    texts: list[str | list[int]] = []
-    for place, item in enumerate(items):
-        if (isinstance(item, str) and item) or _are_tokens(item):
-            texts.append(item)
-        else:
-            where = "input" if items == [given] else f"input[{place}]"
-            fields.complain(where, f"is {_or_empty(item)}; give a string that is not empty, token ids, or a list of either")
-            break
-    if len(items) > MOST_EMBEDDED:
-        fields.complain("input", f"has {len(items)} texts; give at most {MOST_EMBEDDED} at a time")
-    if not items:
-        fields.complain("input", "is an empty list; give a string that is not empty, token ids, or a list of either")
-    return texts
-
-
-def _are_tokens(item: object) -> TypeGuard[list[int]]:
-    return isinstance(item, list) and bool(item) and all(isinstance(n, int) and not isinstance(n, bool) for n in item)
-
-
-def _or_empty(item: object) -> str:
-    kind = kind_of(item)
-    return kind.replace("a ", "an empty ", 1) if item in ("", []) else kind

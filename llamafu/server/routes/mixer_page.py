@@ -36,11 +36,11 @@ class MixerPage:
         self._page = Template(texts.pop(_PAGE)).substitute(low=low, high=high)
         self._files = texts
 
-    async def page(self, request: AuthedRequest) -> ASGIApp:  # noqa: ARG002 - a handler
+    async def page(self, request: AuthedRequest[None]) -> ASGIApp:  # noqa: ARG002 - a handler
         """`GET /`."""
         return Response(self._page, media_type="text/html", headers=_HEADERS)
 
-    async def file(self, request: AuthedRequest) -> ASGIApp:
+    async def file(self, request: AuthedRequest[None]) -> ASGIApp:
         """`GET /desk/{file}`: what the page is made of."""
         name = request.http.path_params["file"]
         if name not in self._files:

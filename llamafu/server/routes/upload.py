@@ -11,15 +11,15 @@ from starlette.datastructures import UploadFile
 from starlette.exceptions import HTTPException
 from starlette.formparsers import MultiPartException
 from starlette.requests import Request
-from starlette.responses import JSONResponse
 
+from llamafu.server.schemas.answers import LoraCardAnswer
 from llamafu.service.errors import InvalidRequestError
 from llamafu.service.local import LocalLoraService
 
 if TYPE_CHECKING:
     from pathlib import Path
 
-    from starlette.types import ASGIApp, Message, Receive
+    from starlette.types import Message, Receive
 
     from llamafu.server.http.endpoint import AuthedRequest
     from llamafu.server.protocols import ServedEngine
@@ -32,7 +32,7 @@ _PAUSE = 60.0
 """Seconds between two chunks of an upload."""
 
 
-class Uploading:
+class UploadRoute:
     """A handler over one engine; a file may have `limit` bytes."""
 
     def __init__(self, engine: ServedEngine, catalog: Catalog, *, limit: int) -> None:
@@ -40,7 +40,7 @@ class Uploading:
         self._catalog = catalog
         self._limit = limit
 
-    async def upload(self, request: AuthedRequest) -> ASGIApp:
+    async def upload(self, request: AuthedRequest[None]) -> LoraCardAnswer:
         """`POST /v1/lora/upload`: multipart, with `file` and, if it is not to be the file's name, `name`."""
         limited = _Limited(request.http.receive, self._limit + _FORM)
         multipart = Request(request.http.scope, limited)
@@ -70,7 +70,7 @@ class Uploading:
 
             await asyncio.to_thread(self._catalog.receive, wanted, write)
         card = next(card for card in self._service.list().data if card.id == wanted)
-        return JSONResponse(card.to_json())
+        return LoraCardAnswer(**card.to_json())
 
 
 class _Limited:
