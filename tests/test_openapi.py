@@ -3,6 +3,7 @@
 import json
 import re
 import shutil
+from pathlib import Path
 
 import httpx
 import pytest
@@ -15,6 +16,7 @@ from serving import ADMIN, API, FakeEngine, serving
 from llamafu.engine import Engine
 from llamafu.server.app import make_app
 from llamafu.server.auth.keys import Guard
+from llamafu.server.routes.table import ROUTES
 from llamafu.server.settings import Settings
 
 MAY_COME = {*range(200, 205), 400, 401, 403, 404, 405, 408, 409, 413, 415, 429}
@@ -78,6 +80,16 @@ def test_it_has_every_route_and_no_other(keyless, tmp_path):
     ids = [operation["operationId"] for _, _, operation in operations(document)]
     assert len(set(ids)) == len(ids)
     assert any(operation["security"] for _, _, operation in operations(document)) != keyless
+
+
+def test_the_manual_has_every_route_with_its_key():
+    told = {}
+    for line in (Path(__file__).parents[1] / "docs" / "server.md").read_text("utf-8").splitlines():
+        if line.startswith("| `") and (routes := re.findall(r"`(GET|POST|DELETE) (/\S*)`", line.partition(" | ")[0])):
+            keys = line.split(" | ")[1].split(", ")  # one for all, or one each
+            told |= zip(routes, keys if len(keys) == len(routes) else keys * len(routes), strict=True)
+    told |= {(method, path.replace("/token/", "/tokens/")): key for (method, path), key in told.items()}
+    assert told == {(route.method, path): route.needed or "none" for route in ROUTES for path in route.paths}
 
 
 def test_every_reference_leads_somewhere(document):

@@ -9,9 +9,10 @@ from hypothesis import strategies as st
 from llamafu._util.nulls import without_nulls
 from llamafu.generation.options import Options
 from llamafu.server.schemas.adapter_choice import resolve_adapters
+from llamafu.server.schemas.adapter_requests import LoraLoadBody
 from llamafu.server.schemas.reading import read_body, read_json
 from llamafu.server.schemas.requests import ChatBody, CompletionBody
-from llamafu.service import InvalidRequestError, NotFoundError
+from llamafu.service import InvalidRequestError, LoraLoadRequest, NotFoundError
 
 HI = [{"role": "user", "content": "hi"}]
 PROMPTS = "give a string, or token ids, or a list of strings, or a list of lists of token ids"
@@ -248,6 +249,25 @@ def test_any_bytes_are_read_or_refused(content):
     except InvalidRequestError as error:
         message = str(error)
         assert message.startswith("the body is not JSON"), "or an exception of another kind would have come"
+
+
+@given(
+    st.dictionaries(
+        st.sampled_from(["loras", "skip_queue", "x"]),
+        JSON | st.lists(st.dictionaries(st.sampled_from(["name", "scaling", "x"]), JSON, max_size=3), max_size=2),
+        max_size=3,
+    )
+    | JSON
+)
+def test_the_server_loads_what_the_service_takes(data):
+    """The service reads its requests without pydantic, which a client does not install."""
+    try:
+        wanted = LoraLoadRequest.from_json(data)
+    except InvalidRequestError:
+        with pytest.raises(InvalidRequestError):
+            read_body(LoraLoadBody, data)
+    else:
+        assert read_body(LoraLoadBody, data).request() == wanted
 
 
 # -- adapters -----------------------------------------------------------------------------------------------------

@@ -7,7 +7,8 @@ from typing import TYPE_CHECKING, Annotated, Any, ClassVar
 
 from pydantic import ConfigDict, RootModel
 
-from llamafu.server.schemas.base import JsonSchemaOf, Name, NumberId, RequestBody, Scale, SmallBody
+from llamafu.server.schemas.base import RequestBody, SmallBody
+from llamafu.server.schemas.field_types import JsonSchemaOf, Name, NumberId, Scale
 from llamafu.server.schemas.reading import validated
 from llamafu.service.errors import InvalidRequestError, NotFoundError
 from llamafu.service.fields import kind_of

@@ -6,7 +6,8 @@ from typing import Annotated, Any, ClassVar
 
 from pydantic import BaseModel, ConfigDict, Field, WithJsonSchema
 
-from llamafu.server.schemas.base import Flag, Legal, LooseScale, Name, SmallBody
+from llamafu.server.schemas.base import SmallBody
+from llamafu.server.schemas.field_types import Flag, Legal, LooseScale, Name
 from llamafu.service.loading import LoraLoadInfo, LoraLoadRequest
 
 _SUFFIX = ".gguf"

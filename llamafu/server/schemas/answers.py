@@ -11,7 +11,8 @@ from typing import Annotated, Any, Literal
 from pydantic import Field, RootModel
 
 from llamafu.server.http.error_body import OPENAI_TYPES
-from llamafu.server.schemas.base import Answer, Count, UnixTime, sometimes
+from llamafu.server.schemas.base import Answer, sometimes
+from llamafu.server.schemas.field_types import Count, UnixTime
 from llamafu.service.errors import KINDS
 
 _ERROR_TYPES = sorted({OPENAI_TYPES.get(code, code) for code in KINDS})

@@ -7,7 +7,7 @@ from typing import Annotated, Any, Literal, TypeGuard
 from pydantic import BaseModel, BeforeValidator, Field, ValidationInfo
 
 from llamafu.generation.messages import read_messages
-from llamafu.server.schemas.base import JsonSchemaOf, Legal, Name, TokenIds, must_be, refuse
+from llamafu.server.schemas.field_types import JsonSchemaOf, Legal, Name, TokenIds, must_be, refuse
 from llamafu.service.fields import kind_of, shown
 
 MOST_EMBEDDED = 2048

@@ -6,7 +6,8 @@ from typing import Annotated, Literal
 
 from pydantic import Field
 
-from llamafu.server.schemas.base import Answer, Count, UnixTime, sometimes
+from llamafu.server.schemas.base import Answer, sometimes
+from llamafu.server.schemas.field_types import Count, UnixTime
 
 FinishReason = Literal["stop", "length"] | None
 

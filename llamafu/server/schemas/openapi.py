@@ -6,18 +6,19 @@ import re
 from http import HTTPStatus
 from typing import TYPE_CHECKING, Any
 
-from pydantic.json_schema import models_json_schema
+from pydantic.json_schema import GenerateJsonSchema, models_json_schema
 
 from llamafu._version import __version__
 from llamafu.server.http.endpoint import JSON
 from llamafu.server.routes.route import EVENTS, FORM
 from llamafu.server.schemas.answers import ErrorAnswer
-from llamafu.server.schemas.base import SCALE_FORMAT, SchemaGenerator
+from llamafu.server.schemas.field_types import SCALE_FORMAT
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
 
     from pydantic import BaseModel
+    from pydantic.json_schema import JsonSchemaValue
 
     from llamafu.server.routes.route import Route
 
@@ -32,6 +33,32 @@ _ABOUT = (
     "Keys go into any of three headers. An api key generates and looks; an admin key opens every route. "
     "Every error has the same body, and none is a 422."
 )
+
+
+class SchemaGenerator(GenerateJsonSchema):
+    """JSON Schema without titles, which repeat names, and without defaults: an absent field is all that they say."""
+
+    def field_title_should_be_set(self, schema: Any) -> bool:  # noqa: ARG002 - as in the base class
+        """Leave titles out."""
+        return False
+
+    def default_schema(self, schema: Any) -> JsonSchemaValue:
+        """Leave defaults out."""
+        return self.generate_inner(schema["schema"])
+
+    def model_schema(self, schema: Any) -> JsonSchemaValue:
+        """Leave out the title, which is the class's name."""
+        found = super().model_schema(schema)
+        found.pop("title", None)
+        return found
+
+    def normalize_name(self, name: str) -> str:
+        """Return a model's name in the document, where the answer `ModelsAnswer` is `Models`."""
+        return super().normalize_name(_SCHEMA_NAMES.get(name, name.removesuffix("Answer")))
+
+
+_SCHEMA_NAMES = {"LoraLoadBody": "LoraLoadRequest", "LoraLoadAnswer": "LoraLoadResponse"}
+"""Names in the document that the service's own classes have in Python."""
 
 
 def document(routes: Sequence[Route[Any]], *, scale_range: tuple[float, float], keyless: bool) -> dict[str, Any]:

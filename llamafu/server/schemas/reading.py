@@ -9,7 +9,8 @@ from typing import TYPE_CHECKING, Any, TypeVar, get_args
 import pydantic_core
 from pydantic import RootModel, ValidationError
 
-from llamafu.server.schemas.base import PROBLEMS, Legal, RequestBody, SmallBody, field_names
+from llamafu.server.schemas.base import RequestBody, SmallBody, field_names
+from llamafu.server.schemas.field_types import PROBLEMS, Legal
 from llamafu.service.errors import InvalidRequestError
 from llamafu.service.fields import kind_of, shown
 

@@ -7,8 +7,9 @@ from typing import Annotated, ClassVar, Literal
 from pydantic import Field
 
 from llamafu.server.schemas.adapter_choice import LoraChoice
-from llamafu.server.schemas.base import Flag, Legal, Name, SmallBody
+from llamafu.server.schemas.base import SmallBody
 from llamafu.server.schemas.content import AnyTokens, TextOrMessages, TextsToEmbed
+from llamafu.server.schemas.field_types import Flag, Legal, Name
 
 
 class EncodeRequest(SmallBody):
