@@ -13,7 +13,7 @@ from llamafu.errors import LoraError, LoraNotFoundError
 if TYPE_CHECKING:
     import argparse
 
-    from llamafu.server.storage.adapter_folder import Found
+    from llamafu.server.storage.adapter_folder import FolderEntry
 
 
 def add_parser(subparsers: Any) -> None:
@@ -38,7 +38,7 @@ def _list(arguments: argparse.Namespace) -> int:
     from llamafu.server.storage.last_use import last_use
 
     folder = AdapterFolder(arguments.folder)
-    everything, skipped = folder.everything(), folder.skipped()
+    everything, skipped = folder.entries(), folder.skipped()
     names = [found.name for found in everything]
     rows = [
         (label(found, alone=names.count(found.name) == 1), found, last_use(found.path), why_no_adapter(found.path))
@@ -100,7 +100,7 @@ def _remove(arguments: argparse.Namespace) -> int:
     return 0
 
 
-def _is_agreed(found: Found, arguments: argparse.Namespace) -> bool:
+def _is_agreed(found: FolderEntry, arguments: argparse.Namespace) -> bool:
     """Ask on the terminal; where there is none, that is a usage error."""
     if not sys.stdin.isatty():
         arguments.refuse(f"{found.path} would be gone for good, and there is no terminal to ask on; --yes removes it unasked")

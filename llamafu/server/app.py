@@ -1,4 +1,4 @@
-"""The application: every route, who may use it, and what looks after it while it runs."""
+"""The application: its routes behind their checks, its middleware, and the task that watches the adapters folder."""
 
 from __future__ import annotations
 
@@ -45,9 +45,9 @@ if TYPE_CHECKING:
 
 _LOG = logging.getLogger("llamafu.server")
 _LOOK = 1.0
-"""Seconds between two looks at the adapters folder."""
+"""Seconds between two polls of the adapters folder."""
 _THREADS = 64
-"""At most so many for what takes long: uploads that wait for each other must not keep a load of known adapters waiting."""
+"""Most threads for slow work: uploads that wait for each other must not block the loading of known adapters."""
 
 
 def make_app(engine: ServedEngine, settings: Settings, guard: Guard) -> Starlette:
@@ -108,7 +108,7 @@ def _middleware(settings: Settings, metrics: Metrics) -> list[Middleware]:
 async def _running(engine: ServedEngine, settings: Settings, catalog: Catalog) -> AsyncIterator[None]:
     """Register the folder's adapters, watch the folder while the application runs, and write the last uses at its end."""
     asyncio.get_running_loop().set_default_executor(ThreadPoolExecutor(_THREADS, thread_name_prefix="llamafu-http"))
-    for _look in range(2):  # a file is told once it was seen twice
+    for _look in range(2):  # an adapter is reported once two polls saw it alike
         await asyncio.to_thread(catalog.refresh)
     if settings.lora:
         await asyncio.to_thread(engine.set_lora_adapters, dict(settings.lora))

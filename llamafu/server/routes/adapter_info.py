@@ -33,7 +33,7 @@ class AdapterInfoRoute:
         self._model = model
         self._reader: AdapterReader | None = None
         self._kept: OrderedDict[str, dict[str, Any]] = OrderedDict()
-        self._lock = threading.Lock()  # one computation at a time: each has a CPU busy
+        self._lock = threading.Lock()  # one computation at a time: each keeps a CPU busy
 
     async def info(self, request: AuthedRequest[None]) -> ASGIApp:
         """`GET /v1/lora/{name}/info`: an admin sees all, an api key the active ones, as in the lists, and no uses."""

@@ -33,7 +33,7 @@ if TYPE_CHECKING:
     from llamafu.generation.completion import Completion
     from llamafu.server.http.endpoint import AuthedRequest
     from llamafu.server.http.metrics import Metrics
-    from llamafu.server.protocols import Pieces, ServedEngine
+    from llamafu.server.protocols import AnswerStream, ServedEngine
     from llamafu.server.schemas.requests import ChatBody, CompletionBody, GenerationBody
     from llamafu.server.schemas.text_requests import EmbeddingRequest
     from llamafu.server.settings import Settings
@@ -41,7 +41,7 @@ if TYPE_CHECKING:
 
 _SEEDS = 2**64
 _EMBEDDED_AT_ONCE = 16
-"""Texts of one request after which those of others get their turn."""
+"""Texts of one request that are embedded in a row; then other requests get their turn."""
 
 
 class GenerationRoutes:
@@ -51,19 +51,19 @@ class GenerationRoutes:
         self._engine = engine
         self._catalog = catalog
         self._metrics = metrics
-        self._live: weakref.WeakSet[Pieces] = weakref.WeakSet()
+        self._live: weakref.WeakSet[AnswerStream] = weakref.WeakSet()
         self._base = base
         self._limit = settings.max_time
         self._longest = settings.max_prompt
         self._ping = settings.ping
         self._ending = False
-        # One at a time is what the engine does, and those that wait for it hold up nothing else.
+        # The engine embeds one batch at a time. A thread of its own keeps waiting requests off the other threads.
         self._embedder = ThreadPoolExecutor(1, thread_name_prefix="llamafu-embed")
         self._embedding = 0
         self._most_embedding = settings.max_queue
 
     def end_all(self) -> None:
-        """End every request, those too that are only being read now, with what there is: the server stops."""
+        """End every request with the text it has, also those that are only being read now: the server stops."""
         self._ending = True
         for stream in list(self._live):
             stream.cancel()
@@ -103,7 +103,7 @@ class GenerationRoutes:
             self._embedding -= 1
         usage = {"prompt_tokens": tokens, "total_tokens": tokens}
         head = json.dumps({"object": "list", "model": body.model or self._base, "usage": usage})
-        # Thousands of vectors are written one after another, as they came: streams do not wait while one is made into text.
+        # Vectors were written as JSON batch by batch: one call for thousands of them would hold up every stream.
         return Response(f'{head[:-1]}, "data": [{", ".join(entries)}]}}', media_type="application/json")
 
     def _embedded(self, body: EmbeddingRequest, start: int, *, scales: Mapping[str, float] | None) -> tuple[int, list[str]]:
@@ -164,9 +164,9 @@ class GenerationRoutes:
 
     async def _start(
         self, makers: Sequence[Callable[[dict[str, Any]], Request]], options: dict[str, Any], n: int
-    ) -> list[Pieces]:
+    ) -> list[AnswerStream]:
         """Queue every answer; when one is refused, so are all. Answers of one seed get seeds that follow each other."""
-        streams: list[Pieces] = []
+        streams: list[AnswerStream] = []
         loop = asyncio.get_running_loop()
 
         def start() -> None:
@@ -177,7 +177,7 @@ class GenerationRoutes:
                     streams.append(self._engine.open_stream(replace(request, seed=seed), loop))
 
         try:
-            await asyncio.to_thread(start)  # reading a long prompt takes its time
+            await asyncio.to_thread(start)  # tokenizing a long prompt would block the event loop
         except BaseException as error:
             for stream in streams:
                 stream.cancel()
@@ -190,7 +190,7 @@ class GenerationRoutes:
         return streams
 
     def _limited(self, request: Request) -> Request:
-        """Hold a request to the limits of this server."""
+        """Return a request with the limits of this server; a prompt beyond them is refused."""
         if self._longest is not None:
             prompt = self._engine.tokenize(request.prompt) if isinstance(request.prompt, str) else request.prompt
             if len(prompt) > self._longest:
@@ -212,7 +212,7 @@ class GenerationRoutes:
         return scales
 
 
-async def while_there(request: HttpRequest, streams: Sequence[Pieces]) -> list[Completion]:
+async def while_there(request: HttpRequest, streams: Sequence[AnswerStream]) -> list[Completion]:
     """Return the completions; `ClientDisconnect`, with everything ended, once the client leaves."""
     working, leaving = asyncio.create_task(gathered(streams)), asyncio.create_task(until_disconnect(request.receive))
     with ExitStack() as stack:

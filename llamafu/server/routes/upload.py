@@ -74,9 +74,9 @@ class UploadRoute:
 
 
 class _Limited:
-    """Passes messages on until the body has more than `limit` bytes, or ends early.
+    """Passes ASGI messages on until the body has more than `limit` bytes, or ends early.
 
-    What it raises is what the form's parser takes for its own, and closes its files at.
+    It raises the form parser's own exception, so that the parser closes its files.
     """
 
     def __init__(self, receive: Receive, limit: int) -> None:

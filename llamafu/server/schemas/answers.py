@@ -93,7 +93,7 @@ class LoraLoadAnswer(Answer):
     failure: list[str]
 
 
-class Norm(Answer):
+class NormAnswer(Answer):
     """Norms of one module's change at scale 1."""
 
     frobenius: float
@@ -103,14 +103,14 @@ class Norm(Answer):
 _NormTable = Annotated[list[list[float | None]], Field(description="[layer][module]")]
 
 
-class Norms(Answer):
+class NormsAnswer(Answer):
     """Norms of an adapter's change, module by module."""
 
     layers: list[Count]
     modules: list[str]
     frobenius: _NormTable
     spectral: _NormTable
-    others: Annotated[dict[str, Norm], Field(description="modules outside the layers")]
+    others: Annotated[dict[str, NormAnswer], Field(description="modules outside the layers")]
 
 
 class LoraInfoAnswer(Answer):
@@ -131,7 +131,7 @@ class LoraInfoAnswer(Answer):
     bytes: Count
     dtype: str
     invocation_tokens: list[Count]
-    norms: Norms
+    norms: NormsAnswer
     last_used: _LastUse = sometimes()
 
 

@@ -15,7 +15,7 @@ MOST_EMBEDDED = 2048
 
 
 class ContentPart(BaseModel):
-    """A part of a message's text; the library reads and joins the parts."""
+    """A part of the text of a message."""
 
     type: Literal["text", "refusal"]
     text: str | None = None
@@ -29,7 +29,7 @@ class CalledFunction(BaseModel):
     arguments: str | dict[str, Any] | None = None
 
 
-class ToolCall(BaseModel):
+class MessageToolCall(BaseModel):
     """A tool call in an assistant's message."""
 
     id: str | None = None
@@ -37,13 +37,13 @@ class ToolCall(BaseModel):
     function: CalledFunction
 
 
-class Message(BaseModel):
-    """One message of a chat. It describes what clients send; `llamafu.generation.messages` reads it."""
+class ChatMessage(BaseModel):
+    """One message of a chat."""
 
     role: Name
     content: str | list[ContentPart] | None = None
     name: str | None = None
-    tool_calls: list[ToolCall] | None = None
+    tool_calls: list[MessageToolCall] | None = None
     tool_call_id: str | None = None
     reasoning_content: str | None = None
 
@@ -145,7 +145,7 @@ def _token_ids(value: object) -> object:
 _EMBEDDABLE = "a string that is not empty, token ids, or a list of either"
 _SomePrompts = Annotated[list[str], Field(min_length=1)] | Annotated[list[TokenIds], Field(min_length=1)]
 _SomeTexts = Annotated[list[Name | TokenIds], Field(min_length=1)]
-_SomeMessages = Annotated[list[Message], Field(min_length=1)]
+_SomeMessages = Annotated[list[ChatMessage], Field(min_length=1)]
 Texts = Annotated[list[str], BeforeValidator(_list_of_texts), JsonSchemaOf(str | list[str])]
 Prompts = Annotated[list[str] | list[list[int]], BeforeValidator(_list_of_prompts), JsonSchemaOf(str | TokenIds | _SomePrompts)]
 Messages = Annotated[list[dict[str, Any]], BeforeValidator(_messages), JsonSchemaOf(_SomeMessages)]

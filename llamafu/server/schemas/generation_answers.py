@@ -18,7 +18,7 @@ class PromptTokensDetails(Answer):
     cached_tokens: Count
 
 
-class Usage(Answer):
+class UsageAnswer(Answer):
     """Tokens of all choices of an answer together."""
 
     prompt_tokens: Count
@@ -48,7 +48,7 @@ class TextLogprobs(Answer):
     text_offset: list[Count]
 
 
-class TokenLogprob(Answer):
+class TokenLogprobAnswer(Answer):
     """One token with its log probability and its bytes."""
 
     token: str
@@ -56,10 +56,10 @@ class TokenLogprob(Answer):
     bytes: list[Annotated[int, Field(ge=0, le=255)]]
 
 
-class ChosenTokenLogprob(TokenLogprob):
+class ChosenTokenLogprob(TokenLogprobAnswer):
     """A token of the answer, with the likeliest ones at its place."""
 
-    top_logprobs: list[TokenLogprob]
+    top_logprobs: list[TokenLogprobAnswer]
 
 
 class ChatLogprobs(Answer):
@@ -120,7 +120,7 @@ class CompletionAnswer(_Generated):
 
     object: Literal["text_completion"]
     choices: Annotated[list[TextChoice], Field(min_length=1)]
-    usage: Usage
+    usage: UsageAnswer
     lora: AppliedAdapters
 
 
@@ -129,7 +129,7 @@ class ChatCompletionAnswer(_Generated):
 
     object: Literal["chat.completion"]
     choices: Annotated[list[ChatChoice], Field(min_length=1)]
-    usage: Usage
+    usage: UsageAnswer
     lora: AppliedAdapters
 
 
@@ -138,7 +138,7 @@ class CompletionChunk(_Generated):
 
     object: Literal["text_completion"]
     choices: Annotated[list[TextChoice], Field(max_length=1)]
-    usage: Usage = sometimes()
+    usage: UsageAnswer = sometimes()
     lora: AppliedAdapters = sometimes()
 
 
@@ -147,7 +147,7 @@ class ChatCompletionChunk(_Generated):
 
     object: Literal["chat.completion.chunk"]
     choices: Annotated[list[ChatDelta], Field(max_length=1)]
-    usage: Usage = sometimes()
+    usage: UsageAnswer = sometimes()
     lora: AppliedAdapters = sometimes()
 
 
