@@ -19,13 +19,14 @@ from hypothesis import strategies as st
 from llamafu import Llamafu
 from llamafu.adapters import inspect_adapter
 from llamafu.cli import demo
-from llamafu.cli.arguments import Use, use
+from llamafu.cli.arguments import AdapterArgument, adapter_argument
 from llamafu.cli.main import main
 from llamafu.cli.side_by_side import SideBySide
 from llamafu.cli.style import BOLD, Style
 from llamafu.errors import LlamafuError
 from llamafu.examples.adapters import example_adapters
 from llamafu.generation.completion import AppliedLora, Completion, Timings, Usage
+from llamafu.generation.options import OPTION_SPECS
 
 ROOT = Path(__file__).resolve().parents[1]
 GREEDY = {"temperature": 0, "max_tokens": 12}
@@ -83,7 +84,10 @@ def test_complete_json_tells_what_made_it(tiny_model, tiny_adapter_a, capsys):
 
 def test_every_sampling_option_reaches_the_library(llm, tiny_model, capsys):
     words = "--max-tokens 20 --temperature 1.5 --top-k 9 --top-p 0.9 --min-p 0.01 --seed 7 --stop e --stop zz".split()
+    words += "--repeat-penalty 1.1 --frequency-penalty -0.1 --presence-penalty 0.2".split()
     options = {"max_tokens": 20, "temperature": 1.5, "top_k": 9, "top_p": 0.9, "min_p": 0.01, "seed": 7, "stop": ["e", "zz"]}
+    options |= {"repeat_penalty": 1.1, "frequency_penalty": -0.1, "presence_penalty": 0.2}
+    assert options.keys() == {spec.name for spec in OPTION_SPECS if spec.flag}
     expected = llm.complete("Once", **options)
     assert main(["complete", "-m", str(tiny_model), "Once", "--json", *words]) == 0
     report = json.loads(capsys.readouterr().out)
@@ -148,10 +152,10 @@ def test_scale_range_widens(llm, tiny_model, tiny_adapter_a, capsys):
 def test_lora_argument(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     Path("a=0.5").touch()
-    assert use("x.gguf") == Use(Path("x.gguf"), 1.0)
-    assert use("dir=1/x.gguf=0.25") == Use(Path("dir=1/x.gguf"), 0.25)
-    assert use("a=0.5") == Use(Path("a=0.5"), 1.0)
-    assert use("a=0.5=0.75") == Use(Path("a=0.5"), 0.75)
+    assert adapter_argument("x.gguf") == AdapterArgument(Path("x.gguf"), 1.0)
+    assert adapter_argument("dir=1/x.gguf=0.25") == AdapterArgument(Path("dir=1/x.gguf"), 0.25)
+    assert adapter_argument("a=0.5") == AdapterArgument(Path("a=0.5"), 1.0)
+    assert adapter_argument("a=0.5=0.75") == AdapterArgument(Path("a=0.5"), 0.75)
 
 
 # -- chat ------------------------------------------------------------------------------------------------------------

@@ -19,7 +19,7 @@ import subprocess
 import sys
 import textwrap
 import tomllib
-from dataclasses import dataclass, fields
+from dataclasses import dataclass
 from pathlib import Path
 
 import pytest
@@ -34,7 +34,8 @@ from llamafu.cli.main import _parser
 from llamafu.errors import ErrorCode, LlamafuError
 from llamafu.examples.adapters import example_adapters
 from llamafu.examples.model import example_model
-from llamafu.generation.options import Options
+from llamafu.generation.chat_options import CHAT_OPTION_SPECS
+from llamafu.generation.options import OPTION_SPECS
 
 ROOT = Path(__file__).resolve().parent.parent
 DOCS = sorted((ROOT / "docs").rglob("*.md"))
@@ -251,9 +252,14 @@ def test_every_exception_is_listed():
     assert rows == {name: (", ".join(base.__name__ for base in kind.__bases__), kind.code.name) for name, kind in kinds.items()}
 
 
-def test_every_option_is_listed_with_its_default():
-    rows = {name: default for name, default, _ in table(ROOT / "docs" / "generating.md", "Option")}
-    assert rows == {field.name: repr(field.default) for field in fields(Options)}
+def test_every_option_is_listed_with_default_limits_and_meaning():
+    rows = [[*cells, meaning.partition("; see [")[0]] for *cells, meaning in table(ROOT / "docs" / "generating.md", "Option")]
+    assert rows == [[spec.name, repr(spec.default), spec.limits, spec.doc] for spec in OPTION_SPECS]
+
+
+def test_every_option_of_chats_is_listed_with_default_and_meaning():
+    rows = table(ROOT / "docs" / "generating.md", "Option of chats")
+    assert rows == [[spec.name, repr(spec.default), spec.doc] for spec in CHAT_OPTION_SPECS]
 
 
 def members(family, struct):

@@ -1,4 +1,4 @@
-"""`llamafu bake`: adapters become part of a model file."""
+"""`llamafu bake`: write a model with adapters added to its weights."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ import sys
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from llamafu.cli.arguments import EXAMPLE, model_path, use
+from llamafu.cli.arguments import EXAMPLE, adapter_argument, model_path
 from llamafu.cli.output import add_force
 from llamafu.cli.progress import Progress
 from llamafu.errors import LlamafuError
@@ -24,7 +24,7 @@ def add_parser(subparsers: Any) -> None:
     parser.add_argument("-m", "--model", required=True, help=f"GGUF model to start from, or {EXAMPLE!r}")
     parser.add_argument(
         "--lora",
-        type=use,
+        type=adapter_argument,
         action="append",
         required=True,
         metavar="PATH[=SCALE]",
@@ -59,7 +59,7 @@ def _run(arguments: argparse.Namespace) -> int:
     from llamafu.baking.bake import NOTHING_KEEPS_MORE, bake_for_report
     from llamafu.baking.target_types import MUCH_LOST
 
-    adapters = {one.path: one.scale for one in arguments.lora}
+    adapters = {adapter.path: adapter.scale for adapter in arguments.lora}
     if len(adapters) < len(arguments.lora):
         arguments.refuse("argument --lora: an adapter was given twice; give it once, with the sum of its scales")
     model = model_path(arguments.model)

@@ -1,4 +1,4 @@
-"""`llamafu convert`: a PEFT or mlx-lm folder becomes a GGUF adapter."""
+"""`llamafu convert`: write a PEFT or mlx-lm folder as a GGUF adapter."""
 
 from __future__ import annotations
 
@@ -82,7 +82,7 @@ def _run(arguments: argparse.Namespace) -> int:
 
 
 def _loss(stored: Stored) -> str:
-    """Say what the type lost, and what to do where that is much."""
+    """Describe the loss of the type that was written, with advice where it is large."""
     from llamafu.adapters.peft.storage_loss import percent
 
     if stored.instead is not None:

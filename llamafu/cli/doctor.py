@@ -1,4 +1,4 @@
-"""`llamafu doctor`: one screen on the state of this installation."""
+"""`llamafu doctor`: the state of this installation on one screen."""
 
 from __future__ import annotations
 

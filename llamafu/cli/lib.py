@@ -1,4 +1,4 @@
-"""`llamafu lib`: which libllama there is, and how to get one."""
+"""`llamafu lib`: list the libllama builds of this machine, or get one."""
 
 from __future__ import annotations
 
@@ -51,7 +51,7 @@ def _list(arguments: argparse.Namespace) -> int:
 
     rows = [(candidate, examine(candidate.path)) for candidate in candidates()]
     refused = [candidate for candidate, answer in rows if isinstance(answer, Refusal)]
-    # Nothing stands in for a library that the user named.
+    # A library that the user named is never replaced by another one.
     blocked = refused[0] if refused and refused[0].explicit else None
     used = None if blocked else next((candidate for candidate, answer in rows if isinstance(answer, Proven)), None)
     if arguments.json:

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any, Literal, Self
 from llamafu._native.context import FLASH_ATTENTION, MOST_THREADS, ContextOptions
 from llamafu._native.cpu import usable_cpus
 from llamafu._native.library import open_library
+from llamafu._util.arguments import check_whole
 from llamafu.adapters.gguf.base_model import read_model
 from llamafu.adapters.peft.config import CONFIG
 from llamafu.engine.embedding import embed, longest_text
@@ -20,7 +21,6 @@ from llamafu.engine.stats import EngineStats, Percentiles
 from llamafu.engine.submission import Asking
 from llamafu.engine.worker import Worker
 from llamafu.errors import LoraError, LoraIncompatibleError
-from llamafu.generation.options import check_whole
 from llamafu.generation.pooling import choose_pooling, demand_one, pool, shaped
 from llamafu.libraries.discovery import find
 from llamafu.lora.handles import check_scale, check_scale_range

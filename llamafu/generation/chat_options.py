@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import inspect
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, fields
+from dataclasses import dataclass, field
 from typing import Any, TypeVar
 
 from llamafu.generation.messages import read_tools
-from llamafu.generation.options import OptionArguments, Options, refuse_unknown, takes_options
+from llamafu.generation.option_spec import OptionSpec, about, list_options, specs_of
+from llamafu.generation.options import OPTION_SPECS, OptionArguments, refuse_unknown, takes_options
 
 _F = TypeVar("_F", bound=Callable[..., Any])
 _OURS = ("messages", "tools", "bos_token", "eos_token", "add_generation_prompt", "continue_final_message")
@@ -27,22 +28,30 @@ class ChatArguments(OptionArguments, total=False):
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ChatOptions:
-    """Checked options of one chat's prompt.
+    """Checked options of one chat's prompt. Raises TypeError, and ValueError where the last two are both True.
 
-    `tools`: descriptions of functions in OpenAI's form, for the template; one that has no place for them is an error.
-    `chat_template`: a Jinja template in place of the model's own. `chat_template_kwargs`: more variables for the template,
-    such as `{"enable_thinking": False}`; what a template does not look at does nothing.
-
-    `add_generation_prompt` begins a new answer, `continue_final_message` goes on with the last message, an assistant's.
-    None for both does what the last message asks for: an assistant's is continued, after any other an answer begins.
-    Raises TypeError, and ValueError where both are asked for.
+    Without the last two, the last message decides: an assistant's is continued, after any other an answer begins.
     """
 
-    tools: Sequence[Mapping[str, Any]] | None = None
-    chat_template: str | None = None
-    chat_template_kwargs: Mapping[str, Any] | None = None
-    add_generation_prompt: bool | None = None
-    continue_final_message: bool | None = None
+    tools: Sequence[Mapping[str, Any]] | None = field(
+        default=None,
+        metadata=about("functions in OpenAI's form, for the template; an error where it has no place for them", flag=False),
+    )
+    chat_template: str | None = field(default=None, metadata=about("a Jinja template in place of the model's own", flag=False))
+    chat_template_kwargs: Mapping[str, Any] | None = field(
+        default=None,
+        metadata=about(
+            'more variables for the template, such as {"enable_thinking": False}; '
+            "one that the template does not read has no effect",
+            flag=False,
+        ),
+    )
+    add_generation_prompt: bool | None = field(
+        default=None, metadata=about("True begins a new answer, False does not", flag=False)
+    )
+    continue_final_message: bool | None = field(
+        default=None, metadata=about("True goes on with the last message, an assistant's; False closes it", flag=False)
+    )
 
     def __post_init__(self) -> None:
         problems: list[str] = []
@@ -71,10 +80,15 @@ class ChatOptions:
             raise ValueError(message)
 
 
+CHAT_OPTION_SPECS: tuple[OptionSpec, ...] = specs_of(ChatOptions)
+"""Every option of chats alone, in the order of its declaration."""
+ChatOptions.__doc__ = list_options(ChatOptions.__doc__, CHAT_OPTION_SPECS)
+
+
 def split_options(arguments: ChatArguments) -> tuple[ChatOptions, OptionArguments]:
     """Part the arguments of a chat; an unknown one is a `TypeError` that names the nearest and all legal ones."""
-    own = [field.name for field in fields(ChatOptions)]
-    refuse_unknown(arguments, [*(field.name for field in fields(Options)), *own])
+    own = [spec.name for spec in CHAT_OPTION_SPECS]
+    refuse_unknown(arguments, [*(spec.name for spec in OPTION_SPECS), *own])
     others: OptionArguments = {name: value for name, value in arguments.items() if name not in own}  # type: ignore[assignment] # what is left are those of Options
     return ChatOptions(**{name: value for name, value in arguments.items() if name in own}), others  # type: ignore[arg-type] # as above
 
@@ -84,8 +98,8 @@ def takes_chat_options(function: _F) -> _F:
     signature = inspect.signature(function)
     *kept, rest = signature.parameters.values()
     own = [
-        inspect.Parameter(f.name, inspect.Parameter.KEYWORD_ONLY, default=f.default, annotation=f.type)
-        for f in fields(ChatOptions)
+        inspect.Parameter(spec.name, inspect.Parameter.KEYWORD_ONLY, default=spec.default, annotation=spec.annotation)
+        for spec in CHAT_OPTION_SPECS
     ]
     function.__signature__ = signature.replace(parameters=[*kept, *own, rest])  # type: ignore[attr-defined]
     return takes_options(function)

@@ -1,16 +1,21 @@
-"""Options of one generation: names, defaults and limits in one place.
+"""Options of one generation: names, types, limits, defaults and meanings in one place.
 
 `complete`, `stream`, `chat` and `stream_chat` take them as keyword arguments; an unknown one is a `TypeError`.
+
+A new option is a field of `Options` and a line of `OptionArguments`, a step of generation/sampling.py, and its test. The
+flag of the command line follows from the field. The server's body, the client's `GenerationArguments` and the table in
+docs/generating.md are compared with it by tests/test_options.py and tests/test_docs.py, which fail until they agree.
 """
 
 from __future__ import annotations
 
-import difflib
 import inspect
-import math
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, fields
+from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, Self, TypedDict, TypeVar, Union
+
+from llamafu._util.arguments import did_you_mean
+from llamafu.generation.option_spec import OptionSpec, about, list_options, specs_of, texts_of
 
 if TYPE_CHECKING:
     from llamafu.lora.handles import LoraAdapter
@@ -48,51 +53,75 @@ class OptionArguments(TypedDict, total=False):
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Options:
-    """Checked options of one generation.
+    """Checked options of one generation: a value outside its limits is a ValueError that says what is legal."""
 
-    `max_tokens`: at most so many new tokens. `temperature` 0 is greedy. `top_k` 0, `top_p` 1, `min_p` 0,
-    `repeat_penalty` 1 and the other penalties at 0 are off; penalties look at the last 64 tokens, the prompt's
-    included. `seed` (any of 64 bits) makes a run repeatable, None and -1 draw one. `stop`: one or more strings that end
-    the text and are not part of it. `grammar` is GBNF, `json_schema` a JSON Schema; not both. `lora`: scales
-    by adapter or name for this call alone, `{}` is the base model, None the active set; a scale may be a function
-    of the step. `logprobs`: None, or how many alternatives to report beside each token. `ignore_eos`: never
-    choose an end-of-text token. `media`: images or sounds for a model with a projector.
-    """
-
-    max_tokens: int = 128
-    temperature: float = 0.8
-    top_k: int = 40
-    top_p: float = 0.95
-    min_p: float = 0.05
-    repeat_penalty: float = 1.0
-    frequency_penalty: float = 0.0
-    presence_penalty: float = 0.0
-    seed: int | None = None
-    stop: str | Sequence[str] = ()
-    grammar: str | None = None
-    json_schema: Mapping[str, Any] | str | None = None
-    media: Sequence[Any] = ()
-    lora: LoraScales | None = None
-    logprobs: int | None = None
-    ignore_eos: bool = False
+    max_tokens: int = field(default=128, metadata=about("the answer ends after this many new tokens", low=1))
+    temperature: float = field(
+        default=0.8,
+        metadata=about("divides the logits before a token is drawn; 0 draws nothing and takes the likeliest token", low=0.0),
+    )
+    top_k: int = field(default=40, metadata=about("draw from this many likeliest tokens; 0 is off", low=0, high=MOST_TOP_K))
+    top_p: float = field(
+        default=0.95,
+        metadata=about("draw from the likeliest tokens that make up this probability together; 1 is off", low=0.0, high=1.0),
+    )
+    min_p: float = field(
+        default=0.05,
+        metadata=about("drop tokens less likely than this fraction of the likeliest; 0 is off", low=0.0, high=1.0),
+    )
+    repeat_penalty: float = field(
+        default=1.0,
+        metadata=about(
+            "the logit of a token among the last 64 is divided by this if positive, else multiplied; 1 is off",
+            low=0.0,
+            above=True,
+        ),
+    )
+    frequency_penalty: float = field(
+        default=0.0,
+        metadata=about("subtracted from a token's logit for each time that it is among the last 64 tokens; 0 is off"),
+    )
+    presence_penalty: float = field(
+        default=0.0, metadata=about("subtracted once from the logit of each token among the last 64; 0 is off")
+    )
+    seed: int | None = field(
+        default=None,
+        metadata=about(
+            "any integer of 64 bits makes a run repeatable; -1, or none, draws a new one", low=LEAST_SEED, high=MOST_SEED
+        ),
+    )
+    stop: str | Sequence[str] = field(
+        default=(), metadata=about("the text ends before this string, or before the first of several")
+    )
+    grammar: str | None = field(
+        default=None, metadata=about("GBNF that the text must follow; not beside json_schema", flag=False)
+    )
+    json_schema: Mapping[str, Any] | str | None = field(
+        default=None,
+        metadata=about("a JSON Schema, as a mapping or as JSON text, that the text must be valid under", flag=False),
+    )
+    media: Sequence[Any] = field(
+        default=(), metadata=about("images or sounds; this version reads none, so that anything here is an error", flag=False)
+    )
+    lora: LoraScales | None = field(
+        default=None,
+        metadata=about(
+            "{adapter or name: scale} for this call, a scale may be a function of the step; "
+            "{} is the base model, None the active set",
+            flag=False,
+        ),
+    )
+    logprobs: int | None = field(
+        default=None,
+        metadata=about(
+            "report log probabilities, with this many alternatives beside each token; None is off", low=0, flag=False
+        ),
+    )
+    ignore_eos: bool = field(default=False, metadata=about("True never chooses an end-of-text token", flag=False))
 
     def __post_init__(self) -> None:
-        check_whole("max_tokens", self.max_tokens, low=1)
-        check_whole("top_k", self.top_k, low=0, high=MOST_TOP_K)
-        _number("temperature", self.temperature, low=0.0)
-        _number("top_p", self.top_p, low=0.0, high=1.0)
-        _number("min_p", self.min_p, low=0.0, high=1.0)
-        _number("repeat_penalty", self.repeat_penalty, low=0.0, above=True)
-        _number("frequency_penalty", self.frequency_penalty)
-        _number("presence_penalty", self.presence_penalty)
-        if self.seed is not None:
-            check_whole("seed", self.seed, low=LEAST_SEED, high=MOST_SEED)
-        if self.logprobs is not None:
-            check_whole("logprobs", self.logprobs, low=0)
-        for text in self.stops:
-            if not isinstance(text, str) or not text:
-                message = f"stop={text!r} is not a non-empty string; give a string or a sequence of them"
-                raise ValueError(message)
+        for spec in OPTION_SPECS:
+            spec.check(getattr(self, spec.name))
         if self.grammar is not None and self.json_schema is not None:
             message = "grammar and json_schema were both given; give one"
             raise ValueError(message)
@@ -100,13 +129,13 @@ class Options:
     @classmethod
     def of(cls, arguments: OptionArguments) -> Self:
         """Check keyword arguments; an unknown one is a `TypeError` that names the nearest and all legal ones."""
-        refuse_unknown(arguments, [field.name for field in fields(cls)])
+        refuse_unknown(arguments, [spec.name for spec in OPTION_SPECS])
         return cls(**arguments)
 
     @property
     def stops(self) -> tuple[str, ...]:
         """The stop strings as a tuple."""
-        return (self.stop,) if isinstance(self.stop, str) else tuple(self.stop or ())
+        return texts_of(self.stop)
 
     @property
     def penalises(self) -> bool:
@@ -114,12 +143,18 @@ class Options:
         return self.repeat_penalty != 1.0 or self.frequency_penalty != 0.0 or self.presence_penalty != 0.0
 
 
+OPTION_SPECS: tuple[OptionSpec, ...] = specs_of(Options)
+"""Every option in the order of its declaration."""
+Options.__doc__ = list_options(Options.__doc__, OPTION_SPECS)
+
+
 def takes_options(function: _F) -> _F:
     """Show every option, with its default, in the signature of a function that takes `**options`."""
     signature = inspect.signature(function)
     kept = [p for p in signature.parameters.values() if p.kind is not inspect.Parameter.VAR_KEYWORD]
     options = [
-        inspect.Parameter(f.name, inspect.Parameter.KEYWORD_ONLY, default=f.default, annotation=f.type) for f in fields(Options)
+        inspect.Parameter(spec.name, inspect.Parameter.KEYWORD_ONLY, default=spec.default, annotation=spec.annotation)
+        for spec in OPTION_SPECS
     ]
     function.__signature__ = signature.replace(parameters=[*kept, *options])  # type: ignore[attr-defined]
     return function
@@ -129,28 +164,5 @@ def refuse_unknown(arguments: Mapping[str, Any], names: Sequence[str]) -> None:
     """Raise TypeError for an argument that is none of `names`, with the nearest and all of them."""
     for name in arguments:
         if name not in names:
-            near = difflib.get_close_matches(name, names, 1)
-            message = f"unknown option {name!r}{f'; did you mean {near[0]!r}?' if near else ''} (options: {', '.join(names)})"
+            message = f"unknown option {name!r}{did_you_mean(name, names)} (options: {', '.join(names)})"
             raise TypeError(message)
-
-
-def check_whole(name: str, value: object, *, low: int, high: int | None = None) -> None:
-    """Raise ValueError unless `value`, the option `name`, is a whole number within the limits."""
-    if isinstance(value, bool) or not isinstance(value, int) or value < low or (high is not None and value > high):
-        limit = f"from {low} to {high}" if high is not None else f"of at least {low}"
-        message = f"{name}={value!r} is not a whole number {limit}"
-        raise ValueError(message)
-
-
-def _number(name: str, value: object, *, low: float = -math.inf, high: float = math.inf, above: bool = False) -> None:
-    sound = isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value)
-    if sound and low <= value <= high and not (above and value == low):  # type: ignore[operator] # sound says it is a number
-        return
-    if high < math.inf:
-        limit = f"from {low:g} to {high:g}"
-    elif low > -math.inf:
-        limit = f"{'above' if above else 'of at least'} {low:g}"
-    else:
-        limit = "that is finite"
-    message = f"{name}={value!r} is not a number {limit}"
-    raise ValueError(message)

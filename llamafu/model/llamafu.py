@@ -13,12 +13,13 @@ from llamafu._native.cpu import usable_cpus
 from llamafu._native.graph.unused_targets import Prober
 from llamafu._native.instance import Instance
 from llamafu._native.library import open_library
+from llamafu._util.arguments import check_whole
 from llamafu.adapters.file import read_adapter
 from llamafu.adapters.gguf.base_model import read_model
 from llamafu.errors import MultimodalError
 from llamafu.generation import chat_template as chat_module
 from llamafu.generation.chat_options import ChatArguments, split_options, takes_chat_options
-from llamafu.generation.options import OptionArguments, Options, check_whole, takes_options
+from llamafu.generation.options import OptionArguments, Options, takes_options
 from llamafu.generation.pooling import choose_pooling, demand_one, pool, shaped
 from llamafu.libraries.discovery import find
 from llamafu.lora.handles import check_scale_range

@@ -1,30 +1,32 @@
-"""Reading JSON objects: every problem is found before one error names them all."""
+"""Reading of JSON objects with one error for all the problems of an object."""
 
 from __future__ import annotations
 
-import difflib
 import math
 from typing import Final, TypeVar
 
+from llamafu._util.arguments import did_you_mean
 from llamafu.service.errors import InvalidRequestError
 
-_MOST_TOLD, _LONGEST_NAME = 20, 40
-"""Unknown fields that are told of, and characters that are compared of each: no request costs more."""
+_MOST_TOLD = 20
+"""The most unknown fields that an error names."""
+_LONGEST_NAME = 40
+"""Characters of an unknown name that are compared with the known ones, so that a long name costs little time."""
 _T = TypeVar("_T")
 
 
 class Required:
-    """Stands for the default of a field that has none."""
+    """Type of `REQUIRED`, the default of a field that must be given."""
 
 
 REQUIRED: Final = Required()
 
 
 class Fields:
-    """Takes typed values out of one JSON object and collects what is wrong with it.
+    """Reads typed values from one JSON object and collects its problems; null is read as an absent field.
 
-    Every `take` returns a value of its type even where it notes a problem, so that the reader can go on to the next
-    field; `finish` then raises. JSON's null means that the field is absent.
+    Each reading method returns a value of its type even where it notes a problem, so that the caller can read the next
+    field; `finish` then raises with all problems.
     """
 
     def __init__(self, data: object, where: str = "", problems: list[str] | None = None) -> None:
@@ -90,12 +92,11 @@ class Fields:
         return f"{self._where}.{name}" if self._where else name
 
     def refuse_others(self) -> None:
-        """Note every field that was not taken."""
+        """Note a problem for every field that was not read."""
         known = sorted(self._taken)
         strange = [name for name in self._data if name not in known]
         for name in strange[:_MOST_TOLD]:
-            near = difflib.get_close_matches(str(name)[:_LONGEST_NAME], known, 1)
-            hint = f"; did you mean {near[0]!r}?" if near else ""
+            hint = did_you_mean(str(name)[:_LONGEST_NAME], known)
             self.problems.append(f"{self.path(shown(name))} is not a field{hint} (fields: {', '.join(known)})")
         if len(strange) > _MOST_TOLD:
             self.problems.append(f"and {len(strange) - _MOST_TOLD} more are none")
@@ -125,13 +126,13 @@ def as_number(value: object) -> float | None:
 
 
 def shown(value: object) -> str:
-    """Return a value for a message: as it is when that is short, else what it is."""
+    """Return a value for a message: its repr where that is short, else its JSON type."""
     text = repr(value)
     return text if len(text) <= 60 and not isinstance(value, dict | list) else kind_of(value)  # noqa: PLR2004 - one glance
 
 
 def kind_of(value: object) -> str:
-    """Return JSON's word for what a value is."""
+    """Return the name of a value's JSON type."""
     words: tuple[tuple[type | tuple[type, ...], str], ...] = (
         (bool, "true or false"),
         ((int, float), "a number"),

@@ -1,4 +1,4 @@
-"""What both clients do, apart from moving bytes: addresses, headers, limits, reading answers, trying again."""
+"""HTTP as both clients speak it, without input or output: requests, answers, time limits, retries and errors."""
 
 from __future__ import annotations
 
@@ -12,9 +12,9 @@ from typing import TYPE_CHECKING, Any, TypeVar
 
 import httpx
 
+from llamafu._util.arguments import check_whole
 from llamafu._version import __version__
 from llamafu.client import failure
-from llamafu.client.sse import EventReader
 from llamafu.service.errors import (
     APIError,
     InvalidRequestError,
@@ -28,46 +28,50 @@ if TYPE_CHECKING:
     import ssl
     from collections.abc import Iterator
 
-    from llamafu.client.answers import Answer
     from llamafu.client.call import Call
     from llamafu.client.credentials import Credentials
-    from llamafu.client.sse import Event
 
 _T = TypeVar("_T")
 
-_PASSING = frozenset({502, 503, 504})
-"""Statuses of a server that may be well again in a moment."""
+_RETRIED_STATUSES = frozenset({502, 503, 504})
+"""A gateway without its server, or a server that is not ready: both may answer a moment later."""
 
 _FIRST_PAUSE = 0.5
+"""Seconds before the first retry; each further one doubles it."""
 _LONGEST_PAUSE = 8.0
-_LONGEST_WAIT = 60.0
-"""Seconds: the first pause before a new try, the longest, and the longest Retry-After that is waited for."""
+"""Seconds that no pause exceeds, unless Retry-After asks for more."""
+_LONGEST_RETRY_AFTER = 60.0
+"""Seconds; after an answer whose Retry-After is longer there is no retry."""
 
 
 @functools.cache
 def tls() -> ssl.SSLContext:
-    """The trusted certificates, read once a process: that takes longer than most calls."""
+    """Return the trusted certificates. Cached, since reading them takes longer than most calls."""
     return httpx.create_ssl_context()
 
 
-class Core:
-    """Settings of a client, and every decision that it takes. No state: any number of threads or tasks may use it."""
+class HttpProtocol:
+    """Builds requests, reads answers, and decides about retries. Immutable, so that threads and tasks may share one.
+
+    base_url: the server's address, with or without `/v1`.
+    credentials: keys that every request carries.
+    timeout: seconds for connecting and for each read; infinity for no limit.
+    retries: the most further tries of a call that may be repeated.
+    """
 
     def __init__(self, base_url: str, credentials: Credentials, timeout: float, retries: int) -> None:
         self.base_url = _base_url(base_url)
         self.credentials = credentials
         self._timeout = _limit(timeout)
-        if isinstance(retries, bool) or not isinstance(retries, int) or retries < 0:
-            message = f"retries={retries!r} is not a whole number of at least 0"
-            raise ValueError(message)
+        check_whole("retries", retries, low=0)
         self._retries = retries
 
     def headers(self) -> dict[str, str]:
-        """Return what every request carries."""
+        """Return the headers of every request."""
         return {"User-Agent": f"llamafu/{__version__}", **self.credentials.headers()}
 
     def request(self, call: Call[Any], timeout: float | None, *, stream: bool = False) -> dict[str, Any]:
-        """Return the arguments with which httpx builds the request; `timeout` limits each read, not the whole."""
+        """Return httpx's arguments for the request; `timeout` is seconds for each read, not for the whole answer."""
         headers = {"Accept": "text/event-stream" if stream else "application/json"}
         content = None
         if call.body is not None:
@@ -82,7 +86,7 @@ class Core:
         }
 
     def read(self, call: Call[_T], response: httpx.Response) -> _T:
-        """Return the answer, or raise what the server answered instead. The body has been read."""
+        """Return the parsed answer, or raise the error that the server sent. The body must have been read."""
         if not response.is_success and response.status_code not in call.also:
             raise self.refusal(call, response)
         try:
@@ -94,7 +98,7 @@ class Core:
             raise ServerError(self.credentials.redact(told), status=response.status_code) from None
 
     def refusal(self, call: Call[Any], response: httpx.Response) -> APIError:
-        """Return the exception for a response that is none of success. The body has been read."""
+        """Return the exception for a response without success. The body must have been read."""
         after = response.headers.get("retry-after")
         return failure.refusal(response.status_code, response.content, after, str(call), self.credentials.redact)
 
@@ -106,28 +110,29 @@ class Core:
             raise ServerError(message, status=response.status_code)
 
     def pause(self, call: Call[Any], tries: int, error: APIError) -> float | None:
-        """Return the seconds to wait after so many tries before the next one, None to give up.
+        """Return the seconds to wait before the next try, None for no further try; `tries` is how many have failed.
 
-        Somewhat random, so that clients that were refused together do not come back together; never before Retry-After.
+        Exponential backoff with jitter, so that clients refused together do not return together. Never shorter than
+        Retry-After.
         """
-        passing = isinstance(error, RateLimitError | ServerConnectionError) or error.status in _PASSING
-        if not call.idempotent or tries > self._retries or not passing:
+        may_pass = isinstance(error, RateLimitError | ServerConnectionError) or error.status in _RETRIED_STATUSES
+        if not call.idempotent or tries > self._retries or not may_pass:
             return None
         jitter: float = random.uniform(0.5, 1.0)  # noqa: S311 - no secret
         pause = jitter * min(_LONGEST_PAUSE, _FIRST_PAUSE * 2.0 ** (tries - 1))
         if error.retry_after is None:
             return pause
-        return None if error.retry_after > _LONGEST_WAIT else error.retry_after + pause / 4
+        return None if error.retry_after > _LONGEST_RETRY_AFTER else error.retry_after + pause / 4
 
     @contextmanager
     def translated(self, call: Call[Any]) -> Iterator[None]:
-        """Raise what httpx raises as the `ServerError` that says the same."""
+        """Turn httpx's exceptions into the `ServerError` of the same meaning."""
         try:
             yield
         except httpx.RequestError as error:
-            with contextlib.suppress(RuntimeError):  # it has no request
+            with contextlib.suppress(RuntimeError):  # raised by error.request where there is none
                 for name in self.credentials.headers():
-                    error.request.headers.pop(name, None)  # it stays reachable from our exception
+                    error.request.headers.pop(name, None)  # keys must not be reachable from the new exception's context
             raise self._broken(call, error) from None
 
     def _broken(self, call: Call[Any], error: httpx.RequestError) -> ServerError:
@@ -141,57 +146,6 @@ class Core:
         return ServerConnectionError(f"{call}: the connection to {self.base_url} broke ({told})")
 
 
-class ChunkReader:
-    """Turns the bytes of a stream into chunks, and knows when it has ended."""
-
-    def __init__(self, core: Core, call: Call[Answer]) -> None:
-        self._core = core
-        self._call = call
-        self._events = EventReader()
-        self._open: set[int] = set()
-        self._seen = False
-        self.ended = False
-
-    def feed(self, piece: bytes) -> Iterator[Answer]:
-        """Return the chunks that `piece` completes; an error among them is raised in its place."""
-        return self._chunks(self._events.feed(piece))
-
-    def finish(self) -> Iterator[Answer]:
-        """Return what was left when the connection ended; an answer that is cut short is a `ServerConnectionError`."""
-        yield from self._chunks(self._events.finish())
-        if not self.ended and (self._open or not self._seen):
-            message = f"{self._call}: the stream ended in the middle of the answer"
-            raise ServerConnectionError(message)
-
-    def _chunks(self, events: list[Event]) -> Iterator[Answer]:
-        for event in events:
-            if self.ended:
-                return
-            if event.data.strip() == "[DONE]":
-                self.ended = True
-                return
-            yield self._chunk(event.data)
-
-    def _chunk(self, text: str) -> Answer:
-        redact = self._core.credentials.redact
-        try:
-            data = json.loads(text)
-        except ValueError:
-            message = redact(f"{self._call}: an event is not JSON: {text[:80]!r}")
-            raise ServerError(message) from None
-        if isinstance(data, dict) and data.get("error"):
-            raise failure.in_stream(data, str(self._call), redact)
-        try:
-            answer = self._call.read(data)
-        except InvalidRequestError as error:
-            message = redact(f"{self._call}: an event cannot be understood: {error}")
-            raise ServerError(message) from None
-        for choice in answer.choices:
-            self._seen = True
-            (self._open.add if choice.finish_reason is None else self._open.discard)(choice.index)
-        return answer
-
-
 def _encoded(call: Call[Any]) -> bytes:
     try:
         return json.dumps(call.body, allow_nan=False, separators=(",", ":"), ensure_ascii=False).encode("utf-8")
@@ -201,7 +155,7 @@ def _encoded(call: Call[Any]) -> bytes:
 
 
 def _base_url(text: str) -> str:
-    """Return the address without what the routes begin with."""
+    """Check the address and return it without `/v1`, with which every route begins."""
     try:
         url = httpx.URL(text)
     except httpx.InvalidURL:
