@@ -3,18 +3,20 @@
 import json
 import re
 import shutil
+from pathlib import Path
 
 import httpx
 import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from raw_http import cases, send, statuses
-from schema_oracle import is_valid
+from schema_oracle import is_valid, look_up
 from serving import ADMIN, API, FakeEngine, serving
 
 from llamafu.engine import Engine
 from llamafu.server.app import make_app
 from llamafu.server.auth.keys import Guard
+from llamafu.server.routes.table import ROUTES
 from llamafu.server.settings import Settings
 
 MAY_COME = {*range(200, 205), 400, 401, 403, 404, 405, 408, 409, 413, 415, 429}
@@ -80,6 +82,16 @@ def test_it_has_every_route_and_no_other(keyless, tmp_path):
     assert any(operation["security"] for _, _, operation in operations(document)) != keyless
 
 
+def test_the_manual_has_every_route_with_its_key():
+    told = {}
+    for line in (Path(__file__).parents[1] / "docs" / "server.md").read_text("utf-8").splitlines():
+        if line.startswith("| `") and (routes := re.findall(r"`(GET|POST|DELETE) (/\S*)`", line.partition(" | ")[0])):
+            keys = line.split(" | ")[1].split(", ")  # one for all, or one each
+            told |= zip(routes, keys if len(keys) == len(routes) else keys * len(routes), strict=True)
+    told |= {(method, path.replace("/token/", "/tokens/")): key for (method, path), key in told.items()}
+    assert told == {(route.method, path): route.needed or "none" for route in ROUTES for path in route.paths}
+
+
 def test_every_reference_leads_somewhere(document):
     names = set(re.findall(r'"#/components/schemas/(\w+)"', json.dumps(document)))
     named = {name for name in document["components"]["schemas"] if name in json.dumps(document["paths"])}
@@ -100,11 +112,9 @@ def test_keys_are_demanded_as_it_says(server, document):
 
 def fields_of(document, operation):
     """Return the properties of a body, of a list the ones of its items."""
-    schema = operation["requestBody"]["content"]["application/json"]["schema"]
-    schema = document["components"]["schemas"][schema["$ref"].rpartition("/")[2]]
-    return schema["items"]["properties"] if schema.get("type") == "array" else schema["properties"], schema.get(
-        "type"
-    ) == "array"
+    schema = look_up(operation["requestBody"]["content"]["application/json"]["schema"]["$ref"], document)
+    in_list = schema.get("type") == "array"
+    return (look_up(schema["items"]["$ref"], document) if in_list else schema)["properties"], in_list
 
 
 def with_json(document):

@@ -11,7 +11,8 @@ from llamafu.client import options as client
 from llamafu.generation.chat_options import CHAT_OPTION_SPECS, ChatArguments, ChatOptions
 from llamafu.generation.option_spec import about, list_options, specs_of
 from llamafu.generation.options import OPTION_SPECS, OptionArguments, Options
-from llamafu.server.schemas.requests import CompletionBody, read_body
+from llamafu.server.schemas.reading import read_body
+from llamafu.server.schemas.requests import CompletionBody
 from llamafu.service import InvalidRequestError
 
 

@@ -8,9 +8,11 @@ from hypothesis import strategies as st
 
 from llamafu._util.nulls import without_nulls
 from llamafu.generation.options import Options
-from llamafu.server.schemas.adapter_choice import chosen
-from llamafu.server.schemas.requests import ChatBody, CompletionBody, read_body, read_json
-from llamafu.service import InvalidRequestError, NotFoundError
+from llamafu.server.schemas.adapter_choice import resolve_adapters
+from llamafu.server.schemas.adapter_requests import LoraLoadBody
+from llamafu.server.schemas.reading import read_body, read_json
+from llamafu.server.schemas.requests import ChatBody, CompletionBody
+from llamafu.service import InvalidRequestError, LoraLoadRequest, NotFoundError
 
 HI = [{"role": "user", "content": "hi"}]
 PROMPTS = "give a string, or token ids, or a list of strings, or a list of lists of token ids"
@@ -249,6 +251,25 @@ def test_any_bytes_are_read_or_refused(content):
         assert message.startswith("the body is not JSON"), "or an exception of another kind would have come"
 
 
+@given(
+    st.dictionaries(
+        st.sampled_from(["loras", "skip_queue", "x"]),
+        JSON | st.lists(st.dictionaries(st.sampled_from(["name", "scaling", "x"]), JSON, max_size=3), max_size=2),
+        max_size=3,
+    )
+    | JSON
+)
+def test_the_server_loads_what_the_service_takes(data):
+    """The service reads its requests without pydantic, which a client does not install."""
+    try:
+        wanted = LoraLoadRequest.from_json(data)
+    except InvalidRequestError:
+        with pytest.raises(InvalidRequestError):
+            read_body(LoraLoadBody, data)
+    else:
+        assert read_body(LoraLoadBody, data).request() == wanted
+
+
 # -- adapters -----------------------------------------------------------------------------------------------------
 
 THERE = {"base": "smol", "names": ["pirate", "shout"], "name_of": {0: "pirate", 2: "shout"}.get, "scale_range": (0.0, 1.0)}
@@ -271,7 +292,7 @@ THERE = {"base": "smol", "names": ["pirate", "shout"], "name_of": {0: "pirate", 
     ],
 )
 def test_choice(lora, model, expected):
-    assert chosen(lora, model, **THERE) == expected
+    assert resolve_adapters(lora, model, **THERE) == expected
 
 
 @pytest.mark.parametrize(
@@ -279,7 +300,7 @@ def test_choice(lora, model, expected):
 )
 def test_what_does_not_exist(lora, model):
     with pytest.raises(NotFoundError, match="no such"):
-        chosen(lora, model, **THERE)
+        resolve_adapters(lora, model, **THERE)
 
 
 @pytest.mark.parametrize(
@@ -301,4 +322,4 @@ def test_what_does_not_exist(lora, model):
 )
 def test_bad_choices(lora, problem):
     with pytest.raises(InvalidRequestError, match=problem):
-        chosen(lora, None, **THERE)
+        resolve_adapters(lora, None, **THERE)

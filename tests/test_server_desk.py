@@ -10,11 +10,12 @@ import pytest
 from served import ADMIN, API, served
 from serving import FakeEngine, serving
 
+from llamafu import server
 from llamafu.adapters import inspect_adapter, read_adapter
 from llamafu.examples.adapters import example_adapters
-from llamafu.server.routes import adapter_info as facts_module
+from llamafu.server.routes import adapter_info
 
-PAGE = Path(facts_module.__file__).parent / "page"
+PAGE = Path(server.__file__).parent / "page"
 
 
 class Ranged(FakeEngine):
@@ -128,8 +129,8 @@ def test_facts_are_computed_once_for_a_content(tmp_path, monkeypatch):
             return tmp_path / f"{name}.gguf"
 
     computed = []
-    monkeypatch.setattr(facts_module, "facts_of", lambda file: computed.append(file.digest) or {"digest": file.digest})
-    monkeypatch.setattr(facts_module.Facts, "_read", lambda self, name: read_adapter(tmp_path / f"{name}.gguf"))
+    monkeypatch.setattr(adapter_info, "facts_of", lambda file: computed.append(file.digest) or {"digest": file.digest})
+    monkeypatch.setattr(adapter_info.AdapterInfoRoute, "_read", lambda self, name: read_adapter(tmp_path / f"{name}.gguf"))
     for name in ("one", "same"):
         shutil.copy(example_adapters()["pirate"], tmp_path / f"{name}.gguf")
     engine = Informed()

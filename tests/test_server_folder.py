@@ -75,33 +75,33 @@ def test_names():
 
 
 def test_changes_are_told_once_and_whole(folder):
-    assert not folder.look(), "seen once: it may be being written"
-    assert [one.name for one in folder.look().added] == ["peft", "pirate"]
-    assert not folder.look()
+    assert not folder.poll(), "seen once: it may be being written"
+    assert [one.name for one in folder.poll().added] == ["peft", "pirate"]
+    assert not folder.poll()
     (folder.folder / "new.gguf").write_bytes(b"half")
-    assert not folder.look()
+    assert not folder.poll()
     (folder.folder / "new.gguf").write_bytes(b"half and half")
-    assert not folder.look(), "it still grows"
-    assert [one.name for one in folder.look().added] == ["new"]
+    assert not folder.poll(), "it still grows"
+    assert [one.name for one in folder.poll().added] == ["new"]
     (folder.folder / "peft" / "adapter_model.safetensors").write_bytes(b"another")
     (folder.folder / "pirate.gguf").unlink()
-    assert folder.look().removed == ("pirate",)
-    assert [one.name for one in folder.look().changed] == ["peft"]
-    assert not folder.look()
+    assert folder.poll().removed == ("pirate",)
+    assert [one.name for one in folder.poll().changed] == ["peft"]
+    assert not folder.poll()
     (folder.folder / "pirate.gguf").write_bytes(b"back")
-    folder.look()
-    assert [one.name for one in folder.look().added] == ["pirate"]
+    folder.poll()
+    assert [one.name for one in folder.poll().added] == ["pirate"]
 
 
 def test_what_was_noted_is_not_told_again(folder):
     with folder.receive("new") as path:
         path.write_bytes(b"content")
-    folder.note("new")
-    folder.note("gone")
+    folder.mark_known("new")
+    folder.mark_known("gone")
     for _ in range(3):
-        assert "new" not in [one.name for one in folder.look().added]
+        assert "new" not in [one.name for one in folder.poll().added]
     (folder.folder / "new.gguf").unlink()
-    assert folder.look().removed == ("new",), "though no look had told of it"
+    assert folder.poll().removed == ("new",), "though no look had told of it"
 
 
 def test_receive(folder):

@@ -9,7 +9,7 @@ import pytest
 
 from llamafu.server.auth import keys
 from llamafu.server.auth.keys import Guard, KeyFile, KeyRing, presented, read_keys, write_new_keys
-from llamafu.server.auth.startup_keys import open_gate
+from llamafu.server.auth.startup_keys import load_startup_keys
 from llamafu.server.settings import Settings
 from llamafu.service import AuthenticationError, PermissionDeniedError
 
@@ -195,32 +195,32 @@ def rights(guard, key):
 
 def test_keys_are_made_once_and_shown_once(home):
     told = []
-    guard = open_gate(Settings(model="a"), told.append)
+    guard = load_startup_keys(Settings(model="a"), told.append)
     api, admin = (line.split()[-1] for line in told[1:])
     assert (rights(guard, api), rights(guard, admin), rights(guard, "other")) == ("api", "admin", None)
     assert stat.S_IMODE((home / "serve-keys.toml").stat().st_mode) == 0o600
     told.clear()
-    again = open_gate(Settings(model="a"), told.append)
+    again = load_startup_keys(Settings(model="a"), told.append)
     assert (rights(again, api), told) == ("api", [])
 
 
 def test_given_keys_make_no_file(home):
-    guard = open_gate(Settings(model="a", api_key=("k1", "k2"), admin_key=("k3",)), pytest.fail)
+    guard = load_startup_keys(Settings(model="a", api_key=("k1", "k2"), admin_key=("k3",)), pytest.fail)
     assert [rights(guard, key) for key in ("k1", "k2", "k3", "k4")] == ["api", "api", "admin", None]
     assert not home.exists()
 
 
 def test_given_keys_and_a_file_together(home, path):
     write(path, 'admin_keys = ["root"]')
-    guard = open_gate(Settings(model="a", api_key=("k1",), keys=path), pytest.fail)
+    guard = load_startup_keys(Settings(model="a", api_key=("k1",), keys=path), pytest.fail)
     assert [rights(guard, key) for key in ("k1", "root")] == ["api", "admin"]
 
 
 def test_a_named_file_has_to_be_there(home, path):
     with pytest.raises(FileNotFoundError):
-        open_gate(Settings(model="a", keys=path), pytest.fail)
+        load_startup_keys(Settings(model="a", keys=path), pytest.fail)
 
 
 def test_no_auth_makes_no_keys(home):
-    assert rights(open_gate(Settings(model="a", no_auth=True), pytest.fail), "") == "admin"
+    assert rights(load_startup_keys(Settings(model="a", no_auth=True), pytest.fail), "") == "admin"
     assert not home.exists()

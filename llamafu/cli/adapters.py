@@ -14,7 +14,7 @@ if TYPE_CHECKING:
     import argparse
     from collections.abc import Mapping
 
-    from llamafu.server.storage.adapter_folder import Found
+    from llamafu.server.storage.adapter_folder import FolderEntry
 
 
 def add_parser(subparsers: Any) -> None:
@@ -37,7 +37,7 @@ class _Row(NamedTuple):
     """One adapter of the folder, or something else in it."""
 
     name: str
-    found: Found
+    found: FolderEntry
     last_used: float | None
     why_no_adapter: str | None
 
@@ -48,7 +48,7 @@ def _list(arguments: argparse.Namespace) -> int:
     from llamafu.server.storage.last_use import last_use
 
     folder = AdapterFolder(arguments.folder)
-    everything, skipped = folder.everything(), folder.skipped()
+    everything, skipped = folder.entries(), folder.skipped()
     names = [found.name for found in everything]
     rows = [
         _Row(label(found, alone=names.count(found.name) == 1), found, last_use(found.path), why_no_adapter(found.path))
@@ -117,7 +117,7 @@ def _remove(arguments: argparse.Namespace) -> int:
     return 0
 
 
-def _is_agreed(found: Found, arguments: argparse.Namespace) -> bool:
+def _is_agreed(found: FolderEntry, arguments: argparse.Namespace) -> bool:
     """Ask for consent on the terminal; without a terminal it is a usage error."""
     if not sys.stdin.isatty():
         arguments.refuse(f"{found.path} would be gone for good, and there is no terminal to ask on; --yes removes it unasked")

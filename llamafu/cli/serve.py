@@ -52,14 +52,14 @@ def serve_with(settings: Settings) -> int:
     """Open the engine with the adapters of `--lora` active, serve until a signal, and return the exit status."""
     from llamafu.engine import Engine
     from llamafu.libraries.openmp import shorten_openmp_spin
-    from llamafu.server.auth.startup_keys import open_gate
+    from llamafu.server.auth.startup_keys import load_startup_keys
     from llamafu.server.run import serve
     from llamafu.server.storage.adapter_folder import AdapterFolder
 
     folder = AdapterFolder(settings.adapters) if settings.adapters else None
     _demand_adapters(dict(settings.lora), folder.scan() if folder else {})
     try:
-        guard = open_gate(settings, _print_line)
+        guard = load_startup_keys(settings, _print_line)
     except ValueError as error:
         raise LlamafuError(str(error)) from error
     path = model_path(settings.model)

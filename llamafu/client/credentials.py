@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from llamafu.service.keys import fits_header
+
 
 class Credentials:
     """The keys of one client. They appear in the headers of its requests only, never in a repr or a message."""
@@ -39,7 +41,7 @@ def _checked(name: str, key: object) -> str:
     if not isinstance(key, str):
         message = f"{name} is of type {type(key).__name__}; give a string"
         raise TypeError(message)
-    if not key or not all("!" <= character <= "~" for character in key):
+    if not fits_header(key):
         flaw = "holds a blank, a line end or a character beyond ASCII" if key else "is empty"
         message = f"{name} {flaw}; give the key as it was printed"
         raise ValueError(message)

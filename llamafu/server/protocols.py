@@ -17,15 +17,15 @@ if TYPE_CHECKING:
     from llamafu.generation.completion import Completion
 
 
-class Pieces(AsyncIterator[str], Protocol):
-    """The pieces of one answer as they come; `completion` after the last one."""
+class AnswerStream(AsyncIterator[str], Protocol):
+    """The text of one answer as it comes, chunk by chunk; `completion` after the last one."""
 
     @property
     def completion(self) -> Completion:
-        """The whole, once the pieces have ended."""
+        """The whole answer, once the stream has ended."""
 
     def cancel(self) -> None:
-        """End the request before its next step: the pieces then end, and `completion` has what there was until then."""
+        """End the request before its next step: the stream ends, and `completion` has what there was until then."""
 
     async def aclose(self) -> None:
         """End the request at its next step, and wait for nothing. Idempotent, and without effect after the end."""
@@ -40,7 +40,7 @@ class ServedEngine(AdapterEngine, Protocol):
         What that refuses is a `LlamafuError`, ValueError or TypeError.
         """
 
-    def open_stream(self, request: Request, loop: asyncio.AbstractEventLoop | None = None) -> Pieces:
+    def open_stream(self, request: Request, loop: asyncio.AbstractEventLoop | None = None) -> AnswerStream:
         """Check and queue a request.
 
         Raises what is wrong with it here (`ContextOverflowError`, `GrammarError`, `LoraNotFoundError`, `QueueFullError`,

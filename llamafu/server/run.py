@@ -25,9 +25,9 @@ if TYPE_CHECKING:
     from llamafu.server.settings import Settings
 
 _FINISHING, _SENDING = 0.8, 0.95
-"""Shares of the grace time: until the first, requests may run on; until the second, their ends are sent."""
+"""Shares of the grace time: until the first, requests run on; until the second, the ends of cancelled ones are sent."""
 _UNSENT = 64 * 1024
-"""Bytes of answers that the system keeps for a client; what it would take by itself, megabytes, hides who does not read."""
+"""Send buffer of a connection in bytes. The system's default of megabytes would hide for long that a client does not read."""
 
 
 def serve(engine: ServedEngine, settings: Settings, guard: Guard, tell: Callable[[str], None]) -> bool:
@@ -62,7 +62,7 @@ def config_of(app: Starlette, settings: Settings) -> uvicorn.Config:
 
 
 class _Server(uvicorn.Server):
-    """uvicorn, that ends with a status of its own choice, and ends streams in good order."""
+    """uvicorn's server, with an exit status of ours and running streams ended in order."""
 
     def __init__(self, config: uvicorn.Config, app: Starlette, grace: float, tell: Callable[[str], None]) -> None:
         super().__init__(config)
@@ -72,7 +72,7 @@ class _Server(uvicorn.Server):
 
     @contextmanager
     def capture_signals(self) -> Iterator[None]:
-        """Take the signals; uvicorn's own raises them again at the end, which would be the process's status."""
+        """Handle the signals; uvicorn's own method raises them again at the end, which would become the exit status."""
         before = {number: signal.signal(number, self.handle_exit) for number in (signal.SIGINT, signal.SIGTERM)}
         try:
             yield

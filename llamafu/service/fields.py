@@ -3,13 +3,10 @@
 from __future__ import annotations
 
 import math
-from typing import TYPE_CHECKING, Final, TypeVar
+from typing import Final, TypeVar
 
 from llamafu._util.suggestions import did_you_mean
 from llamafu.service.errors import InvalidRequestError
-
-if TYPE_CHECKING:
-    from collections.abc import Collection
 
 _MOST_TOLD = 20
 """The most unknown fields that an error names."""
@@ -63,23 +60,19 @@ class Fields:
             return value
         return self._missing_or(name, value, "true or false", default, fallback=False)
 
-    def whole(self, name: str, default: int | Required = REQUIRED, *, low: int | None = None, high: int | None = None) -> int:
-        """Take a whole number within limits."""
+    def whole(self, name: str, default: int | Required = REQUIRED) -> int:
+        """Take a whole number."""
         value = self.take(name)
-        sound = isinstance(value, int) and not isinstance(value, bool)
-        if isinstance(value, int) and sound and (low is None or value >= low) and (high is None or value <= high):
+        if isinstance(value, int) and not isinstance(value, bool):
             return value
-        return self._missing_or(name, value, f"a whole number{limits(low, high)}", default, 0)
+        return self._missing_or(name, value, "a whole number", default, 0)
 
-    def number(
-        self, name: str, default: float | Required = REQUIRED, *, low: float | None = None, high: float | None = None
-    ) -> float:
-        """Take a finite number within limits."""
+    def number(self, name: str, default: float | Required = REQUIRED) -> float:
+        """Take a finite number."""
         value = self.take(name)
-        number = as_number(value)
-        if number is not None and (low is None or number >= low) and (high is None or number <= high):
+        if (number := as_number(value)) is not None:
             return number
-        return self._missing_or(name, value, f"a finite number{limits(low, high)}", default, 0.0)
+        return self._missing_or(name, value, "a finite number", default, 0.0)
 
     def items(self, name: str) -> list[object]:
         """Take a list; a missing one is a problem, an empty one is not."""
@@ -96,9 +89,9 @@ class Fields:
         """What a message calls the field, such as `loras[0].name`."""
         return f"{self._where}.{name}" if self._where else name
 
-    def refuse_others(self, others: Collection[str] = ()) -> None:
-        """Note a problem for every field that was not read and is not in `others`."""
-        known = sorted({*self._taken, *others})
+    def refuse_others(self) -> None:
+        """Note a problem for every field that was not read."""
+        known = sorted(self._taken)
         strange = [name for name in self._data if name not in known]
         for name in strange[:_MOST_TOLD]:
             hint = did_you_mean(name, known)
@@ -128,13 +121,6 @@ def as_number(value: object) -> float | None:
     except OverflowError:
         return None
     return number if math.isfinite(number) else None
-
-
-def limits(low: float | None, high: float | None) -> str:
-    """Return the limits as they follow "a number", with a leading blank; empty without any."""
-    if low is not None and high is not None:
-        return f" from {low:g} to {high:g}"
-    return f" of at least {low:g}" if low is not None else f" of at most {high:g}" if high is not None else ""
 
 
 def shown(value: object) -> str:

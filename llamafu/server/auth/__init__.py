@@ -1,1 +1,1 @@
-"""Who may ask: keys and their file."""
+"""Keys: who may call which route."""

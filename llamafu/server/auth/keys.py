@@ -1,4 +1,4 @@
-"""Who may do what: keys, how they are compared, and the file that keeps them."""
+"""Keys: how they are compared, the file that keeps them, and the check of a request."""
 
 from __future__ import annotations
 
@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, Literal
 
 from llamafu._util.atomic import whole_file
 from llamafu.service.errors import AuthenticationError, PermissionDeniedError
+from llamafu.service.keys import fits_header
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Mapping
@@ -23,8 +24,8 @@ if TYPE_CHECKING:
 Rights = Literal["admin", "api"]
 
 _LOG = logging.getLogger("llamafu.server")
-_LOOK = 1.0
-"""Seconds between two looks at the file."""
+_CHECK_EVERY = 1.0
+"""Seconds between two checks whether the file has changed."""
 
 
 class KeyRing:
@@ -37,7 +38,7 @@ class KeyRing:
         self._known = tuple(known)
 
     def rights(self, key: str) -> Rights | None:
-        """Return what `key` opens, None when it is not known; the time that takes says nothing about the keys."""
+        """Return what `key` allows, None for an unknown key, in a time that does not depend on the known keys."""
         digest, found = _digest(key), None
         for known, rights in self._known:
             if hmac.compare_digest(digest, known):
@@ -57,29 +58,29 @@ class KeyRing:
 class KeyFile:
     """A TOML file with `api_keys` and `admin_keys`, lists of strings, that may change while the server runs. Any thread.
 
-    A change is seen within a second. A file that cannot be read then, or holds no keys, is logged and the keys of before
-    stay: a slip of the editor locks nobody out.
+    A change is noticed within a second. If the file cannot be read then, or holds no key, that is logged and the previous
+    keys stay valid, so that a mistake in editing it locks nobody out.
     """
 
     def __init__(self, path: Path, clock: Callable[[], float] = time.monotonic) -> None:
-        """Read it; `ValueError` or `OSError` when that cannot be done."""
+        """Read the file; `ValueError` or `OSError` when that cannot be done."""
         self._path = path
         self._clock = clock
         self._lock = threading.Lock()
         self._stamp = _stamp(path)
-        self._looked = clock()
+        self._checked = clock()
         self._ring = read_keys(path)
 
     def ring(self) -> KeyRing:
-        """Return the keys of now."""
+        """Return the current keys, read anew where the file has changed."""
         with self._lock:
             now = self._clock()
-            if now - self._looked >= _LOOK:
-                self._looked = now
-                self._look()
+            if now - self._checked >= _CHECK_EVERY:
+                self._checked = now
+                self._read_if_changed()
             return self._ring
 
-    def _look(self) -> None:
+    def _read_if_changed(self) -> None:
         try:
             stamp = _stamp(self._path)
             if stamp == self._stamp:
@@ -93,17 +94,17 @@ class KeyFile:
 
 
 class Guard:
-    """Decides about requests by their headers. Names of headers in lower case."""
+    """Checks the keys in the headers of requests. Names of headers are in lower case."""
 
     def __init__(self, ring: Callable[[], KeyRing] | None) -> None:
-        """`ring` gives the keys of now; None opens everything, which only a server on the loopback may do."""
+        """`ring` returns the current keys; None allows everything, which only a server on the loopback may do."""
         self._ring = ring
 
     def demand(self, needed: Rights | None, headers: Mapping[str, str]) -> Rights | None:
-        """Return the rights of a request, None where it needs none and shows none.
+        """Return what a request's keys allow, None where the route needs no key and none is given.
 
-        Raises `AuthenticationError` without a key that is known, `PermissionDeniedError` when the key does not open this. Of
-        several keys the one that opens most counts, in whichever header it is.
+        Raises `AuthenticationError` without a known key, `PermissionDeniedError` when the key does not allow this. Of
+        several keys the one that allows most counts, in whichever header it is.
         """
         if self._ring is None:
             return "admin"
@@ -127,7 +128,7 @@ class Guard:
 
 
 def presented(headers: Mapping[str, str]) -> Iterable[str]:
-    """Return the keys that a request shows."""
+    """Return the keys that a request carries."""
     for name in ("x-api-key", "x-admin-key"):
         if key := headers.get(name, "").strip():
             yield key
@@ -168,7 +169,7 @@ def read_keys(path: Path) -> KeyRing:
 
 
 def write_new_keys(path: Path) -> tuple[str, str]:
-    """Make an api key and an admin key, write them to a file for the owner's eyes alone, and return both."""
+    """Generate an api key and an admin key, write them to a file that only its owner may read, and return both."""
     api, admin = f"llamafu-api-{secrets.token_urlsafe(24)}", f"llamafu-admin-{secrets.token_urlsafe(24)}"
     path.parent.mkdir(parents=True, exist_ok=True)
     with whole_file(path) as unfinished:
@@ -181,14 +182,14 @@ def write_new_keys(path: Path) -> tuple[str, str]:
 
 def check_key(key: str) -> str:
     """Return a key that can travel in a header; `ValueError`, without the key in it, for any other."""
-    if not key or not all("!" <= character <= "~" for character in key):
+    if not fits_header(key):
         message = f"a key {'holds a blank or a character beyond ASCII' if key else 'is empty'}; use letters, digits and - _ ."
         raise ValueError(message)
     return key
 
 
 def _digest(key: str) -> bytes:
-    """A key of any length becomes 32 bytes, so that comparing tells not even its length."""
+    """Hash a key to 32 bytes, so that the time of a comparison does not reveal even its length."""
     return hashlib.sha256(key.encode("utf-8", "surrogatepass")).digest()
 
 

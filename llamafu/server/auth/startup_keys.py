@@ -1,4 +1,4 @@
-"""The keys that a server starts with: given, kept in a file, or made."""
+"""The keys that a server starts with: given, read from a file, or generated."""
 
 from __future__ import annotations
 
@@ -15,11 +15,11 @@ if TYPE_CHECKING:
 _NAME = "serve-keys.toml"
 
 
-def open_gate(settings: Settings, tell: Callable[[str], None]) -> Guard:
+def load_startup_keys(settings: Settings, tell: Callable[[str], None]) -> Guard:
     """Return the guard for these settings.
 
-    Keys given one by one count, together with those of a file that was named. Without either, the file in the user's data
-    folder counts; when that is missing it is made, and `tell` gets the new keys, this once. `ValueError` or `OSError` when
+    Keys given one by one are valid together with those of a file that was named. Without either, the file in the user's data
+    folder counts; when that is missing it is generated, and `tell` is called with the new keys. `ValueError` or `OSError` when
     a file cannot be used.
     """
     if settings.no_auth:

@@ -1,4 +1,4 @@
-"""One line of JSON for each request, without what was said and without keys."""
+"""One line of JSON for each request, without its content and without keys."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ class Access:
         self._metrics = metrics
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        """Pass a request on."""
+        """Pass a request on, and log it when it is answered."""
         if scope["type"] != "http":
             await self._app(scope, receive, send)
             return
@@ -45,7 +45,7 @@ class Access:
             await self._app(scope, receive, watched)
         finally:
             end = time.perf_counter()
-            # The router sets it once a route is found; a path that no route has is the client's words, and may be anything.
+            # Set by the router once a route is found. Other paths are not counted by name: a client may invent any number.
             route = scope.get("route")
             self._metrics.answered(getattr(route, "path", "none"), status)
             if LOG.isEnabledFor(logging.INFO):

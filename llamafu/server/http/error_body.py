@@ -1,4 +1,4 @@
-"""Error bodies: one that every client finds its message in."""
+"""Error bodies, in one form in which every known client finds its message."""
 
 from __future__ import annotations
 

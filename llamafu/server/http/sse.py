@@ -12,7 +12,7 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True, slots=True)
 class Dialect:
-    """What a stream has beside chunks: `ping`, for connections that say nothing for long, and `done`, its last words."""
+    """What a stream has beside chunks: `ping` keeps a silent connection open, `done` ends the stream."""
 
     ping: bytes
     done: bytes
@@ -20,14 +20,14 @@ class Dialect:
 
 OPENAI = Dialect(b": ping\n\n", b"data: [DONE]\n\n")
 JSON_ONLY = Dialect(b": ping\n", b"")
-"""For a client that reads every event as JSON: a ping goes before the next event, as a line of it."""
+"""For a client that parses every event as JSON: the ping is a comment line in front of the next event."""
 
 
 def dialect_of(headers: Mapping[str, str]) -> Dialect:
     """Return what a client understands, by its headers' names in lower case.
 
-    go-tabbyapi takes `[DONE]` and a comment alone for broken JSON. It says that it accepts JSON alone and has the name of
-    Go's HTTP library, which together no other client of streams was seen to have.
+    go-tabbyapi fails to parse `[DONE]` and events that are only a comment. It is known by the user agent of Go's HTTP library
+    together with an Accept header for JSON alone, which no other streaming client was seen to send.
     """
     by_go = headers.get("user-agent", "").startswith("Go-http-client/")
     return JSON_ONLY if by_go and headers.get("accept") == "application/json" else OPENAI

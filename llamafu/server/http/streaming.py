@@ -1,4 +1,4 @@
-"""Streams of events: several answers in one, and pings."""
+"""Server-sent event streams that merge several answers, with pings while nothing comes."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ if TYPE_CHECKING:
     from starlette.types import Receive, Scope, Send
 
     from llamafu.server.http.sse import Dialect
-    from llamafu.server.protocols import Pieces
+    from llamafu.server.protocols import AnswerStream
     from llamafu.server.schemas.responses import Writer
 
     Item = tuple[int, str | Completion | Exception]
@@ -37,7 +37,7 @@ class EventStream:
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:  # noqa: ARG002 - ASGI's signature
         """Send it all."""
-        leaving = asyncio.create_task(_left(receive))
+        leaving = asyncio.create_task(until_disconnect(receive))
         sending = asyncio.create_task(self._send(send))
         try:
             await asyncio.wait({leaving, sending}, return_when=asyncio.FIRST_COMPLETED)
@@ -52,13 +52,13 @@ class EventStream:
     async def _send(self, send: Send) -> None:
         await send({"type": "http.response.start", "status": 200, "headers": _HEADERS})
         async with contextlib.aclosing(self._events):
-            async for piece in self._events:
-                await send({"type": "http.response.body", "body": piece, "more_body": True})
+            async for chunk in self._events:
+                await send({"type": "http.response.body", "body": chunk, "more_body": True})
         await send({"type": "http.response.body", "body": b"", "more_body": False})
 
 
 async def events_of(
-    streams: Sequence[Pieces],
+    streams: Sequence[AnswerStream],
     writer: Writer,
     finished: Callable[[Completion], None],
     *,
@@ -66,9 +66,18 @@ async def events_of(
     with_usage: bool,
     ping: float,
 ) -> AsyncGenerator[bytes]:
-    """Yield the events of several answers as they come, and tell `finished` of each at its end.
+    """Yield the events of several answers as they come; closing this cancels what still runs.
 
-    When this is closed, what still runs is cancelled. An error ends it: it is the last event, and there is no `[DONE]`.
+    An error ends the stream: it is the last event, and there is no `[DONE]`.
+
+    Args:
+        streams: one for each answer.
+        writer: makes chunks of text and completions.
+        finished: is called with each completion.
+        dialect: what the client understands beside chunks.
+        with_usage: whether the last chunk has the tokens of all answers together.
+        ping: seconds without an event after which a ping is sent.
+
     """
     items: asyncio.Queue[Item] = asyncio.Queue()
     pumps = [asyncio.create_task(_pump(index, stream, items)) for index, stream in enumerate(streams)]
@@ -103,10 +112,10 @@ async def events_of(
         await asyncio.gather(*(stream.aclose() for stream in streams), return_exceptions=True)
 
 
-async def gathered(streams: Sequence[Pieces]) -> list[Completion]:
+async def gathered(streams: Sequence[AnswerStream]) -> list[Completion]:
     """Return the completions of several answers; when one fails or this is cancelled, the others are ended too."""
 
-    async def one(stream: Pieces) -> Completion:
+    async def one(stream: AnswerStream) -> Completion:
         async for _piece in stream:
             pass
         return stream.completion
@@ -117,7 +126,7 @@ async def gathered(streams: Sequence[Pieces]) -> list[Completion]:
         await asyncio.gather(*(stream.aclose() for stream in streams), return_exceptions=True)
 
 
-async def _pump(index: int, stream: Pieces, items: asyncio.Queue[Item]) -> None:
+async def _pump(index: int, stream: AnswerStream, items: asyncio.Queue[Item]) -> None:
     try:
         async for piece in stream:
             items.put_nowait((index, piece))
@@ -126,6 +135,7 @@ async def _pump(index: int, stream: Pieces, items: asyncio.Queue[Item]) -> None:
         items.put_nowait((index, error))
 
 
-async def _left(receive: Receive) -> None:
+async def until_disconnect(receive: Receive) -> None:
+    """Return once the client has left; what it still sends is dropped."""
     while (await receive())["type"] != "http.disconnect":
         pass

@@ -16,7 +16,7 @@ if TYPE_CHECKING:
     from starlette.types import ASGIApp
 
     from llamafu.adapters import AdapterFile, AdapterReader
-    from llamafu.server.http.endpoint import Exchange
+    from llamafu.server.http.endpoint import AuthedRequest
     from llamafu.server.protocols import ServedEngine
     from llamafu.server.storage.catalog import Catalog
 
@@ -24,7 +24,7 @@ _MOST_KEPT = 64
 """Adapters whose facts are kept; each has some kilobytes of them."""
 
 
-class Facts:
+class AdapterInfoRoute:
     """A handler over one engine. `model` is the base model's file, which PEFT folders are converted for."""
 
     def __init__(self, engine: ServedEngine, catalog: Catalog, *, model: str) -> None:
@@ -33,16 +33,16 @@ class Facts:
         self._model = model
         self._reader: AdapterReader | None = None
         self._kept: OrderedDict[str, dict[str, Any]] = OrderedDict()
-        self._turn = threading.Lock()  # one computation at a time: each has a CPU busy
+        self._lock = threading.Lock()  # one computation at a time: each keeps a CPU busy
 
-    async def info(self, exchange: Exchange) -> ASGIApp:
+    async def info(self, request: AuthedRequest[None]) -> ASGIApp:
         """`GET /v1/lora/{name}/info`: an admin sees all, an api key the active ones, as in the lists, and no uses."""
-        name = exchange.request.path_params["name"]
+        name = request.http.path_params["name"]
         info, scaling = self._engine.adapters.get(name), self._engine.active_lora_adapters.get(name)
         if info is None:
             message = f"no such adapter: {name!r}"
             raise NotFoundError(message)
-        is_admin = exchange.rights == "admin"
+        is_admin = request.rights == "admin"
         if scaling is None and not is_admin:
             message = f"the adapter {name!r} is not active; an api key may look at active ones, an admin key at all"
             raise PermissionDeniedError(message)
@@ -57,7 +57,7 @@ class Facts:
     def _look(self, name: str, digest: str) -> dict[str, Any]:
         from llamafu.adapters.file import AdapterFileNotFoundError
 
-        with self._turn:
+        with self._lock:
             if (known := self._kept.get(digest)) is not None:
                 return known
             try:

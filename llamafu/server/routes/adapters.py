@@ -5,22 +5,33 @@ from __future__ import annotations
 import asyncio
 from typing import TYPE_CHECKING, Any
 
-from starlette.responses import JSONResponse, Response
+from starlette.responses import Response
 
-from llamafu.server.schemas.adapter_choice import read_scales
-from llamafu.service.errors import InvalidRequestError, NotFoundError
-from llamafu.service.fields import Fields
+from llamafu.server.schemas.answers import (
+    DeletedAnswer,
+    LoraCardAnswer,
+    LoraListAnswer,
+    LoraLoadAnswer,
+    NothingAnswer,
+    NumberedAdapter,
+    NumberedAnswer,
+    SuccessAnswer,
+)
+from llamafu.service.errors import NotFoundError
 from llamafu.service.loading import LoraLoadRequest
 from llamafu.service.local import LocalLoraService
 
 if TYPE_CHECKING:
+    from collections.abc import Callable
+
     from starlette.types import ASGIApp
 
-    from llamafu.server.http.endpoint import Exchange
+    from llamafu.server.http.endpoint import AuthedRequest
     from llamafu.server.protocols import ServedEngine
+    from llamafu.server.schemas.adapter_choice import NumberedScales
+    from llamafu.server.schemas.adapter_requests import LoraLoadBody, VllmLoadRequest, VllmUnloadRequest
     from llamafu.server.storage.catalog import Catalog
-
-_SUFFIX = ".gguf"
+    from llamafu.service.cards import LoraList
 
 
 class AdapterRoutes:
@@ -31,83 +42,68 @@ class AdapterRoutes:
         self._catalog = catalog
         self._service = LocalLoraService(engine)
 
-    async def all(self, exchange: Exchange) -> ASGIApp:
+    async def all(self, request: AuthedRequest[None]) -> LoraListAnswer:
         """`GET /v1/loras`: an admin sees all, with size, last use and digest, an api key the active ones."""
-        if exchange.rights != "admin":
-            return JSONResponse(self._service.get_active().to_json())
+        if request.rights != "admin":
+            return _list_of(self._service.get_active())
+        return await asyncio.to_thread(lambda: _list_of(self._service.list(), self._catalog.facts))
 
-        def described() -> dict[str, Any]:
-            cards = self._service.list().to_json()
-            return {**cards, "data": [{**card, **self._catalog.facts(card["id"])} for card in cards["data"]]}
-
-        return JSONResponse(await asyncio.to_thread(described))
-
-    async def active(self, exchange: Exchange) -> ASGIApp:  # noqa: ARG002 - a handler
+    async def active(self, request: AuthedRequest[None]) -> LoraListAnswer:  # noqa: ARG002 - a handler
         """`GET /v1/lora`."""
-        return JSONResponse(self._service.get_active().to_json())
+        return _list_of(self._service.get_active())
 
-    async def load(self, exchange: Exchange) -> ASGIApp:
+    async def load(self, request: AuthedRequest[LoraLoadBody]) -> LoraLoadAnswer:
         """`POST /v1/lora/load`."""
-        wanted = LoraLoadRequest.from_json(await exchange.json())
-        return JSONResponse((await asyncio.to_thread(self._service.load, wanted)).to_json())
+        loaded = await asyncio.to_thread(self._service.load, request.body.request())
+        return LoraLoadAnswer(success=list(loaded.success), failure=list(loaded.failure))
 
-    async def unload(self, exchange: Exchange) -> ASGIApp:  # noqa: ARG002 - a handler
+    async def unload(self, request: AuthedRequest[None]) -> NothingAnswer:  # noqa: ARG002 - a handler
         """`POST /v1/lora/unload`, `DELETE /v1/loras/active`."""
         self._service.unload()
-        return JSONResponse({})
+        return NothingAnswer()
 
-    async def delete(self, exchange: Exchange) -> ASGIApp:
+    async def delete(self, request: AuthedRequest[None]) -> DeletedAnswer:
         """`DELETE /v1/lora/{name}`."""
-        name = exchange.request.path_params["name"]
+        name = request.http.path_params["name"]
         await asyncio.to_thread(self._catalog.delete, name)
-        return JSONResponse({"id": name, "object": "lora", "deleted": True})
+        return DeletedAnswer(id=name, object="lora", deleted=True)
 
-    async def numbered(self, exchange: Exchange) -> ASGIApp:  # noqa: ARG002 - a handler
+    async def numbered(self, request: AuthedRequest[None]) -> NumberedAnswer:  # noqa: ARG002 - a handler
         """`GET /lora-adapters`, llama-server's list."""
         active = self._engine.active_lora_adapters
-        rows = [{"id": number, "path": name, "scale": active.get(name, 0.0)} for number, name in self._catalog.numbered()]
-        return JSONResponse(rows)
+        rows = self._catalog.numbered()
+        return NumberedAnswer([NumberedAdapter(id=number, path=name, scale=active.get(name, 0.0)) for number, name in rows])
 
-    async def set_numbered(self, exchange: Exchange) -> ASGIApp:
+    async def set_numbered(self, request: AuthedRequest[NumberedScales]) -> SuccessAnswer:
         """`POST /lora-adapters`, llama-server's way to set the scales of all: what is not named is off."""
-        data = await exchange.json()
-        if not isinstance(data, list):
-            message = "the body is not a list; give [{'id': 0, 'scale': 0.5}]"
-            raise InvalidRequestError(message)
-        scales = read_scales(data, self._catalog.name, self._engine.scale_range)
-        wanted = {name: scale for name, scale in scales.items() if scale}
+        wanted = {name: scale for name, scale in request.body.by_name(self._catalog.name).items() if scale}
         if wanted:
             await asyncio.to_thread(self._service.load, LoraLoadRequest.of(wanted))
         else:
             self._service.unload()
-        return JSONResponse({"success": True})
+        return SuccessAnswer(success=True)
 
-    async def add_vllm(self, exchange: Exchange) -> ASGIApp:
+    async def add_vllm(self, request: AuthedRequest[VllmLoadRequest]) -> ASGIApp:
         """`POST /v1/load_lora_adapter`, vLLM's: `lora_path` is a name inside the folder, and has to be `lora_name`'s."""
-        data = await exchange.json()
-        fields = Fields(data)
-        name, path = fields.text("lora_name"), fields.text("lora_path")
-        fields.refuse_others(["lora_int_id", "base_model_name", "load_inplace"])
-        fields.finish()
-        if path.removesuffix(_SUFFIX) != name:
-            message = f"lora_path {path!r} is not {name!r} or {name + _SUFFIX!r}: adapters go by their name in the folder"
-            raise InvalidRequestError(message)
+        name = request.body.lora_name
         await asyncio.to_thread(self._catalog.register, name)
-        return _said(f"Success: LoRA adapter '{name}' added successfully.")
+        return _plain_text(f"Success: LoRA adapter '{name}' added successfully.")
 
-    async def remove_vllm(self, exchange: Exchange) -> ASGIApp:
+    async def remove_vllm(self, request: AuthedRequest[VllmUnloadRequest]) -> ASGIApp:
         """`POST /v1/unload_lora_adapter`, vLLM's: the adapter leaves the active set; its file stays in the folder."""
-        fields = Fields(await exchange.json())
-        name = fields.text("lora_name")
-        fields.refuse_others(["lora_int_id"])
-        fields.finish()
+        name = request.body.lora_name
         if name not in self._engine.adapters:
             message = f"no such adapter: {name!r}"
             raise NotFoundError(message)
         kept: dict[str, Any] = {each: scale for each, scale in self._engine.active_lora_adapters.items() if each != name}
         await asyncio.to_thread(self._engine.set_lora_adapters, kept)
-        return _said(f"Success: LoRA adapter '{name}' removed successfully.")
+        return _plain_text(f"Success: LoRA adapter '{name}' removed successfully.")
 
 
-def _said(text: str) -> Response:
+def _list_of(loras: LoraList, facts: Callable[[str], dict[str, Any]] = lambda _name: {}) -> LoraListAnswer:
+    """Return the answer for some adapters; `facts` gives what is told of each beside its card."""
+    return LoraListAnswer(object="list", data=[LoraCardAnswer(**card.to_json(), **facts(card.id)) for card in loras.data])
+
+
+def _plain_text(text: str) -> Response:
     return Response(text, media_type="text/plain")

@@ -8,9 +8,9 @@ import json
 import weakref
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from functools import partial
-from typing import TYPE_CHECKING, Any, TypeGuard
+from typing import TYPE_CHECKING, Any
 
 from starlette.requests import ClientDisconnect
 from starlette.responses import JSONResponse, Response
@@ -18,12 +18,10 @@ from starlette.responses import JSONResponse, Response
 from llamafu.engine.request import Request
 from llamafu.errors import LlamafuError, QueueFullError
 from llamafu.server.http.sse import dialect_of
-from llamafu.server.http.streaming import EventStream, events_of, gathered
-from llamafu.server.schemas.adapter_choice import chosen
-from llamafu.server.schemas.requests import ChatBody, CompletionBody, read_body
+from llamafu.server.http.streaming import EventStream, events_of, gathered, until_disconnect
+from llamafu.server.schemas.adapter_choice import resolve_adapters
 from llamafu.server.schemas.responses import Writer
 from llamafu.service.errors import APIError, ContextLengthExceededError, InvalidRequestError
-from llamafu.service.fields import Fields, kind_of
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping, Sequence
@@ -33,63 +31,62 @@ if TYPE_CHECKING:
     from starlette.types import ASGIApp
 
     from llamafu.generation.completion import Completion
-    from llamafu.server.http.endpoint import Exchange
+    from llamafu.server.http.endpoint import AuthedRequest
     from llamafu.server.http.metrics import Metrics
-    from llamafu.server.protocols import Pieces, ServedEngine
-    from llamafu.server.schemas.requests import GenerationBody
+    from llamafu.server.protocols import AnswerStream, ServedEngine
+    from llamafu.server.schemas.requests import ChatBody, CompletionBody, GenerationBody
+    from llamafu.server.schemas.text_requests import EmbeddingRequest
     from llamafu.server.settings import Settings
     from llamafu.server.storage.catalog import Catalog
 
 _SEEDS = 2**64
-MOST_EMBEDDED = 2048
-"""Texts of one request."""
 _EMBEDDED_AT_ONCE = 16
-"""Texts of one request after which those of others get their turn."""
+"""Texts of one request that are embedded in a row; then other requests get their turn."""
 
 
-class Generating:
+class GenerationRoutes:
     """Handlers over one engine. `base` is the base model's id."""
 
     def __init__(self, engine: ServedEngine, catalog: Catalog, metrics: Metrics, *, base: str, settings: Settings) -> None:
         self._engine = engine
         self._catalog = catalog
         self._metrics = metrics
-        self._live: weakref.WeakSet[Pieces] = weakref.WeakSet()
+        self._live: weakref.WeakSet[AnswerStream] = weakref.WeakSet()
         self._base = base
         self._limit = settings.max_time
         self._longest = settings.max_prompt
         self._ping = settings.ping
         self._ending = False
-        # One at a time is what the engine does, and those that wait for it hold up nothing else.
+        # The engine embeds one batch at a time. A thread of its own keeps waiting requests off the other threads.
         self._embedder = ThreadPoolExecutor(1, thread_name_prefix="llamafu-embed")
         self._embedding = 0
         self._most_embedding = settings.max_queue
 
     def end_all(self) -> None:
-        """End every request, those too that are only being read now, with what there is: the server stops."""
+        """End every request with the text it has, also those that are only being read now: the server stops."""
         self._ending = True
         for stream in list(self._live):
             stream.cancel()
 
-    async def completions(self, exchange: Exchange) -> ASGIApp:
+    async def completions(self, request: AuthedRequest[CompletionBody]) -> ASGIApp:
         """`POST /v1/completions`."""
-        body = await exchange.body(partial(read_body, CompletionBody))
+        body = request.body
 
         def start(prompt: str | list[int]) -> Callable[[dict[str, Any]], Request]:
             return lambda options: Request(prompt=prompt, **options)
 
-        return await self._answer(exchange, body, [start(prompt) for prompt in body.prompt], chat=False)
+        return await self._answer(request.http, body, [start(prompt) for prompt in body.prompt], chat=False)
 
-    async def chats(self, exchange: Exchange) -> ASGIApp:
+    async def chats(self, request: AuthedRequest[ChatBody]) -> ASGIApp:
         """`POST /v1/chat/completions`."""
-        body = await exchange.body(partial(read_body, ChatBody))
+        body = request.body
         make = lambda options: self._engine.request_of_chat(body.messages, {**options, **body.chat_options()})  # noqa: E731 - as above
-        return await self._answer(exchange, body, [make], chat=True)
+        return await self._answer(request.http, body, [make], chat=True)
 
-    async def embeddings(self, exchange: Exchange) -> ASGIApp:
+    async def embeddings(self, request: AuthedRequest[EmbeddingRequest]) -> ASGIApp:
         """`POST /v1/embeddings`."""
-        body = await exchange.body(read_embedding)
-        texts, scales = body.texts, self._chosen(body.lora, body.model)
+        body = request.body
+        texts, scales = body.input, self._adapters(body.lora, body.model)
         if self._embedding >= self._most_embedding:
             message = f"{self._embedding} requests wait to be embedded, of at most {self._most_embedding}; try again later"
             raise QueueFullError(message)
@@ -106,22 +103,23 @@ class Generating:
             self._embedding -= 1
         usage = {"prompt_tokens": tokens, "total_tokens": tokens}
         head = json.dumps({"object": "list", "model": body.model or self._base, "usage": usage})
-        # Thousands of vectors are written piece by piece, as they came: streams do not wait while one is made into text.
+        # Vectors were written as JSON batch by batch: one call for thousands of them would hold up every stream.
         return Response(f'{head[:-1]}, "data": [{", ".join(entries)}]}}', media_type="application/json")
 
-    def _embedded(self, body: EmbeddingBody, start: int, *, scales: Mapping[str, float] | None) -> tuple[int, list[str]]:
+    def _embedded(self, body: EmbeddingRequest, start: int, *, scales: Mapping[str, float] | None) -> tuple[int, list[str]]:
         """Return how many tokens some texts have, from number `start` on, and the answer's entry for each, as JSON."""
-        tokens, vectors = self._vectors(body.texts[start : start + _EMBEDDED_AT_ONCE], scales=scales)
+        as_text = body.encoding_format == "base64"
+        tokens, vectors = self._vectors(body.input[start : start + _EMBEDDED_AT_ONCE], scales=scales)
         width = len(vectors[0])
-        if body.width not in {None, width}:
-            message = f"dimensions is {body.width}, but this model's vectors have {width} numbers each; leave it out"
+        if body.dimensions not in {None, width}:
+            message = f"dimensions is {body.dimensions}, but this model's vectors have {width} numbers each; leave it out"
             raise InvalidRequestError(message)
         return tokens, [
             json.dumps(
                 {
                     "object": "embedding",
                     "index": index,
-                    "embedding": base64.b64encode(vector.astype("<f4").tobytes()).decode() if body.as_text else vector.tolist(),
+                    "embedding": base64.b64encode(vector.astype("<f4").tobytes()).decode() if as_text else vector.tolist(),
                 }
             )
             for index, vector in enumerate(vectors, start)
@@ -146,29 +144,29 @@ class Generating:
             raise InvalidRequestError(message) from error
 
     async def _answer(
-        self, exchange: Exchange, body: GenerationBody, makers: Sequence[Callable[[dict[str, Any]], Request]], *, chat: bool
+        self, request: HttpRequest, body: GenerationBody, makers: Sequence[Callable[[dict[str, Any]], Request]], *, chat: bool
     ) -> ASGIApp:
         options: dict[str, Any] = {**body.options()}
-        scales = self._chosen(body.lora, body.model)
+        scales = self._adapters(body.lora, body.model)
         if scales is not None:
             options["lora"] = scales
         streams = await self._start(makers, options, body.n)
         writer = Writer(body.model or self._base, chat)
         if body.stream:
             usage = body.stream_options is not None and body.stream_options.include_usage
-            dialect = dialect_of(exchange.request.headers)
+            dialect = dialect_of(request.headers)
             events = events_of(streams, writer, self._metrics.finished, dialect=dialect, with_usage=usage, ping=self._ping)
             return EventStream(events)
-        completions = await while_there(exchange.request, streams)
+        completions = await while_there(request, streams)
         for completion in completions:
             self._metrics.finished(completion)
         return JSONResponse(writer.whole(completions))
 
     async def _start(
         self, makers: Sequence[Callable[[dict[str, Any]], Request]], options: dict[str, Any], n: int
-    ) -> list[Pieces]:
+    ) -> list[AnswerStream]:
         """Queue every answer; when one is refused, so are all. Answers of one seed get seeds that follow each other."""
-        streams: list[Pieces] = []
+        streams: list[AnswerStream] = []
         loop = asyncio.get_running_loop()
 
         def start() -> None:
@@ -179,7 +177,7 @@ class Generating:
                     streams.append(self._engine.open_stream(replace(request, seed=seed), loop))
 
         try:
-            await asyncio.to_thread(start)  # reading a long prompt takes its time
+            await asyncio.to_thread(start)  # tokenizing a long prompt would block the event loop
         except BaseException as error:
             for stream in streams:
                 stream.cancel()
@@ -192,7 +190,7 @@ class Generating:
         return streams
 
     def _limited(self, request: Request) -> Request:
-        """Hold a request to the limits of this server."""
+        """Return a request with the limits of this server; a prompt beyond them is refused."""
         if self._longest is not None:
             prompt = self._engine.tokenize(request.prompt) if isinstance(request.prompt, str) else request.prompt
             if len(prompt) > self._longest:
@@ -201,8 +199,8 @@ class Generating:
             request = replace(request, prompt=prompt)
         return replace(request, timeout=self._limit)
 
-    def _chosen(self, lora: object, model: str | None) -> dict[str, float] | None:
-        scales = chosen(
+    def _adapters(self, lora: object, model: str | None) -> dict[str, float] | None:
+        scales = resolve_adapters(
             lora,
             model,
             base=self._base,
@@ -214,14 +212,9 @@ class Generating:
         return scales
 
 
-async def while_there(request: HttpRequest, streams: Sequence[Pieces]) -> list[Completion]:
+async def while_there(request: HttpRequest, streams: Sequence[AnswerStream]) -> list[Completion]:
     """Return the completions; `ClientDisconnect`, with everything ended, once the client leaves."""
-
-    async def left() -> None:
-        while (await request.receive())["type"] != "http.disconnect":
-            pass
-
-    working, leaving = asyncio.create_task(gathered(streams)), asyncio.create_task(left())
+    working, leaving = asyncio.create_task(gathered(streams)), asyncio.create_task(until_disconnect(request.receive))
     with ExitStack() as stack:
         stack.callback(leaving.cancel)
         stack.callback(working.cancel)
@@ -229,56 +222,3 @@ async def while_there(request: HttpRequest, streams: Sequence[Pieces]) -> list[C
         if not working.done():
             raise ClientDisconnect
         return working.result()
-
-
-@dataclass(frozen=True, slots=True)
-class EmbeddingBody:
-    """What an embedding request asks for; `lora` unread, `width` None where no `dimensions` were asked for."""
-
-    texts: list[str | list[int]]
-    as_text: bool
-    model: str | None
-    lora: object
-    width: int | None
-
-
-def read_embedding(data: object) -> EmbeddingBody:
-    """Read the body of an embedding request; `InvalidRequestError`."""
-    fields = Fields(data)
-    texts = _texts(fields)
-    form = fields.text("encoding_format", "float")
-    if form not in {"float", "base64"}:
-        fields.complain("encoding_format", f"is {form!r}; give 'float' or 'base64'")
-    model = fields.text("model") if fields.has("model") else None
-    lora = fields.take("lora")
-    width = fields.whole("dimensions", 0, low=1) or None
-    fields.refuse_others(["model", "user"])
-    fields.finish()
-    return EmbeddingBody(texts, form == "base64", model, lora, width)
-
-
-def _texts(fields: Fields) -> list[str | list[int]]:
-    given = fields.take("input")
-    items = given if isinstance(given, list) and not _are_tokens(given) else [given]
-    texts: list[str | list[int]] = []
-    for place, item in enumerate(items):
-        if (isinstance(item, str) and item) or _are_tokens(item):
-            texts.append(item)
-        else:
-            where = "input" if items == [given] else f"input[{place}]"
-            fields.complain(where, f"is {_or_empty(item)}; give a string that is not empty, token ids, or a list of either")
-            break
-    if len(items) > MOST_EMBEDDED:
-        fields.complain("input", f"has {len(items)} texts; give at most {MOST_EMBEDDED} at a time")
-    if not items:
-        fields.complain("input", "is an empty list; give a string that is not empty, token ids, or a list of either")
-    return texts
-
-
-def _are_tokens(item: object) -> TypeGuard[list[int]]:
-    return isinstance(item, list) and bool(item) and all(isinstance(n, int) and not isinstance(n, bool) for n in item)
-
-
-def _or_empty(item: object) -> str:
-    kind = kind_of(item)
-    return kind.replace("a ", "an empty ", 1) if item in ("", []) else kind

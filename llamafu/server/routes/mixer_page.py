@@ -14,7 +14,7 @@ from llamafu.service.errors import NotFoundError
 if TYPE_CHECKING:
     from starlette.types import ASGIApp
 
-    from llamafu.server.http.endpoint import Exchange
+    from llamafu.server.http.endpoint import AuthedRequest
 
 _PAGE = "desk.html"
 _KINDS = {".css": "text/css", ".js": "text/javascript", ".svg": "image/svg+xml"}
@@ -27,7 +27,7 @@ _POLICY = (
 _HEADERS = {"Content-Security-Policy": _POLICY, "Cache-Control": "no-cache"}
 
 
-class Desk:
+class MixerPage:
     """Handlers that serve the page; its faders go as far as `scale_range`."""
 
     def __init__(self, scale_range: tuple[float, float]) -> None:
@@ -36,13 +36,13 @@ class Desk:
         self._page = Template(texts.pop(_PAGE)).substitute(low=low, high=high)
         self._files = texts
 
-    async def page(self, exchange: Exchange) -> ASGIApp:  # noqa: ARG002 - a handler
+    async def page(self, request: AuthedRequest[None]) -> ASGIApp:  # noqa: ARG002 - a handler
         """`GET /`."""
         return Response(self._page, media_type="text/html", headers=_HEADERS)
 
-    async def file(self, exchange: Exchange) -> ASGIApp:
+    async def file(self, request: AuthedRequest[None]) -> ASGIApp:
         """`GET /desk/{file}`: what the page is made of."""
-        name = exchange.request.path_params["file"]
+        name = request.http.path_params["file"]
         if name not in self._files:
             message = f"the mixing desk has no file {name!r}"
             raise NotFoundError(message)

@@ -11,17 +11,17 @@ from starlette.datastructures import UploadFile
 from starlette.exceptions import HTTPException
 from starlette.formparsers import MultiPartException
 from starlette.requests import Request
-from starlette.responses import JSONResponse
 
+from llamafu.server.schemas.answers import LoraCardAnswer
 from llamafu.service.errors import InvalidRequestError
 from llamafu.service.local import LocalLoraService
 
 if TYPE_CHECKING:
     from pathlib import Path
 
-    from starlette.types import ASGIApp, Message, Receive
+    from starlette.types import Message, Receive
 
-    from llamafu.server.http.endpoint import Exchange
+    from llamafu.server.http.endpoint import AuthedRequest
     from llamafu.server.protocols import ServedEngine
     from llamafu.server.storage.catalog import Catalog
 
@@ -29,10 +29,10 @@ _FORM = 64 * 1024
 """Bytes that the form may have beside the file."""
 _SUFFIX = ".gguf"
 _PAUSE = 60.0
-"""Seconds between two pieces of an upload."""
+"""Seconds between two chunks of an upload."""
 
 
-class Uploading:
+class UploadRoute:
     """A handler over one engine; a file may have `limit` bytes."""
 
     def __init__(self, engine: ServedEngine, catalog: Catalog, *, limit: int) -> None:
@@ -40,16 +40,16 @@ class Uploading:
         self._catalog = catalog
         self._limit = limit
 
-    async def upload(self, exchange: Exchange) -> ASGIApp:
+    async def upload(self, request: AuthedRequest[None]) -> LoraCardAnswer:
         """`POST /v1/lora/upload`: multipart, with `file` and, if it is not to be the file's name, `name`."""
-        limited = _Limited(exchange.request.receive, self._limit + _FORM)
-        request = Request(exchange.request.scope, limited)
-        kind = request.headers.get("content-type", "").partition(";")[0].strip().lower()
+        limited = _Limited(request.http.receive, self._limit + _FORM)
+        multipart = Request(request.http.scope, limited)
+        kind = multipart.headers.get("content-type", "").partition(";")[0].strip().lower()
         if kind != "multipart/form-data":
             message = f"content-type is {kind!r}; send multipart/form-data with a field 'file'"
             raise InvalidRequestError(message)
         try:
-            form = await request.form(max_files=1, max_fields=1)
+            form = await multipart.form(max_files=1, max_fields=1)
         except HTTPException as error:
             message = f"the form cannot be read: {error.detail}"
             raise InvalidRequestError(message, status=413 if limited.exceeded else 400) from None
@@ -70,13 +70,13 @@ class Uploading:
 
             await asyncio.to_thread(self._catalog.receive, wanted, write)
         card = next(card for card in self._service.list().data if card.id == wanted)
-        return JSONResponse(card.to_json())
+        return LoraCardAnswer(**card.to_json())
 
 
 class _Limited:
-    """Passes messages on until the body has more than `limit` bytes, or ends early.
+    """Passes ASGI messages on until the body has more than `limit` bytes, or ends early.
 
-    What it raises is what the form's parser takes for its own, and closes its files at.
+    It raises the form parser's own exception, so that the parser closes its files.
     """
 
     def __init__(self, receive: Receive, limit: int) -> None:

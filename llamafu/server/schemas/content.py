@@ -1,24 +1,58 @@
-"""The forms that text comes in: of a message, of a list of texts, of prompts. OpenAI's, each with its JSON Schema."""
+"""Field types for the forms that text comes in: messages, stop strings, prompts, texts to embed."""
 
 from __future__ import annotations
 
-from typing import Annotated, Any
+from typing import Annotated, Any, Literal, TypeGuard
 
-from pydantic import BeforeValidator, ValidationInfo, WithJsonSchema
-from pydantic_core import PydanticCustomError
+from pydantic import BaseModel, BeforeValidator, Field, ValidationInfo
 
 from llamafu.generation.messages import read_messages
-from llamafu.service.fields import shown
+from llamafu.server.schemas.field_types import JsonSchemaOf, Legal, Name, TokenIds, must_be, refuse
+from llamafu.service.fields import kind_of, shown
 
-PROBLEMS = "problems"
-"""Type of an error that carries its problems, each with its path."""
+MOST_EMBEDDED = 2048
+"""Texts of one request for embeddings."""
+
+
+class ContentPart(BaseModel):
+    """A part of the text of a message."""
+
+    type: Literal["text", "refusal"]
+    text: str | None = None
+    refusal: str | None = None
+
+
+class CalledFunction(BaseModel):
+    """The function of a tool call, with its arguments as text or object."""
+
+    name: Name
+    arguments: str | dict[str, Any] | None = None
+
+
+class MessageToolCall(BaseModel):
+    """A tool call in an assistant's message."""
+
+    id: str | None = None
+    type: str | None = None
+    function: CalledFunction
+
+
+class ChatMessage(BaseModel):
+    """One message of a chat."""
+
+    role: Name
+    content: str | list[ContentPart] | None = None
+    name: str | None = None
+    tool_calls: list[MessageToolCall] | None = None
+    tool_call_id: str | None = None
+    reasoning_content: str | None = None
 
 
 def _messages(given: object) -> object:
     """Read messages as the library does, and tell pydantic every problem."""
     problems: list[str] = []
     messages = read_messages(given, problems)
-    _refuse(problems)
+    refuse(problems)
     return messages
 
 
@@ -27,7 +61,7 @@ def _list_of_texts(value: object, info: ValidationInfo) -> object:
     texts = [value] if isinstance(value, str) else value
     if not isinstance(texts, list):
         raise ValueError("give a string, or a list of strings")  # noqa: TRY003, TRY004, EM101 - pydantic's way to say so
-    _refuse([f"{info.field_name}[{i}] is {shown(text)}; give a string" for i, text in enumerate(texts) if not _is_text(text)])
+    refuse([f"{info.field_name}[{i}] is {shown(text)}; give a string" for i, text in enumerate(texts) if not _is_text(text)])
     return texts
 
 
@@ -44,7 +78,7 @@ def _list_of_prompts(value: object, info: ValidationInfo) -> object:
     else:
         named = [(name if prompts is not value else f"{name}[{i}]", one) for i, one in enumerate(prompts)]
         problems = [problem for where, one in named for problem in _stray_tokens(where, one)]
-    _refuse(problems)
+    refuse(problems)
     return prompts
 
 
@@ -63,53 +97,62 @@ def _is_text(value: object) -> bool:
     return isinstance(value, str)
 
 
-def _refuse(problems: list[str]) -> None:
-    """Tell pydantic every problem, if there is one."""
-    if problems:
-        raise PydanticCustomError(PROBLEMS, "{told}", {"told": problems[0], "problems": problems})
+_STRING = "a string"
 
 
-_TEXTS_SCHEMA = {"anyOf": [{"type": "string"}, {"type": "array", "items": {"type": "string"}}]}
-_PART_SCHEMA = {
-    "type": "object",
-    "properties": {"type": {"enum": ["text", "refusal"]}, "text": {"type": "string"}, "refusal": {"type": "string"}},
-}
-_CALL_SCHEMA = {
-    "type": "object",
-    "properties": {
-        "id": {"type": ["string", "null"]},
-        "type": {"type": ["string", "null"]},
-        "function": {
-            "type": "object",
-            "properties": {"name": {"type": "string", "minLength": 1}, "arguments": {"type": ["string", "object", "null"]}},
-            "required": ["name"],
-        },
-    },
-    "required": ["function"],
-}
-_NULLABLE_TEXT = {"type": ["string", "null"]}
-_MESSAGE_SCHEMA = {
-    "type": "object",
-    "properties": {
-        "role": {"type": "string", "minLength": 1},
-        "content": {"anyOf": [_NULLABLE_TEXT, {"type": "array", "items": _PART_SCHEMA}]},
-        "name": _NULLABLE_TEXT,
-        "tool_calls": {"anyOf": [{"type": "array", "items": _CALL_SCHEMA}, {"type": "null"}]},
-        "tool_call_id": _NULLABLE_TEXT,
-        "reasoning_content": _NULLABLE_TEXT,
-    },
-    "required": ["role"],
-}
-MESSAGES_SCHEMA = {"type": "array", "items": _MESSAGE_SCHEMA, "minItems": 1}
-_TOKENS_SCHEMA = {"type": "array", "items": {"type": "integer", "minimum": 0}, "minItems": 1}
-_PROMPTS_SCHEMA = {
-    "anyOf": [
-        {"type": "string"},
-        {"type": "array", "items": {"type": "string"}, "minItems": 1},
-        _TOKENS_SCHEMA,
-        {"type": "array", "items": _TOKENS_SCHEMA, "minItems": 1},
-    ]
-}
-Texts = Annotated[list[str], BeforeValidator(_list_of_texts), WithJsonSchema(_TEXTS_SCHEMA)]
-Prompts = Annotated[list[str] | list[list[int]], BeforeValidator(_list_of_prompts), WithJsonSchema(_PROMPTS_SCHEMA)]
-Messages = Annotated[list[dict[str, Any]], BeforeValidator(_messages), WithJsonSchema(MESSAGES_SCHEMA)]
+def _text_or_messages(value: object) -> object:
+    """Take a text as it is and a list as the messages of a chat."""
+    if isinstance(value, list):
+        return _messages(value)
+    if not isinstance(value, str):
+        raise must_be(_STRING)
+    return value
+
+
+def _texts_to_embed(given: object) -> object:
+    """Make one text, a string or its token ids, a list of it."""
+    texts = given if isinstance(given, list) and not _are_tokens(given) else [given]
+    problems = []
+    for i, text in enumerate(texts):
+        if not ((isinstance(text, str) and text) or _are_tokens(text)):
+            where = "input" if texts == [given] else f"input[{i}]"
+            problems.append(f"{where} is {_or_empty(text)}; give {_EMBEDDABLE}")
+            break
+    if len(texts) > MOST_EMBEDDED:
+        problems.append(f"input has {len(texts)} texts; give at most {MOST_EMBEDDED} at a time")
+    if not texts:
+        problems.append(f"input is an empty list; give {_EMBEDDABLE}")
+    refuse(problems)
+    return texts
+
+
+def _are_tokens(item: object) -> TypeGuard[list[int]]:
+    return isinstance(item, list) and bool(item) and all(type(token) is int for token in item)
+
+
+def _or_empty(item: object) -> str:
+    kind = kind_of(item)
+    return kind.replace("a ", "an empty ", 1) if item in ("", []) else kind
+
+
+def _token_ids(value: object) -> object:
+    """Check that a list holds whole numbers; the engine says which of them are tokens."""
+    if isinstance(value, list) and not all(type(token) is int for token in value):
+        refuse(["tokens holds what is not a whole number; give token ids"])
+    return value
+
+
+_EMBEDDABLE = "a string that is not empty, token ids, or a list of either"
+_SomePrompts = Annotated[list[str], Field(min_length=1)] | Annotated[list[TokenIds], Field(min_length=1)]
+_SomeTexts = Annotated[list[Name | TokenIds], Field(min_length=1)]
+_SomeMessages = Annotated[list[ChatMessage], Field(min_length=1)]
+Texts = Annotated[list[str], BeforeValidator(_list_of_texts), JsonSchemaOf(str | list[str])]
+Prompts = Annotated[list[str] | list[list[int]], BeforeValidator(_list_of_prompts), JsonSchemaOf(str | TokenIds | _SomePrompts)]
+Messages = Annotated[list[dict[str, Any]], BeforeValidator(_messages), JsonSchemaOf(_SomeMessages)]
+TextOrMessages = Annotated[
+    str | list[dict[str, Any]], BeforeValidator(_text_or_messages), JsonSchemaOf(str | _SomeMessages), Legal(_STRING)
+]
+TextsToEmbed = Annotated[
+    list[str | list[int]], BeforeValidator(_texts_to_embed), JsonSchemaOf(Name | TokenIds | _SomeTexts), Legal(_EMBEDDABLE)
+]
+AnyTokens = Annotated[list[int], BeforeValidator(_token_ids), JsonSchemaOf(list[Annotated[int, Field(ge=0)]]), Legal("a list")]

@@ -1,33 +1,24 @@
-"""Bodies of the generating routes: OpenAI's fields, TabbyAPI's and llama-server's names for the same, and `lora`."""
+"""Request bodies of completions and chats: OpenAI's fields, TabbyAPI's and llama-server's names for the same, and `lora`."""
 
 from __future__ import annotations
 
-from itertools import chain
-from typing import TYPE_CHECKING, Annotated, Any, Literal, TypeVar
+from collections.abc import Mapping
+from typing import TYPE_CHECKING, Any, ClassVar, Literal
 
-import pydantic_core
-from pydantic import AliasChoices, BaseModel, ConfigDict, Field, ValidationError, WithJsonSchema
+from pydantic import AliasChoices, Field
 
-from llamafu._util.nulls import without_nulls
-from llamafu._util.suggestions import did_you_mean
 from llamafu.generation.options import LEAST_SEED, MOST_SEED, MOST_TOP_K
-from llamafu.server.schemas.content import PROBLEMS, Messages, Prompts, Texts
-from llamafu.service.errors import InvalidRequestError
-from llamafu.service.fields import kind_of, shown
+from llamafu.server.schemas.adapter_choice import LoraChoice
+from llamafu.server.schemas.base import ObjectBody
+from llamafu.server.schemas.content import Messages, Prompts, Texts
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping
-
     from llamafu.generation.options import OptionArguments
-
-_Body = TypeVar("_Body", bound="Body")
 
 MOST_CHOICES = 16
 """Answers to one request, prompts times `n`."""
 MOST_STOPS = 16
 MOST_LOGPROBS = 20
-_MOST_FIELDS, _MOST_TOLD = 256, 20
-"""Fields of a body, and problems that are told of one."""
 
 WITHOUT_EFFECT = frozenset(
     {
@@ -35,8 +26,6 @@ WITHOUT_EFFECT = frozenset(
         *("cache_prompt", "id_slot", "timings_per_token", "return_progress"),
     }
 )
-"""Fields that clients send and that could not change an answer here: they are taken and do nothing."""
-
 NEUTRAL: dict[str, object] = {
     "echo": False,
     "suffix": "",
@@ -56,41 +45,16 @@ NEUTRAL: dict[str, object] = {
     "token_healing": False,
     "modalities": ["text"],
 }
-"""Fields of what this server cannot do, with the value at which they ask for nothing; any other value is refused."""
 
 
-LORA_SCHEMA = {
-    "anyOf": [
-        {"type": "object", "additionalProperties": {"type": "number"}},
-        {
-            "type": "array",
-            "items": {
-                "type": "object",
-                "properties": {
-                    "name": {"type": ["string", "null"], "minLength": 1},
-                    "id": {"type": ["integer", "null"], "minimum": 0},
-                    "scale": {"type": ["number", "null"]},
-                },
-                "anyOf": [{"required": ["name"]}, {"required": ["id"]}],
-                "additionalProperties": False,
-            },
-        },
-    ]
-}
-
-
-class _Strict(BaseModel):
-    model_config = ConfigDict(strict=True, extra="forbid", frozen=True, allow_inf_nan=False)
-
-
-class StreamOptions(_Strict):
+class StreamOptions(ObjectBody):
     """What a stream brings beside text."""
 
     include_usage: bool = False
     include_obfuscation: bool = False
 
 
-class JsonSchemaFormat(_Strict):
+class JsonSchemaFormat(ObjectBody):
     """OpenAI's wrapping of a schema."""
 
     name: str = ""
@@ -99,26 +63,21 @@ class JsonSchemaFormat(_Strict):
     strict: bool | None = None
 
 
-class ResponseFormat(_Strict):
+class ResponseFormat(ObjectBody):
     """The form of the answer."""
 
     type: Literal["text", "json_object", "json_schema"]
     json_schema: JsonSchemaFormat | None = None
 
 
-class Body(_Strict):
-    """What is read as a whole."""
+class GenerationBody(ObjectBody):
+    """What completions and chats share."""
 
-    def contradictions(self) -> list[str]:
-        """Return what does not go together."""
-        return []
-
-
-class GenerationBody(Body):
-    """What completions and chats share. A field that is null is absent."""
+    without_effect: ClassVar[frozenset[str]] = WITHOUT_EFFECT
+    neutral: ClassVar[Mapping[str, object]] = NEUTRAL
 
     model: str | None = None
-    lora: Annotated[Any, WithJsonSchema(LORA_SCHEMA)] = None
+    lora: LoraChoice = None
     max_tokens: int | None = Field(None, ge=1)
     temperature: float | None = Field(None, ge=0)
     top_k: int | None = Field(None, ge=0, le=MOST_TOP_K)
@@ -206,15 +165,10 @@ class CompletionBody(GenerationBody):
         return found
 
 
-class MessagesBody(Body):
-    """The turns of a chat."""
-
-    messages: Messages
-
-
-class ChatBody(GenerationBody, MessagesBody):
+class ChatBody(GenerationBody):
     """`POST /v1/chat/completions`."""
 
+    messages: Messages
     max_tokens: int | None = Field(None, ge=1, validation_alias=AliasChoices("max_completion_tokens", "max_tokens"))
     logprobs: bool | None = None
     top_logprobs: int | None = Field(None, ge=0, le=MOST_LOGPROBS)
@@ -245,68 +199,3 @@ class ChatBody(GenerationBody, MessagesBody):
         if self.top_logprobs is not None and not self.logprobs:
             found.append("top_logprobs was given without logprobs: true")
         return found
-
-
-def read_json(content: bytes) -> Any:
-    """Read a body as JSON in UTF-8, without NaN, infinities and halves of characters. `InvalidRequestError`."""
-    try:
-        return pydantic_core.from_json(content, allow_inf_nan=False)
-    except ValueError as error:
-        message = f"the body is not JSON: {error}"
-        raise InvalidRequestError(message) from None
-
-
-def read_body(kind: type[_Body], data: object) -> _Body:
-    """Read and check a body; `InvalidRequestError` with every problem."""
-    if not isinstance(data, dict):
-        message = f"the body is {kind_of(data)}; give an object"
-        raise InvalidRequestError(message)
-    if len(data) > _MOST_FIELDS:
-        message = f"the body has {len(data)} fields; no request takes more than {_MOST_FIELDS}"
-        raise InvalidRequestError(message)
-    given = without_nulls(data)
-    problems = [
-        f"{name} is {shown(value)}; this server cannot do that, leave it out"
-        for name, value in given.items()
-        if name in NEUTRAL and value != NEUTRAL[name]
-    ]
-    kept = {name: value for name, value in given.items() if name not in {*NEUTRAL, *WITHOUT_EFFECT}}
-    body = None
-    try:
-        body = kind.model_validate(kept)
-    except ValidationError as error:
-        problems += chain.from_iterable(_problems(kind, each) for each in error.errors(include_url=False))
-    if body is not None:
-        problems += body.contradictions()
-    if body is None or problems:
-        told, others = problems[:_MOST_TOLD], len(problems) - _MOST_TOLD
-        raise InvalidRequestError("; ".join(told) + (f"; and {others} more" if others > 0 else ""), problems=tuple(told))
-    return body
-
-
-def names_of(kind: type[BaseModel]) -> list[list[str]]:
-    """Return every name that each field of `kind` goes by, the first one first."""
-    aliases = {name: field.validation_alias for name, field in kind.model_fields.items()}
-    return [
-        [str(choice) for choice in alias.choices] if isinstance(alias, AliasChoices) else [name]
-        for name, alias in aliases.items()
-    ]
-
-
-def _problems(kind: type[BaseModel], error: Mapping[str, Any]) -> list[str]:
-    return error["ctx"]["problems"] if error["type"] == PROBLEMS else [_problem(kind, error)]
-
-
-def _problem(kind: type[BaseModel], error: Mapping[str, Any]) -> str:
-    """Say what pydantic found in the project's words: the field, its value, what is legal."""
-    where = "".join(f"[{part}]" if isinstance(part, int) else f".{part}" for part in error["loc"]).removeprefix(".")
-    if error["type"] == "missing":
-        return f"{where} is missing"
-    if error["type"] == "extra_forbidden":
-        name, known = str(error["loc"][-1]), [*chain.from_iterable(names_of(kind))] if len(error["loc"]) == 1 else []
-        if name in known:
-            return f"{name!r} is another name of a field that was given; give one of them"
-        return f"{shown(where)} is not a field{did_you_mean(name, known)}"
-    told = error["msg"].removeprefix("Value error, ").removeprefix("Input should be ").removeprefix("Value should be ")
-    wanted = told if told.startswith(("give", "part")) else f"it should be {told[:1].lower()}{told[1:]}"
-    return f"{where} is {shown(error['input'])}; {wanted}"

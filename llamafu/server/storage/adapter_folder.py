@@ -24,7 +24,7 @@ _LONGEST = 200
 
 
 @dataclass(frozen=True, slots=True)
-class Found:
+class FolderEntry:
     """One adapter in the folder, a GGUF file or a PEFT folder."""
 
     name: str
@@ -35,11 +35,11 @@ class Found:
 
 
 @dataclass(frozen=True, slots=True)
-class Changes:
-    """What a look at the folder brought."""
+class FolderChanges:
+    """What has changed in the folder since the last poll."""
 
-    added: tuple[Found, ...] = ()
-    changed: tuple[Found, ...] = ()
+    added: tuple[FolderEntry, ...] = ()
+    changed: tuple[FolderEntry, ...] = ()
     removed: tuple[str, ...] = ()
 
     def __bool__(self) -> bool:
@@ -50,7 +50,7 @@ class AdapterFolder:
     """Adapters by name, directly inside one folder; nothing outside of it is reached, by no name and no link.
 
     `NAME.gguf` and `NAME/adapter_config.json` are the adapter NAME; where both exist the file is. Names that begin with a
-    dot are not seen. Only `look` and `note` have a state, and are for one thread at a time.
+    dot are not seen. Only `poll` and `mark_known` have a state, and are for one thread at a time.
     """
 
     def __init__(self, folder: Path) -> None:
@@ -59,10 +59,10 @@ class AdapterFolder:
             message = f"{folder} is not a folder; make it, or name another one with --adapters"
             raise NotADirectoryError(message)
         self.folder = folder.resolve()
-        self._seen: dict[str, Found] = {}
-        self._told: dict[str, Found] = {}
+        self._seen: dict[str, FolderEntry] = {}
+        self._reported: dict[str, FolderEntry] = {}
 
-    def everything(self) -> list[Found]:
+    def entries(self) -> list[FolderEntry]:
         """Return all that looks like an adapter from outside, sorted by name, a file before a folder of its name."""
         with os.scandir(self.folder) as entries:
             paths = sorted((Path(entry.path) for entry in entries), key=lambda path: path.suffix != _SUFFIX)
@@ -75,14 +75,14 @@ class AdapterFolder:
         reasons = {name: found for name, found in sorted(looked.items()) if isinstance(found, str)}
         return {name.encode("utf-8", "backslashreplace").decode(): reason for name, reason in reasons.items()}
 
-    def scan(self) -> dict[str, Found]:
+    def scan(self) -> dict[str, FolderEntry]:
         """Return what is there now, by name, sorted."""
-        found: dict[str, Found] = {}
-        for one in self.everything():
+        found: dict[str, FolderEntry] = {}
+        for one in self.entries():
             found.setdefault(one.name, one)
         return found
 
-    def to_remove(self, name: str) -> Found:
+    def to_remove(self, name: str) -> FolderEntry:
         """Return the adapter that `name` alone names; of a file and a folder of one name, `NAME.gguf` or `NAME/` is one.
 
         `NotFoundError` where there is none, `InvalidRequestError` where there are two, it is none, or has more in it.
@@ -105,29 +105,29 @@ class AdapterFolder:
             raise _no_such(name)
         return found.path
 
-    def look(self) -> Changes:
-        """Return what has changed since the last look.
+    def poll(self) -> FolderChanges:
+        """Return what has changed since the last poll.
 
-        What is new or changed is told once two looks in a row saw the same, so that a file is whole when it is told.
+        A new or changed adapter is reported once two polls in a row saw it alike, since it may still be being written.
         """
         now = self.scan()
-        added: list[Found] = []
-        changed: list[Found] = []
+        added: list[FolderEntry] = []
+        changed: list[FolderEntry] = []
         for name, found in now.items():
-            told = self._told.get(name)
+            told = self._reported.get(name)
             if (told is None or told.stamp != found.stamp) and self._seen.get(name) == found:
                 (added if told is None else changed).append(found)
-                self._told[name] = found
-        removed = tuple(name for name in self._told if name not in now)
+                self._reported[name] = found
+        removed = tuple(name for name in self._reported if name not in now)
         for name in removed:
-            del self._told[name]
+            del self._reported[name]
         self._seen = now
-        return Changes(tuple(added), tuple(changed), removed)
+        return FolderChanges(tuple(added), tuple(changed), removed)
 
-    def note(self, name: str) -> None:
-        """Take the adapter `name` as told already, by somebody else's look: `look` tells of its changes from now on."""
+    def mark_known(self, name: str) -> None:
+        """Mark the adapter `name` as known to the caller: `poll` reports only its later changes."""
         if (found := self.scan().get(name)) is not None:
-            self._seen[name] = self._told[name] = found
+            self._seen[name] = self._reported[name] = found
 
     @contextmanager
     def receive(self, name: str) -> Iterator[Path]:
@@ -139,8 +139,8 @@ class AdapterFolder:
             message = f"{name!r} is no adapter's name; use letters, digits, blanks and - _ . of at most {_LONGEST} bytes"
             raise InvalidRequestError(message)
         self._refuse_taken(name)
-        with tempfile.TemporaryDirectory(dir=self.folder, prefix=".upload-") as room:
-            unfinished = Path(room) / f"{name}{_SUFFIX}"
+        with tempfile.TemporaryDirectory(dir=self.folder, prefix=".upload-") as tmp:
+            unfinished = Path(tmp) / f"{name}{_SUFFIX}"
             yield unfinished
             self._refuse_taken(name)
             try:
@@ -160,9 +160,9 @@ class AdapterFolder:
         else:
             path.unlink()
 
-    def _only(self, name: str) -> Found:
-        alike: dict[str, list[Found]] = {}
-        for found in self.everything():
+    def _only(self, name: str) -> FolderEntry:
+        alike: dict[str, list[FolderEntry]] = {}
+        for found in self.entries():
             alike.setdefault(found.name, []).append(found)
         names = {label(one, alone=len(found) == 1): one for found in alike.values() for one in found}
         if name in names:
@@ -178,11 +178,11 @@ class AdapterFolder:
             message = f"there is an adapter {name!r} already; delete it first, or give another name"
             raise InvalidRequestError(message)
 
-    def _found(self, path: Path) -> Found | None:
+    def _found(self, path: Path) -> FolderEntry | None:
         found = self._look_at(path)
-        return found if isinstance(found, Found) else None
+        return found if isinstance(found, FolderEntry) else None
 
-    def _look_at(self, path: Path) -> Found | str | None:
+    def _look_at(self, path: Path) -> FolderEntry | str | None:
         """Return the adapter at `path`, why it is skipped, or None where there is none, or it just vanished."""
         try:
             is_file = path.suffix == _SUFFIX and not path.is_dir()
@@ -206,10 +206,10 @@ class AdapterFolder:
         except (OSError, RuntimeError):  # gone, unreadable, or links in a circle
             return None
         stamp = tuple((each.st_mtime_ns, each.st_size, each.st_ino) for each in stats)
-        return Found(name, path, sum(each.st_size for each in stats), stamp)
+        return FolderEntry(name, path, sum(each.st_size for each in stats), stamp)
 
 
-def label(found: Found, *, alone: bool) -> str:
+def label(found: FolderEntry, *, alone: bool) -> str:
     """Name something of the folder: as an adapter where nothing else has its name, or by its file's or folder's name."""
     return found.name if alone else f"{found.path.name}{'/' if found.path.is_dir() else ''}"
 

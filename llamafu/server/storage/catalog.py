@@ -1,4 +1,4 @@
-"""The folder's adapters in the engine: registered, numbered, remembered when they were used."""
+"""The folder's adapters as the engine knows them: registered, numbered, each with the time of its last use."""
 
 from __future__ import annotations
 
@@ -19,13 +19,13 @@ if TYPE_CHECKING:
     from pathlib import Path
 
     from llamafu.server.protocols import ServedEngine
-    from llamafu.server.storage.adapter_folder import AdapterFolder, Found
+    from llamafu.server.storage.adapter_folder import AdapterFolder, FolderEntry
 
 _LOG = logging.getLogger("llamafu.server")
 
 
 class Catalog:
-    """Keeps the engine's adapters those of the folder. What reads and registers files takes long: call it in a thread."""
+    """Keeps the engine's adapters in step with the folder. Methods that read files take long: call them on a thread."""
 
     def __init__(self, engine: ServedEngine, folder: AdapterFolder | None, clock: Callable[[], float] = time.time) -> None:
         self._engine = engine
@@ -39,18 +39,18 @@ class Catalog:
             self._numbers.add(name)
 
     def refresh(self) -> None:
-        """Take over what has changed in the folder. An adapter that is not sound is logged, and tried again when it changes."""
+        """Register and forget what has changed in the folder. A damaged adapter is logged, and tried again once it changes."""
         if self._folder is None:
             return
         with self._lock:
-            changes = self._folder.look()
+            changes = self._folder.poll()
             for found in (*changes.added, *changes.changed):
                 self._register(found)
             for name in changes.removed:
                 self._forget(name)
 
     def receive(self, name: str, write: Callable[[Path], None]) -> None:
-        """Let `write` make a new adapter file, and register it. Raises what is wrong with it; nothing is kept then."""
+        """Register the new adapter file that `write` makes. After an error, which says what is wrong, nothing is kept."""
         folder = self._demand_folder()
         with self._lock:
             with folder.receive(name) as path, _by_name(path):
@@ -62,7 +62,7 @@ class Catalog:
             except BaseException:  # a sound file that does not fit the model
                 folder.delete(name)
                 raise
-            folder.note(name)
+            folder.mark_known(name)
             self._numbers.add(name)
 
     def delete(self, name: str) -> None:
@@ -79,23 +79,23 @@ class Catalog:
             self._forget(name)
 
     def register(self, name: str) -> None:
-        """See to it that the folder's adapter `name` is registered, now; `NotFoundError`."""
+        """Register the folder's adapter `name` now, without waiting for the next poll; `NotFoundError`."""
         folder = self._demand_folder()
         with self._lock:
             with _by_name(path := folder.path_of(name)):
                 self._engine.add_adapter(path, name=name)
-            folder.note(name)
+            folder.mark_known(name)
             self._numbers.add(name)
 
     def used(self, names: Iterable[str]) -> None:
-        """Remember that these are used now; `write_uses` keeps it between runs."""
+        """Note that these are used now; `write_uses` stores it."""
         now = self._clock()
         for name in names:
             self._used[name] = now
             self._unwritten.add(name)
 
     def write_uses(self) -> None:
-        """Write the uses of since the last time to the user's data folder; what cannot be written is tried again."""
+        """Write the uses since the last call to the user's data folder; what cannot be written is tried again."""
         for name in tuple(self._unwritten):
             try:
                 note_use(self._engine.adapter_path(name), self._used[name])
@@ -127,7 +127,7 @@ class Catalog:
         """Return every adapter with its number, in order."""
         return self._numbers.items()
 
-    def _register(self, found: Found) -> None:
+    def _register(self, found: FolderEntry) -> None:
         try:
             self._engine.add_adapter(found.path, name=found.name)
         except (LlamafuError, OSError) as error:
@@ -155,7 +155,7 @@ class Catalog:
 
 @contextmanager
 def _by_name(path: Path) -> Iterator[None]:
-    """Let what is said of a file name it without its folder: where this server keeps its files is not the client's business."""
+    """Strip the folder from a path in error messages: clients are not told where this server keeps its files."""
     try:
         yield
     except LlamafuError as error:
