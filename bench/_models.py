@@ -21,7 +21,7 @@ import numpy as np
 from llamafu._util.atomic import whole_file
 from llamafu._util.paths import cache_dir
 from llamafu.adapters.gguf.base_model import read_base
-from llamafu.adapters.gguf.writer import write_adapter
+from llamafu.adapters.writer import write_adapter
 from llamafu.examples.model import example_model
 
 if TYPE_CHECKING:

@@ -14,8 +14,8 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from llamafu.adapters.gguf.base_model import read_base
-from llamafu.adapters.gguf.writer import write_adapter
 from llamafu.adapters.info import is_expert
+from llamafu.adapters.writer import write_adapter
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence

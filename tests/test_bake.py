@@ -25,7 +25,7 @@ from llamafu._native.library import open_library
 from llamafu.adapters import bake, convert_peft, inspect_adapter, read_base
 from llamafu.adapters.gguf.codec import NumpyCodec, row_bytes
 from llamafu.adapters.gguf.shard import read_shards
-from llamafu.adapters.gguf.writer import write_adapter
+from llamafu.adapters.writer import write_adapter
 from llamafu.baking.options import DTYPES
 from llamafu.cli.main import main
 from llamafu.errors import (

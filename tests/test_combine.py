@@ -17,9 +17,9 @@ from test_docs import ROOT, table
 from test_hf_config import TINY
 
 from llamafu.adapters import inspect_adapter, merge_adapters, read_adapter
-from llamafu.adapters.gguf.writer import write_adapter
 from llamafu.adapters.merge.merge import form_of, merge_for_base
 from llamafu.adapters.merge.methods import METHODS, MergeOptions
+from llamafu.adapters.writer import write_adapter
 from llamafu.cli.main import main
 from llamafu.errors import InvalidAdapterFileError, LoraIncompatibleError, LoraLoadError
 

@@ -16,7 +16,7 @@ from tiny_model import FIRST_BYTE
 from llamafu import Llamafu
 from llamafu._native.graph import adapter_ops
 from llamafu.adapters.file import read_adapter
-from llamafu.adapters.gguf.writer import write_adapter
+from llamafu.adapters.writer import write_adapter
 from llamafu.engine import Engine, Request
 from llamafu.errors import LlamafuError, ModelLoadError
 from llamafu.examples.model import example_model

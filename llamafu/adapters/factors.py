@@ -18,11 +18,8 @@ if TYPE_CHECKING:
     import os
     from collections.abc import Iterable
 
-    from numpy.typing import NDArray
-
     from llamafu.adapters.gguf.base_model import BaseModel
-
-    Factors = tuple[NDArray[np.float64], NDArray[np.float64]]
+    from llamafu.adapters.svd import Factors
 
 
 def read_compatible(

@@ -8,7 +8,7 @@ import shutil
 from typing import TYPE_CHECKING
 
 from llamafu.adapters.gguf.container import SUFFIX
-from llamafu.adapters.gguf.writer import refuse_source
+from llamafu.adapters.writer import refuse_source
 from llamafu.baking.writer import lengths
 from llamafu.errors import ModelLoadError
 

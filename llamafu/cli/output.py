@@ -24,7 +24,7 @@ def demand_place(output: Path | None, arguments: argparse.Namespace, sources: It
     if output is None:
         return
     from llamafu._util import atomic
-    from llamafu.adapters.gguf.writer import refuse_source
+    from llamafu.adapters.writer import refuse_source
 
     try:
         refuse_source(output, sources, what="files")

@@ -11,8 +11,8 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from llamafu.adapters.gguf.base_model import read_base
-from llamafu.adapters.gguf.writer import write_adapter
 from llamafu.adapters.info import is_flipped
+from llamafu.adapters.writer import write_adapter
 from llamafu.engine.request import Request
 
 if TYPE_CHECKING:

@@ -10,8 +10,8 @@ if TYPE_CHECKING:
     from llamafu.engine.bank import Bank
     from llamafu.engine.batch import Group, Part
     from llamafu.engine.native_adapters import NativeAdapterCache
+    from llamafu.engine.recorder import Recorder
     from llamafu.engine.runtime import EngineRuntime
-    from llamafu.engine.stats import Recorder
 
 
 class DecodeStep:

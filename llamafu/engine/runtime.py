@@ -20,8 +20,8 @@ from llamafu._native.instance import Instance
 from llamafu._native.library import open_library
 from llamafu._native.memory_needs import machine_bytes
 from llamafu.adapters.file import read_adapter
-from llamafu.adapters.gguf.writer import factor_bytes
 from llamafu.adapters.info import is_expert
+from llamafu.adapters.writer import factor_bytes
 from llamafu.engine.bank import Bank
 from llamafu.engine.engine_options import DTYPES
 from llamafu.errors import ContextInitError, ErrorCode, LoraError

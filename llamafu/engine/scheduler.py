@@ -11,8 +11,8 @@ from llamafu.engine.batch import groups_of
 from llamafu.engine.batching import pack
 from llamafu.engine.decode_step import DecodeStep
 from llamafu.engine.quarantine import Quarantine
+from llamafu.engine.recorder import Recorder
 from llamafu.engine.sequence_pool import SequencePool
-from llamafu.engine.stats import Recorder
 from llamafu.errors import DecodeError
 from llamafu.generation.sampling import ENDED
 

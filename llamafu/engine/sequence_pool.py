@@ -14,10 +14,10 @@ from llamafu.generation.sampling import TokenSampler
 if TYPE_CHECKING:
     from collections.abc import Iterator, Sequence
 
+    from llamafu.engine.recorder import Recorder
     from llamafu.engine.registry import Content
     from llamafu.engine.runtime import EngineRuntime
     from llamafu.engine.sequence import SequenceRun
-    from llamafu.engine.stats import Recorder
     from llamafu.generation.completion import FinishReason
 
 

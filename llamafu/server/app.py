@@ -19,6 +19,7 @@ from starlette.routing import Route as StarletteRoute
 from llamafu.server.http.access_log import Access
 from llamafu.server.http.endpoint import RequestRules, endpoint, refusal
 from llamafu.server.http.metrics import Metrics
+from llamafu.server.openapi import document
 from llamafu.server.routes.adapter_info import AdapterInfoRoute
 from llamafu.server.routes.adapters import AdapterRoutes
 from llamafu.server.routes.generation import GenerationRoutes
@@ -28,7 +29,6 @@ from llamafu.server.routes.monitoring import MonitoringRoutes
 from llamafu.server.routes.route import Handlers
 from llamafu.server.routes.table import ROUTES
 from llamafu.server.routes.upload import UploadRoute
-from llamafu.server.schemas.openapi import document
 from llamafu.server.storage.adapter_folder import AdapterFolder
 from llamafu.server.storage.catalog import Catalog
 from llamafu.service.errors import InvalidRequestError, NotFoundError

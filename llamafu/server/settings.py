@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 
 from llamafu._util.suggestions import did_you_mean
 from llamafu.lora.scales import check_scale_range
-from llamafu.server.auth.keys import check_key
+from llamafu.service.keys import check_key
 
 if TYPE_CHECKING:
     import argparse

@@ -17,8 +17,8 @@ if TYPE_CHECKING:
 
     from numpy.typing import NDArray
 
-    from llamafu.adapters.factors import Factors
     from llamafu.adapters.file import AdapterFile
+    from llamafu.adapters.svd import Factors
 
 _FEWEST = 2
 

@@ -12,12 +12,12 @@ from llamafu.adapters.factors import read_compatible, targets
 from llamafu.adapters.file import check_adapter
 from llamafu.adapters.gguf.base_model import model_files
 from llamafu.adapters.gguf.container import SUFFIX
-from llamafu.adapters.gguf.writer import factor_bytes, refuse_source
 from llamafu.adapters.merge.metadata import merge_metadata
 from llamafu.adapters.merge.methods import METHODS, MergeOptions
 from llamafu.adapters.merge.tensor_merger import TensorMerger
 from llamafu.adapters.peft.export import peft_form, write_folder
 from llamafu.adapters.peft.storage_loss import MOST_LOST, narrowed, share_lost
+from llamafu.adapters.writer import factor_bytes, refuse_source
 from llamafu.errors import LoraIncompatibleError
 
 if TYPE_CHECKING:
@@ -25,10 +25,10 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Mapping, Sequence
     from typing import Literal
 
-    from llamafu.adapters.factors import Factors
     from llamafu.adapters.file import AdapterFile
     from llamafu.adapters.gguf.base_model import BaseModel
     from llamafu.adapters.info import AdapterInfo
+    from llamafu.adapters.svd import Factors
 
     Form = Literal["gguf", "peft"]
 

@@ -15,8 +15,8 @@ if TYPE_CHECKING:
     from collections.abc import Sequence
 
     from llamafu.adapters.file import AdapterFile
-    from llamafu.adapters.gguf.writer import Field
     from llamafu.adapters.merge.methods import MergeOptions
+    from llamafu.adapters.writer import Field
 
 _BASE_KEYS = ("name", "author", "version", "organization", "url", "doi", "uuid", "repo_url")
 

@@ -9,16 +9,16 @@ import numpy as np
 
 from llamafu.adapters.factors import factors, strength
 from llamafu.adapters.merge.pruning import blend
-from llamafu.adapters.merge.svd import truncated, truncated_dense
+from llamafu.adapters.svd import truncated, truncated_dense
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Sequence
 
     from numpy.typing import NDArray
 
-    from llamafu.adapters.factors import Factors
     from llamafu.adapters.file import AdapterFile
     from llamafu.adapters.merge.methods import MergeMethod
+    from llamafu.adapters.svd import Factors
 
 
 class TensorMerger(NamedTuple):

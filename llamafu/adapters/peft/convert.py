@@ -14,7 +14,6 @@ from llamafu._util.atomic import demand_place, whole_file
 from llamafu.adapters.compatibility import demand_fit
 from llamafu.adapters.file import AdapterFile, check_adapter
 from llamafu.adapters.gguf.base_model import BaseModel, model_files
-from llamafu.adapters.gguf.writer import adapter_bytes, refuse_source
 from llamafu.adapters.invalid_file import invalid_file
 from llamafu.adapters.peft.architectures import ARCHITECTURES
 from llamafu.adapters.peft.dora import MAGNITUDE, dora_of
@@ -27,6 +26,7 @@ from llamafu.adapters.peft.hf_config import read_any_base
 from llamafu.adapters.peft.left_out_modules import LeftOut
 from llamafu.adapters.peft.module_factors import factors_by_module
 from llamafu.adapters.peft.source_names import source_names
+from llamafu.adapters.writer import adapter_bytes, refuse_source
 from llamafu.errors import ErrorCode, LoraError, LoraIncompatibleError
 
 if TYPE_CHECKING:

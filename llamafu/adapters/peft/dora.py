@@ -12,9 +12,9 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 import numpy as np
 
 from llamafu.adapters.info import is_flipped
-from llamafu.adapters.merge.svd import truncated_dense
 from llamafu.adapters.peft.architectures import in_gguf_order
 from llamafu.adapters.peft.base_weights import BaseWeights, base_weights
+from llamafu.adapters.svd import truncated_dense
 from llamafu.errors import ErrorCode, LoraError
 
 if TYPE_CHECKING:
@@ -23,8 +23,8 @@ if TYPE_CHECKING:
     from numpy.typing import NDArray
 
     from llamafu.adapters.gguf.base_model import BaseModel
-    from llamafu.adapters.gguf.writer import Field
     from llamafu.adapters.peft.factor_mapping import FactorPair
+    from llamafu.adapters.writer import Field
 
     Matrix = NDArray[np.floating[Any]]
 

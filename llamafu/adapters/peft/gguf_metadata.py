@@ -8,8 +8,8 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 if TYPE_CHECKING:
-    from llamafu.adapters.gguf.writer import Field
     from llamafu.adapters.peft.config import PeftConfig
+    from llamafu.adapters.writer import Field
 
 DROPPED = "llamafu.convert.dropped"
 """The key that names the modules that were left out."""

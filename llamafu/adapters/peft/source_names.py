@@ -13,7 +13,7 @@ if TYPE_CHECKING:
     from collections.abc import Iterable, Mapping
 
     from llamafu.adapters.gguf.container import Value
-    from llamafu.adapters.gguf.writer import Field
+    from llamafu.adapters.writer import Field
 
 _LAYERS, _HEAD = "llamafu.peft.layers", "llamafu.peft.head"
 KEYS = (_LAYERS, _HEAD)

@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Literal
 
 from llamafu._util.atomic import whole_file
 from llamafu.service.errors import AuthenticationError, PermissionDeniedError
-from llamafu.service.keys import fits_header
+from llamafu.service.keys import check_key
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Mapping
@@ -178,14 +178,6 @@ def write_new_keys(path: Path) -> tuple[str, str]:
             file.write(f"# Keys of llamafu serve. Changes are taken over while it runs.\napi_keys = [{api!r}]\n")
             file.write(f"admin_keys = [{admin!r}]\n")
     return api, admin
-
-
-def check_key(key: str) -> str:
-    """Return a key that can travel in a header; `ValueError`, without the key in it, for any other."""
-    if not fits_header(key):
-        message = f"a key {'holds a blank or a character beyond ASCII' if key else 'is empty'}; use letters, digits and - _ ."
-        raise ValueError(message)
-    return key
 
 
 def _digest(key: str) -> bytes:

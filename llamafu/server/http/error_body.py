@@ -5,14 +5,9 @@ from __future__ import annotations
 import math
 from typing import Any
 
+from llamafu.server.schemas.answers import OPENAI_TYPES
 from llamafu.service.errors import APIError, AuthenticationError, RateLimitError
 
-OPENAI_TYPES = {
-    "invalid_request": "invalid_request_error",
-    "context_length_exceeded": "invalid_request_error",
-    "not_found": "not_found_error",
-}
-"""What OpenAI's servers call a code, where that is another word."""
 _RETRY_AFTER = 1.0
 """Seconds, when nothing better is known."""
 

@@ -10,11 +10,16 @@ from typing import Annotated, Any, Literal
 
 from pydantic import Field, RootModel
 
-from llamafu.server.http.error_body import OPENAI_TYPES
 from llamafu.server.schemas.base import Answer, sometimes
 from llamafu.server.schemas.field_types import Count, UnixTime
 from llamafu.service.errors import KINDS
 
+OPENAI_TYPES = {
+    "invalid_request": "invalid_request_error",
+    "context_length_exceeded": "invalid_request_error",
+    "not_found": "not_found_error",
+}
+"""What OpenAI's servers call a code, where that is another word."""
 _ERROR_TYPES = sorted({OPENAI_TYPES.get(code, code) for code in KINDS})
 _LastUse = Annotated[float | None, Field(description="Unix time in seconds; null when no use is known")]
 

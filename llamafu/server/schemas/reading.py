@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-import difflib
 from itertools import chain
 from typing import TYPE_CHECKING, Any, TypeVar, get_args
 
 import pydantic_core
 from pydantic import RootModel, ValidationError
 
+from llamafu._util.suggestions import did_you_mean
 from llamafu.server.schemas.base import RequestBody, SmallBody, field_names
 from llamafu.server.schemas.field_types import PROBLEMS, Legal
 from llamafu.service.errors import InvalidRequestError
@@ -21,7 +21,7 @@ if TYPE_CHECKING:
 
 _Body = TypeVar("_Body", bound=RequestBody)
 
-_MOST_TOLD, _LONGEST_NAME = 20, 40
+_MOST_TOLD = 20
 """Problems that are told of one, and characters of an unknown field's name that are compared."""
 
 
@@ -100,17 +100,12 @@ def _unknown_field(kind: type[RequestBody], loc: Sequence[int | str]) -> str:
     if issubclass(owner, SmallBody):
         known = sorted(owner.known_fields())
         where = ".".join(filter(None, [_path(kind, loc[:-1]), shown(name)]))
-        return f"{where} is not a field{_nearest(name, known)} (fields: {', '.join(known)})"
+        return f"{where} is not a field{did_you_mean(name, known)} (fields: {', '.join(known)})"
     if len(loc) > 1:
         return f"{shown(_path(kind, loc))} is not a field"
     if name in known:
         return f"{name!r} is another name of a field that was given; give one of them"
-    return f"{shown(name)} is not a field{_nearest(name, known)}"
-
-
-def _nearest(name: str, known: Sequence[str]) -> str:
-    near = difflib.get_close_matches(name[:_LONGEST_NAME], known, 1)
-    return f"; did you mean {near[0]!r}?" if near else ""
+    return f"{shown(name)} is not a field{did_you_mean(name, known)}"
 
 
 def _path(kind: type[RequestBody], loc: Sequence[int | str]) -> str:

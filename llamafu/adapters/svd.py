@@ -9,7 +9,7 @@ import numpy as np
 if TYPE_CHECKING:
     from numpy.typing import NDArray
 
-    from llamafu.adapters.factors import Factors
+    Factors = tuple[NDArray[np.float64], NDArray[np.float64]]
 
 
 def truncated(a: NDArray[np.float64], b: NDArray[np.float64], rank: int) -> Factors:
