@@ -1,6 +1,7 @@
 """One declaration of each option: what is derived from it, and what static type checkers need written out agrees with it."""
 
 import argparse
+import contextlib
 from dataclasses import dataclass, field, fields
 
 import pytest
@@ -10,6 +11,8 @@ from llamafu.client import options as client
 from llamafu.generation.chat_options import CHAT_OPTION_SPECS, ChatArguments, ChatOptions
 from llamafu.generation.option_spec import about, list_options, specs_of
 from llamafu.generation.options import OPTION_SPECS, OptionArguments, Options
+from llamafu.server.schemas.requests import CompletionBody, read_body
+from llamafu.service import InvalidRequestError
 
 
 @dataclass(frozen=True)
@@ -79,6 +82,23 @@ def test_a_declared_range_is_checked(place, legal, illegal, message):
         with pytest.raises(ValueError) as raised:  # noqa: PT011 - the message is compared as a whole
             spec.check(value)
         assert str(raised.value) == message.format(value)
+
+
+def edges(spec):
+    """Numbers at the limits of an option and just outside, and whether they are legal."""
+    if spec.low is not None:
+        yield from ((spec.low, not spec.above), (spec.low - 1, False))
+    if spec.high is not None:
+        yield from ((spec.high, True), (spec.high + 1, False))
+
+
+def test_the_server_takes_every_option_that_json_can_say_within_its_limits():
+    for spec in OPTION_SPECS:
+        if spec.name not in {"media", "lora"}:
+            assert spec.name in CompletionBody.model_fields
+        for value, legal in edges(spec):
+            with contextlib.nullcontext() if legal else pytest.raises(InvalidRequestError, match=spec.name):
+                read_body(CompletionBody, {"prompt": "Once", spec.name: value})
 
 
 def test_the_command_line_follows():
