@@ -1,4 +1,4 @@
-"""One request on its way: what it has computed, what it has said, and how it ended."""
+"""One request as the scheduler sees it: its tokens, what of them is computed, and its text."""
 
 from __future__ import annotations
 
@@ -23,9 +23,10 @@ if TYPE_CHECKING:
 
 
 class SequenceRun:
-    """The state of a request between two steps. The engine's thread only.
+    """One request from its submission to its end. The engine's thread only.
 
-    `tokens` are the prompt's and the new ones; the first `computed` of them are in the KV memory, under `states`.
+    `tokens` are the prompt's and the new ones. The first `computed` of them are in the KV memory; `states` has the adapter
+    state that each is computed under.
     """
 
     def __init__(
@@ -44,7 +45,7 @@ class SequenceRun:
         self.tokens = list(prompt)
         self.prompt_length = len(prompt)
         self.most = min(request.max_tokens, limit - len(prompt))
-        """How many new tokens there may be."""
+        """The most new tokens that there may be."""
         self.status = SequenceStatus.WAITING
         self.number: int | None = None
         """Its sequence number in the KV cache; None while it has none."""
@@ -65,7 +66,7 @@ class SequenceRun:
         self.set_mix(mix)
 
     def set_mix(self, mix: Mix) -> None:
-        """Take these adapters; only before it has started."""
+        """Set the adapters; only before it has started."""
         self.mix = mix
         prompt = self.tokens[: self.prompt_length]
         starts = {use.content.digest: activation(prompt, use.content.info.invocation_tokens) for use in mix.uses}
@@ -74,12 +75,12 @@ class SequenceRun:
         self.states = prompt_states(starts.values(), len(prompt), partial(self._state_at, starts))
 
     def _state_at(self, starts: Mapping[str, int], place: int) -> State:
-        """State of the prompt token at `place`; `starts` has the position from which each content acts."""
+        """The adapter state of the prompt token at `place`; `starts` has the position from which each content acts."""
         return self.mix.state(self.mix.first, frozenset(digest for digest, start in starts.items() if start <= place))
 
     @property
     def group(self) -> frozenset[str]:
-        """The adapters that it waits for, for fairness between them."""
+        """The digests of its adapters: the waiting queue takes such groups in turn."""
         return frozenset(use.content.digest for use in self.mix.uses)
 
     @property
@@ -89,11 +90,11 @@ class SequenceRun:
 
     @property
     def new_tokens(self) -> int:
-        """How many tokens it has made."""
+        """Number of tokens that were generated."""
         return len(self.tokens) - self.prompt_length
 
     def due(self, now: float) -> bool:
-        """Whether it is to be ended before its next step: cancelled, or out of time."""
+        """Whether it has to end before the next step: cancelled, or past its timeout."""
         return self.handle.cancelled or (self.deadline is not None and now >= self.deadline)
 
     def accept(self, token: int, report: TokenLogprob | None, token_bytes: bytes, now: float) -> FinishReason | None:
