@@ -471,7 +471,7 @@ def test_close_waits_for_who_reads_the_model(tiny_model):
 
 def test_dropped_engine_ends(tiny_model, tiny_adapter_a):
     engine = made(tiny_model, tiny_adapter_a)
-    room, gone = engine._runtime, weakref.ref(engine)
+    runtime, gone = engine._runtime, weakref.ref(engine)
     stream = engine.stream("x", **LONG)
     next(stream)
     del engine
@@ -481,9 +481,9 @@ def test_dropped_engine_ends(tiny_model, tiny_adapter_a):
     gc.collect()
     assert gone() is None
     deadline = time.monotonic() + PATIENCE
-    while not room.instance.closed and time.monotonic() < deadline:
+    while not runtime.instance.closed and time.monotonic() < deadline:
         time.sleep(0.01)
-    assert room.instance.closed
+    assert runtime.instance.closed
 
 
 def test_exit_fork_and_close_from_inside(tiny_dir):
@@ -494,14 +494,14 @@ def test_exit_fork_and_close_from_inside(tiny_dir):
 from llamafu.engine import Engine, Request
 engine = Engine(TINY / "tiny.gguf", n_ctx=512, n_threads=1)
 engine.add_adapter(TINY / "a.gguf")
-spool = engine._registry._copies._folder
+copies = engine._registry._copies._folder
 child = fork()
 if child == 0:
     raises(ClosedError, lambda: engine.complete("x"))
     engine.close()
     sys.exit(0)
 assert join(child) == 0
-assert spool.exists()
+assert copies.exists()
 def closing(step):
     if step == 1:
         engine.close()
@@ -510,7 +510,7 @@ raises(ClosedError, lambda: engine.submit(Request(prompt="x", lora={"a": closing
 deadline = time.monotonic() + 20
 while not engine._runtime.instance.closed and time.monotonic() < deadline:
     time.sleep(0.01)
-assert engine._runtime.instance.closed and not spool.exists()
+assert engine._runtime.instance.closed and not copies.exists()
 left = Engine(TINY / "tiny.gguf", n_ctx=512, n_threads=1)
 left.submit(Request(prompt="x", **GREEDY))
 print("end")

@@ -114,9 +114,8 @@ def test_fault_flag_ignored(room, monkeypatch):
         patch.setattr(store, "check", lambda self: None)
         with pytest.raises(AssertionError, match="differs by"):
             hold(room, monkeypatch)
-    room[0]._worker.call(
-        lambda scheduler: scheduler.pool.kv.make_space(scheduler.pool.kv.size)
-    )  # what the broken steps left for others
+    kv = room[0]._scheduler.pool.kv
+    room[0]._worker.call(lambda _: kv.make_space(kv.size))  # what the broken steps left for others
     hold(room, monkeypatch)
 
 

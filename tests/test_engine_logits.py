@@ -131,9 +131,8 @@ def test_kinds(tiny_dir, tmp_path, kernel, kind, monkeypatch):
         cases = mixed_cases([path.stem for path in paths])
         run_forced(engine, monkeypatch, cases)
         check(cases, [alone(llm, case) for case in cases])
-        if (
-            llm._session.instance.model.is_recurrent
-        ):  # builds of before `llama_model_is_hybrid` mix the rows of hybrid ones as well
+        # Builds from before `llama_model_is_hybrid` mix the rows of hybrid models as well.
+        if llm._session.instance.model.is_recurrent:
             assert any("recurrent" in reason or "bank" in reason for reason in engine.stats().fallback_reasons)
 
 

@@ -1,4 +1,4 @@
-"""Private copies of adapters: what was asked for stays as it was, whatever becomes of its file."""
+"""Private copies of adapter files, so that a request keeps its content when the file changes or goes."""
 
 from __future__ import annotations
 
@@ -23,18 +23,18 @@ _CHUNK_BYTES = 1 << 18  # bytes read in one go
 
 
 class AdapterCopy:
-    """One content in a file of its own, which goes when nobody refers to this object any more. Any thread."""
+    """A temporary file with one content; it is removed when this object is collected. Any thread."""
 
     def __init__(self, path: Path) -> None:
         self._path = path
         self._lock = threading.Lock()
-        self._whole = False
+        self._complete = False
         weakref.finalize(self, _remove, path, os.getpid()).atexit = False
 
     def fill(self, content: Callable[[], Iterable[bytes]]) -> None:
-        """Write the content, unless that was done; raises what `content` raises, LoraLoadError when the disk is full."""
+        """Write the chunks that `content` yields, once only; raises what it raises, and LoraLoadError when writing fails."""
         with self._lock:
-            if self._whole:
+            if self._complete:
                 return
             written = 0
             try:
@@ -50,10 +50,10 @@ class AdapterCopy:
                     "make room there, or name another folder in TMPDIR"
                 )
                 raise LoraLoadError(message) from error
-            self._whole = True
+            self._complete = True
 
     def read(self) -> bytes:
-        """Return the content; LoraLoadError when even the copy cannot be read."""
+        """Return the content; LoraLoadError when it cannot be read."""
         with self.open() as file:
             return file.read()
 
@@ -69,7 +69,7 @@ class AdapterCopy:
 
 
 class AdapterCopies:
-    """A temporary folder of copies, one for each content that somebody refers to. Any thread."""
+    """A temporary folder with one copy of each content that is referred to. Any thread."""
 
     def __init__(self) -> None:
         self._folder = Path(tempfile.mkdtemp(prefix="llamafu-engine-"))
@@ -78,17 +78,17 @@ class AdapterCopies:
         self._lock = threading.Lock()
         self._copies: weakref.WeakValueDictionary[str, AdapterCopy] = weakref.WeakValueDictionary()
 
-    def hold(self, digest: str, content: Callable[[], Iterable[bytes]]) -> AdapterCopy:
-        """Return the copy of a content; `content` is asked for its bytes, in chunks, when there is none yet."""
+    def acquire(self, digest: str, content: Callable[[], Iterable[bytes]]) -> AdapterCopy:
+        """Return the copy of a content; where there is none yet it is made of the chunks that `content` yields."""
         with self._lock:
             copy = self._copies.get(digest)
-            if copy is None:  # a number in its name: the last copy of this content may go only later
+            if copy is None:  # numbered: an earlier copy of this content may not be removed yet
                 copy = self._copies[digest] = AdapterCopy(self._folder / f"{next(self._numbers)}.gguf")
         copy.fill(content)
         return copy
 
     def close(self) -> None:
-        """Remove the folder. Idempotent; a forked child's end is not ours."""
+        """Remove the folder. Idempotent; does nothing in a forked child, whose parent still uses it."""
         if os.getpid() == self._pid:
             shutil.rmtree(self._folder, ignore_errors=True)
 

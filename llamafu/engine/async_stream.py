@@ -1,4 +1,4 @@
-"""The pieces of one answer, in an event loop."""
+"""The pieces of one request's text, in an event loop."""
 
 from __future__ import annotations
 
@@ -25,9 +25,10 @@ if TYPE_CHECKING:
 
 
 class AsyncRequestStream(AsyncIterator[str]):
-    """Pieces of text as they come, then `completion`. For one event loop; only `cancel` may be called from any thread.
+    """Yields pieces of text as they are made; after the last one there is `completion`.
 
-    A reader that is late gets what has come meanwhile as one piece. With `logprobs`, each is a `Piece`.
+    For one event loop; only `cancel` may be called from any thread. Pieces that queue up while nobody reads are joined to one.
+    With `logprobs`, each is a `Piece`.
     """
 
     def __init__(self, submit: Submit, request: Request, loop: asyncio.AbstractEventLoop) -> None:
@@ -52,17 +53,17 @@ class AsyncRequestStream(AsyncIterator[str]):
         if len(pieces) == 1:
             return pieces[0]
         if pieces:
-            told = [entry for piece in pieces if isinstance(piece, Piece) for entry in piece.logprobs]
-            return Piece("".join(pieces), tuple(told)) if told else "".join(pieces)
+            reported = [entry for piece in pieces if isinstance(piece, Piece) for entry in piece.logprobs]
+            return Piece("".join(pieces), tuple(reported)) if reported else "".join(pieces)
         self._over = True
         outcome = self._inbox.popleft()
-        assert not isinstance(outcome, str)  # noqa: S101 - all of these were taken
+        assert not isinstance(outcome, str)  # noqa: S101 - all strings were taken above
         self._completion = completed(outcome)
         raise StopAsyncIteration
 
     @property
     def completion(self) -> Completion:
-        """The whole, once the pieces have ended; LlamafuError before."""
+        """The completion, once the pieces have ended; LlamafuError before."""
         if self._completion is None:
             message = "this stream has no completion: it has not ended, or it was closed before its end"
             raise LlamafuError(message)
@@ -79,22 +80,22 @@ class AsyncRequestStream(AsyncIterator[str]):
         self.cancel()
 
     def take(self, event: Event) -> None:
-        """Receive an event; in the loop."""
+        """Queue an event and wake the reader; called in the event loop."""
         self._inbox.append(event)
         if self._waiter is not None and not self._waiter.done():
             self._waiter.set_result(None)
 
 
 class _Mailbox:
-    """Brings events from engines' threads to one event loop. All that come before it looks wake it once."""
+    """Carries events from engines' threads to one event loop; a batch of events wakes the loop once."""
 
     def __init__(self, loop: asyncio.AbstractEventLoop) -> None:
-        self._loop = weakref.ref(loop)  # the loop's own dictionary entry must not keep it
+        self._loop = weakref.ref(loop)  # weak: as a value of `_MAILBOXES` it would keep its own key alive
         self._lock = threading.Lock()
         self._events: list[tuple[AsyncRequestStream, Event]] = []
 
     def put(self, stream: AsyncRequestStream, event: Event) -> None:
-        """Let an event wait for the loop; any thread."""
+        """Queue an event, and wake the loop if it is the first; any thread."""
         with self._lock:
             self._events.append((stream, event))
             if len(self._events) > 1:

@@ -1,4 +1,4 @@
-"""One adapter on its way into the bank, a chunk at a time: what runs beside it waits for a chunk and not for the whole."""
+"""Loading one adapter into the bank in chunks, so that running sequences wait for a chunk and not for all of it."""
 
 from __future__ import annotations
 
@@ -13,11 +13,11 @@ if TYPE_CHECKING:
     from llamafu.engine.registry import Content
 
 _AT_ONCE = 8 << 20
-"""Bytes that even a disk gives in less time than a thread takes to start and be waited for a step."""
+"""Bytes up to which reading without a thread of its own is faster than starting one."""
 
 
 class BankLoader:
-    """Writes a content with `write_chunks`, once a thread of its own has fetched a large one. The engine's thread only."""
+    """Runs `write_chunks` step by step, after a reader thread has fetched a large content. The engine's thread only."""
 
     def __init__(self, content: Content, write_chunks: Callable[[Content], Iterator[None]]) -> None:
         self._chunks = write_chunks(content)
@@ -27,9 +27,10 @@ class BankLoader:
             self._reader.start()
 
     def advance(self, deadline: float) -> bool:
-        """Go on until `deadline` (of `time.perf_counter`) has passed, one chunk at least; True once all is written.
+        """Write chunks, at least one, until `deadline` (of `time.perf_counter`); return True once all are written.
 
-        With an infinite deadline it waits for the disk too. Raises what reading and writing raise.
+        Returns False while the reader thread runs, unless the deadline is infinite: then it is waited for. Raises what reading
+        and writing raise.
         """
         if self._reader is not None:
             if deadline == math.inf:

@@ -1,4 +1,4 @@
-"""Which content owns which rank units of the bank."""
+"""Which adapter owns which rank units of the bank."""
 
 from __future__ import annotations
 
@@ -15,20 +15,20 @@ if TYPE_CHECKING:
 
 @dataclass(slots=True)
 class Resident:
-    """Content in the bank: its units, and how many sequences use it now."""
+    """A content in the bank: its units, and how many sequences use it now."""
 
     units: NDArray[np.int32]
     users: int = 0
 
 
 class UnitAllocator:
-    """Hands out rank units, any that are free; takes back those that were used least lately. One thread at a time."""
+    """Allocates rank units to contents, and evicts the least recently used ones that nobody uses. One thread at a time."""
 
     def __init__(self, capacity: int) -> None:
         self.capacity = capacity
         self.pinned: set[str] = set()
         self._free = list(range(capacity))
-        self._residents: dict[str, Resident] = {}  # the least lately used first
+        self._residents: dict[str, Resident] = {}  # the least recently used first
 
     def __contains__(self, digest: str) -> bool:
         return digest in self._residents
@@ -38,19 +38,19 @@ class UnitAllocator:
 
     @property
     def used(self) -> int:
-        """Units that hold something."""
+        """Units that are allocated."""
         return self.capacity - len(self._free)
 
     def together(self, ranks: Mapping[str, int]) -> int:
-        """Units that contents of these ranks take beside what is pinned."""
-        # Any thread may ask while the engine's works: what is being moved just now counts at the engine's own look.
+        """Units that contents of these ranks and the pinned ones take together."""
+        # Any thread may call this while the engine's thread evicts: a copy of the set, and `get`, keep that safe.
         pinned = {digest: len(found.units) for digest in tuple(self.pinned) if (found := self._residents.get(digest))}
         return sum({**pinned, **ranks}.values())
 
     def acquire(self, ranks: Mapping[str, int]) -> dict[str, NDArray[np.int32]] | None:
-        """Take the contents of these ranks into use, all or none; None when that has to wait.
+        """Take the contents of these ranks into use, all or none; None when too few units are free or evictable.
 
-        Returns the units of those that were not resident: the caller fills them.
+        Returns the units of those that were not resident: the caller writes their weights.
         """
         missing = {digest: rank for digest, rank in ranks.items() if digest not in self._residents}
         needed = sum(missing.values()) - len(self._free)
@@ -78,7 +78,7 @@ class UnitAllocator:
         return placed
 
     def _take(self, rank: int) -> NDArray[np.int32]:
-        """Choose free units: a whole block at a multiple of its size if there is one, else any."""
+        """Choose free units: a contiguous block aligned to its size if there is one, else any."""
         free = np.zeros(self.capacity // rank * rank, dtype=bool)
         free[[unit for unit in self._free if unit < len(free)]] = True
         whole = np.flatnonzero(free.reshape(-1, rank).all(axis=1))
@@ -87,14 +87,14 @@ class UnitAllocator:
         return np.array(chosen, dtype=np.int32)
 
     def keep(self, digest: str) -> None:
-        """Take a content into use once more."""
+        """Count one user more of a content."""
         self._residents[digest].users += 1
 
     def release(self, digests: Iterable[str]) -> None:
-        """Say that one sequence less uses these contents; they stay resident while nobody needs their place."""
+        """Count one user less of these contents; they stay resident until their units are needed."""
         for digest in digests:
             self._residents[digest].users -= 1
 
     def drop(self, digest: str) -> None:
-        """Give the units of a content that nobody uses back."""
+        """Free the units of a content that has no user."""
         self._free += self._residents.pop(digest).units.tolist()

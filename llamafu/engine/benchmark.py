@@ -28,7 +28,7 @@ _STRENGTH = 0.01
 
 @dataclass(frozen=True, slots=True)
 class Run:
-    """What one run took: new tokens of all requests a second, and the medians of two waits, in seconds."""
+    """Speed of one run: new tokens of all requests a second, and medians of two times in seconds."""
 
     tokens_per_second: float
     ttft: float
@@ -40,10 +40,10 @@ class Run:
 
 
 def measure(engine: Engine, mixes: Sequence[LoraScales], *, tokens: int, number: int) -> Run:
-    """Ask for `tokens` tokens (at least 2) with every one of `mixes` at once, and wait for the last.
+    """Generate `tokens` tokens (at least 2) with each of `mixes` at once, and wait for the last.
 
-    Every prompt begins with digits of its own, in a run and in runs of another `number`, so that what was computed before
-    is of no use. Nobody else may use the engine meanwhile. Raises what `Engine.complete` raises.
+    Every prompt begins with digits of its own, different also for another `number`, so that no prefix is found in the cache.
+    Nobody else may use the engine meanwhile. Raises what `Engine.complete` raises.
     """
     requests = [
         Request(

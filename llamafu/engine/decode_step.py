@@ -15,7 +15,7 @@ if TYPE_CHECKING:
 
 
 class DecodeStep:
-    """Brings parts of sequences to libllama, and counts how. The engine's thread only."""
+    """Makes the decode calls, and counts them by kind. The engine's thread only."""
 
     def __init__(self, runtime: EngineRuntime, native_adapters: NativeAdapterCache, recorder: Recorder) -> None:
         self._runtime = runtime
@@ -23,7 +23,7 @@ class DecodeStep:
         self._recorder = recorder
 
     def run(self, group: Group, parts: Sequence[Part]) -> int:
-        """Compute these parts of a group; return libllama's code. Raises DecodeError when it was not done as said."""
+        """Compute these parts of a group; return libllama's code. DecodeError when the bank was not applied as set."""
         context, bank = self._runtime.instance.context, self._bank(group, parts)
         if bank is not None:
             self._runtime.enter_bank(*group.tables(parts, bank))
@@ -48,7 +48,7 @@ class DecodeStep:
         return code
 
     def _bank(self, group: Group, parts: Sequence[Part]) -> Bank | None:
-        """What applies the rows' adapters; None where the graph is libllama's own."""
+        """The bank, if it is to apply the rows' adapters; None where libllama's own operations do, or there are none."""
         bank = self._runtime.bank
         if bank is None or not group.mixed:
             return None

@@ -1,4 +1,4 @@
-"""The KV memory shared by all sequences: whose it is, how full it is, and which prefix of it can be used again."""
+"""The KV memory that all sequences share: who holds which tokens, and which prefixes can be used again."""
 
 from __future__ import annotations
 
@@ -14,22 +14,22 @@ if TYPE_CHECKING:
     from llamafu.lora.scales import State
 
 Key = tuple[int, tuple[int, ...], tuple["State", ...]]
-"""A block's content: the block before it, its tokens, and the adapter state that each was computed under."""
+"""Identifies a block: the number of the block before it, its tokens, and the adapter state of each."""
 
 
 class Memory(Protocol):
-    """The calls of a context that this module needs."""
+    """What this module calls of a context."""
 
     def cut(self, position: int, sequence: int = 0) -> bool:
-        """Forget a sequence's tokens from a position on."""
+        """Remove a sequence's tokens from a position on; False where the memory cannot."""
 
     def share(self, source: int, target: int, length: int) -> None:
-        """Let a sequence begin with another one's tokens."""
+        """Make another sequence's first `length` tokens also `target`'s."""
 
 
 @dataclass(slots=True, eq=False)
 class KvBlock:
-    """`PREFIX_BLOCK` tokens that were computed once, and the sequences whose memory begins with them."""
+    """`PREFIX_BLOCK` tokens that were computed once, and the numbers of the sequences that hold them."""
 
     number: int
     key: Key | None
@@ -37,10 +37,10 @@ class KvBlock:
 
 
 class KvCache:
-    """Accounts for every token of the memory. One thread at a time.
+    """Accounts for every token in the memory, shares blocks by content, and evicts. One thread at a time.
 
-    A sequence number is running, kept (ended, and its blocks of use to others) or free. `reuse` False is for memories
-    that cannot be shared or cut at any place (recurrent ones).
+    A sequence number is running, kept (its sequence has ended, its blocks may be shared) or free. `size` is in tokens.
+    `reuse` False is for recurrent memories, which can be neither shared nor cut at a position.
     """
 
     def __init__(self, memory: Memory, *, size: int, sequences: int, reuse: bool) -> None:
@@ -58,18 +58,18 @@ class KvCache:
 
     @property
     def used(self) -> int:
-        """Tokens in the memory, shared ones counted once."""
+        """Tokens in the memory; shared ones count once."""
         return self._alive * PREFIX_BLOCK + sum(map(len, self._tails.values()))
 
     @property
     def free_tokens(self) -> int:
-        """Tokens that can be added while nothing is evicted."""
+        """Tokens that can be added before anything has to be evicted."""
         return self.size - self.used
 
     def open(self, tokens: Sequence[int], states: Sequence[State]) -> tuple[int, int] | None:
-        """Begin a sequence; return its number and how many leading tokens are there already, None without a free number.
+        """Begin a sequence; return its number and how many leading tokens are computed already; None if no number is free.
 
-        The last token is never among them: its logits are wanted.
+        The last token is never among them: its logits are needed.
         """
         shared: list[KvBlock] = []
         previous = -1
@@ -87,7 +87,7 @@ class KvCache:
         if not self._free and not self._evict(sparing=source):
             if not self._evict():
                 return None
-            shared, source = [], None  # what would have been shared had the only number that is to be had
+            shared, source = [], None  # the only number left was the one to share with
         number = self._free.pop()
         length = len(shared) * PREFIX_BLOCK
         if source is not None:
@@ -99,14 +99,14 @@ class KvCache:
         return number, length
 
     def append(self, number: int, tokens: Sequence[int], states: Sequence[State]) -> None:
-        """Take note of computed tokens."""
+        """Account for tokens that were computed."""
         tail, blocks = self._tails[number], self._blocks[number]
         tail.extend(zip(tokens, states, strict=True))
         while len(tail) >= PREFIX_BLOCK:
             full, tail[:] = tail[:PREFIX_BLOCK], tail[PREFIX_BLOCK:]
             previous = blocks[-1].number if blocks else -1
             key = (previous, tuple(token for token, _ in full), tuple(state for _, state in full))
-            # What another sequence has computed as well stays this one's own, and so does what follows it.
+            # A block whose key is known already stays private (its key is None), and so do the blocks after it.
             is_new = self._reuse and key not in self._known and (not blocks or blocks[-1].key is not None)
             block = KvBlock(self._numbers, key if is_new else None, {number})
             self._numbers += 1
@@ -116,7 +116,7 @@ class KvCache:
             blocks.append(block)
 
     def close(self, number: int, *, keep: bool = True) -> None:
-        """End a sequence. Its whole blocks are kept for others while memory is free, unless others have them all."""
+        """End a sequence. Its full blocks are kept for later sequences until evicted, unless another holds all of them."""
         blocks = self._blocks[number]
         useful = keep and any(block.key is not None and block.holders == {number} for block in blocks)
         if useful and self._memory.cut(len(blocks) * PREFIX_BLOCK, number):
@@ -126,7 +126,7 @@ class KvCache:
             self._forget(number)
 
     def make_space(self, tokens: int) -> bool:
-        """Evict what was kept, the least lately used first, until so many tokens fit; False when they still do not."""
+        """Evict kept sequences, the least recently used first, until so many tokens fit; False when they do not fit then."""
         while self.free_tokens < tokens:
             if not self._evict():
                 return False

@@ -1,4 +1,4 @@
-"""Adapters that libllama itself has loaded, for what the bank cannot hold."""
+"""Adapters that libllama itself applies: those that the bank cannot hold."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ if TYPE_CHECKING:
     from llamafu.lora.scales import State
 
 _LIMIT = 8
-"""How many stay loaded while nobody uses them."""
+"""How many may be loaded before unused ones are freed."""
 
 
 class NativeAdapterCache:
@@ -24,7 +24,7 @@ class NativeAdapterCache:
         self._loaded: dict[str, tuple[Adapter, Content]] = {}  # the least lately used first
 
     def load(self, contents: Sequence[Content], used: Collection[str]) -> None:
-        """Have these adapters loaded; of the others, those whose digests are `used` stay too."""
+        """Load these adapters, and free unused ones beyond the limit; those whose digests are in `used` stay."""
         for content in contents:
             loaded = self._loaded.pop(content.digest, None)
             if loaded is None:
@@ -37,5 +37,5 @@ class NativeAdapterCache:
             self._instance.free(self._loaded.pop(digest)[0])
 
     def enter(self, state: State) -> None:
-        """Let the next decode run under this state, all of whose adapters are loaded."""
+        """Make this state the context's for the next decode; its adapters must be loaded."""
         self._instance.context.set_adapters({self._loaded[digest][0]: scale for digest, scale in state})

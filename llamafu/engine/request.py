@@ -1,4 +1,4 @@
-"""What is asked of the engine: a prompt and its options."""
+"""One request to an engine: a prompt and its options."""
 
 from __future__ import annotations
 

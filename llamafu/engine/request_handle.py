@@ -1,4 +1,4 @@
-"""What the one who asked holds: pieces of text, then the completion or the error."""
+"""What `Engine.submit` returns: hands out pieces of text, then the completion or the error."""
 
 from __future__ import annotations
 
@@ -17,10 +17,10 @@ if TYPE_CHECKING:
 
 
 class RequestHandle:
-    """One request's way back. `cancel` and the waiting methods may be called from any thread.
+    """Follows one request. `cancel`, `pieces` and `result` may be called from any thread.
 
-    `listener`, if given, gets every event (a piece of text, then the completion or an error) on the engine's thread;
-    without one, `pieces` and `result` hand them out.
+    `listener`, if given, is called with every event (a piece of text, then the completion or an error) on the engine's thread.
+    Without one, events are queued for `pieces`, which only then may be called.
     """
 
     def __init__(self, wake: Callable[[], None], listener: Callable[[Event], None] | None = None) -> None:
@@ -33,7 +33,7 @@ class RequestHandle:
 
     @property
     def done(self) -> bool:
-        """Whether it has ended."""
+        """Whether the request has ended."""
         return self._done.is_set()
 
     def cancel(self) -> None:
@@ -42,21 +42,21 @@ class RequestHandle:
         self._wake()
 
     def emit(self, piece: str) -> None:
-        """Hand out a piece of text."""
+        """Deliver a piece of text; the engine's thread."""
         self._deliver(piece)
 
     def end(self, outcome: Completion | BaseException) -> None:
-        """Hand out the last event; a second one is too late and does nothing."""
+        """Deliver the last event; does nothing when there was one already. The engine's thread."""
         if not self._done.is_set():
             self._outcome = outcome
             self._done.set()
             self._deliver(outcome)
 
     def _deliver(self, event: Event) -> None:
-        """Call the listener; one that fails (its event loop is closed) wants no more, and is nobody else's trouble."""
+        """Call the listener; if it raises (its event loop was closed, say), cancel the request and go on."""
         try:
             self._listener(event)
-        except Exception:  # noqa: BLE001 - see above
+        except Exception:  # noqa: BLE001 - a listener's error must not end other requests
             self.cancelled = True
 
     def result(self, timeout: float | None = None) -> Completion:
@@ -78,7 +78,7 @@ class RequestHandle:
 
 
 def completed(outcome: Completion | BaseException | None) -> Completion:
-    """Return a completion, raise an error."""
+    """Return the outcome if it is a completion, else raise it."""
     if outcome is None:
         message = "the engine was closed"
         raise ClosedError(message)

@@ -1,4 +1,4 @@
-"""The native half of an engine: model, context, the bank's hook, and the operations that it takes the place of."""
+"""The native side of an engine: libllama, the model, the context, and the bank that replaces operations of its graph."""
 
 from __future__ import annotations
 
@@ -45,14 +45,14 @@ _EMBEDDINGS = "token_embd.weight"
 
 @dataclass(frozen=True, slots=True)
 class Plan:
-    """How rows get their own adapters, and why not, where they cannot."""
+    """Which kernel applies the bank; `fallback_reason` says why none can, where it is "none"."""
 
     kernel: Literal["compiled", "python", "none"]
     fallback_reason: str
 
 
 class EngineRuntime:
-    """Owns an `Instance` and the bank in it. One thread at a time."""
+    """Owns the `Instance` and the bank. The engine's thread only, except for `sharing`."""
 
     def __init__(self, base: BaseModel, options: EngineOptions, library: str | os.PathLike[str] | None) -> None:
         """Find and load libllama, the model, and the context; `library` names a libllama, as for `Engine`."""
@@ -64,12 +64,12 @@ class EngineRuntime:
         self._kernel = options.kernel
         self.bank: Bank | None = None
         self.placeholder_adapter: Adapter | None = None
-        """The adapter whose operations the bank takes the place of; active in every mixed step."""
+        """An adapter of zeros that is active in every mixed step: its operations are those that the bank replaces."""
         self.used: frozenset[str] = frozenset()
-        """Tensors that the graph multiplies by adapters."""
+        """Names of the tensors that the graph multiplies by adapters."""
         self.plan = Plan("none", "")
         self.attention = "the bank's kernel is not compiled"
-        """Who computes attention over a few rows: "compiled", or why it is libllama."""
+        """"compiled" where the compiled kernel computes attention over a few rows, else why libllama does."""
         proven = find(None if library is None else str(library))
         loaded = open_library(proven.path, proven.family, gpu=options.is_offloaded)
         self.instance = Instance(
@@ -84,7 +84,7 @@ class EngineRuntime:
 
     @contextmanager
     def sharing(self) -> Iterator[Model]:
-        """Keep the model open for the length of a block, on any thread; `ClosedError` after the end."""
+        """Return the model, and keep it open for the length of the block; any thread. `ClosedError` after `close`."""
         self.instance.refuse_fork()
         with self._user_left:
             model = self.instance.model
@@ -97,14 +97,14 @@ class EngineRuntime:
                 self._user_left.notify_all()
 
     def enter_bank(self, rows: RowTable, outputs: RowTable | None = None) -> None:
-        """Make the bank act on the rows of the next decode, and on those of its outputs, all of them unless given."""
+        """Let the bank apply `rows` in the next decode; `outputs` are the rows with logits, by default all."""
         bank, placeholder_adapter = self.bank, self.placeholder_adapter
-        assert bank is not None and placeholder_adapter is not None  # noqa: S101, PT018 - the caller has looked
+        assert bank is not None and placeholder_adapter is not None  # noqa: S101, PT018 - the caller has checked
         self.instance.context.set_adapters({placeholder_adapter: 1.0})
         bank.store.set_rows(rows, rows if outputs is None else outputs)
 
     def pin(self, name: str, content: Content) -> None:
-        """Read an adapter into the bank and keep it there; `LoraError` when the bank cannot take it now."""
+        """Load an adapter into the bank and exclude it from eviction; `LoraError` when the bank cannot take it now."""
         bank = self.bank
         if bank is None or not bank.holds(content):
             message = f"{name!r} cannot be pinned: {self.plan.fallback_reason or 'the bank cannot hold it'}"
@@ -120,12 +120,12 @@ class EngineRuntime:
         bank.release([content])
 
     def unpin_all_but(self, known: set[str]) -> None:
-        """Let go of the places of pinned adapters, except of these digests; what runs keeps its own to its end."""
+        """Unpin all adapters but those with these digests; running sequences keep theirs."""
         if self.bank is not None:
             self.bank.allocator.pinned &= known
 
     def close(self) -> None:
-        """Free everything, once nobody shares the model. Idempotent."""
+        """Wait for all blocks of `sharing`, then free everything. Idempotent."""
         with self._user_left:
             self._user_left.wait_for(lambda: not self._model_users)
             self.instance.close()
@@ -133,7 +133,7 @@ class EngineRuntime:
             self.bank.store.close()
 
     def _prepare(self, instance: Instance) -> Hook | None:
-        """Load the placeholder adapter, find its operations, and make the store that replaces them."""
+        """Load an adapter of zeros, find its operations in the graph, and make the store that replaces them."""
         shapes = {name: shape for name, shape in self.base.tensors.items() if _takes_adapters(name, shape)}
         probe = instance.add(_zeros(self.base.architecture, shapes, 1), label="the engine's bank")
         found = find_adapter_ops(instance.model, probe)
@@ -166,9 +166,9 @@ class EngineRuntime:
         return store
 
     def _used_embeddings(self, instance: Instance) -> frozenset[str]:
-        """Whether the graph looks tokens up in adapters: such adapters are computed in groups of their own."""
+        """The embedding table's name where the graph applies adapters to it; the bank cannot hold such adapters."""
         shape = self.base.tensors.get(_EMBEDDINGS)
-        if shape is None or self.base.tied:  # libllama aborts on adapters of tied ones
+        if shape is None or self.base.tied:  # libllama aborts on adapters of an embedding table that is also the output
             return frozenset()
         factors = np.zeros((1, shape[1]), np.float32), np.zeros((shape[0], 1), np.float32)
         content = factor_bytes({_EMBEDDINGS: factors}, architecture=self.base.architecture, alpha=0.0, metadata={}, dtype="F16")
@@ -178,7 +178,7 @@ class EngineRuntime:
         return used
 
     def _choose(self, instance: Instance) -> Plan:
-        """Decide who applies the bank."""
+        """Choose the kernel that applies the bank."""
         devices = backends.devices(instance.library.ffi, instance.library.lib)
         foreign = sorted(device.name for device in devices if device.kind != "cpu")
         if self._kernel == "none" or self._rank == 0:
@@ -210,7 +210,7 @@ class EngineRuntime:
 
 
 def _takes_adapters(name: str, shape: tuple[int, ...]) -> bool:
-    """Whether libllama may look for adapters of a tensor: matrices and stacks of experts, but no embeddings."""
+    """Whether libllama may apply adapters to a tensor: to matrices and stacks of experts, without the embeddings."""
     dimensions = _STACK if is_expert(name) else _MATRIX
     return name.endswith(".weight") and len(shape) == dimensions and min(shape) > 1 and name != _EMBEDDINGS
 
@@ -218,7 +218,7 @@ def _takes_adapters(name: str, shape: tuple[int, ...]) -> bool:
 def _zeros(
     architecture: str, shapes: dict[str, tuple[int, ...]], rank: int, dtype: type[np.float16 | np.float32] = np.float16
 ) -> bytes:
-    """Make an adapter of zeros for tensors of these shapes (GGUF's order); only that of experts has so much rank."""
+    """Return an adapter of zeros for tensors of these shapes (GGUF's order): experts get `rank`, others rank 1."""
     tensors = {}
     for name, shape in shapes.items():
         own = rank if is_expert(name) else 1

@@ -1,4 +1,4 @@
-"""One request on its way: what it has computed, what it has said, and how it ended."""
+"""One request as the scheduler sees it: its tokens, what of them is computed, and its text."""
 
 from __future__ import annotations
 
@@ -22,9 +22,10 @@ if TYPE_CHECKING:
 
 
 class SequenceRun:
-    """The state of a request between two steps. The engine's thread only.
+    """One request from its submission to its end. The engine's thread only.
 
-    `tokens` are the prompt's and the new ones; the first `computed` of them are in the KV memory, under `states`.
+    `tokens` are the prompt's and the new ones. The first `computed` of them are in the KV memory; `states` has the adapter
+    state that each is computed under.
     """
 
     def __init__(
@@ -59,7 +60,7 @@ class SequenceRun:
         self.set_lora(lora)
 
     def set_lora(self, lora: LoraSet[Content]) -> None:
-        """Take these adapters; only before it has started."""
+        """Set the adapters; only before it has started."""
         self.lora = lora
         prompt = self.tokens[: self.prompt_length]
         self._activation = Activation(lora, prompt)
@@ -67,7 +68,7 @@ class SequenceRun:
 
     @property
     def group(self) -> frozenset[str]:
-        """The adapters that it waits for, for fairness between them."""
+        """The digests of its adapters: the waiting queue takes such groups in turn."""
         return frozenset(use.content.digest for use in self.lora.uses)
 
     @property
@@ -77,11 +78,11 @@ class SequenceRun:
 
     @property
     def new_tokens(self) -> int:
-        """How many tokens it has made."""
+        """Number of tokens that were generated."""
         return len(self.tokens) - self.prompt_length
 
     def due(self, now: float) -> bool:
-        """Whether it is to be ended before its next step: cancelled, or out of time."""
+        """Whether it has to end before the next step: cancelled, or past its timeout."""
         return self.handle.cancelled or (self.deadline is not None and now >= self.deadline)
 
     def accept(self, token: int, report: TokenLogprob | None, token_bytes: bytes, now: float) -> FinishReason | None:

@@ -1,4 +1,4 @@
-"""What the engine did so far, in numbers."""
+"""Counters of an engine."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ class Percentiles:
 
     @classmethod
     def of(cls, values: deque[float]) -> Percentiles:
-        """Take them, by nearest rank."""
+        """Return the percentiles of `values`, by nearest rank."""
         ordered = sorted(values)
         last = len(ordered) - 1
         return cls(*(ordered[min(last, int(share * len(ordered)))] if ordered else 0.0 for share in (0.5, 0.9, 0.99)))
@@ -38,7 +38,7 @@ class EngineStats:
     running: int
     """Requests that run now."""
     finished: int
-    """Requests that ended by themselves."""
+    """Requests that ended with "stop" or "length"."""
     cancelled: int
     """Requests that were cancelled or ran out of time."""
     failed: int
@@ -57,13 +57,13 @@ class EngineStats:
     """Rank units of the bank; `bank_units_used` of them hold an adapter."""
     bank_units_used: int
     page_ins: int
-    """Adapters that were read into the bank."""
+    """Adapters that were loaded into the bank."""
     page_in_seconds: float
-    """Time that took, in all."""
+    """Seconds that loading took, in all."""
     prefix_hits: int
-    """Requests that found a prefix of theirs computed."""
+    """Requests whose prompt began with blocks that were computed already."""
     preemptions: int
-    """Running requests that gave their memory to older ones, to be resumed later."""
+    """How often a running request lost its KV memory to an older one, and was computed anew later."""
     mixed_steps: int
     """Decode calls whose rows had different adapters or scales."""
     plain_steps: int
@@ -71,7 +71,7 @@ class EngineStats:
     fallback_steps: int
     """Decode calls for one group of rows only, because their adapters could not be mixed with others."""
     fallback_reasons: dict[str, int]
-    """Why, and how often."""
+    """Number of these calls by reason."""
     failed_steps: int
     """Decode calls that failed; either half of their sequences was tried again, and only what fails by itself ends."""
     kernel: str

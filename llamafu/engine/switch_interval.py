@@ -1,4 +1,10 @@
-"""How long a busy Python thread may keep the interpreter while an engine has work."""
+"""Python's switch interval while an engine has work.
+
+A thread that runs Python code gives the interpreter to a waiting one after `sys.getswitchinterval()` seconds, by default
+0.005. An engine waits that long after each decode call while another thread is busy. So an engine that has work shortens the
+interval, which is the whole process's, to 0.0005, and restores it when it has none. An interval that is as short already is
+left alone, and so is one that the program sets while an engine has work, until an engine is next given work after a pause.
+"""
 
 from __future__ import annotations
 
@@ -6,7 +12,7 @@ import sys
 import threading
 
 _SECONDS = 0.0005
-"""Python's own is 0.005: an engine that comes out of a decode call waits so long beside a busy thread, each step."""
+"""A tenth of Python's default."""
 _lock = threading.Lock()
 _busy = 0
 _before = 0.0

@@ -1,4 +1,4 @@
-"""Who is next: fair between adapters, first come first served within one."""
+"""The order in which waiting sequences start: round robin between sets of adapters, first come first served in each."""
 
 from __future__ import annotations
 
@@ -14,8 +14,8 @@ if TYPE_CHECKING:
 class WaitingQueue:
     """Sequences that have not started, and preempted ones, which go first. Not thread-safe: its owner holds a lock.
 
-    Among those of the highest priority, the turn goes to the adapters that have waited longest for one, and there to the
-    sequence that came first.
+    Among the groups of the highest priority, each with its set of adapters, the one that started a sequence least recently is
+    first; in a group, the sequence that came first.
     """
 
     def __init__(self) -> None:
@@ -25,7 +25,7 @@ class WaitingQueue:
         self._last_turn: dict[frozenset[str], int] = {}
 
     def __len__(self) -> int:
-        # Any thread may ask, while the owner adds and takes: a copy of the values is made in one go.
+        # Any thread may call this while the owner changes the queue: `list` copies the values atomically.
         return len(self._preempted) + sum(map(len, list(self._groups.values())))
 
     def __iter__(self) -> Iterator[SequenceRun]:
@@ -34,16 +34,16 @@ class WaitingQueue:
             yield from list(group)
 
     def add(self, sequence: SequenceRun) -> None:
-        """Let a new sequence wait."""
+        """Queue a new sequence."""
         self._groups.setdefault((sequence.request.priority, sequence.group), []).append(sequence)
 
     def put_back(self, sequence: SequenceRun) -> None:
-        """Let a preempted sequence wait, before all others: suspects first, then the one that came first."""
+        """Queue a preempted sequence before all others: suspects first, then by arrival."""
         self._preempted.append(sequence)
         self._preempted.sort(key=lambda other: (not other.status.is_suspect, other.arrived))
 
     def candidates(self) -> Iterator[SequenceRun]:
-        """Yield the sequences that may start now, in the order of their turn: the first one of each group."""
+        """Yield the sequences that may start next, in order: the first preempted one, or else the first one of each group."""
         if self._preempted:
             yield self._preempted[0]
             return
@@ -54,7 +54,7 @@ class WaitingQueue:
             yield group[0]
 
     def take(self, sequence: SequenceRun) -> None:
-        """Take a sequence out because it starts."""
+        """Remove a sequence that starts, and move its group to the end of the order."""
         self.remove(sequence)
         self._last_turn.pop(sequence.group, None)
         self._last_turn[sequence.group] = next(self._turns)
@@ -62,7 +62,7 @@ class WaitingQueue:
             del self._last_turn[next(iter(self._last_turn))]
 
     def remove(self, sequence: SequenceRun) -> None:
-        """Take a sequence out."""
+        """Remove a sequence."""
         if sequence in self._preempted:
             self._preempted.remove(sequence)
             return
@@ -74,4 +74,4 @@ class WaitingQueue:
 
 
 _REMEMBERED = 4096
-"""Groups whose last turn is remembered; a forgotten one counts as new."""
+"""How many groups' last turns are remembered; a group beyond that counts as new."""

@@ -1,4 +1,4 @@
-"""The thread that a scheduler lives on."""
+"""The engine's thread."""
 
 from __future__ import annotations
 
@@ -16,15 +16,15 @@ if TYPE_CHECKING:
 
 _T = TypeVar("_T")
 _PATIENCE = 30.0
-"""Seconds that the end waits for a running step."""
+"""Seconds that `stop` waits for the running step."""
 
 
 class Worker:
-    """Runs a scheduler's steps while there is work, and calls between them. Any thread."""
+    """Owns the thread that runs a scheduler's steps while there is work, and functions between them. Any thread."""
 
     def __init__(self, scheduler: Scheduler, *, max_sequences: int, max_queue: int) -> None:
         self._scheduler = scheduler
-        self._most = max_queue
+        self._max_queue = max_queue
         self._capacity = max_sequences + max_queue
         self._changed = threading.Condition()
         self._arrivals: list[SequenceRun] = []
@@ -34,19 +34,19 @@ class Worker:
         self._thread.start()
 
     def submit(self, sequences: list[SequenceRun]) -> None:
-        """Let sequences wait for their turn, all or none; `QueueFullError`, `ClosedError`."""
+        """Queue sequences, all or none; `QueueFullError`, `ClosedError`."""
         with self._changed:
             self._demand_capacity(len(sequences))
             self._arrivals += sequences
             self._changed.notify()
 
     def demand_capacity(self, count: int) -> None:
-        """Raise what `submit` would for so many sequences now, before anything is done for them."""
+        """Raise what `submit` would for so many sequences now."""
         with self._changed:
             self._demand_capacity(count)
 
     def call(self, function: Callable[[Scheduler], _T]) -> _T:
-        """Run a function between two steps, and return what it returns."""
+        """Run a function on the engine's thread between two steps; wait, and return or raise what it does."""
         done = threading.Event()
         outcome: list[_T] = []
         failure: list[BaseException] = []
@@ -54,7 +54,7 @@ class Worker:
         def run() -> None:
             try:
                 outcome.append(function(self._scheduler))
-            except BaseException as error:  # noqa: BLE001 - it is raised by the caller
+            except BaseException as error:  # noqa: BLE001 - the calling thread raises it
                 failure.append(error)
             finally:
                 done.set()
@@ -72,7 +72,7 @@ class Worker:
         return outcome[0]
 
     def post(self, function: Callable[[Scheduler], None]) -> None:
-        """Run a function between two steps, before anything more is started, and wait for nothing."""
+        """Run a function on the engine's thread before the next step; do not wait."""
         with self._changed:
             self.demand_open()
             self._calls.append(lambda: function(self._scheduler))
@@ -85,18 +85,18 @@ class Worker:
             self._refuse()
 
     def wake(self) -> None:
-        """Let the scheduler look at what was cancelled."""
+        """Wake the thread, so that it ends cancelled requests."""
         with self._changed:
             self._changed.notify()
 
     @property
     def closed(self) -> bool:
-        """Whether it takes nothing any more."""
+        """Whether the engine was closed or has failed."""
         return self._ended
 
     @property
     def queued(self) -> int:
-        """How many requests wait."""
+        """Number of requests that wait."""
         return len(self._scheduler.pool.waiting) + len(self._arrivals)
 
     def stop(self) -> None:
@@ -121,14 +121,14 @@ class Worker:
             while self._next():
                 try:
                     scheduler.step()
-                except Exception as error:  # noqa: BLE001 - nobody knows what is left of the step
+                except Exception as error:  # noqa: BLE001 - what the step has done is unknown
                     scheduler.fail_running(error)
         finally:
             switch_interval.restore_switch_interval()
             self._end()
 
     def _next(self) -> bool:
-        """Wait for work, take what has come; False at the end."""
+        """Wait for work, queue what was submitted and run the calls; return False once the engine is to end."""
         with self._changed:
             if not self._has_work:
                 switch_interval.restore_switch_interval()
@@ -161,7 +161,7 @@ class Worker:
         self._refuse_own_thread()
         waiting, running = len(self._scheduler.pool.waiting) + len(self._arrivals), len(self._scheduler.pool.running)
         if waiting + running + count > self._capacity:
-            message = f"{running} requests run, {waiting} of at most {self._most} wait, and {count} more came; try later"
+            message = f"{running} requests run, {waiting} of at most {self._max_queue} wait, and {count} more came; try later"
             raise QueueFullError(message)
 
     def _refuse_own_thread(self) -> None:
