@@ -3,8 +3,9 @@
 `complete`, `stream`, `chat` and `stream_chat` take them as keyword arguments; an unknown one is a `TypeError`.
 
 A new option is a field of `Options` and a line of `OptionArguments`, a step of generation/sampling.py, and its test. The
-flag of the command line follows from the field. The server's body, the client's `GenerationArguments` and the table in
-docs/generating.md are compared with it by tests/test_options.py and tests/test_docs.py, which fail until they agree.
+flag of the command line and the fields of the server's bodies follow from the field. The client's `GenerationArguments` and
+the table in docs/generating.md are compared with it by tests/test_options.py and tests/test_docs.py, which fail until they
+agree.
 """
 
 from __future__ import annotations

@@ -7,17 +7,16 @@ from typing import TYPE_CHECKING, Any, ClassVar, Literal
 
 from pydantic import AliasChoices, Field
 
-from llamafu.generation.options import LEAST_SEED, MOST_SEED, MOST_TOP_K
 from llamafu.server.schemas.adapter_choice import LoraChoice
 from llamafu.server.schemas.base import ObjectBody
-from llamafu.server.schemas.content import Messages, Prompts, Texts
+from llamafu.server.schemas.content import Messages, Prompts
+from llamafu.server.schemas.option_fields import OPTION_NAMES, SamplingBody, option_field
 
 if TYPE_CHECKING:
     from llamafu.generation.options import OptionArguments
 
 MOST_CHOICES = 16
 """Answers to one request, prompts times `n`."""
-MOST_STOPS = 16
 MOST_LOGPROBS = 20
 
 WITHOUT_EFFECT = frozenset(
@@ -26,7 +25,7 @@ WITHOUT_EFFECT = frozenset(
         *("cache_prompt", "id_slot", "timings_per_token", "return_progress"),
     }
 )
-NEUTRAL: dict[str, object] = {
+_UNSUPPORTED: dict[str, object] = {
     "echo": False,
     "suffix": "",
     "logit_bias": {},
@@ -45,6 +44,8 @@ NEUTRAL: dict[str, object] = {
     "token_healing": False,
     "modalities": ["text"],
 }
+"""Fields of what no version could do so far, with the value at which they ask for nothing."""
+NEUTRAL = {name: value for name, value in _UNSUPPORTED.items() if name not in OPTION_NAMES}
 
 
 class StreamOptions(ObjectBody):
@@ -70,48 +71,25 @@ class ResponseFormat(ObjectBody):
     json_schema: JsonSchemaFormat | None = None
 
 
-class GenerationBody(ObjectBody):
-    """What completions and chats share."""
+class GenerationBody(SamplingBody):
+    """What completions and chats share: the options of a generation, and how the answer comes."""
 
     without_effect: ClassVar[frozenset[str]] = WITHOUT_EFFECT
     neutral: ClassVar[Mapping[str, object]] = NEUTRAL
 
     model: str | None = None
     lora: LoraChoice = None
-    max_tokens: int | None = Field(None, ge=1)
-    temperature: float | None = Field(None, ge=0)
-    top_k: int | None = Field(None, ge=0, le=MOST_TOP_K)
-    top_p: float | None = Field(None, ge=0, le=1)
-    min_p: float | None = Field(None, ge=0, le=1)
-    repeat_penalty: float | None = Field(
-        None, gt=0, validation_alias=AliasChoices("repeat_penalty", "repetition_penalty", "rep_pen")
-    )
-    frequency_penalty: float | None = None
-    presence_penalty: float | None = None
-    seed: int | None = Field(None, ge=LEAST_SEED, le=MOST_SEED)
-    stop: Texts | None = Field(None, max_length=MOST_STOPS)
     n: int = Field(1, ge=1, le=MOST_CHOICES)
     best_of: int | None = None
     stream: bool = False
     stream_options: StreamOptions | None = None
-    grammar: str | None = Field(None, validation_alias=AliasChoices("grammar", "grammar_string"))
+    grammar: str | None = option_field("grammar")
     json_schema: dict[str, Any] | None = None
     response_format: ResponseFormat | None = None
-    ignore_eos: bool | None = Field(None, validation_alias=AliasChoices("ignore_eos", "ban_eos_token"))
 
     def options(self) -> OptionArguments:
         """Return the engine's options, without `lora`, and without what was not given: that is the engine's choice."""
-        same = (
-            "max_tokens",
-            "temperature",
-            "top_k",
-            "top_p",
-            "min_p",
-            "repeat_penalty",
-            "frequency_penalty",
-            "presence_penalty",
-        )
-        given: dict[str, Any] = {name: getattr(self, name) for name in (*same, "seed", "stop", "grammar", "ignore_eos")}
+        given: dict[str, Any] = {name: getattr(self, name) for name in OPTION_NAMES}
         given["json_schema"] = self.schema_wanted()
         given["logprobs"] = self.alternatives()
         found: OptionArguments = {name: value for name, value in given.items() if value is not None}  # type: ignore[assignment] # names and types are those of the fields
@@ -131,7 +109,7 @@ class GenerationBody(ObjectBody):
         raise NotImplementedError
 
     def contradictions(self) -> list[str]:
-        """Return what does not go together."""
+        """Return options that exclude each other."""
         found = []
         if self.best_of not in {None, self.n}:
             found.append(f"best_of is {self.best_of}; this server makes n={self.n} answers and gives them all, leave it out")
@@ -156,7 +134,7 @@ class CompletionBody(GenerationBody):
         return self.logprobs
 
     def contradictions(self) -> list[str]:
-        """Return what does not go together."""
+        """Return options that exclude each other, and more answers than one request may ask for."""
         found = super().contradictions()
         if len(self.prompt) * self.n > MOST_CHOICES:
             found.append(
@@ -169,7 +147,7 @@ class ChatBody(GenerationBody):
     """`POST /v1/chat/completions`."""
 
     messages: Messages
-    max_tokens: int | None = Field(None, ge=1, validation_alias=AliasChoices("max_completion_tokens", "max_tokens"))
+    max_tokens: int | None = option_field("max_tokens", preferred="max_completion_tokens")
     logprobs: bool | None = None
     top_logprobs: int | None = Field(None, ge=0, le=MOST_LOGPROBS)
     tools: list[dict[str, Any]] | None = None
@@ -194,7 +172,7 @@ class ChatBody(GenerationBody):
         return (self.top_logprobs or 0) if self.logprobs else None
 
     def contradictions(self) -> list[str]:
-        """Return what does not go together."""
+        """Return options that exclude each other."""
         found = super().contradictions()
         if self.top_logprobs is not None and not self.logprobs:
             found.append("top_logprobs was given without logprobs: true")
