@@ -65,7 +65,7 @@ def _use(path: Path, family: str) -> dict[str, Any]:
     sys.stdout.flush()
     try:
         loaded = library.open_library(path, family)
-        facts = self_test.run(loaded)
+        result = self_test.run(loaded)
     except LlamafuError as error:
         return _refused(f"the ABI family {family} fits its defaults but not its behaviour: {error}", _ADD_FAMILY)
     return {
@@ -74,7 +74,7 @@ def _use(path: Path, family: str) -> dict[str, Any]:
         "version": loaded.version,
         "devices": [[d.name, d.description, d.kind, d.total] for d in backends.devices(loaded.ffi, loaded.lib)],
         "system": loaded.ffi.string(loaded.lib.llama_print_system_info()).decode("utf-8", "replace"),
-        "frees_adapters": facts.frees_adapters,
+        "frees_adapters": result.frees_adapters,
     }
 
 

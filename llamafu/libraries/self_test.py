@@ -30,13 +30,13 @@ _CYCLES = 64
 
 
 @dataclass(frozen=True, slots=True)
-class Facts:
+class SelfTestResult:
     """What the self-test found out beyond the layout; None where this system cannot tell."""
 
     frees_adapters: bool | None
 
 
-def run(library: Library) -> Facts:
+def run(library: Library) -> SelfTestResult:
     """Raise `AbiMismatchError` at the first thing that is not as the family says."""
     expected = json.loads((FOLDER / "expected.json").read_text(encoding="utf-8"))
     _load_with_progress(library)
@@ -45,9 +45,9 @@ def run(library: Library) -> Facts:
     _callbacks_fire(model, expected)
     _logits_agree(model, expected)
     _samplers_work(model)
-    facts = Facts(frees_adapters=_frees_adapters(model))
+    result = SelfTestResult(frees_adapters=_frees_adapters(model))
     model.close()
-    return facts
+    return result
 
 
 def _demand(what: str, seen: object, wanted: object) -> None:

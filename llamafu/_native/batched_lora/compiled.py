@@ -112,7 +112,7 @@ class CompiledLoraHook:
         params.cb_eval_user_data = ffi.cast("void *", self._state.ctypes.data)
 
     def set_rows(self, rows: RowTable, outputs: RowTable) -> None:
-        """Say what the rows of the next decode use; `outputs` are those of them whose logits are wanted."""
+        """Set the units that the rows of the next decode use; `outputs` is the table of those whose logits are wanted."""
         words, word, state = self._words, self._words.RowTableWord, self._state
         self._kept = (rows, outputs)
         for index, table in enumerate(self._kept):

@@ -74,7 +74,7 @@ class ExpertRewriteHook:
         self._callback.install(params)
 
     def set_rows(self, rows: RowTable, outputs: RowTable) -> None:
-        """Say what the rows of the next decode use; `outputs` are those of them whose logits are wanted."""
+        """Set the units that the rows of the next decode use; `outputs` is the table of those whose logits are wanted."""
         self._slots.set_rows(rows, outputs)
         self._scales = [table.dense(self._total) for table in (rows, outputs)] if self._experts else []
         self._fault, self._masked = "", 0

@@ -42,10 +42,10 @@ class StateWord(_Words):
     FAULT = auto()
     """The first fault of this decode as kind + 8 * (target + 1); 0 for none."""
     BEGUN = auto()
-    """How many first operations this decode has met, and below how many last ones."""
+    """How many targets' first operations this decode has announced, and below how many last ones."""
     ENDED = auto()
     TARGET = auto()
-    """Record number of the target whose operations are being met, and below the addresses of those met so far."""
+    """Number of the target whose last operation is still to come, and below the addresses of those announced so far."""
     FIRST = auto()
     SECOND = auto()
     SCALE = auto()

@@ -51,7 +51,7 @@ class _TargetOps:
     """Of the rows, which some graphs divide by sequence."""
     x: Any
     nodes: list[Any]
-    """The operations met so far."""
+    """Those of its operations that were announced so far, in order."""
     version: int
     """Of the layout that they were rewritten for last."""
 
@@ -97,7 +97,7 @@ class SlotRewriter:
         self._scales = [np.empty(0, np.float32)] * 2
         self._products = [np.empty(0, np.float32)] * 2  # h and H
         self._known: dict[int, _TargetOps] = {}
-        self._open: _TargetOps | None = None  # the target whose operations are being met
+        self._open: _TargetOps | None = None  # the target whose last operation is still to come
         self._version = 0
         self._products_only = frozenset((self._mul_mat, self._mul_mat_id))
         self._all = self._products_only | {self._scale, self._add}
@@ -107,7 +107,7 @@ class SlotRewriter:
         """How many targets' first and last operations the decode had."""
 
     def set_rows(self, rows: RowTable, outputs: RowTable) -> None:
-        """Say what the rows of the next decode use, and those of them that have outputs."""
+        """Set the units that the rows of the next decode use, and those of the rows that have outputs."""
         self.began = self.ended = 0
         self._open, self.watched = None, self._products_only
         layout = lay_out((rows, outputs), self._total) or self._layout._replace(blocks=1)
@@ -136,7 +136,7 @@ class SlotRewriter:
         self._shape(self._kinds[2 * kind + _H], (width * per_row, table.rows), self._products[0].ctypes.data)
 
     def look(self, node: Any) -> None:
-        """See an operation that is to run next."""
+        """Rewrite an operation that is to run next, if it is one of a target's."""
         op = node.op
         if op == self._mul_mat:
             source = self._address(node.src[0])
@@ -145,7 +145,7 @@ class SlotRewriter:
             elif (target := self._b.get(source)) is not None:
                 self._continue(node, _SECOND, node.src[1])
         elif op == self._mul_mat_id:
-            self._again(node)
+            self._reuse(node)
         elif self._open is not None:
             if op == self._scale:
                 self._continue(node, _SCALE, node.src[0])
@@ -178,7 +178,7 @@ class SlotRewriter:
             self._open, self.watched = None, self._products_only
             self.ended += 1
 
-    def _again(self, node: Any) -> None:
+    def _reuse(self, node: Any) -> None:
         """Find an operation that was rewritten in an earlier decode, whose graph libllama uses again."""
         found = self._known.get(self._address(node))
         if found is None or node.src[0] != self._views + (_VIEWS * found.target + _A):
