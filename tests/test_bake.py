@@ -15,6 +15,7 @@ import numpy as np
 import pytest
 from gguf import GGMLQuantizationType as Kind
 from gguf import GGUFReader, GGUFWriter, quants
+from requantising import requantised
 from test_combine import dense, make
 from test_convert import tiny_factors, write_folder
 from test_docs import ROOT, table
@@ -507,25 +508,6 @@ TEXT = (
     "in the morning, they listen to the gulls, and they bring the boats in before the wind turns. Children collect shells and "
     "glass on the beach, and old men mend nets in front of their houses."
 )
-
-
-def requantised(kind, path, codec):
-    """Write the example model anew with its matrices of one type (token embeddings as Q8_0, as is usual)."""
-    source = example_model()
-    (shard,) = read_shards(source)
-    content, kinds, sizes, parts = source.read_bytes(), {}, {}, []
-    for name, (entry, length) in shard.regions().items():
-        part = content[entry.offset : entry.offset + length]
-        if entry.type != Kind.F32:
-            rows = np.empty((entry.shape[1], entry.shape[0]), np.float32)
-            codec.decode(part[: entry.nbytes], entry.type, rows)
-            kinds[name] = Kind.Q8_0 if name == "token_embd.weight" else kind
-            part = bytes(codec.encode(rows, kinds[name]))
-            part += bytes(-len(part) % 32)
-        sizes[name] = len(part)
-        parts.append(part)
-    path.write_bytes(shard.header({}, kinds, sizes) + b"".join(parts))
-    return path
 
 
 def perplexity(path, adapters):

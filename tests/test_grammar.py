@@ -281,13 +281,13 @@ def test_multiples_have_an_end_and_never_too_many_alternatives(step: int) -> Non
 def test_a_schema_joined_with_itself_stays_small() -> None:
     definitions: dict[str, Any] = {"t0": {"type": "object", "properties": {"a": {"const": 1}}}}
     definitions |= {f"t{i}": {"allOf": [{"$ref": f"#/$defs/t{i - 1}"}, {"$ref": f"#/$defs/t{i - 1}"}]} for i in range(1, 41)}
-    begun = time.monotonic()
+    begun = time.process_time()
     check({"$ref": "#/$defs/t40", "$defs": definitions}, ['{"a":1}'], ['{"a":2}'])
     for i in range(1, 41):
         definitions[f"t{i}"]["allOf"][1] = {"allOf": [{"$ref": f"#/$defs/t{i - 1}"}]}
     with pytest.raises(GrammarError, match="more than 100,000 steps"):
         schema_to_gbnf({"$ref": "#/$defs/t40", "$defs": definitions})
-    assert time.monotonic() - begun < 4
+    assert time.process_time() - begun < 4
 
 
 @pytest.mark.parametrize(
@@ -342,9 +342,9 @@ def test_an_anchor_is_a_reference_too() -> None:
 
 def test_thousands_of_branches_told_apart_are_no_trouble() -> None:
     kinds = [{"type": "object", "properties": {"k": {"const": i}}, "required": ["k"]} for i in range(3000)]
-    begun = time.monotonic()
+    begun = time.process_time()
     grammar = schema_to_gbnf({"oneOf": kinds})
-    assert time.monotonic() - begun < 2
+    assert time.process_time() - begun < 2
     assert grammar.count("k-pair") > len(kinds)
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import re
 from typing import TYPE_CHECKING, Any
 
@@ -17,7 +18,8 @@ from llamafu.generation.grammar import schema_to_gbnf
 if TYPE_CHECKING:
     import random
 
-PROFILE = settings(max_examples=150, deadline=None, derandomize=True)
+EVERY = 3 if os.environ.get("LLAMAFU_FUZZ_COUNT") else 1
+PROFILE = settings(max_examples=50 * EVERY, deadline=None, derandomize=True)
 
 
 def dumps(value: Any) -> str:
@@ -156,7 +158,7 @@ OBJECTS = st.fixed_dictionaries(
 )
 
 
-@settings(PROFILE, max_examples=500)
+@settings(PROFILE, max_examples=170 * EVERY)
 @given(
     st.sampled_from(["allOf", "anyOf", "oneOf"]),
     st.lists(SMALL | OBJECTS | OBJECTS.map(lambda schema: schema | {"type": "object"}), min_size=2, max_size=3),

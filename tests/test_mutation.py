@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import json
 import math
+import os
 import resource
 import struct
 import sys
@@ -19,7 +20,7 @@ import pytest
 from child import ROOT, start
 from gguf_bytes import ARRAY, F32, F64, I32, STRING, U8, U32, U64, Tensor, gguf_bytes, pair, replaced, typed
 
-COUNT = 2400
+COUNT = 2400 if os.environ.get("LLAMAFU_FUZZ_COUNT") else 800
 SECONDS = 5  # for one file
 BASES = ("a.gguf", "f16.gguf", "alora.gguf")
 MODELS = ("tiny.gguf", "tiny-tied.gguf")

@@ -30,7 +30,8 @@ def test_plan_cuts_where_the_state_changes_and_keeps_to_the_limit():
 @pytest.fixture(scope="module")
 def pair(tiny_dir):
     """Two objects over the same Q4_0 model and adapters: one keeps its cache, the other is emptied each time."""
-    with Llamafu(tiny_dir / "tiny-q4_0.gguf", n_ctx=512) as warm, Llamafu(tiny_dir / "tiny-q4_0.gguf", n_ctx=512) as cold:
+    model, options = tiny_dir / "tiny-q4_0.gguf", {"n_ctx": 512, "n_threads": 1}
+    with Llamafu(model, **options) as warm, Llamafu(model, **options) as cold:
         for llm in (warm, cold):
             llm.load_lora_adapter(tiny_dir / "a.gguf")
             llm.load_lora_adapter(tiny_dir / "b.gguf")
