@@ -16,13 +16,17 @@ PLAIN = {"prompt": "hello", "max_tokens": 1500, "temperature": 0, "ignore_eos": 
 
 
 class Beside:
-    """A plain client, streaming again and again until the block ends: `gaps`, in seconds, between events of one stream."""
+    """A plain client, streaming again and again until the block ends: `gaps`, in seconds, between events of one stream.
+
+    `longest` is when the longest of them began and ended, by `time.perf_counter`.
+    """
 
     def __init__(self, url):
         self._url = url
         self._stopped = threading.Event()
         self._thread = threading.Thread(target=self._stream)
         self.gaps = []
+        self.longest = (0.0, 0.0)
         self.failures = []
 
     def __enter__(self):
@@ -59,32 +63,48 @@ class Beside:
             if line.startswith("data: "):
                 if last is not None:
                     self.gaps.append(now - last)
+                    self.longest = max(self.longest, (last, now), key=lambda span: span[1] - span[0])
                 last = now
             if self._stopped.is_set():
                 return
 
 
 def bombard(url, requests, *, workers=4):
-    """Send all of them; return how many came back with which status by kind, every wrong answer, and the longest seconds."""
-    counts, wrong, longest = {}, [], 0.0
+    """Send all of them; return how many came back with which status by kind, every wrong answer, and when each was in flight.
+
+    The last is a list of (begin, end, request), by `time.perf_counter`.
+    """
+    counts, wrong, flights = {}, [], []
 
     def one(wild):
         began = time.perf_counter()
         try:
             answer = client.post(url + wild.path, content=wild.body)
         except httpx.HTTPError as error:
-            return wild, repr(error), "", time.perf_counter() - began
-        return wild, answer.status_code, answer.text, time.perf_counter() - began
+            return wild, repr(error), "", (began, time.perf_counter())
+        return wild, answer.status_code, answer.text, (began, time.perf_counter())
 
     headers = {"X-Api-Key": API, "Content-Type": "application/json"}
     with httpx.Client(headers=headers, timeout=60) as client, ThreadPoolExecutor(workers) as pool:
-        for wild, status, text, seconds in pool.map(one, requests):
+        for wild, status, text, (began, ended) in pool.map(one, requests):
             counts.setdefault(wild.kind, Counter())[status] += 1
-            longest = max(longest, seconds)
+            flights.append((began, ended, wild))
+            seconds = ended - began
             broken = status == 200 and '"server_error"' in text
             if status not in LEGAL or broken or seconds > PATIENCE or (status != 200 and not _worded(text)):
                 wrong.append(f"{wild.kind}: {status} after {seconds:.1f} s for {wild.path} {wild.body[:300]!r}: {text[:300]}")
-    return counts, wrong, longest
+    return counts, wrong, flights
+
+
+def in_flight(flights, span):
+    """Return a line for each request that was in flight in a span of time, with when it came and went, in ms from its begin."""
+    began, ended = span
+    return [
+        f"{wild.kind}: {(first - began) * 1000:+.0f} to {(last - began) * 1000:+.0f} ms, "
+        f"{len(wild.body):,} bytes for {wild.path}: {wild.body[:160]!r}"
+        for first, last, wild in flights
+        if first < ended and last > began
+    ]
 
 
 def _worded(text):

@@ -44,6 +44,8 @@ def is_format(name: str, text: str) -> bool:
 def is_valid(value: Any, schema: Any, root: Any) -> bool:
     if isinstance(schema, bool):
         return schema
+    if schema.get("nullable"):
+        return (value is None and not schema.keys() & {"type", "enum"}) or is_valid(value, without_nullable(schema), root)
     kind = schema.get("type", list(CHECKS))
     kinds = [kind] if isinstance(kind, str) else kind
     return (
@@ -61,6 +63,11 @@ def is_valid(value: Any, schema: Any, root: Any) -> bool:
     )
 
 
+def without_nullable(schema: dict) -> dict:
+    rest = {key: each for key, each in schema.items() if key != "nullable"}
+    return rest | ({"type": [rest["type"], "null"]} if isinstance(rest.get("type"), str) else {})
+
+
 def look_up(ref: str, root: Any) -> Any:
     for step in ref.split("/")[1:]:
         root = root[unquote(step).replace("~1", "/").replace("~0", "~")]
@@ -70,16 +77,21 @@ def look_up(ref: str, root: Any) -> Any:
 def is_valid_object(value: dict, schema: dict, root: Any) -> bool:
     declared, extra = schema.get("properties", {}), schema.get("additionalProperties", True)
     return set(schema.get("required", [])) <= value.keys() and all(
-        is_valid(each, declared.get(key, extra), root) for key, each in value.items()
+        is_valid(each, declared.get(key, extra), root) and is_valid(key, schema.get("propertyNames", True), root)
+        for key, each in value.items()
     )
 
 
 def is_valid_array(value: list, schema: dict, root: Any) -> bool:
-    first = schema.get("prefixItems", [])
+    first, items = schema.get("prefixItems", []), schema.get("items", True)
+    if isinstance(items, list):
+        first, items = items, schema.get("additionalItems", True)
+    different = all(not equal(a, b) for i, a in enumerate(value) for b in value[:i])
     return (
-        schema.get("minItems", 0) <= len(value) <= schema.get("maxItems", len(value))
+        (different or not schema.get("uniqueItems"))
+        and schema.get("minItems", 0) <= len(value) <= schema.get("maxItems", len(value))
         and all(is_valid(each, part, root) for each, part in zip(value, first, strict=False))
-        and all(is_valid(each, schema.get("items", True), root) for each in value[len(first) :])
+        and all(is_valid(each, items, root) for each in value[len(first) :])
     )
 
 
@@ -96,4 +108,5 @@ def is_valid_number(value: float, schema: dict) -> bool:
         schema.get("minimum", value) <= value <= schema.get("maximum", value)
         and ("exclusiveMinimum" not in schema or value > schema["exclusiveMinimum"])
         and ("exclusiveMaximum" not in schema or value < schema["exclusiveMaximum"])
+        and ("multipleOf" not in schema or value % schema["multipleOf"] == 0)
     )

@@ -113,6 +113,40 @@ def test_odd_shapes_are_named(url, body, field):
     assert field in told.json()["message"]
 
 
+@pytest.mark.parametrize(
+    ("body", "field"),
+    [
+        (
+            '"messages": [{"role": "assistant", "tool_calls": [{"name": "f", "arguments": {"a": 1e400}}]}]',
+            "tool_calls[0].arguments",
+        ),
+        ('"messages": [{"role": "user", "content": "a"}], "tools": [{"function": {"name": "f", "a": [-1e999]}}]', "tools"),
+    ],
+)
+def test_numbers_without_an_end_are_named(url, body, field):
+    told = httpx.post(f"{url}/v1/chat/completions", content=f"{{{body}}}", headers={"X-Api-Key": API})
+    assert told.status_code == 400
+    assert f"{field} has a number that is NaN, infinite or beyond 1.8e308" in told.json()["message"]
+
+
+def test_what_contains_itself_is_named(llm):
+    message, arguments, tool = dict(USER), {"a": 1}, {"function": {"name": "f"}}
+    message["self"], arguments["b"], tool["function"]["c"] = [message], arguments, tool
+    deep = 10_000
+    nested = []
+    for _ in range(deep):
+        nested = [nested]
+    for messages, options, told in (
+        ([message], {}, r"messages\[0\] contains itself"),
+        ([USER, called(name="f", arguments=arguments)], {}, r"messages\[1\]\..*arguments contains itself"),
+        ([USER, called(name="f", arguments={"a": nested})], {}, r"messages\[1\]\..*arguments is nested too deep"),
+        ([{**USER, "x": nested}], {}, r"messages\[0\] contains itself, or is nested too deep"),
+        ([USER], {"tools": [tool]}, "tools contains itself"),
+    ):
+        with pytest.raises(TypeError, match=told):
+            llm.chat(messages, **options)
+
+
 def test_odd_tools_reach_a_template_that_does_not_mind(url, template):
     template("{{ tools | tojson }}{{ messages | tojson }}")
     for tools in ([{}], [{"type": None}], [{"function": {"parameters": []}}], [{"a": [[[]]]}]):
@@ -192,6 +226,9 @@ def test_arguments_that_a_template_cannot_take_are_named(llm, template):
     template(EACH.replace("FORM", "{% for k, v in c.function.arguments | items %}{{ k }}{{ v }}{% endfor %}"))
     with pytest.raises(LlamafuError, match=r"^messages\[1\]\.tool_calls\[0\]\.function\.arguments is '\{', which is not"):
         llm.chat([USER, called(name="f", arguments="{")])
+    for arguments in ('{"a": NaN}', '{"a": [1e400]}', '{"a": -Infinity}'):
+        with pytest.raises(LlamafuError, match=r"arguments is '.*', which is not the JSON of an object"):
+            llm.chat([USER, called(name="f", arguments=arguments)])
     assert prompt_of(llm, [USER, called(name="f", arguments=""), USER]) == "<user>hi<assistant>[]<user>hi"
     older = {"role": "assistant", "content": None, "function_call": {"name": "f", "arguments": '{"k": 1}'}}
     flat = {"role": "assistant", "tool_calls": [{"name": "f", "arguments": {"k": 1}}]}

@@ -12,6 +12,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from llamafu.errors import GrammarError
+from llamafu.generation.grammar import schema_to_gbnf
 from llamafu.generation.grammar.automaton import NOTHING, Automaton, Budget
 from llamafu.generation.grammar.constraint import Constraint
 from llamafu.generation.grammar.gbnf import parse
@@ -260,3 +261,46 @@ def test_long_texts_forget_what_they_passed():
         constraint.accept(1 + ord("abc"[number]))
     assert constraint.allowed().tolist() == [1 + ord("abc"[sent[0]])]
     assert len(constraint._automaton) < 10_100
+
+
+REPEATED = {
+    "string": schema_to_gbnf({"type": "string", "maxLength": 2500}),
+    "short strings": schema_to_gbnf({"type": "array", "items": {"type": "string", "maxLength": 9}, "maxItems": 40}),
+    "least and most": schema_to_gbnf({"type": "string", "minLength": 30, "maxLength": 45}),
+    "digits": 'root ::= [0-9]{20} ([a-c] | "bc"){3,60} "a"{0,20} "b"',
+    "nested": 'root ::= (("a"{1,30} "b"){1,30} | "a"{25}){2,20} "c"',
+    "empty copies": 'root ::= ("a"?){40} ("b" | "c"*){30} "a"',
+    "empty words": 'root ::= "b" (("a" "b")? | "c"?){25} (("a" "a" "b")? "1"?){20}',
+    "two readings": 'root ::= ("a"{0,40} | "a"{0,25} "b" | ("a" "a"){0,30} "c"){1,20}',
+    "tokens": 'root ::= <[5]>{20} ("a" | <[6]>){0,30}',
+    "impossible copies": 'root ::= ("a" | [\\U0001F600]{20} "b"){12} "c"',
+}
+
+
+@pytest.mark.parametrize("name", REPEATED)
+def test_states_that_look_alike_allow_the_same(name):
+    """Inside a long repetition one list of tokens does for all places; it has to be that of each."""
+    known = vocabulary(b"aa", b"aaa", b"ab", b"bc", b"123", b'","', b'", "')
+    dice = random.Random(name)  # noqa: S311
+    for _ in range(4):
+        constraint = Constraint(REPEATED[name], known)
+        for _ in range(120):
+            allowed = constraint.allowed()
+            assert np.array_equal(allowed, constraint._find())
+            choices = [token for token in allowed.tolist() if token != END]
+            if not choices:
+                break
+            wanted = [token for token in choices if known.pieces[token][:1] in {b"a", b"b", b"c", b"1"}]
+            constraint.accept(dice.choice(wanted if wanted and dice.random() < 0.95 else choices))
+
+
+@pytest.mark.parametrize("bound", [100, 5000, 100_000])
+def test_a_bound_costs_no_more_than_none(bound):
+    """Each place in a counted text was a state of its own, for which the whole vocabulary was walked."""
+    known = vocabulary(b"aa")
+    constraint = Constraint(schema_to_gbnf({"type": "string", "maxLength": bound}), known)
+    constraint.accept(known.pieces.index(b'"'))
+    for _ in range(90):
+        constraint.allowed()
+        constraint.accept(known.pieces.index(b"a"))
+    assert len(constraint._allowed) < 10

@@ -9,6 +9,7 @@ from itertools import pairwise
 from typing import Any
 
 import pytest
+from cpu_time import best_cpu_seconds
 from gbnf_matcher import Grammar
 from schema_oracle import is_valid
 
@@ -152,6 +153,119 @@ CASES: dict[str, tuple[Any, list[Any], list[Any]]] = {
     "pattern": ({"pattern": r"^[A-Z]\w{2,4}(-\d+)?$"}, ["Abc", "Xabc_-007"], ["abc", "Ab", "Abc-", "Abcdef"]),
     "pattern anywhere": ({"pattern": "a.c|^x"}, ["abc", "--aéc--", "x", "x\n"], ["ac", "a\nc", "ax"]),
     "pattern and length": ({"pattern": "^[A-Z][a-z]*$", "minLength": 2, "maxLength": 3}, ["Ab", "Abc"], ["A", "Abcd", "abc"]),
+    "enum beside lengths": ({"enum": ["a", "bc", 7, "d\n"], "minLength": 2}, ["bc", 7, "d\n"], ["a", "d", 8]),
+    "enum beside a pattern": ({"type": "string", "enum": ["ax", "bx", 'a"', 1], "pattern": "^a"}, ["ax", 'a"'], ["bx", 1]),
+    "enum beside bounds": (
+        {"enum": [1, 2, 3, 4, 8, 2.5, "x"], "exclusiveMinimum": 1, "maximum": 4.0, "multipleOf": 2, "type": "number"},
+        [2, 4],
+        [1, 3, 8, 2.5, "x"],
+    ),
+    "enum in branches": (
+        {"type": "string", "oneOf": [{"const": "a", "title": "A"}, {"enum": ["b", 3]}, {"const": "cc"}], "maxLength": 1},
+        ["a", "b"],
+        [3, "cc", "c"],
+    ),
+    "enum in branches beside": (
+        {"anyOf": [{"const": {"a": 1}}, {"const": {"a": 1, "b": 2}}], "properties": {"a": {}}, "unevaluatedProperties": False},
+        [{"a": 1}],
+        [{"a": 1, "b": 2}],
+    ),
+    "enum of objects": (
+        {
+            "enum": [{}, {"a": 1}, {"a": "x"}, {"a": 1, "b": 2}, {"a": 2, "bb": None}, []],
+            "properties": {"a": {"$ref": "#/$defs/n"}},
+            "required": ["a"],
+            "additionalProperties": {"anyOf": [{"type": "null"}, {"type": "string"}]},
+            "propertyNames": {"maxLength": 2},
+            "type": "object",
+            "$defs": {"n": {"type": "integer"}},
+        },
+        [{"a": 1}, {"a": 2, "bb": None}],
+        [{}, {"a": "x"}, {"a": 1, "b": 2}, []],
+    ),
+    "enum of lists": (
+        {"enum": [[], [1], [1, 1], [1, 2], ["x", 1], [2, 1, 3]], "uniqueItems": True, "items": {"minimum": 1}, "minItems": 1}
+        | {"prefixItems": [{"type": "integer"}], "maxItems": 2},
+        [[1], [1, 2]],
+        [[], [1, 1], ["x", 1], [2, 1, 3]],
+    ),
+    "enum of one branch": (
+        {"enum": ["a", "bb", 1, 2], "oneOf": [{"type": "string", "maxLength": 1}, {"type": "integer", "maximum": 1}]},
+        ["a", 1],
+        ["bb", 2],
+    ),
+    "const beside": ({"const": 3, "type": "integer", "minimum": 3}, [3], [2]),
+    "a type that cannot be": ({"type": ["string", "null"], "minLength": 2, "maxLength": 1}, [None], ["", "ab"]),
+    "branches that cannot be": (
+        {
+            "type": "string",
+            "anyOf": [{"type": "integer"}, {"$ref": "#/$defs/no"}, {"maxLength": 1}, {"minLength": 3, "maxLength": 2}],
+            "$defs": {"no": False},
+        },
+        ["", "a"],
+        [1, "abc"],
+    ),
+    "branches that cannot be, inside": (
+        {
+            "$ref": "#/$defs/node",
+            "$defs": {
+                "node": {"anyOf": [{"$ref": "#/$defs/pair"}, {"$ref": "#/$defs/odd"}, {"type": "null"}]},
+                "pair": {"type": "object", "properties": {"left": {"$ref": "#/$defs/node"}}, "required": ["left"]},
+                "odd": {"type": "object", "properties": {"l": {"$ref": "#/$defs/node"}, "n": {"const": 1, "minimum": 2}}}
+                | {"required": ["l", "n"]},
+            },
+        },
+        [None, {"left": {"left": None}}],
+        [{"l": None, "n": 1}, {"left": 1}],
+    ),
+    "nullable": ({"type": "string", "maxLength": 1, "nullable": True}, ["a", None], ["ab", 1]),
+    "nullable, listed": ({"type": "string", "enum": ["a", None], "nullable": True}, ["a", None], ["b"]),
+    "nullable, not listed": ({"type": "string", "enum": ["a"], "nullable": True}, ["a"], [None]),
+    "nullable reference": (
+        {"properties": {"a": {"nullable": True, "allOf": [{"$ref": "#/definitions/b"}]}}, "required": ["a"]}
+        | {"definitions": {"b": {"type": "integer", "nullable": False}}},
+        [{"a": 1}, {"a": None}],
+        [{"a": "x"}, None],
+    ),
+    "draft-7 tuple": (
+        {"type": "array", "items": [{"type": "string"}, {"type": "integer"}], "additionalItems": {"type": "null"}},
+        [[], ["a"], ["a", 1], ["a", 1, None, None]],
+        [[1], ["a", "b"], ["a", 1, 2]],
+    ),
+    "draft-7 tuple of two": (
+        {"type": "array", "items": [{"type": "string"}, {"type": "integer"}], "minItems": 2.0, "maxItems": 2.0},
+        [["a", 1]],
+        [["a"], ["a", 1, 2]],
+    ),
+    "draft-7 without elements": ({"type": "array", "items": [], "additionalItems": False}, [[]], [[1]]),
+    "whole floats": ({"type": "string", "minLength": 1.0, "maxLength": 2.0}, ["a", "ab"], ["", "abc"]),
+    "different items": (
+        {"type": "array", "items": {"enum": ["a", "b", 1, 1.0]}, "uniqueItems": True, "minItems": 1, "maxItems": 2},
+        [["a"], ["b", "a"], [1, "b"]],
+        [[], ["a", "a"], ["a", "b", 1], ["c"]],
+    ),
+    "a set": (
+        {"items": {"$ref": "#/$defs/c"}, "uniqueItems": True, "type": "array", "$defs": {"c": {"enum": ["r", "g", "b"]}}},
+        [[], ["b"], ["b", "r", "g"]],
+        [["b", "b"], ["r", "g", "r"]],
+    ),
+    "different truths": ({"items": {"type": "boolean"}, "uniqueItems": True}, [[], [True, False]], [[True, True]]),
+    "listed names": (
+        {"type": "object", "propertyNames": {"enum": ["a", "b"]}, "additionalProperties": {"type": "integer"}},
+        [{}, {"b": 1}, {"a": 1, "b": 2}],
+        [{"c": 1}, {"a": "x"}],
+    ),
+    "names of a pattern": (
+        {"type": "object", "propertyNames": {"pattern": "^x_"}, "additionalProperties": {"type": "integer"}},
+        [{}, {"x_": 1, "x_a": 2}],
+        [{"x": 1}, {"x_": "a"}],
+    ),
+    "names beside properties": (
+        {"propertyNames": {"maxLength": 2}, "properties": {"abc": {}, "ab": {"const": 1}}, "additionalProperties": {}},
+        [{}, {"ab": 1}],
+        [{"abc": 1}, {"ab": 2}],
+    ),
+    "no names": ({"type": "object", "propertyNames": {"type": "integer"}}, [{}], [{"a": 1}]),
     "JSON text in pattern": ({"pattern": r'^["\\\n\x01/]+$'}, ['"', "\\", "\n", "\x01", "/"], ["n", "\t", "u0001"]),
 }  # fmt: skip
 
@@ -306,18 +420,17 @@ def test_what_is_not_enforced_is_taken_and_named_once(caplog: Any) -> None:
     check({"format": "duration"}, ['"P1D"', '"PT5M"'], ['"P"', '"5M"'])
     check({"format": "email", "maxLength": 3}, ['"abc"'], ['"abcd"'])
     check({"format": "date", "pattern": "^2"}, ['"2"', '"2x"'], ['"1"'])
+    check({"format": "date", "enum": ["x"]}, ['"x"'], ['"y"'])
+    check({"type": "array", "items": {"type": "integer"}, "uniqueItems": True}, ["[1,1]"], ['["a"]'])
+    check({"items": {"enum": [*range(9)]}, "uniqueItems": True}, ["[1,1]"], ["[9]"])
+    check({"items": {"type": "integer"}, "uniqueItems": True, "maxItems": 1}, ["[1]"], ["[1,1]"])
     for _ in range(2):
         check({"type": "string", "format": "idn-hostname", "contentEncoding": "base64"}, ['"?"'], [])
     notes = {"x-order": 3, "$anchor": "here", "contentMediaType": "text/plain", "externalDocs": {}, "example": 1}
     check({"type": "object", "properties": {"a": {"type": "null", **notes}}, **notes}, ['{"a":null}'], ['{"a":1}'])
     named = [record.getMessage() for record in caplog.records]
-    words = ("idn-hostname", "contentEncoding", "email", "x-order")
-    assert [sum(word in line for line in named) for word in words] == [
-        1,
-        1,
-        1,
-        0,
-    ]
+    words = ("idn-hostname", "contentEncoding", "email", "beside enum", "uniqueItems", "x-order")
+    assert [sum(word in line for line in named) for word in words] == [1, 1, 1, 1, 1, 0]
 
 
 def test_unevaluated_properties_are_those_that_nothing_speaks_about() -> None:
@@ -342,10 +455,61 @@ def test_an_anchor_is_a_reference_too() -> None:
 
 def test_thousands_of_branches_told_apart_are_no_trouble() -> None:
     kinds = [{"type": "object", "properties": {"k": {"const": i}}, "required": ["k"]} for i in range(3000)]
-    begun = time.process_time()
-    grammar = schema_to_gbnf({"oneOf": kinds})
-    assert time.process_time() - begun < 2
-    assert grammar.count("k-pair") > len(kinds)
+    assert schema_to_gbnf({"oneOf": kinds}).count("k-pair") > len(kinds)
+    values = [{"const": i, "title": "t"} for i in range(6000)]
+    check({"oneOf": [*values, {"type": "string", "maxLength": 1}]}, ["5999", '"a"'], ["6000"])
+    check({"oneOf": values, "minimum": 5000, "type": "integer"}, ["5000"], ["4999"])
+    assert best_cpu_seconds(lambda: schema_to_gbnf({"oneOf": kinds}), 1) < 2
+    assert best_cpu_seconds(lambda: schema_to_gbnf({"oneOf": values}), 1) < 0.5
+
+
+def test_thousands_of_branches_that_nothing_tells_apart_are_refused_at_once() -> None:
+    kinds = [{"type": "object", "properties": {f"k{i}": {}}, "required": [f"k{i}"]} for i in range(6000)]
+
+    def refused() -> None:
+        with pytest.raises(GrammarError, match="6,000 branches of oneOf are too many to compare"):
+            schema_to_gbnf({"oneOf": kinds})
+
+    assert best_cpu_seconds(refused, 1) < 2
+
+
+@pytest.mark.parametrize("length", [20, 400, 20_000])
+def test_keys_beside_thousands_of_long_ones_cost_little(length: int) -> None:
+    letters = random.Random(length)  # noqa: S311
+    names = [f"{i:04}" + "".join(letters.choices("abcdef", k=length)) for i in range(1500 if length < 1000 else 20)]
+    schema = {"type": "object", "properties": dict.fromkeys(names, True), "additionalProperties": {"type": "null"}}
+
+    def compiled() -> None:
+        try:
+            grammar.append(schema_to_gbnf(schema))
+        except GrammarError as error:
+            assert "bytes" in str(error)  # noqa: PT017 - either is well
+
+    grammar: list[str] = []
+    assert best_cpu_seconds(compiled, 1) < 3
+    assert grammar or length == 400
+
+
+def test_an_undeclared_key_is_never_a_declared_one_however_long() -> None:
+    names = ["abc", "a" * 63, "a" * 64, "a" * 65, "b" * 200]
+    schema = {"type": "object", "properties": dict.fromkeys(names, False), "additionalProperties": {"type": "null"}}
+    shown = ["ab", "abcd", "a" * 62, "b" * 20 + "c", "b" * 63, "x" * 300]
+    check(schema, [dumps({name: None}) for name in shown], [dumps({name: None}) for name in names])
+
+
+def test_patterns_beside_many_values_have_a_bound() -> None:
+    schema = {"enum": [f"{i:06}" + "a" * 200 for i in range(20_000)], "pattern": "(a|a)*b"}
+
+    def refused() -> None:
+        with pytest.raises(GrammarError, match="more than 1,000,000 steps"):
+            schema_to_gbnf(schema)
+
+    assert best_cpu_seconds(refused, 1) < 5
+
+
+def test_counts_beyond_what_is_counted_are_lowered() -> None:
+    check({"type": "string", "maxLength": 2**31 - 1}, ['""', dumps("a" * 3000)], ["1"])
+    check({"type": "array", "maxItems": 1e300, "items": {"const": 0}}, ["[]", "[0,0]"], ["[1]"])
 
 
 REFUSED = {
@@ -355,29 +519,39 @@ REFUSED = {
     "illegal multipleOf": ({"type": "integer", "multipleOf": 0}, "#/multipleOf: 0.*above 0"),
     "far maximum": ({"type": "number", "maximum": -1e300}, "#/maximum: a bound beyond 1e100"),
     "far minimum": ({"type": "integer", "minimum": 10**400}, "#/minimum: a bound beyond 1e100"),
+    "listed twice": ({"oneOf": [{"const": 1}, {"enum": [1, 2]}]}, "#/oneOf: oneOf branches 0 and 1 might"),
     "deep pattern": ({"pattern": "(" * 5000}, "nested too deep"),
     "long enum": ({"enum": [f"{i:0100}" for i in range(12000)]}, "more than 1,000,000 bytes"),
-    "uniqueItems": ({"type": "array", "uniqueItems": True}, "#/uniqueItems: "),
+    "uniqueItems": ({"type": "array", "uniqueItems": 1}, "#/uniqueItems: 1.*true or false"),
+    "too few different items": (
+        {"items": {"enum": [1, 2]}, "uniqueItems": True, "minItems": 3},
+        "#/minItems: 3 different items are wanted, but only 2",
+    ),
     "not": ({"items": {"not": {}}}, "#/items/not: "),
     "if": ({"if": {}, "then": {}}, "#/if: "),
     "patternProperties": ({"$ref": "#/$defs/a", "$defs": {"a": {"patternProperties": {}}}}, r"#/\$defs/a/patternProperties: "),
     "dependentSchemas": ({"anyOf": [{}, {"dependentSchemas": {}}]}, "#/anyOf/1/dependentSchemas: "),
-    "propertyNames": ({"allOf": [{"propertyNames": {}}]}, "#/allOf/0/propertyNames: "),
+    "contains": ({"allOf": [{"contains": {}}]}, "#/allOf/0/contains: "),
+    "names and required": ({"propertyNames": {"maxLength": 1}, "required": ["ab"]}, "#/required: 'ab' is required, but"),
+    "no branch": ({"type": "null", "anyOf": [{"minLength": 1, "type": "string"}, False]}, "#/anyOf: .*of 2.*in common"),
+    "no type": ({"type": ["string", "array"], "maxLength": 1, "minLength": 2, "items": False, "minItems": 1}, "#: .*of 2"),
+    "fraction of a count": ({"minItems": 1.5}, "#/minItems: 1.5.*integer of 0 or more"),
+    "nullable": ({"type": "string", "nullable": "yes"}, "#/nullable: 'yes'.*true or false"),
     "typo": ({"tpye": "string"}, "#/tpye: "),
     "odd path": ({"properties": {"a/b": {"contains": {}}}}, "#/properties/a~1b/contains: "),
-    "list items": ({"items": [{}]}, "#/items: .*prefixItems"),
+    "list items": ({"items": [1]}, "#/items: .*or a list of them"),
     "illegal type": ({"type": "text"}, "#/type: 'text'.*one of object, array"),
     "illegal length": ({"minLength": -1}, "#/minLength: -1.*integer of 0 or more"),
     "illegal bound": ({"type": "integer", "exclusiveMinimum": True}, "#/exclusiveMinimum: True.*finite number"),
     "illegal required": ({"required": "a"}, "#/required: 'a'.*list of strings"),
     "no schema": ({"properties": {"a": 1}}, "#/properties: "),
     "empty anyOf": ({"anyOf": []}, "#/anyOf: "),
-    "enum and length": ({"enum": ["a"], "minLength": 1}, "#/minLength: .*enum"),
+    "enum and length": ({"enum": ["a"], "minLength": 2}, r"#/enum: none of \['a'\] is valid .*\(minLength\)"),
     "enum of other type": ({"enum": ["a"], "type": "null"}, "#/enum: "),
     "enum not JSON": ({"enum": ["\ud800"]}, "#: .*JSON"),
     "false": ({"properties": {"a": False}, "required": ["a"]}, "#/required: 'a'"),
     "lengths": ({"minLength": 3, "maxLength": 2}, "#/minLength: 3 is above maxLength 2"),
-    "far too long": ({"maxLength": 10**7}, "#/maxLength: "),
+    "far too long": ({"minLength": 10**7}, "#/minLength: more than 1000000 is not supported"),
     "bounds": ({"type": "integer", "minimum": 1.2, "maximum": 1.8}, "#: no integer"),
     "items": ({"prefixItems": [{}], "items": False, "minItems": 2}, "#/minItems: "),
     "remote": ({"$ref": "https://example.org/x"}, r"#/\$ref: .*#/\$defs/name"),
@@ -427,6 +601,13 @@ def test_refusals_name_the_keyword_and_the_path(name: str) -> None:
 def test_what_is_no_schema_is_refused(schema: Any) -> None:
     with pytest.raises(GrammarError, match=r"^JSON schema: "):
         schema_to_gbnf(schema)
+
+
+@pytest.mark.parametrize("schema", [{"type": ["x" * 90] * 9}, {"allOf": [{"enum": [*range(900)]}, {"enum": ["a" * 900]}]}])
+def test_no_refusal_repeats_a_long_value(schema: Any) -> None:
+    with pytest.raises(GrammarError) as caught:
+        schema_to_gbnf(schema)
+    assert len(str(caught.value)) < 400
 
 
 def test_endless_nesting_is_refused() -> None:

@@ -144,6 +144,11 @@ SMALL = st.sampled_from(
         {"items": {"type": "integer"}},
         {"prefixItems": [{"type": "null"}]},
         {"type": "array", "minItems": 1},
+        {"type": "array", "items": {"enum": [1, 2, "a"]}, "uniqueItems": True},
+        {"type": "object", "propertyNames": {"enum": ["a", "d"]}, "additionalProperties": {"type": "null"}},
+        {"propertyNames": {"maxLength": 1}},
+        {"type": "string", "nullable": True, "minLength": 1},
+        {"enum": [{"a": 1}, {"b": "a", "a": None}, ["a"], [None], 3, 3.5, "ab"]},
         False,
     ]
 )

@@ -1,8 +1,10 @@
 """What requests may say: bodies of the generating routes, and which adapters they choose."""
 
+import gc
 import json
 
 import pytest
+from cpu_time import best_cpu_seconds
 from hypothesis import given
 from hypothesis import strategies as st
 
@@ -10,7 +12,8 @@ from llamafu._util.nulls import without_nulls
 from llamafu.generation.options import Options
 from llamafu.server.schemas.adapter_choice import resolve_adapters
 from llamafu.server.schemas.adapter_requests import LoraLoadBody
-from llamafu.server.schemas.reading import read_body, read_json
+from llamafu.server.schemas.json_body import read_json
+from llamafu.server.schemas.reading import read_body
 from llamafu.server.schemas.requests import ChatBody, CompletionBody
 from llamafu.service import InvalidRequestError, LoraLoadRequest, NotFoundError
 
@@ -187,6 +190,11 @@ def test_bad_completions(data, problem):
     assert problems(CompletionBody, data) == (problem,)
 
 
+def calling(*arguments):
+    """A message that calls a function so many times."""
+    return {"role": "assistant", "tool_calls": [{"function": {"name": "f", "arguments": each}} for each in arguments]}
+
+
 @pytest.mark.parametrize(
     ("fields", "problem"),
     [
@@ -197,6 +205,17 @@ def test_bad_completions(data, problem):
             {"messages": [{"role": "user", "content": [{"type": "image_url", "image_url": {}}]}]},
             "messages[0].content[0].type is 'image_url'; this model takes text parts only",
         ),
+        ({"messages": HI * 10_001}, "messages is a list; give at most 10,000 messages, not 10,001"),
+        (
+            {"messages": [{"role": "user", "content": [{"text": "a"}] * 20_001}]},
+            "messages is a list; give at most 20,000 parts",
+        ),
+        ({"messages": [calling("{}")] * 2 + [calling(*["{}"] * 20_000)]}, "messages is a list; give at most 20,000 parts"),
+        ({"tools": [{}] * 1001}, "tools is a list; it should be list should have at most 1000 items"),
+        (
+            {"messages": [calling({"a": [float("inf")]})]},
+            "messages[0].tool_calls[0].function.arguments has a number that is NaN, infinite or beyond 1.8e308",
+        ),
         ({"top_logprobs": 3}, "top_logprobs was given without logprobs: true"),
         ({"response_format": {"type": "xml"}}, "response_format.type is 'xml'; it should be"),
         ({"response_format": {"type": "json_schema"}}, "response_format.json_schema is missing"),
@@ -206,6 +225,35 @@ def test_bad_completions(data, problem):
 def test_bad_chats(fields, problem):
     (found,) = problems(ChatBody, {"messages": HI, **fields})
     assert found.startswith(problem)
+
+
+def test_a_million_token_ids_are_read_and_no_more():
+    assert len(completion(prompt=[1] * 1_000_000).prompt[0]) == 1_000_000
+    (found,) = problems(CompletionBody, {"prompt": [[1] * 500_001] * 2})
+    assert found == "prompt is a list; give at most 1,000,000 token ids, not 1,000,002"
+    (found,) = problems(CompletionBody, {"prompt": [[1] * 50_000 + [-1]]})
+    assert found == "prompt[0][50000] is -1; give a token id"
+    data = read_json(json.dumps({"prompt": [[1] * 62_000] * 16}).encode())
+    assert best_cpu_seconds(lambda: read_body(CompletionBody, data), 1) < 0.3  # a look at each takes a second
+
+
+def test_a_body_of_a_million_lists_is_refused_before_it_is_read():
+    content = b'{"prompt": [' + b"[]," * 1_000_000 + b"[]]}"
+    with pytest.raises(InvalidRequestError, match=r"has 1,000,003 of the characters \[ and {, of at most 250,000"):
+        read_json(content)
+    assert gc.isenabled()
+
+
+def test_reading_looks_for_no_garbage():
+    """What is read is none: collecting it held everybody up for five times as long as reading it."""
+    content = b"[" + b"[]," * 200_000 + b"[]]"
+    begun = []
+    gc.callbacks.append(watch := lambda phase, _: begun.append(phase))
+    try:
+        read_json(content)
+    finally:
+        gc.callbacks.remove(watch)
+    assert len(begun) <= 4  # the collector's own, as soon as it may look again
 
 
 def test_every_problem_is_named_at_once():

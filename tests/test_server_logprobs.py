@@ -8,8 +8,9 @@ from serving import API, serving
 
 from llamafu import Engine, Llamafu
 from llamafu.errors import EmptyPromptError
-from llamafu.generation.completion import Piece, TokenLogprob
+from llamafu.generation.completion import Completion, Piece, Timings, TokenLogprob, Usage
 from llamafu.server.schemas.logprobs import TokenReports
+from llamafu.server.schemas.responses import Writer
 
 TEXT = "a😀漢é"
 GRAMMAR = f'root ::= "{TEXT}"'
@@ -72,6 +73,28 @@ def test_alternatives_of_one_text_are_kept_apart():
     token = TokenLogprob(5, "x", -1.0, top, b"x", (b"x", b"x", b"\xff", b"bytes:\\xff"))
     (found,) = TokenReports(chat=False).write([token])["top_logprobs"]
     assert found == {"x": -1.0, "token_id:6": -2.0, "bytes:\\xff": -3.0, "token_id:8": -4.0}
+
+
+@pytest.mark.parametrize("chat", [True, False])
+@pytest.mark.parametrize("length", [0, 1, 32, 200])
+def test_a_whole_answer_is_written_in_pieces(chat, length, monkeypatch):
+    """Megabytes that one call writes hold up every stream."""
+    top = tuple((i, f"{i:09}é", -float(i)) for i in range(20))
+    tokens = tuple(TokenLogprob(i, "é", -1.5, top) for i in range(length))
+    usage = Usage(1, length, 0)
+    one = Completion("é" * length, (), "cancelled", usage, Timings(0.1, 0.2), logprobs=tokens)
+    other = Completion("b", (), "stop", usage, Timings(0.1, 0.2))
+    texts = []
+    dumps = json.dumps
+    monkeypatch.setattr(json, "dumps", lambda *args, **named: texts.append(dumps(*args, **named)) or texts[-1])
+    told = json.loads(Writer("m", chat).whole([one, other]))
+    first, second = told["choices"]
+    assert list(told) == ["id", "object", "created", "model", "choices", "usage", "lora"]
+    assert first["logprobs"] == json.loads(dumps(TokenReports(chat=chat).write(tokens)))
+    assert (first["index"], first["finish_reason"], second["finish_reason"]) == (0, "length", "stop")
+    assert second["logprobs"] is None
+    assert (first["message"]["content"] if chat else first["text"]) == "é" * length
+    assert max(map(len, texts)) < 100_000
 
 
 def test_the_library_has_the_bytes(real, tiny_model):

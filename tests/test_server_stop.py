@@ -13,6 +13,7 @@ import pytest
 from llamafu.client import AsyncTabbyClient
 
 PROGRAM = """
+import gc
 import sys
 from serving import API, FakeEngine
 from llamafu.server.auth.keys import Guard, KeyRing
@@ -22,7 +23,15 @@ from llamafu.server.settings import Settings
 engine = FakeEngine()
 engine.pace = float(sys.argv[1])
 settings = Settings(model="smol.gguf", port=0, grace=float(sys.argv[2]))
-print(serve(engine, settings, Guard(lambda: KeyRing([API])), lambda text: print(text, flush=True)), flush=True)
+
+
+def tell(text):
+    assert gc.get_freeze_count() > 10_000, "collecting garbage looks at everything that the server is made of"
+    print(text, flush=True)
+
+
+print(serve(engine, settings, Guard(lambda: KeyRing([API])), tell), flush=True)
+assert gc.get_freeze_count() == 0
 """
 
 pytestmark = pytest.mark.skipif(os.name != "posix", reason="signals are POSIX's")

@@ -273,6 +273,46 @@ def _sampling(dice: random.Random) -> tuple[str, Any]:
     return "/v1/completions", {"prompt": "hello", "max_tokens": dice.choice([1, 6, 20]), **fields}
 
 
+# -- counts ----------------------------------------------------------------------------------------------------------
+
+
+def _counts(dice: random.Random) -> tuple[str, Any]:
+    """A body that holds very many of one thing."""
+    count = dice.choice([100, 3000, 10_000, 50_000])
+    turn = {"role": "user", "content": "hello"}
+    tool = {"type": "function", "function": {"name": "f", "parameters": {"type": "object", "properties": {"a": {}}}}}
+    call = {"role": "assistant", "tool_calls": [{"function": {"name": "f", "arguments": "{}"}}]}
+    name, value = dice.choice(
+        [
+            ("messages", [turn] * count),
+            ("messages", [{"role": "user", "content": [{"type": "text", "text": "a"}] * count}]),
+            ("messages", [turn, call, {"role": "tool", "content": "x"}] * (count // 3)),
+            ("messages", [turn, {**call, "tool_calls": call["tool_calls"] * count}]),
+            ("tools", [tool] * (count // 3)),
+            ("stop", ["a"] * count),
+            ("chat_template_kwargs", {f"x{i}": i for i in range(count)}),
+            ("lora", [{"name": "a", "scale": 1}] * count),
+            ("json_schema", {"enum": [[i] for i in range(count)]}),
+            ("json_schema", {"oneOf": [{"const": i} for i in range(count // 3)]}),
+            ("json_schema", {"type": "object", "properties": {f"a long name {i}": {} for i in range(count)}}),
+            ("prompt", [7] * count * 20),
+            ("prompt", [[7] * count] * 16),
+            ("x", [[]] * count * 20),
+        ]
+    )
+    if name == "prompt":
+        return "/v1/completions", {"max_tokens": 2, name: value}
+    return "/v1/chat/completions", {"messages": [turn], "max_tokens": 2, name: value}
+
+
+def _probabilities(dice: random.Random) -> tuple[str, Any]:
+    wanted = {"n": dice.choice([4, 16]), "max_tokens": dice.choice([20, 60]), "ignore_eos": True, "stream": dice.random() < 0.2}
+    if dice.random() < 0.5:
+        return "/v1/completions", {"prompt": "hello", "logprobs": 20, **wanted}
+    turn = {"role": "user", "content": "hello"}
+    return "/v1/chat/completions", {"messages": [turn], "logprobs": True, "top_logprobs": 20, **wanted}
+
+
 KINDS: dict[str, Callable[[random.Random], tuple[str, Any]]] = {
     "grammar, random": _grammar_random,
     "grammar, nested": _grammar_nested,
@@ -285,4 +325,6 @@ KINDS: dict[str, Callable[[random.Random], tuple[str, Any]]] = {
     "text, filling": _text_filling,
     "text, surrogates": _text_surrogates,
     "sampling": _sampling,
+    "counts": _counts,
+    "probabilities": _probabilities,
 }
