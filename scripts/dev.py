@@ -40,7 +40,7 @@ EXTRAS = {"demo": ["prebuilt", "fast"], "test-peers": ["prebuilt", "test", "peer
 """What a job needs of pyproject.toml's extras, where that is not `prebuilt` and `test`."""
 SIDE_BY_SIDE = ("-n", "2", "--dist", "loadfile", "--no-loadscope-reorder")
 """How pytest-xdist shares the test files out: a file's tests stay in one process, which opens what they share once."""
-FUZZED = ("tests/test_tokenizing.py", "tests/test_grammar_random.py", "tests/test_mutation.py")
+FUZZED = ("tests/native/test_tokenizing.py", "tests/generation/test_grammar_random.py", "tests/adapters/test_mutation.py")
 """Tests beside tests/fuzz that try more where LLAMAFU_FUZZ_COUNT is set."""
 LINT = (
     ("ruff", "check", "."),

@@ -95,7 +95,7 @@ def tiny_adapter_b(tiny_dir):
 @pytest.fixture(scope="session")
 def reference(tiny_model):
     """Return the independent forward pass of `tiny_model`."""
-    from reference import Reference
+    from helpers.reference import Reference
 
     return Reference(tiny_model)
 

@@ -8,9 +8,9 @@ import shutil
 
 import httpx
 import numpy as np
-from bombarding import Beside, bombard, in_flight
-from served import API, served
-from wild_requests import KINDS, wild_requests
+from helpers.bombarding import Beside, bombard, in_flight
+from helpers.served import API, served
+from helpers.wild_requests import KINDS, wild_requests
 
 SEED = int(os.environ.get("LLAMAFU_FUZZ_SEED", "1"))
 COUNT = int(os.environ.get("LLAMAFU_FUZZ_COUNT", "0")) or 12 * len(KINDS)
