@@ -21,7 +21,9 @@ from llamafu.server.http.endpoint import RequestRules, endpoint, refusal
 from llamafu.server.http.metrics import Metrics
 from llamafu.server.openapi import document
 from llamafu.server.routes.adapter_info import AdapterInfoRoute
+from llamafu.server.routes.adapter_resolver import AdapterResolver
 from llamafu.server.routes.adapters import AdapterRoutes
+from llamafu.server.routes.embeddings import EmbeddingRoute
 from llamafu.server.routes.generation import GenerationRoutes
 from llamafu.server.routes.mixer_page import MixerPage
 from llamafu.server.routes.models_and_tokens import ModelAndTokenRoutes
@@ -82,12 +84,14 @@ def _handlers(engine: ServedEngine, settings: Settings, catalog: Catalog, metric
     model = Path(settings.model)
     base = model.stem
     created = int(model.stat().st_mtime) if model.exists() else 0
+    adapters = AdapterResolver(engine, catalog, base=base)
     describe = partial(document, ROUTES, scale_range=engine.scale_range, keyless=settings.no_auth)
     return Handlers(
         page=MixerPage(engine.scale_range),
         monitoring=MonitoringRoutes(engine, catalog, metrics, describe),
         models=ModelAndTokenRoutes(engine, base=base, created=created),
-        generation=GenerationRoutes(engine, catalog, metrics, base=base, settings=settings),
+        generation=GenerationRoutes(engine, adapters, metrics, base=base, settings=settings),
+        embeddings=EmbeddingRoute(engine, adapters, base=base, most_waiting=settings.max_queue),
         adapters=AdapterRoutes(engine, catalog),
         upload=UploadRoute(engine, catalog, limit=settings.max_upload),
         info=AdapterInfoRoute(engine, catalog, model=settings.model),

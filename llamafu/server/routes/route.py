@@ -16,6 +16,7 @@ if TYPE_CHECKING:
     from llamafu.server.http.endpoint import Handler
     from llamafu.server.routes.adapter_info import AdapterInfoRoute
     from llamafu.server.routes.adapters import AdapterRoutes
+    from llamafu.server.routes.embeddings import EmbeddingRoute
     from llamafu.server.routes.generation import GenerationRoutes
     from llamafu.server.routes.mixer_page import MixerPage
     from llamafu.server.routes.models_and_tokens import ModelAndTokenRoutes
@@ -35,6 +36,7 @@ class Handlers:
     monitoring: MonitoringRoutes
     models: ModelAndTokenRoutes
     generation: GenerationRoutes
+    embeddings: EmbeddingRoute
     adapters: AdapterRoutes
     upload: UploadRoute
     info: AdapterInfoRoute

@@ -46,7 +46,7 @@ _ROWS = (
     Route("POST", ("/v1/chat/completions",), "api", lambda to: to.generation.chats,
           f"Answer a chat. {_WITH}",
           body=ChatBody, answer=generated.ChatCompletionAnswer, chunk=generated.ChatCompletionChunk, refusals=(404, 429)),
-    Route("POST", ("/v1/embeddings",), "api", lambda to: to.generation.embeddings,
+    Route("POST", ("/v1/embeddings",), "api", lambda to: to.embeddings.embeddings,
           f"Vectors for texts. {_WITH}",
           body=EmbeddingRequest, answer=generated.EmbeddingsAnswer, refusals=(404, 429)),
     Route("POST", ("/v1/token/encode", "/v1/tokens/encode"), "api", lambda to: to.models.encode,

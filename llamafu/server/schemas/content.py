@@ -17,6 +17,10 @@ MOST_TOKENS = 1_000_000
 """Token ids in all prompts together."""
 MOST_EMBEDDED = 2048
 """Texts of one request for embeddings."""
+_STRING = "a string"
+_TEXTS = "a string, or a list of strings"
+_SOME_PROMPT = "at least one token id, or a string"
+_PROMPTS = "a string, or token ids, or a list of strings, or a list of lists of token ids"
 
 
 class ContentPart(BaseModel):
@@ -69,7 +73,7 @@ def _list_of_texts(value: object, info: ValidationInfo) -> object:
     """Make one string a list of it."""
     texts = [value] if isinstance(value, str) else value
     if not isinstance(texts, list):
-        raise ValueError("give a string, or a list of strings")  # noqa: TRY003, TRY004, EM101 - pydantic's way to say so
+        raise must_be(_TEXTS)
     refuse([f"{info.field_name}[{i}] is {shown(text)}; give a string" for i, text in enumerate(texts) if not _is_text(text)])
     return texts
 
@@ -77,9 +81,9 @@ def _list_of_texts(value: object, info: ValidationInfo) -> object:
 def _list_of_prompts(value: object, info: ValidationInfo) -> object:
     """Make one prompt, a string or its token ids, a list of it; the first element says what the others have to be."""
     if value == []:
-        raise ValueError("give at least one token id, or a string")  # noqa: TRY003, EM101 - as above
+        raise must_be(_SOME_PROMPT)
     if not isinstance(value, str | list):
-        raise ValueError("give a string, or token ids, or a list of strings, or a list of lists of token ids")  # noqa: TRY003, TRY004, EM101 - as above
+        raise must_be(_PROMPTS)
     prompts = [value] if isinstance(value, str) or type(value[0]) is int else value
     name = str(info.field_name)
     _bound(sum(len(one) for one in prompts if isinstance(one, list)), MOST_TOKENS, "token ids")
@@ -112,9 +116,6 @@ def _bound(count: int, most: int, what: str) -> None:
 
 def _is_text(value: object) -> bool:
     return isinstance(value, str)
-
-
-_STRING = "a string"
 
 
 def _text_or_messages(value: object) -> object:

@@ -1,7 +1,7 @@
 """When adapters were last used, kept between runs: `llamafu serve` writes it, `llamafu adapters` shows it.
 
-An adapter is known by where it lies: what is copied elsewhere starts anew, and what takes its place is the same adapter. The
-record of each is an empty file whose time of change is the last use, so that any number of processes may write at once.
+An adapter is identified by its path: a copy elsewhere has no record, and a file that replaces it keeps the record. Each
+record is an empty file whose modification time is the last use, so that any number of processes may write at once.
 """
 
 from __future__ import annotations
@@ -38,6 +38,6 @@ def forget_use(adapter: Path) -> None:
 
 
 def _record(adapter: Path) -> Path:
-    """The adapter's folder may be reached by several ways, the adapter itself may be a link: that one counts."""
+    """Return the path of the adapter's record: links to its folder are resolved, but not the adapter itself if it is a link."""
     place = adapter.parent.resolve() / adapter.name
     return data_dir() / "last-use" / hashlib.sha256(os.fsencode(place)).hexdigest()
