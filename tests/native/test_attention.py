@@ -16,7 +16,9 @@ from numba import njit
 from tiny_model import FIRST_BYTE
 
 from llamafu._native.batched_lora import attention_kernels as k
-from llamafu._native.batched_lora.shared_state import ATTEND_PARAMS, CELL_LISTS_WORDS, STATE_WORDS, CellListsWord, StateWord
+from llamafu._native.batched_lora.attention import allocate_lists
+from llamafu._native.batched_lora.attention_tiles import LEAST_ROWS, MOST_COLUMNS, MOST_HEADS
+from llamafu._native.batched_lora.shared_state import ATTEND_PARAMS, STATE_WORDS, CellListsWord, StateWord
 from llamafu.engine import Engine
 
 SRC, NE, NB, OP, PARAMS, DATA, KIND, TENSOR = 0, 48, 80, 112, 120, 184, 192, 200  # offsets of our own tensors, in bytes
@@ -88,18 +90,8 @@ def state(threads, cells):
     ):
         words[member] = value
     words[word.ATTENTION_OP], words[word.CUSTOM_OP], words[ATTEND_PARAMS] = FLASH, CUSTOM, 1234567
-    lists = np.zeros((threads, CELL_LISTS_WORDS), np.int64)
-    keep = [lists]
-    for row in lists:
-        arrays = [
-            np.zeros(k.MOST_ROWS + 1, np.int32),
-            *(np.zeros(k.MOST_ROWS * cells, kind) for kind in (np.int32, np.float32)),
-        ]
-        arrays.append(np.zeros(k.HEADS * cells, np.float32))
-        addresses = [CellListsWord.SEEN, CellListsWord.CELL, CellListsWord.BIAS, CellListsWord.SCORES]
-        row[addresses] = [array.ctypes.data for array in arrays]
-        row[CellListsWord.CAPACITY] = cells
-        keep += arrays
+    lists, memory = allocate_lists(threads, cells)
+    keep = [lists, *memory]
     words[word.LISTS] = lists.ctypes.data
     return words, keep
 
@@ -134,13 +126,48 @@ def test_agrees_with_numpy(seed, threads, **sizes):
     np.testing.assert_allclose(case.run(threads), case.wanted(), rtol=1e-4, atol=1e-4)
 
 
+@settings(deadline=None, max_examples=60)
+@given(
+    seed=st.integers(0, 2**32),
+    lengths=st.lists(st.tuples(st.integers(0, 70), st.integers(1, 40)), min_size=1, max_size=4),
+    heads_kv=st.integers(1, 3),
+    group=st.integers(1, 9),
+    n_k=st.sampled_from([4, 16, 40]),
+    n_v=st.sampled_from([4, 24, 32]),
+    threads=st.integers(1, 3),
+)
+def test_prompts_of_several_sequences_agree_with_numpy(seed, lengths, threads, **sizes):
+    """Sequences with so many cells computed before, and so many rows now; their cells lie between one another's."""
+    rows, cells = sum(new for _, new in lengths), sum(map(sum, lengths)) + 3
+    case = Case(seed, rows=rows, cells=cells, share=0, **sizes)
+    places = iter(np.random.default_rng(seed).permutation(cells))
+    row = 0
+    for old, new in lengths:
+        own = [next(places) for _ in range(old + new)]
+        for i in range(new):
+            case.mask[row, own[: old + i + 1]] = 0
+            row += 1
+    assert took_over(case)
+    np.testing.assert_allclose(case.run(threads), case.wanted(), rtol=1e-4, atol=1e-4)
+    lists = case.keep[0][0]
+    if max(new for _, new in lengths) >= LEAST_ROWS:
+        assert lists[CellListsWord.TILES] < rows
+    alone = case.y.copy()
+    case.mask[-1, :] = -np.inf
+    np.testing.assert_array_equal(case.run(threads)[-1], 0)
+    if len(lengths) > 1:  # what the last sequence sees is nothing to the first one
+        np.testing.assert_array_equal(case.y[: lengths[0][1]], alone[: lengths[0][1]])
+
+
 SIZES = {"rows": 3, "cells": 32, "heads_kv": 2, "group": 3, "n_k": 16, "n_v": 16, "share": 0.5}
 
 
 @pytest.mark.parametrize(
     ("sizes", "change"),
     [
-        ({"rows": k.MOST_ROWS + 1}, None),
+        ({}, lambda case: case.sources[0].words.__setitem__(NE // 8 + 1, k.MOST_ROWS + 1)),
+        ({}, lambda case: case.sources[2].words.__setitem__(NE // 8, MOST_COLUMNS + 1)),
+        ({}, lambda case: case.sources[0].words.__setitem__(NE // 8 + 2, 2 * MOST_HEADS + 1)),
         ({}, lambda case: case.node.words.__setitem__(SRC // 8 + 3, 0)),  # no mask
         ({}, lambda case: case.node.words.__setitem__(SRC // 8 + 4, case.sources[0].address)),  # sinks
         ({}, lambda case: case.node.words.view(np.float32).__setitem__(PARAMS // 4 + 1, 8.0)),  # ALiBi

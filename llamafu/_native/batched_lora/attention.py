@@ -39,7 +39,7 @@ class Attention:
         self._library = library
         self._state = state
         self._lists = np.zeros((0, shared_state.CELL_LISTS_WORDS), np.int64)
-        self._arrays: list[NDArray[np.int32] | NDArray[np.float32]] = []
+        self._arrays: list[NDArray[Any]] = []
         self._reason = _UNUSED
         count, at = shared_state.CUSTOM_WORDS, shared_state.ATTEND_PARAMS
         state[at : at + count] = parameters[:count]
@@ -49,7 +49,8 @@ class Attention:
 
         Returns why it stays off, or nothing. Computes a small batch's first layers, in a context of its own with these options.
         """
-        self._allocate(options.n_threads, -(-options.n_ctx // _CELLS) * _CELLS)
+        self._lists, self._arrays = allocate_lists(options.n_threads, -(-options.n_ctx // _CELLS) * _CELLS)
+        self._state[self._words.StateWord.LISTS] = self._lists.ctypes.data
         # One thread: libgomp would keep a second one for the caller's thread, and with more threads than CPUs it lets
         # those of the thread that decodes later sleep at every barrier.
         small = replace(options, n_ctx=_CELLS, n_batch=len(_TOKENS), n_seq_max=2, n_threads=1, embeddings=False)
@@ -68,24 +69,6 @@ class Attention:
     @property
     def _operation(self) -> int:
         return self._library.operations["FLASH_ATTN_EXT"]
-
-    def _allocate(self, threads: int, cells: int) -> None:
-        """Make the lists of each thread, of zeros that the system backs with memory when they are first written."""
-        kernels, word = self._kernels, self._words.CellListsWord
-        self._lists = np.zeros((threads, self._words.CELL_LISTS_WORDS), np.int64)
-        for lists in self._lists:
-            listed = kernels.MOST_ROWS * cells
-            arrays = {
-                word.SEEN: np.zeros(kernels.MOST_ROWS + 1, np.int32),
-                word.CELL: np.zeros(listed, np.int32),
-                word.BIAS: np.zeros(listed, np.float32),
-                word.SCORES: np.zeros(kernels.HEADS * cells, np.float32),
-            }
-            for index, array in arrays.items():
-                lists[index] = array.ctypes.data
-            lists[word.CAPACITY] = cells
-            self._arrays += arrays.values()
-        self._state[self._words.StateWord.LISTS] = self._lists.ctypes.data
 
     def _compare(self, tensor: Any, ask: bool) -> bool:  # noqa: FBT001 - the C signature
         """Stop after the first attention operation, and compute it again in a copy; never raises."""
@@ -117,3 +100,32 @@ class Attention:
         if difference <= _TOLERANCE:  # a NaN is no agreement
             return ""
         return f"the compiled attention differs from libllama's by {difference:.2%} of the largest value"
+
+
+def allocate_lists(threads: int, cells: int) -> tuple[NDArray[np.int64], list[NDArray[Any]]]:
+    """Make the array of each thread's lists (`CellListsWord`), [threads, words], and the memory that it points to.
+
+    The memory is zeros, which the system backs when they are first written. `cells` is the most that a row may see.
+    """
+    from llamafu._native.batched_lora.attention_kernels import HEADS, MOST_ROWS
+    from llamafu._native.batched_lora.attention_tiles import scratch_floats
+    from llamafu._native.batched_lora.shared_state import CELL_LISTS_WORDS, CellListsWord
+
+    lists = np.zeros((threads, CELL_LISTS_WORDS), np.int64)
+    kept: list[NDArray[Any]] = []
+    for own in lists:
+        arrays: dict[int, NDArray[Any]] = {
+            CellListsWord.SEEN: np.zeros(MOST_ROWS + 1, np.int32),
+            CellListsWord.CELL: np.zeros(MOST_ROWS * cells, np.int32),
+            CellListsWord.BIAS: np.zeros(MOST_ROWS * cells, np.float32),
+            CellListsWord.SCORES: np.zeros(HEADS * cells, np.float32),
+            CellListsWord.TILE: np.zeros(MOST_ROWS + 1, np.int32),
+            CellListsWord.TILE_OFFSET: np.zeros(MOST_ROWS, np.int64),
+            CellListsWord.TILE_BIAS: np.zeros(MOST_ROWS * cells, np.float32),
+            CellListsWord.SCRATCH: np.zeros(scratch_floats(), np.float32),
+        }
+        for index, array in arrays.items():
+            own[index] = array.ctypes.data
+        own[CellListsWord.CAPACITY] = cells
+        kept += arrays.values()
+    return lists, kept

@@ -1,4 +1,4 @@
-"""Attention of a few rows of many sequences, compiled with numba.
+"""Attention of the rows of many sequences, compiled with numba.
 
 All sequences lie in one memory, and a row sees few of its cells. ggml's own operation looks at every cell of the mask
 for every head of every layer, which is most of its time when many sequences run. `attend` reads the mask once a decode
@@ -15,6 +15,8 @@ import numpy as np
 from numba import cfunc, njit
 
 from llamafu._native.batched_lora import ggml_tensor as tensors
+from llamafu._native.batched_lora.attention_tiles import MOST_COLUMNS, MOST_HEADS, attend_tile
+from llamafu._native.batched_lora.cell_lists import list_cells
 from llamafu._native.batched_lora.loops import add4_half, add_half
 from llamafu._native.batched_lora.shared_state import (
     ATTEND_PARAMS,
@@ -29,14 +31,12 @@ from llamafu._native.batched_lora.shared_state import (
     load_i32,
     load_i64,
     store_f32,
-    store_i32,
     store_i64,
 )
 
-MOST_ROWS = 63
-"""With more rows ggml works in tiles, and is faster than `attend`."""
+MOST_ROWS = 512
+"""Of one decode; with more, the lists would take too much memory."""
 HEADS = 4  # heads that are computed at once, so that K is converted to float32 once for all of them
-_NOTHING = -0x03FF03FF03FF0400  # four float16 of minus infinity
 _F32, _F16 = 0, 1
 
 
@@ -50,9 +50,12 @@ def take_over(node, state):
         return
     if tensors.size(state, q, 1) > MOST_ROWS or tensors.size(state, q, 3) != 1 or tensors.size(state, k, 3) != 1:
         return
-    if tensors.kind(state, q) != _F32 or tensors.kind(state, k) != _F16:
+    halves = tensors.kind(state, k) == _F16 and tensors.kind(state, v) == _F16 and tensors.kind(state, mask) == _F16
+    if tensors.kind(state, q) != _F32 or not halves:
         return
-    if tensors.kind(state, v) != _F16 or tensors.kind(state, mask) != _F16:
+    if max(tensors.size(state, q, 0), tensors.size(state, v, 0)) > MOST_COLUMNS:
+        return
+    if tensors.size(state, q, 2) > MOST_HEADS * tensors.size(state, k, 2):
         return
     capacity = load_i64(load_i64(state, StateWord.LISTS), CellListsWord.CAPACITY)
     if tensors.size(state, mask, 2) != 1 or tensors.size(state, k, 1) > capacity:
@@ -71,30 +74,6 @@ def is_attention(node, state):
     if op == load_i64(state, StateWord.CUSTOM_OP):
         return load_i64(tensors.op_params(state, node), 0) == load_i64(state, ATTEND_PARAMS)
     return op == load_i64(state, StateWord.ATTENTION_OP) and op != 0
-
-
-@njit
-def _list(lists, mask, state, rows, cells):
-    """List the cells that each row sees, and what the mask adds to their scores."""
-    values, row_bytes = tensors.data(state, mask), tensors.stride(state, mask, 1)
-    seen = load_i64(lists, CellListsWord.SEEN)
-    cell, bias = load_i64(lists, CellListsWord.CELL), load_i64(lists, CellListsWord.BIAS)
-    count = np.int64(0)
-    for row in range(rows):
-        store_i32(seen, row, np.int32(count))
-        at = values + row * row_bytes
-        i = np.int64(0)
-        while i < cells:
-            if i % 4 == 0 and i + 4 <= cells and load_i64(at + 2 * i, 0) == _NOTHING:
-                i += 4
-                continue
-            value = load_f16(at, i)
-            if value != -np.inf:
-                store_i32(cell, count, np.int32(i))
-                store_f32(bias, count, value)
-                count += 1
-            i += 1
-    store_i32(seen, rows, np.int32(count))
 
 
 @njit(inline="always")
@@ -143,46 +122,78 @@ def _weigh(y, v, v_cell, cell, score, count, n):
         _times(y, np.float32(1) / total, n)
 
 
+@njit(inline="always")
+def _attend_row(y, y_head, q, q_head, k, v, k_cell, v_cell, cell, bias, score, scale, heads, count, capacity, n_k, n_v):
+    """Compute y [heads, n_v] of one row over the cells `cell` [count]."""
+    for head in range(0, heads, HEADS):
+        last = heads - 1
+        q0, q1 = q + head * q_head, q + min(head + 1, last) * q_head
+        q2, q3 = q + min(head + 2, last) * q_head, q + min(head + 3, last) * q_head
+        for j in range(count):
+            s0, s1, s2, s3 = _dots(k + np.int64(load_i32(cell, j)) * k_cell, q0, q1, q2, q3, n_k)
+            added = load_f32(bias, j)
+            store_f32(score, j, scale * s0 + added)
+            store_f32(score, capacity + j, scale * s1 + added)
+            store_f32(score, 2 * capacity + j, scale * s2 + added)
+            store_f32(score, 3 * capacity + j, scale * s3 + added)
+        for i in range(min(HEADS, heads - head)):
+            _weigh(y + (head + i) * y_head, v, v_cell, cell, score + 4 * i * capacity, count, n_v)
+
+
 @cfunc(KERNEL, nopython=True, fastmath=MATH, cache=True)
 def attend(node, q, thread, threads, state):
-    """Compute a share of the rows and heads: y [rows, heads, n_v]."""
+    """Compute a share of the tiles and heads: y [rows, heads, n_v]."""
     k, v, mask = tensors.source(state, node, 1), tensors.source(state, node, 2), tensors.source(state, node, 3)
     lists = load_i64(state, StateWord.LISTS) + 8 * CELL_LISTS_WORDS * thread
-    rows, heads, n_k = tensors.size(state, q, 1), tensors.size(state, q, 2), tensors.size(state, q, 0)
-    heads_kv, n_v = tensors.size(state, k, 2), tensors.size(state, v, 0)
+    n_k, n_v, heads_kv = tensors.size(state, q, 0), tensors.size(state, v, 0), tensors.size(state, k, 2)
     epoch = load_i64(state, StateWord.EPOCH)
     if load_i64(lists, CellListsWord.EPOCH) != epoch or load_i64(lists, CellListsWord.MASK) != mask:
-        _list(lists, mask, state, rows, tensors.size(state, k, 1))
+        list_cells(lists, mask, state, tensors.size(state, q, 1), tensors.size(state, k, 1))
         store_i64(lists, CellListsWord.EPOCH, epoch)
         store_i64(lists, CellListsWord.MASK, mask)
-    seen, cells = load_i64(lists, CellListsWord.SEEN), load_i64(lists, CellListsWord.CELL)
-    biases, score = load_i64(lists, CellListsWord.BIAS), load_i64(lists, CellListsWord.SCORES)
-    capacity = load_i64(lists, CellListsWord.CAPACITY)
+    seen, tile = load_i64(lists, CellListsWord.SEEN), load_i64(lists, CellListsWord.TILE)
+    score, capacity = load_i64(lists, CellListsWord.SCORES), load_i64(lists, CellListsWord.CAPACITY)
     scale = load_f32(tensors.op_params(state, node), 2 * CUSTOM_WORDS)
     q_row, q_head = tensors.stride(state, q, 1), tensors.stride(state, q, 2)
+    y_row, y_head = tensors.stride(state, node, 2), tensors.stride(state, node, 1)
     k_cell, v_cell = tensors.stride(state, k, 1), tensors.stride(state, v, 1)
-    group = heads // heads_kv
-    # Rows see different numbers of cells, so threads take rows in turn rather than a range each.
-    for item in range(thread, rows * heads_kv, threads):
-        row, head_kv = item // heads_kv, item % heads_kv
-        first = np.int64(load_i32(seen, row))
-        count = np.int64(load_i32(seen, row + 1)) - first
-        cell, bias = cells + 4 * first, biases + 4 * first
-        q_at = tensors.data(state, q) + row * q_row
+    group = tensors.size(state, q, 2) // heads_kv
+    # Tiles see different numbers of cells, so threads take tiles in turn rather than a range each.
+    for item in range(thread, load_i64(lists, CellListsWord.TILES) * heads_kv, threads):
+        number, head_kv = item // heads_kv, item % heads_kv
+        row, rows = np.int64(load_i32(tile, number)), np.int64(load_i32(tile, number + 1) - load_i32(tile, number))
+        first = np.int64(load_i32(seen, row + rows - 1))
+        count = np.int64(load_i32(seen, row + rows)) - first
+        cell = load_i64(lists, CellListsWord.CELL) + 4 * first
+        q_at = tensors.data(state, q) + row * q_row + head_kv * group * q_head
+        y_at = tensors.data(state, node) + row * y_row + head_kv * group * y_head
         k_at = tensors.data(state, k) + head_kv * tensors.stride(state, k, 2)
         v_at = tensors.data(state, v) + head_kv * tensors.stride(state, v, 2)
-        y_at = tensors.data(state, node) + row * tensors.stride(state, node, 2)
-        for head in range(head_kv * group, (head_kv + 1) * group, HEADS):
-            last = (head_kv + 1) * group - 1
-            q0, q1 = q_at + head * q_head, q_at + min(head + 1, last) * q_head
-            q2, q3 = q_at + min(head + 2, last) * q_head, q_at + min(head + 3, last) * q_head
-            for j in range(count):
-                s0, s1, s2, s3 = _dots(k_at + np.int64(load_i32(cell, j)) * k_cell, q0, q1, q2, q3, n_k)
-                added = load_f32(bias, j)
-                store_f32(score, j, scale * s0 + added)
-                store_f32(score, capacity + j, scale * s1 + added)
-                store_f32(score, 2 * capacity + j, scale * s2 + added)
-                store_f32(score, 3 * capacity + j, scale * s3 + added)
-            for i in range(min(HEADS, last + 1 - head)):
-                y = y_at + (head + i) * tensors.stride(state, node, 1)
-                _weigh(y, v_at, v_cell, cell, score + 4 * i * capacity, count, n_v)
+        if rows == 1:
+            bias = load_i64(lists, CellListsWord.BIAS) + 4 * first
+            _attend_row(
+                y_at,
+                y_head,
+                q_at,
+                q_head,
+                k_at,
+                v_at,
+                k_cell,
+                v_cell,
+                cell,
+                bias,
+                score,
+                scale,
+                group,
+                count,
+                capacity,
+                n_k,
+                n_v,
+            )
+        else:
+            offset = load_i64(load_i64(lists, CellListsWord.TILE_OFFSET), number)
+            bias, scratch = load_i64(lists, CellListsWord.TILE_BIAS) + 4 * offset, load_i64(lists, CellListsWord.SCRATCH)
+            attend_tile(
+                y_at, y_row, y_head, q_at, q_row, q_head, k_at, v_at, k_cell, v_cell, cell, bias, scratch, scale,
+                rows, group, count, n_k, n_v,
+            )  # fmt: skip

@@ -111,6 +111,15 @@ class CellListsWord(_Words):
     """Address of the scores of some heads [heads, capacity], float32."""
     CAPACITY = auto()
     """The most cells that a row may see."""
+    TILES = auto()
+    """How many tiles there are: rows next to each other that are computed together, or one row."""
+    TILE = auto()
+    """Address of each tile's first row [tiles + 1], int32, and below of its first place in the biases [tiles], int64."""
+    TILE_OFFSET = auto()
+    TILE_BIAS = auto()
+    """Address of what the mask adds to the scores of tiles of several rows, [rows, cells] one after another, float32."""
+    SCRATCH = auto()
+    """Address of memory for one tile's computation, float32."""
 
 
 OP_PARAMS_WORDS = 8
@@ -127,7 +136,7 @@ FIRST_PARAMS = len(RecordWord)
 """Where a record has the parameters of its first operation, and below of its last."""
 LAST_PARAMS = FIRST_PARAMS + OP_PARAMS_WORDS
 RECORD_WORDS = LAST_PARAMS + OP_PARAMS_WORDS
-CELL_LISTS_WORDS = 8
+CELL_LISTS_WORDS = 16
 """A cache line: two threads never write to the same one."""
 
 MATH = {"reassoc", "contract", "nsz"}  # sums may be taken in any order, or they would not become vector code
