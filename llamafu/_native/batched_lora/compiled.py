@@ -43,6 +43,7 @@ class CompiledLoraHook:
         dtype: type[np.float16 | np.float32],
     ) -> None:
         from llamafu._native.batched_lora import attention_kernels, lora_kernels, shared_state
+        from llamafu._native.batched_lora.row_groups import scratch_floats
 
         self._kernels, self._words = lora_kernels, shared_state
         self._library = library
@@ -56,7 +57,8 @@ class CompiledLoraHook:
         factors = [(ops.a, 2 * i) for i, ops in enumerate(targets)] + [(ops.b, 2 * i + 1) for i, ops in enumerate(targets)]
         self._lookup = _hash_table(factors)
         self._products = np.zeros(0, np.float32)
-        self._rounded = np.empty((MOST_THREADS, max((n for n, _ in shapes), default=0)), np.float32)  # few of them are touched
+        longest = max((n for n, _ in shapes), default=0)
+        self._scratch = np.empty((MOST_THREADS, scratch_floats(longest)), np.float32)  # few of them are touched
         self._kept: tuple[RowTable, ...] = ()  # whose arrays the kernels read
         self._most_used = max((ops.used for ops in targets), default=1)
         # ffi.new zeroes the members that are not named; a dictionary passed by value would leave them undefined.
@@ -77,7 +79,7 @@ class CompiledLoraHook:
         state[word.LOOKUP], state[word.LOOKUP_MASK] = self._lookup.ctypes.data, len(self._lookup) - 1
         state[word.RECORDS] = self._records.ctypes.data
         state[word.HALF] = half
-        state[word.ROUNDED], state[word.ROUNDED_BYTES] = self._rounded.ctypes.data, self._rounded.strides[0]
+        state[word.SCRATCH], state[word.SCRATCH_BYTES] = self._scratch.ctypes.data, self._scratch.strides[0]
         for i, (n_in, n_out) in enumerate(shapes):
             self._fill_record(i, n_in, n_out)
 

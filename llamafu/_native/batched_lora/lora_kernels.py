@@ -18,6 +18,8 @@ from numba import cfunc, njit, types
 from llamafu._native.batched_lora import ggml_tensor as tensors
 from llamafu._native.batched_lora.attention_kernels import is_attention, take_over
 from llamafu._native.batched_lora.loops import add4_float, add4_half, add_float, add_half, dot_float, dot_half, round_to_half
+from llamafu._native.batched_lora.row_groups import ROWS as GROUP
+from llamafu._native.batched_lora.row_groups import begins_group, first_of_rows, last_of_groups, same_uses
 from llamafu._native.batched_lora.shared_state import (
     FIRST_PARAMS,
     KERNEL,
@@ -71,26 +73,53 @@ def first_kernel(node, _source, thread, threads, record):
     stacked = load_i64(record, RecordWord.IDS) != 0
     by_row = tensors.stride(state, x, 2) if stacked else tensors.stride(state, x, 1)
     by_place = tensors.stride(state, x, 1) if stacked and tensors.size(state, x, 1) > 1 else 0
-    rounded = load_i64(state, StateWord.ROUNDED) + thread * load_i64(state, StateWord.ROUNDED_BYTES)
+    scratch = load_i64(state, StateWord.SCRATCH) + thread * load_i64(state, StateWord.SCRATCH_BYTES)
+    if not stacked:
+        a, starts = load_i64(record, RecordWord.FACTOR_A), load_i64(table, RowTableWord.START)
+        count = load_i64(table, RowTableWord.ROWS)
+        first_of_rows(products, inputs, by_row, a, starts, units, scales, strength, count, n, half, scratch, thread, threads)
+        return
     last = np.int64(-1)
     total = load_i64(table, RowTableWord.USES) * used
     for item in range(total * thread // threads, total * (thread + 1) // threads):
         use, place = item // used, item % used
         unit, row = np.int64(load_i32(units, use)), np.int64(load_i32(rows, use))
         factor = load_f32(strength, unit) * load_f32(scales, use)
+        at = inputs + row * by_row + place * by_place
         product = np.float32(0)
         if factor != 0:
-            expert = _expert(state, record, row, place)
-            a = load_i64(record, RecordWord.FACTOR_A) + (unit * experts + expert) * n * value_bytes
-            at = inputs + row * by_row + place * by_place
-            if half:
-                if at != last:  # all units of a row have the same inputs
-                    round_to_half(rounded, at, n)
-                    last = at
-                product = factor * as_half(dot_half(a, rounded, n))
-            else:
-                product = factor * dot_float(a, at, n)
+            a = load_i64(record, RecordWord.FACTOR_A) + (unit * experts + _expert(state, record, row, place)) * n * value_bytes
+            if half and at != last:  # all units of a row have the same inputs
+                round_to_half(scratch, at, n)
+                last = at
+            product = factor * (as_half(dot_half(a, scratch, n)) if half else dot_float(a, at, n))
         store_f32(products, item, product)
+
+
+@njit(inline="always")
+def _add_units(y, products, b, units, use, end, used, place, experts, expert, unit_bytes, half, first, last):
+    """Add h B to a row, for the uses `use` to `end`."""
+    while use < end:
+        b0 = b + (np.int64(load_i32(units, use)) * experts + expert) * unit_bytes
+        h0 = load_f32(products, use * used + place)
+        if use + 4 <= end:
+            b1 = b + (np.int64(load_i32(units, use + 1)) * experts + expert) * unit_bytes
+            b2 = b + (np.int64(load_i32(units, use + 2)) * experts + expert) * unit_bytes
+            b3 = b + (np.int64(load_i32(units, use + 3)) * experts + expert) * unit_bytes
+            h1 = load_f32(products, (use + 1) * used + place)
+            h2 = load_f32(products, (use + 2) * used + place)
+            h3 = load_f32(products, (use + 3) * used + place)
+            if half:
+                add4_half(y, b0, b1, b2, b3, h0, h1, h2, h3, first, last)
+            else:
+                add4_float(y, b0, b1, b2, b3, h0, h1, h2, h3, first, last)
+            use += 4
+        else:
+            if half:
+                add_half(y, b0, h0, first, last)
+            else:
+                add_float(y, b0, h0, first, last)
+            use += 1
 
 
 @cfunc(KERNEL, nopython=True, fastmath=MATH, cache=True)
@@ -109,37 +138,35 @@ def last_kernel(node, base, thread, threads, record):
     from_row, from_place = tensors.stride(state, base, row_dimension), tensors.stride(state, base, 1)
     first = n * thread // threads // _EDGE * _EDGE
     last = n if thread == threads - 1 else n * (thread + 1) // threads // _EDGE * _EDGE
-    for row in range(load_i64(table, RowTableWord.ROWS)):
-        begin, end = np.int64(load_i32(starts, row)), np.int64(load_i32(starts, row + 1))
-        for place in range(used):
-            to = y + row * by_row + place * by_place
-            origin = from_ + row * from_row + place * from_place
-            expert = _expert(state, record, row, place)
-            use = begin
-            if to != origin:
-                for i in range(first, last):
-                    store_f32(to, i, load_f32(origin, i))
-            while use < end:
-                b0 = b + (np.int64(load_i32(units, use)) * experts + expert) * unit_bytes
-                h0 = load_f32(products, use * used + place)
-                if use + 4 <= end:
-                    b1 = b + (np.int64(load_i32(units, use + 1)) * experts + expert) * unit_bytes
-                    b2 = b + (np.int64(load_i32(units, use + 2)) * experts + expert) * unit_bytes
-                    b3 = b + (np.int64(load_i32(units, use + 3)) * experts + expert) * unit_bytes
-                    h1 = load_f32(products, (use + 1) * used + place)
-                    h2 = load_f32(products, (use + 2) * used + place)
-                    h3 = load_f32(products, (use + 3) * used + place)
-                    if half:
-                        add4_half(to, b0, b1, b2, b3, h0, h1, h2, h3, first, last)
-                    else:
-                        add4_float(to, b0, b1, b2, b3, h0, h1, h2, h3, first, last)
-                    use += 4
-                else:
-                    if half:
-                        add_half(to, b0, h0, first, last)
-                    else:
-                        add_float(to, b0, h0, first, last)
-                    use += 1
+    scratch = load_i64(state, StateWord.SCRATCH) + thread * load_i64(state, StateWord.SCRATCH_BYTES)
+    rows, scales = load_i64(table, RowTableWord.ROWS), load_i64(table, RowTableWord.SCALE)
+    row = np.int64(0)
+    while row < rows:
+        groups = np.int64(0)
+        if row_dimension == 1:
+            while begins_group(starts, units, scales, row + GROUP * groups, rows) and (
+                groups == 0 or same_uses(starts, units, scales, row, row + GROUP * groups)
+            ):
+                groups += 1
+        together = max(GROUP * groups, 1)
+        if from_ != y:
+            for other in range(row, row + together):
+                for place in range(used):
+                    to, origin = y + other * by_row + place * by_place, from_ + other * from_row + place * from_place
+                    for i in range(first, last):
+                        store_f32(to, i, load_f32(origin, i))
+        use, count = np.int64(load_i32(starts, row)), np.int64(load_i32(starts, row + 1) - load_i32(starts, row))
+        if groups > 0:
+            h = products + 4 * use
+            last_of_groups(y + row * by_row, by_row, h, b, units + 4 * use, groups, count, n, half, first, last, scratch)
+        else:
+            for place in range(used):
+                expert = _expert(state, record, row, place)
+                to = y + row * by_row + place * by_place
+                _add_units(
+                    to, products, b, units, use, use + count, used, place, experts, expert, unit_bytes, half, first, last
+                )
+        row += together
 
 
 @njit(inline="always")

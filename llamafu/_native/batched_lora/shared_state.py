@@ -53,9 +53,9 @@ class StateWord(_Words):
     """Address of h [uses, used experts], float32."""
     HALF = auto()
     """1 where factors are float16, 0 where they are float32."""
-    ROUNDED = auto()
-    """Address of one row of float32 for each thread, and below the bytes of a row."""
-    ROUNDED_BYTES = auto()
+    SCRATCH = auto()
+    """Address of memory for each thread, float32, and below the bytes of one thread's (`row_groups.scratch_floats`)."""
+    SCRATCH_BYTES = auto()
     ATTENTION_OP = auto()
     """Number of ggml's attention operation; 0 where that is left alone."""
     LISTS = auto()
