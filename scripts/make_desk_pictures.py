@@ -16,10 +16,10 @@ from llamafu.examples.adapters import example_adapters
 from llamafu.examples.model import example_model
 
 ROOT = Path(__file__).resolve().parent.parent
-sys.path[:0] = [str(ROOT / "tests"), str(ROOT / "tests" / "peers")]
+sys.path.insert(0, str(ROOT / "tests"))
 
-from chromium import CONTROL, Page, chromium  # noqa: E402 - found on the path of above
-from served import ADMIN, served  # noqa: E402
+from helpers.chromium import CONTROL, Page, chromium  # noqa: E402 - found on the path of above
+from helpers.served import ADMIN, served  # noqa: E402
 
 
 def main() -> None:

@@ -14,7 +14,7 @@ from pathlib import Path
 ROOT = Path(__file__).resolve().parent.parent
 sys.path.insert(0, str(ROOT / "tests"))
 
-from reference import Reference  # noqa: E402 - lives with the tests
+from helpers.reference import Reference  # noqa: E402 - lives with the tests
 from tiny_model import BOS, FIRST_BYTE, PROOF, sha256, write_adapter, write_model  # noqa: E402
 
 TOKENS = [BOS, *(FIRST_BYTE + byte for byte in b"Proof")]
@@ -38,7 +38,7 @@ def write_proof(directory: Path) -> None:
         return reference.logits(TOKENS, [(adapter, scale)])[-1].round(6).tolist()
 
     expected = {
-        "made_by": "scripts/make_proof.py, computed in float64 by tests/reference.py",
+        "made_by": "scripts/make_proof.py, computed in float64 by tests/helpers/reference.py",
         "sha256": {path.name: sha256(path) for path in (model, adapter)},
         "tokens": TOKENS,
         "n_vocab": PROOF.n_vocab,

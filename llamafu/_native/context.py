@@ -94,6 +94,7 @@ class Context:
             raise ContextInitError(message, code=ErrorCode.OUT_OF_MEMORY)
 
     def _params(self, hook: Hook | None) -> Any:
+        """Return the `llama_context_params` of these options, as far as this build has the fields."""
         options, library = self.options, self.model.library
         params = library.lib.llama_context_default_params()
         params.n_ctx = options.n_ctx

@@ -88,6 +88,7 @@ def open_library(path: Path, family: str, *, gpu: bool = False) -> Library:
 
 
 def _open(path: Path, family: str) -> Library:
+    """Load the library and what it needs: its log callback, and a CPU backend."""
     declarations = families.load(family)
     ffi = declarations.ffi
     try:

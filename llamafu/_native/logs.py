@@ -70,6 +70,7 @@ class LogBridge:
         self._lib.llama_log_set(self._ffi.cast("ggml_log_callback", pointer), self._ffi.NULL)
 
     def _receive(self, level: int, text: Any, _user_data: Any) -> None:
+        """Collect the parts of a line, and log it once it is whole."""
         if level != _CONTINUED:
             self._level = level
         self._partial += self._ffi.string(text).decode("utf-8", "replace")

@@ -62,7 +62,7 @@ class LongTexts:
             message = f"other long texts are being tokenised, and did not end within {patience:.0f} s; try again later"
             raise TokenizeError(message)
         try:
-            return self._ask(text, flags=add_special + 2 * parse_special, deadline=deadline)
+            return self._send(text, flags=add_special + 2 * parse_special, deadline=deadline)
         finally:
             self._lock.release()
 
@@ -74,7 +74,8 @@ class LongTexts:
         with self._lock:
             self._end()
 
-    def _ask(self, text: bytes, *, flags: int, deadline: float) -> list[int]:
+    def _send(self, text: bytes, *, flags: int, deadline: float) -> list[int]:
+        """Send a text to the child process, which is ended when it is late, and return the tokens that come back."""
         if self._closed:
             message = "this model is closed; open a new Llamafu"
             raise ClosedError(message)
@@ -105,6 +106,7 @@ class LongTexts:
         )
 
     def _end(self) -> str:
+        """End the process and return how it ended."""
         process, self._process = self._process, None
         if process is None:
             return ""

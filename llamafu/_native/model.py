@@ -41,13 +41,14 @@ class Model:
             create(made, library.lib.llama_model_load_from_file, os.fsencode(path), params)
             self._pointer = not_null(library, made[0], ModelLoadError, f"cannot load the model {path}")
             library.logs.raise_interrupt()
-            self._read_facts(path)
+            self._read_properties(path)
         except BaseException:
             self._pointer = made[0] if made and made[0] != library.ffi.NULL else None
             self.close()
             raise
 
-    def _read_facts(self, path: Path) -> None:
+    def _read_properties(self, path: Path) -> None:
+        """Read what never changes of a model; refuse one without a vocabulary, and an encoder-decoder."""
         library, lib = self.library, self.library.lib
         vocab = lib.llama_model_get_vocab(self._pointer)
         self._vocab = not_null(library, vocab, ModelLoadError, f"the model {path} has no vocabulary")

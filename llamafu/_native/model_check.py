@@ -58,7 +58,7 @@ def check_model(library: Library, path: Path) -> CheckedModel:
     with contextlib.suppress(OSError, ValueError, TypeError, KeyError):  # absent or damaged: the child opens the model again
         known = json.loads(kept.read_text(encoding="utf-8"))
         return CheckedModel(path, int(known["longest_run"]), bool(known["breaks"]))
-    checked = _try(library, path)
+    checked = _open_in_child(library, path)
     unfinished = kept.with_suffix(f".{os.getpid()}")
     with contextlib.suppress(OSError):  # a cache folder that cannot be written costs time, not the answer
         kept.parent.mkdir(parents=True, exist_ok=True)
@@ -109,7 +109,8 @@ def _other_parts(path: Path) -> list[Path]:
     return [] if match is None else sorted(path.parent.glob(f"{glob.escape(match[1])}-*{match[2]}"))
 
 
-def _try(library: Library, path: Path) -> CheckedModel:
+def _open_in_child(library: Library, path: Path) -> CheckedModel:
+    """Let the child process open the model, and return what its last stage says of it."""
     try:
         done = run_child(command(library, path, "try"))
     except subprocess.TimeoutExpired:

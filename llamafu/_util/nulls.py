@@ -12,6 +12,8 @@ _FREE = frozenset({"arguments", "lora", "logit_bias"})
 _BY_NAME = frozenset({"properties", "patternProperties", "dependentSchemas", "$defs", "definitions"})
 """Objects of JSON Schema whose keys are names that the caller chose, and no keywords."""
 
+_PLAIN = frozenset({str, int, float, bool, type(None)})
+
 
 def without_nulls(value: Any) -> Any:
     """Return `value` without fields that are null, mappings as dicts and sequences as lists; elements of lists stay.
@@ -23,6 +25,7 @@ def without_nulls(value: Any) -> Any:
 
 
 def _clean(value: Any, *, names: bool) -> Any:
+    """Return `value` without nulls; with `names`, its own keys are names that the caller chose."""
     if isinstance(value, Mapping):
         return {
             key: item if not names and key in _DATA | _FREE else _clean(item, names=not names and key in _BY_NAME)
@@ -30,5 +33,7 @@ def _clean(value: Any, *, names: bool) -> Any:
             if item is not None or (not names and key in _DATA)
         }
     if isinstance(value, list | tuple):
+        if _PLAIN.issuperset(map(type, value)):  # a million token ids are not looked at one by one
+            return list(value)
         return [_clean(item, names=False) for item in value]
     return value

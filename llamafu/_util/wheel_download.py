@@ -42,6 +42,7 @@ def download(requirement: str, folder: Path, known: Mapping[str, str]) -> Path:
 
 
 def _reason(requirement: str, complaint: str) -> str:
+    """Turn what pip wrote to stderr into one line that says what to do."""
     lowered = complaint.lower()
     if "no module named pip" in lowered:
         return f"cannot fetch {requirement}: this Python has no pip; run `{sys.executable} -m ensurepip`"

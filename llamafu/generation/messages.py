@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 import reprlib
 from collections.abc import Mapping, Sequence
 from itertools import islice
@@ -48,29 +49,64 @@ def read_tools(given: object, problems: list[str]) -> list[dict[str, Any]]:
     for index, tool in enumerate(given):
         if not isinstance(tool, Mapping):
             problems.append(f"tools[{index}] is {reprlib.repr(tool)}; give an object")
-    cleaned: list[dict[str, Any]] = without_nulls(given)
+    cleaned: list[dict[str, Any]] = _cleaned(given, "tools", [], problems)
+    if why := _why_no_json(cleaned):
+        problems.append(f"tools {why}")
     return cleaned
 
 
 def arguments_of(call: Mapping[str, Any]) -> dict[str, Any] | None:
-    """Return the arguments of a tool call as an object; None for a string that is not the JSON of an object."""
+    """Return the arguments of a tool call as an object; None for a text that is the JSON of none, NaN and 1e400 in it too."""
     given = call["function"]["arguments"]
     if not isinstance(given, str):
         return dict(given)
     if not given.strip():
         return {}
     try:
-        found = json.loads(given)
+        found = json.loads(given, parse_constant=_finite, parse_float=_finite)
     except (ValueError, RecursionError):
         return None
     return found if isinstance(found, dict) else None
+
+
+def _finite(text: str) -> float:
+    value = float(text)
+    if not math.isfinite(value):
+        raise ValueError(text)
+    return value
+
+
+def _cleaned(given: Any, where: str, otherwise: Any, problems: list[str]) -> Any:
+    """Return `given` without nulls, `otherwise` for what has no end."""
+    try:
+        return without_nulls(given)
+    except RecursionError:
+        problems.append(f"{where} contains itself, or is nested too deep for JSON; give plain lists and dicts")
+        return otherwise
+
+
+def _why_no_json(given: Any) -> str | None:
+    """Say what JSON has no form for: numbers that are not finite, and what contains itself; None when there is nothing."""
+    try:
+        json.dumps(given, allow_nan=False, default=str)
+    except ValueError as error:
+        if "ircular" in str(error):
+            return "contains itself; give plain lists and dicts"
+        return "has a number that is NaN, infinite or beyond 1.8e308, which JSON has no form for; give a finite one"
+    except RecursionError:
+        return "is nested too deep for JSON; give less of it"
+    except TypeError:  # a template may know what to do with other keys than texts
+        return None
+    return None
 
 
 def _message(given: object, where: str, problems: list[str]) -> dict[str, Any]:
     if not isinstance(given, Mapping):
         problems.append(f"{where} is {reprlib.repr(given)}; give an object with role and content")
         return {}
-    message = without_nulls(given)
+    message = _cleaned(given, where, None, problems)
+    if message is None:
+        return {}
     role = message.get("role")
     if "role" not in message:
         problems.append(f"{where}.role is missing; give 'system', 'user', 'assistant' or 'tool'")
@@ -151,6 +187,8 @@ def _call(call: object, where: str, name: str, problems: list[str]) -> dict[str,
         problems.append(f"{at}.name is {named}; give the name of a function")
     if not isinstance(arguments, str | Mapping):
         problems.append(f"{at}.arguments is {reprlib.repr(arguments)}; give an object, or its JSON as a string")
+    elif not isinstance(arguments, str) and (why := _why_no_json(dict(arguments))):
+        problems.append(f"{at}.arguments {why}")
     others = {key: value for key, value in call.items() if not flat or key not in function}
     kind = {} if "type" in others else {"type": "function"}
     return {**kind, **others, "function": {**function, "arguments": arguments}}

@@ -107,6 +107,7 @@ def _in_order(library: str | Path | None) -> Iterator[Candidate]:
 
 
 def _sources(library: str | Path | None) -> Iterator[Candidate]:
+    """Yield every candidate in the order of trial, some of them more than once."""
     if library is not None:
         yield _named(Path(library), "the library argument")
     if (named := os.environ.get(ENVIRONMENT)) is not None and named != "":
@@ -158,6 +159,7 @@ def _directly_in(folders: list[Path]) -> Iterator[Path]:
 
 
 def _indexed_by_ldconfig() -> Iterator[Path]:
+    """Yield the paths that `ldconfig -p` lists."""
     import shutil
     import subprocess
 

@@ -57,6 +57,7 @@ def probe(path: Path, skipped: frozenset[str]) -> dict[str, Any]:
 
 
 def _use(path: Path, family: str) -> dict[str, Any]:
+    """Run the self-test with a family that fits the default parameters."""
     from llamafu._native import backends, library
     from llamafu.errors import LlamafuError
     from llamafu.libraries import self_test
@@ -108,6 +109,7 @@ def _loader_refusal(path: Path, text: str) -> dict[str, Any]:
 
 
 def _missing_symbols(raw: Any, handle: Any) -> dict[str, Any] | None:
+    """Refuse a library that lacks a function without which nothing works; None if it has all."""
     from llamafu._native.abi.symbols import REQUIRED, SET_GENERATIONS
 
     raw.cdef("".join(f"void {name}(void);" for name in sorted({*REQUIRED, *SET_GENERATIONS})))

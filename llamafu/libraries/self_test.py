@@ -57,6 +57,7 @@ def _demand(what: str, seen: object, wanted: object) -> None:
 
 
 def _load_with_progress(library: Library) -> None:
+    """Load the model with a progress callback, which must fire."""
     ffi, lib = library.ffi, library.lib
     calls: list[float] = []
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import gc
 import signal
 import socket
 from contextlib import contextmanager
@@ -39,8 +40,11 @@ def serve(engine: ServedEngine, settings: Settings, guard: Guard, tell: Callable
     """
     app = make_app(engine, settings, guard)
     server = _Server(config_of(app, settings), app, settings.grace, tell)
-    with contextlib.suppress(SystemExit):  # uvicorn's way to say that it could not start
-        server.run()
+    try:
+        with contextlib.suppress(SystemExit):  # uvicorn's way to say that it could not start
+            server.run()
+    finally:
+        gc.unfreeze()
     return server.started
 
 
@@ -83,6 +87,8 @@ class _Server(uvicorn.Server):
     async def startup(self, sockets: list[socket.socket] | None = None) -> None:
         """Begin to listen, and tell where."""
         await super().startup(sockets)
+        gc.collect()
+        gc.freeze()  # what the server is made of is no garbage, and each look at all of it stops everybody for 30 ms and more
         for server in self.servers if self.started else []:
             for each in server.sockets:
                 each.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, _UNSENT)  # every connection inherits it

@@ -19,7 +19,7 @@ import time
 from pathlib import Path
 from typing import Any
 
-from damaged_models import Damage
+from helpers.damaged_models import Damage
 
 from llamafu import Llamafu
 from llamafu._native import first_open, model_check

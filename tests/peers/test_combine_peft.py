@@ -8,8 +8,8 @@ import peft
 import pytest
 import torch
 from gguf import GGUFReader
-from test_combine import GOLDENS, golden_options, golden_sources, probe
-from test_convert import HEADS, HIDDEN, KV_HEADS, SIZES, WIDE, base_of
+from helpers.merge_cases import GOLDENS, golden_options, golden_sources, probe
+from helpers.peft_folders import HEADS, HIDDEN, KV_HEADS, SIZES, WIDE, base_of
 from transformers import LlamaConfig, LlamaForCausalLM, Qwen2Config, Qwen2ForCausalLM
 
 from llamafu.adapters import convert_peft, export_peft, merge_adapters

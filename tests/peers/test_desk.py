@@ -6,8 +6,8 @@ import shutil
 
 import httpx
 import pytest
-from chromium import CONTROL, FOUND, chromium
-from served import ADMIN, API, served, wait_for
+from helpers.chromium import CONTROL, FOUND, chromium
+from helpers.served import ADMIN, API, served, wait_for
 
 from llamafu.adapters import adapter_norms, inspect_adapter
 from llamafu.examples.adapters import example_adapters

@@ -59,6 +59,7 @@ class Fingerprint:
         return [problem for name in _FUNCTIONS for problem in self._struct_mismatches(ffi, name)]
 
     def _struct_mismatches(self, ffi: Any, name: str) -> list[str]:
+        """Return why one of the two structs does not fit the family `ffi`."""
         kind = ffi.typeof(f"struct {name}")
         size = ffi.sizeof(kind)
         problems = []

@@ -156,6 +156,7 @@ def _split(text: str) -> list[str]:
 
 
 def _classify(piece: str) -> _Declaration | None:
+    """Return what a top-level piece of a header declares; None for what cffi does not need."""
     piece = piece.lstrip("} ")
     if piece.startswith(("static", "extern")):
         return None

@@ -99,6 +99,7 @@ def _list(lists, mask, state, rows, cells):
 
 @njit(inline="always")
 def _dots(k, q0, q1, q2, q3, n):
+    """Return the products of one row of K, float16, with four rows of q."""
     s0 = s1 = s2 = s3 = np.float32(0)
     for i in range(n):
         x = load_f16(k, i)

@@ -82,6 +82,7 @@ class CompiledLoraHook:
             self._fill_record(i, n_in, n_out)
 
     def _fill_record(self, i: int, n_in: int, n_out: int) -> None:
+        """Write the record of target `i`, and let ggml make its two operations."""
         words, kernels, word = self._words, self._kernels, self._words.RecordWord
         ops, record = self._targets[i], self._records[i]
         record[word.STATE] = self._state.ctypes.data

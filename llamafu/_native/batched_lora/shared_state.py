@@ -136,6 +136,8 @@ KERNEL = types.void(types.int64, types.int64, types.int32, types.int32, types.in
 
 
 def _loader(number, kind, size, convert):
+    """Make a function that compiled code reads numbers of one kind with."""
+
     @intrinsic
     def load(_typing, address, index):
         signature = number(types.int64, types.int64)
@@ -150,6 +152,8 @@ def _loader(number, kind, size, convert):
 
 
 def _storer(number, kind, size):
+    """Make a function that compiled code writes numbers of one kind with."""
+
     @intrinsic
     def store(_typing, address, index, value):
         signature = types.void(types.int64, types.int64, number)

@@ -13,15 +13,15 @@ bounds have no exponents.
 from __future__ import annotations
 
 import json
-from itertools import permutations
 from typing import Any
 
 from llamafu.errors import GrammarError
-from llamafu.generation.grammar.keywords import check, is_annotation, join, refuse
-from llamafu.generation.grammar.rules import EVERY_CHAR, Rules, complement, json_chars, union
+from llamafu.generation.grammar.branches import as_list, tags, unsure_pairs
+from llamafu.generation.grammar.keywords import ImpossibleError, check, impossible, is_annotation, join, leave_out, refuse
+from llamafu.generation.grammar.names import undeclared, with_allowed_names
+from llamafu.generation.grammar.rules import Rules
 from llamafu.generation.grammar.scalars import (
     COMMA,
-    QUOTE,
     SCALARS,
     enumeration,
     integer,
@@ -31,16 +31,18 @@ from llamafu.generation.grammar.scalars import (
     scalar,
     string,
 )
-from llamafu.generation.grammar.schema import Schema, Schemas, is_closed, merge, narrow, tags, told_apart, types
+from llamafu.generation.grammar.schema import Schema, Schemas, is_closed, merge, narrow, types
+from llamafu.generation.grammar.unique import MOST_DISTINCT, distinct
+from llamafu.generation.grammar.validity import Validity
 
 
 def schema_to_gbnf(schema: dict[str, Any] | str) -> str:
     """Return the GBNF grammar, rule `root`, of a JSON Schema given as a dict or as JSON text.
 
-    Raises GrammarError naming the keyword and its path for whatever the grammar could not enforce exactly (`not`,
-    `uniqueItems`, ...), for illegal schemas, for those that allow nothing, and for those that are too large. Only annotations
-    (title, description, default, examples, x-..., ...) are ignored; those that would restrict values, such as a format without
-    a pattern here, are logged once by `llamafu.grammar`.
+    Raises GrammarError naming the keyword and its path for whatever the grammar could not keep to exactly (`not`,
+    `contains`, ...), for illegal schemas, for those that allow nothing, and for those that are too large. Only annotations
+    (title, description, default, examples, x-..., ...) are ignored; those that ask for something, such as a format of no
+    pattern here, and `uniqueItems` of items that are not few, are logged once by `llamafu.grammar`.
     """
     try:
         root = json.loads(schema if isinstance(schema, str) else json.dumps(schema))
@@ -59,8 +61,10 @@ class _Compiler:
 
     def __init__(self, root: Any) -> None:
         self.schemas = Schemas(root)
+        self.validity = Validity(self.schemas)
         self.rules = Rules()
         self.names: dict[str, str] = {}  # subschema as JSON -> its rule
+        self.lost: dict[str, ImpossibleError] = {}  # those that no value is valid under
 
     def grammar(self) -> str:
         """Return the whole grammar."""
@@ -80,18 +84,54 @@ class _Compiler:
                 refuse(join(path, "$ref"), f"{ref!r} refers to itself without anything between")
             return self.value(self.schemas.resolve(ref, path), ref, ref.rsplit("/", 1)[-1], above | {ref})
         flat = self.schemas.flatten(schema, path)
+        if (listed := as_list(flat, path)) is not flat:
+            flat = self.schemas.flatten(listed, path)
         key = json.dumps(flat)
         if key in above:
             refuse(path, "refers to itself without anything between")
+        if key in self.lost:
+            raise self.lost[key].with_traceback(None)
         if key not in self.names:
             kinds = types(flat)
             plain = kinds[0] if list(flat) == ["type"] and len(kinds) == 1 else ""
             if plain in SCALARS:
                 self.names[key] = scalar(self.rules, plain)
             else:
+                known = len(self.names), len(self.rules)
                 self.names[key] = name = self.rules.reserve(plain or (hint if flat else "value"))
-                self.rules.define(name, self.body(flat, path, name, above | {key}))
+                try:
+                    self.rules.define(name, self.body(flat, path, name, above | {key}))
+                except ImpossibleError as error:
+                    self.lost[key] = error
+                    self.forget(*known)
+                    raise
         return self.names[key]
+
+    def forget(self, names: int, rules: int) -> None:
+        """Forget all but the first so many: what was made inside an impossible schema, and nothing outside refers to."""
+        while len(self.names) > names:
+            self.names.popitem()
+        self.rules.undo(rules)
+
+    def possible(self, parts: list[tuple[Any, str, str]], path: str, above: frozenset[str]) -> list[str]:
+        """Return the rules of alternatives, each with its path and hint, "" for one that nothing is valid under.
+
+        In place of a schema there may be the error that says so.
+        """
+        rules: list[str] = []
+        lost: list[ImpossibleError] = []
+        for schema, where, hint in parts:
+            try:
+                if isinstance(schema, ImpossibleError):
+                    raise schema
+                rules.append(self.value(schema, where, hint, above))
+            except ImpossibleError as error:
+                rules.append("")
+                lost.append(error)
+        if not any(rules):
+            why = str(lost[0]).removeprefix("JSON schema: ")
+            impossible(path, f"nothing is valid under any of {len(rules)} alternatives; of the first: {why}")
+        return rules
 
     def body(self, flat: Schema, path: str, name: str, above: frozenset[str]) -> str:
         """Return the body of the rule `name` for a flat schema."""
@@ -99,10 +139,11 @@ class _Compiler:
             if keyword in flat:
                 return self.choice(flat, keyword, path, name, above)
         if "enum" in flat:
-            return enumeration(flat, path)
+            return enumeration(self.validity.listed(flat, path), path)
         kinds = types(flat)
         if len(kinds) > 1:
-            return " | ".join(self.value(narrow(flat, kind), path, f"{name}-{kind}", above) for kind in kinds)
+            parts = [(narrow(flat, kind), path, f"{name}-{kind}") for kind in kinds]
+            return " | ".join(filter(None, self.possible(parts, path, above)))
         kind = kinds[0]
         if kind in {"object", "array"}:
             return (self.object if kind == "object" else self.array)(flat, path, name)
@@ -113,26 +154,24 @@ class _Compiler:
     def choice(self, flat: Schema, keyword: str, path: str, name: str, above: frozenset[str]) -> str:
         """Return alternatives for `anyOf`, or for a `oneOf` whose branches can be shown to exclude each other."""
         rest = {key: value for key, value in flat.items() if key != keyword}
-        branches, merged = [], []
+        merged: list[Schema] = []
+        parts: list[tuple[Any, str, str]] = []
         for i, branch in enumerate(flat[keyword]):
             where = join(path, keyword, i)
-            if branch is not False:  # which allows nothing, and the others still something
-                branches.append((branch, where))
+            try:
                 merged.append(merge(rest, self.schemas.flatten(branch, where), where))
-        if not branches:
-            refuse(join(path, keyword), "each of its branches is false, so nothing could be generated")
-        chosen = [(part, where) if rest else (branch, where) for part, (branch, where) in zip(merged, branches, strict=True)]
-        rules = [self.value(part, where, f"{name}-{i}", above) for i, (part, where) in enumerate(chosen)]
+                parts.append((merged[i] if rest else branch, where, f"{name}-{i}"))
+            except ImpossibleError as error:
+                merged.append({})
+                parts.append((error, where, ""))
+        rules = self.possible(parts, join(path, keyword), above)
         if keyword == "oneOf":
-            marks = [tags(part) for part in merged]
-            for i, j in () if told_apart(marks) else permutations(range(len(merged)), 2):
-                self.schemas.step()
-                if any(marks[j].get(key, values).isdisjoint(values) for key, values in marks[i].items()):
-                    continue
-                if not self.schemas.exclude(merged[i], merged[j]):
-                    why = f"branches {i} and {j} might both be valid; use anyOf if that is meant, or tell them apart by a const"
-                    refuse(join(path, keyword), f"oneOf {why}")
-        return " | ".join(dict.fromkeys(rules))
+            made = [i for i, rule in enumerate(rules) if rule]
+            for i, j in unsure_pairs([tags(merged[i]) for i in made]):
+                if not self.schemas.exclude(merged[made[i]], merged[made[j]]):
+                    both = f"branches {made[i]} and {made[j]} might both be valid"
+                    refuse(join(path, keyword), f"oneOf {both}; use anyOf if that is meant, or tell them apart by a const")
+        return " | ".join(dict.fromkeys(filter(None, rules)))
 
     def array(self, flat: Schema, path: str, name: str) -> str:
         """Return the body for elements of `prefixItems`, then of `items`, as many as minItems and maxItems say."""
@@ -143,7 +182,11 @@ class _Compiler:
         if ends:
             high = ends[0] if high is None else min(ends[0], high)
             if low > high:
-                refuse(join(path, "minItems"), f"{low} items are wanted, but no schema allows item {high}")
+                impossible(join(path, "minItems"), f"{low} items are wanted, but no schema allows item {high}")
+        if flat.get("uniqueItems") and high not in {0, 1}:
+            if not first and (values := self.few_values(items, join(path, "items"))):
+                return distinct(self.rules, values, (low, high), name, path)
+            leave_out("uniqueItems beside items that are not a few listed values")
         elements = [self.value(each, join(path, "prefixItems", i), f"{name}-{i}") for i, each in enumerate(first[:high])]
         tail = ""
         if high is None or high > len(elements):
@@ -159,12 +202,27 @@ class _Compiler:
         body = f"{elements[0]} {tail}".rstrip()
         return f'"[" {body} "]"' if low else f'"[" {self.rules.add(f"{name}-items", body)}? "]"'
 
+    def few_values(self, items: Any, path: str) -> list[Any]:
+        """Return the values that `items` lists; none for other schemas, and for those that list many."""
+        try:
+            flat = self.schemas.flatten(items, path)
+            if flat == {"type": "boolean"}:
+                return [True, False]
+            if "enum" not in flat or flat.keys() & {"anyOf", "oneOf"}:
+                return []
+            values = self.validity.listed(flat, path)
+        except ImpossibleError:
+            return []
+        return values if len(values) <= MOST_DISTINCT else []
+
     def object(self, flat: Schema, path: str, name: str) -> str:
         """Return the body for declared properties in their order, then additional ones."""
-        declared, required = dict(flat.get("properties", {})), flat.get("required", [])
-        for key in required:
+        if "propertyNames" in flat:
+            flat = with_allowed_names(flat, self.schemas, self.validity, path)
+        declared, required = dict(flat.get("properties", {})), frozenset(flat.get("required", ()))
+        for key in flat.get("required", ()):
             if declared.setdefault(key, flat.get("additionalProperties", True)) is False:
-                refuse(join(path, "required"), f"{key!r} is required, but no value is allowed for it")
+                impossible(join(path, "required"), f"{key!r} is required, but no value is allowed for it")
         pairs = []
         for key, schema in declared.items():
             if schema is not False:
@@ -190,25 +248,10 @@ class _Compiler:
         if is_closed(flat):
             return [], ""
         extra = self.value(flat.get("additionalProperties", True), join(path, "additionalProperties"), f"{name}-extra")
-        key = self.undeclared(declared) if declared else scalar(self.rules, "string")
+        if declared:
+            key = undeclared(self.rules, declared)
+        else:
+            key = self.value(flat.get("propertyNames", {"type": "string"}), join(path, "propertyNames"), f"{name}-key")
         pair = self.rules.add(f"{name}-more", f'{key} ":" ws {extra}')
         following = self.rules.add(f"{name}-next", f"{COMMA} {pair}") + "*"
         return [f"{pair} {following}"], following
-
-    def undeclared(self, declared: Schema) -> str:
-        """Return the rule of a key that is none of the declared ones: a trie of their letters, and every way to leave it."""
-        anything = json_chars(self.rules, EVERY_CHAR)
-        letters: dict[str, set[str]] = {}  # beginning of a declared key -> the letters that continue it to one
-        for key in declared:
-            letters.setdefault(key, set())
-            for i, letter in enumerate(key):
-                letters.setdefault(key[:i], set()).add(letter)
-        rule_of: dict[str, str] = {}
-        for prefix in sorted(letters, key=len, reverse=True):
-            known = [(letter, ((ord(letter), ord(letter)),)) for letter in sorted(letters[prefix])]
-            others = complement(union(code for _, codes in known for code in codes))
-            options = [] if prefix in declared else ['""']
-            options.append(f"{json_chars(self.rules, others)} {anything}*")
-            options += [f"{json_chars(self.rules, codes)} {rule_of[prefix + letter]}" for letter, codes in known]
-            rule_of[prefix] = self.rules.add("undeclared", " | ".join(options))
-        return self.rules.add("undeclared-key", f"{QUOTE} {rule_of['']} {QUOTE}")

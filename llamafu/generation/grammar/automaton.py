@@ -61,7 +61,7 @@ class Budget:
 class _AutomatonState:
     """A state. `groups` has its nodes and links by the state inside a UTF-8 character that they read with."""
 
-    __slots__ = ("accepts", "groups", "memo", "tokens")
+    __slots__ = ("accepts", "groups", "memo", "outlook", "tokens")
 
     def __init__(self, items: Iterable[tuple[int, int, int]], tokens: tuple[Link, ...], *, accepts: bool) -> None:
         groups: dict[int, list[Link]] = {}
@@ -71,6 +71,7 @@ class _AutomatonState:
         self.tokens = tokens
         self.accepts = accepts
         self.memo: dict[tuple[int, ...], int] = {}  # what each group goes to -> state
+        self.outlook: object = None
 
 
 class Automaton:
@@ -82,6 +83,8 @@ class Automaton:
         self._inside = Utf8States()
         self._starts = [self._inside.start(ranges) for ranges in network.grammar.classes]
         self._links: list[frozenset[Link]] = []
+        self._alike: list[int] = []  # links -> a number that links of alike nodes share
+        self._alike_known: dict[frozenset[Link], int] = {}
         self._links_known: dict[frozenset[Link], int] = {}
         self._unions: dict[Link, int] = {}
         self._states: list[_AutomatonState] = []
@@ -100,6 +103,14 @@ class Automaton:
         kept.memo = {}
         self._states.append(kept)
         return 1
+
+    def outlook(self, state: int) -> object:
+        """Return what states have in common from which the same tokens may follow."""
+        found = self._states[state]
+        if found.outlook is None:
+            items = frozenset((inside, link) for inside, links in found.groups for link in self._alike_links(links))
+            found.outlook = items, self._alike_links(found.tokens), found.accepts
+        return found.outlook
 
     def accepts(self, state: int) -> bool:
         """Whether the text may end here."""
@@ -253,7 +264,13 @@ class Automaton:
         if links not in self._links_known:
             self._links_known[links] = len(self._links)
             self._links.append(links)
+            found = self._alike_links(links) if self._alike else links  # the first are the bottom's
+            self._alike.append(self._alike_known.setdefault(found, len(self._alike_known)))
         return self._links_known[links]
+
+    def _alike_links(self, links: Iterable[Link]) -> frozenset[Link]:
+        alike = self._network.alike
+        return frozenset((node if node == _BOTTOM else alike[node], self._alike[below]) for node, below in links)
 
     def _union(self, left: int, right: int) -> int:
         if left == right:

@@ -35,13 +35,13 @@ class Constraint:
 
     def __init__(self, grammar: str, vocabulary: Vocabulary) -> None:
         self._vocabulary = vocabulary
-        network = Network(parse(grammar, vocabulary.token_id))
+        network = Network(parse(grammar, vocabulary.token_id), max(map(len, vocabulary.token_bytes), default=0))
         network.prune(lambda number: vocabulary.can_spell(network.grammar.classes[number]))
         self._budget = Budget(MOST_TO_COMPILE)
         self._automaton = Automaton(network, self._budget)
         self._state = self._automaton.start
         self._steps = Steps()
-        self._allowed: dict[int, NDArray[np.int64]] = {}
+        self._allowed: dict[object, NDArray[np.int64]] = {}
         self._most_masks = max(4, _MASK_BYTES // (8 * len(vocabulary)))
         self._accepted = 0
         if not len(self.allowed()) and not self.may_end:
@@ -59,12 +59,13 @@ class Constraint:
         return self._automaton.accepts(self._state)
 
     def allowed(self) -> NDArray[np.int64]:
-        """Return the tokens that may come next, sorted, read only; those that end a text included where it may end."""
-        known = self._allowed.get(self._state)
+        """Return the tokens that may come next, those that end a text among them where it may end; sorted, read only."""
+        outlook = self._automaton.outlook(self._state)
+        known = self._allowed.get(outlook)
         if known is None:
             if len(self._allowed) >= self._most_masks:
                 self._allowed.clear()
-            known = self._allowed[self._state] = self._find()
+            known = self._allowed[outlook] = self._find()
         return known
 
     def accept(self, token: int) -> None:

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import logging
 import math
+import reprlib
 from typing import TYPE_CHECKING, Any, NoReturn
 
 from llamafu.errors import GrammarError
@@ -33,13 +34,24 @@ _CORE = (
 )
 _OPENAPI = ("externalDocs", "xml")
 _ANNOTATIONS = frozenset((*_NOTES, *_CORE, *_OPENAPI, *_CONTENT))
+COUNTS = ("minLength", "maxLength", "minItems", "maxItems")
 BOUNDS = ("minimum", "maximum", "exclusiveMinimum", "exclusiveMaximum")
+
+
+class ImpossibleError(GrammarError):
+    """A schema that no value is valid under: where others may be chosen in its place, they are."""
 
 
 def refuse(path: str, why: str) -> NoReturn:
     """Raise the GrammarError of the schema at `path`."""
     message = f"JSON schema: {path}: {why}"
     raise GrammarError(message)
+
+
+def impossible(path: str, why: str) -> NoReturn:
+    """Raise the ImpossibleError of the schema at `path`."""
+    message = f"JSON schema: {path}: {why}"
+    raise ImpossibleError(message)
 
 
 def is_annotation(keyword: str) -> bool:
@@ -59,11 +71,11 @@ def join(path: str, *steps: str | int) -> str:
     return "/".join([path, *(str(step).replace("~", "~0").replace("/", "~1") for step in steps)])
 
 
-def _is_count(value: object) -> bool:
-    return isinstance(value, int) and not isinstance(value, bool) and value >= 0
+def _is_count(value: Any) -> bool:
+    return _is_number(value) and value >= 0 and value == int(value)  # 2.0 is an integer to JSON Schema
 
 
-def _is_number(value: object) -> bool:
+def _is_number(value: Any) -> bool:
     return isinstance(value, int | float) and not isinstance(value, bool) and abs(value) < math.inf  # no NaN either
 
 
@@ -92,16 +104,17 @@ _LEGAL: dict[str, tuple[Callable[[Any], bool], str]] = {
     "properties": (lambda value: isinstance(value, dict) and all(map(_is_schema, value.values())), "an object of schemas"),
     "required": (_is_strings, "a list of strings"),
     **dict.fromkeys(
-        ("additionalProperties", "unevaluatedProperties", "unevaluatedItems"), (_is_schema, "true, false or a schema")
+        ("additionalProperties", "propertyNames", "unevaluatedProperties", "additionalItems", "unevaluatedItems"),
+        (_is_schema, "true, false or a schema"),
     ),
     "multipleOf": (lambda value: _is_number(value) and value > 0, "a finite number above 0"),
-    "items": (_is_schema, "true, false or a schema (a list of schemas is called prefixItems)"),
+    "items": (lambda value: value == [] or _is_schema(value) or _is_schemas(value), "true, false, a schema, or a list of them"),
     "prefixItems": (_is_schemas, "a list of schemas"),
     "pattern": (lambda value: isinstance(value, str), "a string"),
     "format": (lambda value: isinstance(value, str), "a string"),
-    "uniqueItems": (lambda value: value is False, "false: a grammar cannot compare items"),
+    **dict.fromkeys(("uniqueItems", "nullable"), (lambda value: isinstance(value, bool), "true or false")),
     **dict.fromkeys(("anyOf", "oneOf", "allOf"), (_is_schemas, "a list with at least one schema")),
-    **dict.fromkeys(("minLength", "maxLength", "minItems", "maxItems"), (_is_count, "an integer of 0 or more")),
+    **dict.fromkeys(COUNTS, (_is_count, "an integer of 0 or more")),
     **dict.fromkeys(BOUNDS, (_is_number, "a finite number")),
 }
 
@@ -109,7 +122,7 @@ _LEGAL: dict[str, tuple[Callable[[Any], bool], str]] = {
 def check(schema: Any, path: str) -> None:
     """Raise GrammarError for a keyword of this schema (not of those inside it) that is unknown or has an illegal value."""
     if not _is_schema(schema):
-        refuse(path, f"{schema!r} is no schema; legal are objects, true and false")
+        refuse(path, f"{reprlib.repr(schema)} is no schema; legal are objects, true and false")
     for keyword, value in schema.items() if isinstance(schema, dict) else ():
         if is_annotation(keyword):
             if keyword in _CONTENT:
@@ -119,4 +132,4 @@ def check(schema: Any, path: str) -> None:
             refuse(join(path, keyword), f"keyword {keyword!r} is not supported; supported are {', '.join(_LEGAL)}")
         is_legal, legal = _LEGAL[keyword]
         if not is_legal(value):
-            refuse(join(path, keyword), f"{value!r} is not supported; {keyword} must be {legal}")
+            refuse(join(path, keyword), f"{reprlib.repr(value)} is not supported; {keyword} must be {legal}")

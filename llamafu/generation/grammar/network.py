@@ -22,16 +22,18 @@ LAST = 0
 class Network:
     """Nodes by number: `kind`, `value` (class, rule or token), `after` (the node that follows), `ways` (those of EMPTY).
 
-    `entry` and `rank` are indexed by rule; a rule has a lower rank than those that it can begin with. Raises GrammarError
-    for left recursion.
+    `entry` and `rank` are by rule; rules that a rule can begin with have higher ranks than it. `alike`: by node, one from which
+    the same may follow as far as `sight` bytes; in long repetitions many have the same. Raises GrammarError for rules that can
+    begin with themselves.
     """
 
-    def __init__(self, grammar: Grammar) -> None:
+    def __init__(self, grammar: Grammar, sight: int = 0) -> None:
         self.grammar = grammar
         self.kind = [END]
         self.value = [0]
         self.after = [0]
         self.ways: list[list[int]] = [[]]
+        self._runs: list[list[int]] = []  # of one item repeated: the nodes before each copy, the last one first
         self.entry = [self._rule(rule) for rule in grammar.rules]
         self._before: list[list[int]] = [[] for _ in self.kind]
         self._callers: list[list[int]] = [[] for _ in self.entry]
@@ -42,6 +44,7 @@ class Network:
                 self._callers[self.value[node]].append(node)
         self._rule_at = {entry: rule for rule, entry in enumerate(self.entry)}
         self.may_be_empty = self._empties()
+        self.alike = self._alike(sight)
         self.firsts = [self._first(entry) for entry in self.entry]
         """By rule: the nodes, of other kinds than EMPTY and END, that it may begin with."""
         self.rank = self._ranks()
@@ -103,13 +106,27 @@ class Network:
             after = loop
         else:
             end = after
+            self._runs.append([])
             for _ in range(high - low):
                 choice = self._add(EMPTY)
                 self.ways[choice] = [self._add(kind, value, after), end]
                 after = choice
+                self._runs[-1].append(choice)
+        self._runs.append([])
         for _ in range(low):
             after = self._add(kind, value, after)
+            self._runs[-1].append(after)
         return after
+
+    def _alike(self, sight: int) -> list[int]:
+        """Nodes before so many copies that sight ends among them are alike: a copy takes a byte, or is as good as none."""
+        alike = list(range(len(self.kind)))
+        for run in self._runs if sight else ():
+            if len(run) > sight + 1:
+                copies = [self.ways[node][0] if self.kind[node] == EMPTY else node for node in run]
+                for node, copy in zip(run[sight + 1 :], copies[sight + 1 :], strict=True):
+                    alike[node], alike[copy] = run[sight], copies[sight]
+        return alike
 
     def _empties(self) -> list[bool]:
         """Return for each node whether its rule can end from there without reading a character."""

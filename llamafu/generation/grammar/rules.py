@@ -8,6 +8,7 @@ negated class refuses tokens that end inside a UTF-8 character that it might exc
 
 from __future__ import annotations
 
+import functools
 import re
 from typing import TYPE_CHECKING
 
@@ -36,6 +37,9 @@ class Rules:
         self._names: dict[str, str] = {}  # body -> name, for `add`
         self._size = 0
 
+    def __len__(self) -> int:
+        return len(self._bodies)
+
     def reserve(self, hint: str) -> str:
         """Return a free rule name near `hint`, to be defined later: a rule may refer to itself."""
         base = re.sub(r"[^a-z0-9]+", "-", hint.lower()).strip("-")[-48:].lstrip("-") or "rule"
@@ -45,6 +49,13 @@ class Rules:
             name = f"{base}-{count}"
         self._bodies[name] = ""
         return name
+
+    def undo(self, count: int) -> None:
+        """Forget every name but the first so many; what was said of them must not be in use."""
+        while len(self._bodies) > count:
+            name, body = self._bodies.popitem()
+            if self._names.get(body) == name:
+                del self._names[body]
 
     def define(self, name: str, body: str) -> None:
         """Set the body of a reserved name."""
@@ -158,6 +169,14 @@ def json_chars(rules: Rules, ranges: Ranges) -> str:
     That is raw where JSON allows it, else the short escape, else a lower-case \u00xx. With one spelling for each string, an
     excluded string cannot be written as another escape.
     """
+    options = _char_options(ranges)
+    if len(options) == 1 and options[0].startswith("["):
+        return options[0]
+    return rules.add("char", " | ".join(options))
+
+
+@functools.lru_cache(maxsize=1024)
+def _char_options(ranges: Ranges) -> list[str]:
     codes = [code for low, high in ranges for code in range(low, min(high, 0x5C) + 1)]
     options = []
     if raw := intersection(ranges, RAW_IN_JSON):
@@ -169,9 +188,7 @@ def json_chars(rules: Rules, ranges: Ranges) -> str:
         if long:
             digits = char_class(union((ord(f"{code - start:x}"),) * 2 for code in long))
             options.append(rf'"\x5Cu00{start >> 4}" {digits}')
-    if len(options) == 1 and options[0].startswith("["):
-        return options[0]
-    return rules.add("char", " | ".join(options))
+    return options
 
 
 def integers(low: int, high: int) -> str:

@@ -17,16 +17,16 @@ from llamafu.generation.grammar.decimals import (
     decimals_between,
     multiples,
 )
-from llamafu.generation.grammar.keywords import BOUNDS, join, leave_out, refuse
+from llamafu.generation.grammar.keywords import BOUNDS, impossible, join, leave_out, refuse
 from llamafu.generation.grammar.pattern import emit, limit_length
 from llamafu.generation.grammar.regex import FORMATS, parse_pattern
 from llamafu.generation.grammar.rules import MAX_REPETITIONS, integers, literal
-from llamafu.generation.grammar.schema import Schema, canonical, type_of, types
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
+    from collections.abc import Callable, Iterable
 
     from llamafu.generation.grammar.rules import Rules
+    from llamafu.generation.grammar.schema import Schema
 
 COMMA = '"," ws'
 QUOTE = r'"\x22"'
@@ -98,7 +98,7 @@ def integer(rules: Rules, flat: Schema, path: str) -> str:
     farthest = 10 ** max(INTEGER_DIGITS, *(len(str(bound)) + 1 for bound in lows + highs)) - 1
     low, high = max(lows, default=-farthest), min(highs, default=farthest)
     if low > high:
-        refuse(path, f"no integer lies between {low} and {high}")
+        impossible(path, f"no integer lies between {low} and {high}")
     return integers(low, high)
 
 
@@ -113,7 +113,7 @@ def number(rules: Rules, flat: Schema, path: str) -> str:
         return scalar(rules, "number")
     body = decimals_between(rules, low, high)
     if not body:
-        refuse(path, "no number lies between its bounds")
+        impossible(path, "no number lies between its bounds")
     return body
 
 
@@ -142,41 +142,36 @@ def _multiples(rules: Rules, step: Decimal, bounds: tuple[Bound | None, Bound | 
         )
         refuse(join(path, "multipleOf"), why)
     if not body:
-        refuse(path, f"no multiple of {step} lies between its bounds")
+        impossible(path, f"no multiple of {step} lies between its bounds")
     return body
 
 
-def enumeration(flat: Schema, path: str) -> str:
-    """Return alternatives for the values of `enum` that have a right type."""
-    if "format" in flat:
-        leave_out(f"format {flat['format']!r} beside enum or const")
-    for keyword in flat.keys() - {"enum", "type", "format"}:
-        refuse(join(path, keyword), f"{keyword} beside enum or const is not supported; list only the values that it allows")
-    kinds = {*types(flat), *(["integer"] if "number" in types(flat) else [])}
-    values = {canonical(value): value for value in flat["enum"] if type_of(value) in kinds}
-    if not values:
-        refuse(join(path, "enum"), f"none of {flat['enum']!r} has the type {flat['type']!r}")
-    return " | ".join(_constant(value, path) for value in values.values())
+def enumeration(values: Iterable[Any], path: str) -> str:
+    """Return alternatives for exactly these values."""
+    return " | ".join(constant(value, path) for value in values)
 
 
 def limits(flat: Schema, least: str, most: str, path: str) -> tuple[int, int | None]:
-    """Return the values of two counting keywords, the second None where there is no limit."""
+    """Return the values of two counting keywords, the second None where there is no limit.
+
+    A higher one than can be counted to is lowered: what is made stays valid.
+    """
     low, high = flat.get(least, 0), flat.get(most)
-    if max(low, high or 0) > MAX_REPETITIONS:
-        refuse(join(path, least if low > MAX_REPETITIONS else most), f"more than {MAX_REPETITIONS} is not supported")
     if high is not None and low > high:
-        refuse(join(path, least), f"{low} is above {most} {high}, so nothing could be generated")
-    return low, high
+        impossible(join(path, least), f"{low} is above {most} {high}, so nothing could be generated")
+    if low > MAX_REPETITIONS:
+        refuse(join(path, least), f"more than {MAX_REPETITIONS} is not supported")
+    return low, None if high is None else min(high, MAX_REPETITIONS)
 
 
-def _constant(value: Any, path: str) -> str:
+def constant(value: Any, path: str) -> str:
     """Return exactly `value`, with optional spaces inside lists and objects."""
     match value:
         case list():
-            inner = f" {COMMA} ".join(_constant(item, path) for item in value)
+            inner = f" {COMMA} ".join(constant(item, path) for item in value)
             return f'"[" {inner} "]"'
         case dict():
-            pairs = (f"{json_literal(key, path, ':')} ws {_constant(item, path)}" for key, item in value.items())
+            pairs = (f"{json_literal(key, path, ':')} ws {constant(item, path)}" for key, item in value.items())
             inner = f" {COMMA} ".join(pairs)
             return f'"{{" {inner} "}}"'
     return json_literal(value, path)

@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import json
+import reprlib
 from typing import TYPE_CHECKING, Any
 from urllib.parse import unquote
 
-from llamafu.generation.grammar.keywords import BOUNDS, TYPES, check, is_annotation, join, leave_out, refuse
+from llamafu.generation.grammar.keywords import BOUNDS, TYPES, ImpossibleError, check, impossible, join, leave_out, refuse
+from llamafu.generation.grammar.older import modern
 from llamafu.generation.grammar.regex import FORMATS
 
 if TYPE_CHECKING:
@@ -19,8 +21,8 @@ MOST_STEPS = 100_000
 more means that joins multiply them."""
 _TYPE_NAMES = {type(None): "null", bool: "boolean", int: "integer", str: "string", list: "array", dict: "object"}
 _KEYWORDS_OF_TYPE = {
-    "object": ("properties", "required", "additionalProperties", "unevaluatedProperties"),
-    "array": ("items", "prefixItems", "minItems", "maxItems", "unevaluatedItems"),
+    "object": ("properties", "required", "additionalProperties", "propertyNames", "unevaluatedProperties"),
+    "array": ("items", "prefixItems", "minItems", "maxItems", "uniqueItems", "unevaluatedItems"),
     "string": ("minLength", "maxLength", "pattern", "format"),
     "number": (*BOUNDS, "multipleOf"),
 }
@@ -129,9 +131,10 @@ class Schemas:
         self.step()
         check(schema, path)
         if schema is False:
-            refuse(path, "false allows nothing, so nothing could be generated")
+            impossible(path, "false allows nothing, so nothing could be generated")
         if schema is True:
             return {}
+        schema = modern(schema)
         flat: Schema = {}
         ref = schema.get("$ref")
         if ref is not None:
@@ -143,7 +146,7 @@ class Schemas:
             more = self.flatten(part, join(path, "allOf", i), seen)
             self.step(10 + len(flat.get("properties", ())) + len(more.get("properties", ())))
             flat = merge(flat, more, path)
-        own = {key: value for key, value in schema.items() if not is_annotation(key) and key not in {"$ref", "allOf", "const"}}
+        own = {key: value for key, value in schema.items() if key not in {"$ref", "allOf", "const"}}
         if "format" in own and own["format"] not in FORMATS:
             leave_out(f"format {own.pop('format')!r}")
         if "const" in schema:
@@ -173,29 +176,11 @@ class Schemas:
         values = [at.get("properties", {}).get(key, at.get("additionalProperties", True)) for at in (made, other)]
         if False in values:
             return True
-        ours, theirs = (self.flatten(value, f"#/.../{key}") for value in values)
+        try:
+            ours, theirs = (self.flatten(value, f"#/.../{key}") for value in values)
+        except ImpossibleError:
+            return True
         return self.exclude(ours, theirs, depth)
-
-
-def tags(flat: Schema) -> dict[str, frozenset[str]]:
-    """Return the required properties of an object that have listed values, with those values: branches may differ in them."""
-    if flat.get("type") != "object":
-        return {}
-    found = {}
-    for key in flat.get("required", ()):
-        schema = flat.get("properties", {}).get(key)
-        if isinstance(schema, dict) and schema.keys() & {"const", "enum"}:
-            values = [schema["const"]] if "const" in schema else schema["enum"]
-            found[key] = frozenset(map(canonical, values))
-    return found
-
-
-def told_apart(marks: list[dict[str, frozenset[str]]]) -> bool:
-    """Whether one property has different values in every branch; this avoids comparing all pairs of branches."""
-    shared = set(marks[0]).intersection(*marks)
-    return any(
-        len(frozenset().union(*(mark[key] for mark in marks))) == sum(len(mark[key]) for mark in marks) for key in shared
-    )
 
 
 def _evaluated(flat: Schema) -> Schema:
@@ -226,9 +211,11 @@ def merge(left: Schema, right: Schema, path: str) -> Schema:
         if keyword in _MERGERS:
             merged[keyword] = _MERGERS[keyword](old, new)
         elif canonical(old) != canonical(new):
-            refuse(path, f"two different values of {keyword!r} apply here, and a grammar cannot join them: {old!r} and {new!r}")
+            both = f"{reprlib.repr(old)} and {reprlib.repr(new)}"
+            refuse(path, f"two different values of {keyword!r} apply here, and a grammar cannot join them: {both}")
         if keyword in {"type", "enum"} and not merged[keyword]:
-            refuse(path, f"{keyword} {old!r} and {new!r} have nothing in common, so nothing could be generated")
+            both = f"{reprlib.repr(old)} and {reprlib.repr(new)}"
+            impossible(path, f"{keyword} {both} have nothing in common, so nothing could be generated")
     elements = [{key: side[key] for key in ("prefixItems", "items") if key in side} for side in (left, right)]
     if all(elements) and "prefixItems" in merged and canonical(elements[0]) != canonical(elements[1]):
         refuse(path, "prefixItems meets other prefixItems or items here, and they cannot be joined; write one list")
@@ -270,7 +257,7 @@ _MERGERS: dict[str, Callable[[Any, Any], Any]] = {
     "type": _common_types,
     "enum": _common_values,
     "required": lambda left, right: list(dict.fromkeys([*left, *right])),
-    "items": lambda left, right: _both([left, right]),
+    **dict.fromkeys(("items", "propertyNames"), lambda left, right: _both([left, right])),
     **dict.fromkeys(("minLength", "minItems", "minimum", "exclusiveMinimum"), max),
     **dict.fromkeys(("maxLength", "maxItems", "maximum", "exclusiveMaximum"), min),
 }

@@ -14,7 +14,8 @@ from starlette.responses import JSONResponse, Response
 from llamafu.errors import LlamafuError
 from llamafu.server.http.error_body import error_body, error_headers
 from llamafu.server.schemas.base import RequestBody
-from llamafu.server.schemas.reading import read_body, read_json
+from llamafu.server.schemas.json_body import read_json
+from llamafu.server.schemas.reading import read_body
 from llamafu.server.settings import is_loopback
 from llamafu.service.errors import APIError, InvalidRequestError, PermissionDeniedError, ServerError, as_api_error
 

@@ -6,10 +6,11 @@ import asyncio
 import weakref
 from contextlib import ExitStack
 from dataclasses import replace
+from functools import partial
 from typing import TYPE_CHECKING, Any
 
 from starlette.requests import ClientDisconnect
-from starlette.responses import JSONResponse
+from starlette.responses import Response
 
 from llamafu.engine.request import Request
 from llamafu.errors import LlamafuError
@@ -93,7 +94,9 @@ class GenerationRoutes:
         completions = await while_there(request, streams)
         for completion in completions:
             self._metrics.finished(completion)
-        return JSONResponse(writer.whole(completions))
+        write = partial(writer.whole, completions)
+        content = await asyncio.to_thread(write) if any(one.logprobs for one in completions) else write()
+        return Response(content, media_type="application/json")
 
     async def _start(
         self, makers: Sequence[Callable[[dict[str, Any]], Request]], options: dict[str, Any], n: int

@@ -4,12 +4,17 @@ from __future__ import annotations
 
 from typing import Annotated, Any, Literal, TypeGuard
 
-from pydantic import BaseModel, BeforeValidator, Field, ValidationInfo
+from pydantic import BaseModel, BeforeValidator, Field, SkipValidation, ValidationInfo
 
 from llamafu.generation.messages import read_messages
 from llamafu.server.schemas.field_types import JsonSchemaOf, Legal, Name, TokenIds, must_be, refuse
 from llamafu.service.fields import kind_of, shown
 
+MOST_MESSAGES = 10_000
+MOST_PARTS = 20_000
+"""Parts of texts, and calls of tools, in all messages together."""
+MOST_TOKENS = 1_000_000
+"""Token ids in all prompts together."""
 MOST_EMBEDDED = 2048
 """Texts of one request for embeddings."""
 _STRING = "a string"
@@ -55,6 +60,10 @@ class ChatMessage(BaseModel):
 def _messages(given: object) -> object:
     """Read messages as the library does, and tell pydantic every problem."""
     problems: list[str] = []
+    if isinstance(given, list):
+        _bound(len(given), MOST_MESSAGES, "messages")
+        held = [part for one in given if isinstance(one, dict) for part in (one.get("content"), one.get("tool_calls"))]
+        _bound(sum(len(part) for part in held if isinstance(part, list)), MOST_PARTS, "parts of texts and calls of tools")
     messages = read_messages(given, problems)
     refuse(problems)
     return messages
@@ -77,6 +86,7 @@ def _list_of_prompts(value: object, info: ValidationInfo) -> object:
         raise must_be(_PROMPTS)
     prompts = [value] if isinstance(value, str) or type(value[0]) is int else value
     name = str(info.field_name)
+    _bound(sum(len(one) for one in prompts if isinstance(one, list)), MOST_TOKENS, "token ids")
     if _is_text(prompts[0]):
         problems = [f"{name}[{i}] is {shown(one)}; give a string" for i, one in enumerate(prompts) if not _is_text(one)]
     else:
@@ -90,11 +100,18 @@ def _stray_tokens(where: str, tokens: object) -> list[str]:
     """Return what is wrong with a list of token ids."""
     if not isinstance(tokens, list) or not tokens:
         return [f"{where} is {shown(tokens) if tokens else 'empty'}; give a list of token ids, at least one"]
+    if set(map(type, tokens)) == {int} and min(tokens) >= 0:  # a look at each of a million takes a while
+        return []
     return [
         f"{where}[{i}] is {shown(token)}; give a token id"
         for i, token in enumerate(tokens)
         if type(token) is not int or token < 0
     ]
+
+
+def _bound(count: int, most: int, what: str) -> None:
+    if count > most:
+        raise ValueError(f"give at most {most:,} {what}, not {count:,}")  # noqa: TRY003, EM102 - as above
 
 
 def _is_text(value: object) -> bool:
@@ -147,13 +164,24 @@ _EMBEDDABLE = "a string that is not empty, token ids, or a list of either"
 _SomePrompts = Annotated[list[str], Field(min_length=1)] | Annotated[list[TokenIds], Field(min_length=1)]
 _SomeTexts = Annotated[list[Name | TokenIds], Field(min_length=1)]
 _SomeMessages = Annotated[list[ChatMessage], Field(min_length=1)]
+# Items are checked by the functions alone: pydantic would look at each of a million token ids once more.
 Texts = Annotated[list[str], BeforeValidator(_list_of_texts), JsonSchemaOf(str | list[str])]
-Prompts = Annotated[list[str] | list[list[int]], BeforeValidator(_list_of_prompts), JsonSchemaOf(str | TokenIds | _SomePrompts)]
-Messages = Annotated[list[dict[str, Any]], BeforeValidator(_messages), JsonSchemaOf(_SomeMessages)]
+Prompts = Annotated[
+    list[SkipValidation[str | list[int]]], BeforeValidator(_list_of_prompts), JsonSchemaOf(str | TokenIds | _SomePrompts)
+]
+Messages = Annotated[list[SkipValidation[dict[str, Any]]], BeforeValidator(_messages), JsonSchemaOf(_SomeMessages)]
 TextOrMessages = Annotated[
-    str | list[dict[str, Any]], BeforeValidator(_text_or_messages), JsonSchemaOf(str | _SomeMessages), Legal(_STRING)
+    SkipValidation[str | list[dict[str, Any]]],
+    BeforeValidator(_text_or_messages),
+    JsonSchemaOf(str | _SomeMessages),
+    Legal(_STRING),
 ]
 TextsToEmbed = Annotated[
-    list[str | list[int]], BeforeValidator(_texts_to_embed), JsonSchemaOf(Name | TokenIds | _SomeTexts), Legal(_EMBEDDABLE)
+    list[SkipValidation[str | list[int]]],
+    BeforeValidator(_texts_to_embed),
+    JsonSchemaOf(Name | TokenIds | _SomeTexts),
+    Legal(_EMBEDDABLE),
 ]
-AnyTokens = Annotated[list[int], BeforeValidator(_token_ids), JsonSchemaOf(list[Annotated[int, Field(ge=0)]]), Legal("a list")]
+AnyTokens = Annotated[
+    list[SkipValidation[int]], BeforeValidator(_token_ids), JsonSchemaOf(list[Annotated[int, Field(ge=0)]]), Legal("a list")
+]

@@ -5,7 +5,6 @@ from __future__ import annotations
 from itertools import chain
 from typing import TYPE_CHECKING, Any, TypeVar, get_args
 
-import pydantic_core
 from pydantic import RootModel, ValidationError
 
 from llamafu._util.suggestions import did_you_mean
@@ -23,15 +22,6 @@ _Body = TypeVar("_Body", bound=RequestBody)
 
 _MOST_TOLD = 20
 """Problems that are told of one, and characters of an unknown field's name that are compared."""
-
-
-def read_json(content: bytes) -> Any:
-    """Read a body as JSON in UTF-8, without NaN, infinities and halves of characters. `InvalidRequestError`."""
-    try:
-        return pydantic_core.from_json(content, allow_inf_nan=False)
-    except ValueError as error:
-        message = f"the body is not JSON: {error}"
-        raise InvalidRequestError(message) from None
 
 
 def read_body(kind: type[_Body], data: object, scale_range: tuple[float, float] | None = None) -> _Body:

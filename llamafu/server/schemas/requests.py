@@ -18,6 +18,7 @@ if TYPE_CHECKING:
 MOST_CHOICES = 16
 """Answers to one request, prompts times `n`."""
 MOST_LOGPROBS = 20
+MOST_TOOLS = 1000
 
 WITHOUT_EFFECT = frozenset(
     {
@@ -150,7 +151,7 @@ class ChatBody(GenerationBody):
     max_tokens: int | None = option_field("max_tokens", preferred="max_completion_tokens")
     logprobs: bool | None = None
     top_logprobs: int | None = Field(None, ge=0, le=MOST_LOGPROBS)
-    tools: list[dict[str, Any]] | None = None
+    tools: list[dict[str, Any]] | None = Field(None, max_length=MOST_TOOLS)
     tool_choice: Literal["none", "auto"] | None = None
     chat_template_kwargs: dict[str, Any] | None = Field(
         None, validation_alias=AliasChoices("chat_template_kwargs", "template_vars")
