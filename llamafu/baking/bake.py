@@ -69,7 +69,7 @@ class Baked(NamedTuple):
     """Whether no other type keeps more: each tensor has one that keeps its change, or F32."""
 
 
-def bake(
+def bake(  # longer than others for its list of parameters
     model: str | os.PathLike[str],
     adapters: Mapping[str | os.PathLike[str], float],
     output: str | os.PathLike[str],

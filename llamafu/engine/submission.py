@@ -21,6 +21,7 @@ from llamafu.generation.sampling import constrain
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Callable, Iterable, Iterator, Mapping, Sequence
 
+    from llamafu._native.model import Model
     from llamafu.engine.adapter_manager import AdapterManager
     from llamafu.engine.request_handle import Event
     from llamafu.engine.runtime import EngineRuntime
@@ -115,31 +116,33 @@ class Submission:
         if request.media:
             message = f"media has {len(request.media)} entries, but an engine reads text only"
             raise MultimodalError(message)
-        if isinstance(request.prompt, str):
-            with self._runtime.sharing() as model:
-                prompt: Sequence[int] = model.tokenize(request.prompt, add_special=True, parse_special=True)
-        else:
-            prompt = [self._checked_token(token) for token in request.prompt]
         with self._runtime.sharing() as model:
+            prompt = self._tokens_of(request.prompt, model)
             check_prompt(prompt, model)
-        context = self._runtime.instance.context
-        if len(prompt) >= context.longest:
-            message = (
-                f"the prompt has {len(prompt)} tokens, but the engine's memory holds {context.capacity}, one of them "
-                "for the answer; shorten it or make the engine with a larger n_ctx"
-            )
-            raise ContextOverflowError(message)
         lora = self._adapters.lora_set(request.lora)
         with self._runtime.sharing() as model:
             constraint = constrain(model, request)
-        return SequenceRun(request, prompt, lora, handle, limit=context.longest, constraint=constraint)
+        longest = self._runtime.instance.context.longest
+        return SequenceRun(request, prompt, lora, handle, limit=longest, constraint=constraint)
 
-    def _checked_token(self, token: object) -> int:
-        n_vocab = self._runtime.instance.model.n_vocab
-        if isinstance(token, bool) or not isinstance(token, int) or not 0 <= token < n_vocab:
-            message = f"prompt holds {token!r}, which is no token id from 0 to {n_vocab - 1}"
-            raise ValueError(message)
-        return token
+    def _tokens_of(self, prompt: str | Sequence[int], model: Model) -> Sequence[int]:
+        """Return the tokens of a prompt; their number is checked before each of them is."""
+        tokens = model.tokenize(prompt, add_special=True, parse_special=True) if isinstance(prompt, str) else prompt
+        context = self._runtime.instance.context
+        if len(tokens) >= context.longest:
+            message = (
+                f"the prompt has {len(tokens)} tokens, but the engine's memory holds {context.capacity}, one of them "
+                "for the answer; shorten it or make the engine with a larger n_ctx"
+            )
+            raise ContextOverflowError(message)
+        if isinstance(prompt, str):
+            return tokens
+        n_vocab = model.n_vocab
+        for token in prompt:
+            if isinstance(token, bool) or not isinstance(token, int) or not 0 <= token < n_vocab:
+                message = f"prompt holds {token!r}, which is no token id from 0 to {n_vocab - 1}"
+                raise ValueError(message)
+        return list(prompt)
 
 
 def request_of(prompt: str | Sequence[int], options: OptionArguments) -> Request:

@@ -182,10 +182,10 @@ def test_alora(tiny_model, tiny_dir, kernel, monkeypatch):
 
 def test_odd_tensors_fall_back(tiny_model, tmp_path, monkeypatch):
     """What the bank cannot hold is computed in a group of its own, and the stats say why."""
-    seen = adapter_ops._Survey._chain
+    seen = adapter_ops._Operations._ops_of
     monkeypatch.setattr(
-        adapter_ops._Survey,
-        "_chain",
+        adapter_ops._Operations,
+        "_ops_of",
         lambda self, target, first: None if "blk.1.attn_q" in target else seen(self, target, first),
     )
     other, odd = tmp_path / "other.gguf", tmp_path / "odd.gguf"

@@ -534,6 +534,10 @@ REFUSED = {
     "contains": ({"allOf": [{"contains": {}}]}, "#/allOf/0/contains: "),
     "names and required": ({"propertyNames": {"maxLength": 1}, "required": ["ab"]}, "#/required: 'ab' is required, but"),
     "no branch": ({"type": "null", "anyOf": [{"minLength": 1, "type": "string"}, False]}, "#/anyOf: .*of 2.*in common"),
+    "an optional part that cannot be": (
+        {"properties": {"a": {"type": "null"}}, "oneOf": [{}, {"type": "object", "properties": {"a": {"type": "integer"}}}]},
+        "#/oneOf/1/properties/a: .*nothing in common",
+    ),
     "no type": ({"type": ["string", "array"], "maxLength": 1, "minLength": 2, "items": False, "minItems": 1}, "#: .*of 2"),
     "fraction of a count": ({"minItems": 1.5}, "#/minItems: 1.5.*integer of 0 or more"),
     "nullable": ({"type": "string", "nullable": "yes"}, "#/nullable: 'yes'.*true or false"),

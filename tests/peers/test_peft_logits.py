@@ -185,7 +185,7 @@ def test_a_wrong_alpha_is_seen(kind, model, tmp_path, monkeypatch):
 def test_wrong_rows_are_seen(kind, model, tmp_path, monkeypatch):
     """Models whose q and k are reordered, taken for others, and the other way round."""
     architecture = MODELS[kind][0]
-    wrong = ARCHITECTURES[architecture]._replace(neighbours=not ARCHITECTURES[architecture].neighbours)
+    wrong = ARCHITECTURES[architecture]._replace(interleaved_rope=not ARCHITECTURES[architecture].interleaved_rope)
     monkeypatch.setitem(ARCHITECTURES, architecture, wrong)
     assert broken(kind, model, tmp_path) == (kind != "phi3")  # whose q and k are one matrix, which no rule of these names
 

@@ -119,7 +119,7 @@ def test_architectures_are_those_of_the_converter():
     for name, _, layers, differs in rows:
         tested = [module for architecture, modules in MODELS.values() if architecture == name for module in modules]
         assert layers.split(", ") == list(dict.fromkeys(module.rpartition(".")[2] for module in tested)), name
-        assert ("reordered" in differs) == ARCHITECTURES[name].neighbours, name
+        assert ("reordered" in differs) == ARCHITECTURES[name].interleaved_rope, name
         assert ("stacked" in differs) == ARCHITECTURES[name].experts, name
 
 

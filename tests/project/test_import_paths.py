@@ -14,12 +14,13 @@ from helpers.doc_pages import ROOT
 
 DOCUMENTED = {
     "llamafu": (
-        "AppliedLora AsyncLlamafu Completion Engine Llamafu LoraAdapter Request bake convert_peft inspect_adapter merge_adapters"
+        "AppliedLora AsyncLlamafu Completion Engine Llamafu LoraAdapter Request bake convert_peft inspect_adapter "
+        "merge_adapters"
     ),
     "llamafu.adapters": (
         "AdapterFile AdapterInfo AdapterNorms AdapterReader BaseModel Comparison CompatibilityReport Norm PairCosine "
-        "TensorInfo adapter_norms bake check_adapter check_compatibility compare_adapters convert_peft export_peft inspect_adapter "
-        "merge_adapters read_adapter read_base"
+        "TensorInfo adapter_norms bake check_adapter check_compatibility compare_adapters convert_peft export_peft "
+        "inspect_adapter merge_adapters read_adapter read_base"
     ),
     "llamafu.client": "APIError AsyncTabbyClient LoraLoadInfo LoraLoadRequest TabbyClient",
     "llamafu.doctor": "examine",

@@ -162,6 +162,7 @@ def test_a_client_that_does_not_read_is_cut_off_and_holds_nothing(server):
             f"{server.url}/v1/completions",
             json={"prompt": [" ".join(["hello"] * 2500)], "max_tokens": 4, **GREEDY},
             headers={"X-Api-Key": API},
+            timeout=60,
         )
         assert whole.json()["usage"]["completion_tokens"] == 4  # it takes most of the memory
     assert wait_for(lambda: any("did not read its answer" in line for line in server.log))

@@ -17,13 +17,13 @@ from llamafu.adapters.gguf.base_model import BaseModel, model_files
 from llamafu.adapters.invalid_file import invalid_file
 from llamafu.adapters.peft.architectures import ARCHITECTURES
 from llamafu.adapters.peft.dora import MAGNITUDE, dora_of
+from llamafu.adapters.peft.dropped_modules import DroppedModules
 from llamafu.adapters.peft.factor_mapping import FactorPair, exchanged_sides, factor_pairs_of, stack_experts
 from llamafu.adapters.peft.factor_storage import DTYPES, store_factors
 from llamafu.adapters.peft.folder import PeftFolder, read_folder
 from llamafu.adapters.peft.fused_qkv import fuse_parts
 from llamafu.adapters.peft.gguf_metadata import DROPPED, gguf_metadata
 from llamafu.adapters.peft.hf_config import read_any_base
-from llamafu.adapters.peft.left_out_modules import LeftOut
 from llamafu.adapters.peft.module_factors import factors_by_module
 from llamafu.adapters.peft.source_names import source_names
 from llamafu.adapters.writer import adapter_bytes, refuse_source
@@ -165,15 +165,15 @@ def convert_in_memory(
         message = f"{folder.path}: {problem}"
         raise LoraIncompatibleError(message, problems=(problem,))
     try:
-        left_out = LeftOut(drop)
+        dropped = DroppedModules(drop)
     except ValueError as error:
         raise LoraError(str(error), code=ErrorCode.INVALID_PARAM) from None
-    config, arrays, idle = folder.parsed(base, dora=dora is not None)
+    config, arrays, ignored = folder.parsed(base, dora=dora is not None)
     problems: list[str] = []
-    modules = factors_by_module(arrays, left_out, problems, take_magnitudes=config.dora)
-    if left_out.unused:
-        hint = ", and one name each time it is given" if any("," in one for one in left_out.unused) else ""
-        named = ", ".join(map(repr, left_out.unused))
+    modules = factors_by_module(arrays, dropped, problems, take_magnitudes=config.dora)
+    if dropped.unused:
+        hint = ", and one name each time it is given" if any("," in one for one in dropped.unused) else ""
+        named = ", ".join(map(repr, dropped.unused))
         message = f"{folder.path}: no module has {named} in its name; drop takes whole parts of it{hint}"
         raise LoraError(message, code=ErrorCode.INVALID_PARAM)
     name, names = str(folder.weights_path), source_names(modules)
@@ -183,8 +183,8 @@ def convert_in_memory(
     alpha = Counter(pair.alpha for pair in pairs).most_common(1)[0][0]
     tensors, stored = store_factors(pairs, alpha, dtype, name)
     fields = gguf_metadata(config, alpha=alpha, folder=folder.name) | names | ({} if dora is None else dora.fields())
-    if left_out.modules or idle:
-        fields[DROPPED] = [*left_out.modules, *idle]
+    if dropped.modules or ignored:
+        fields[DROPPED] = [*dropped.modules, *ignored]
     if stored.is_much and stored.dtype == "f16":
         fields["llamafu.convert.lost"] = np.float32(stored.lost)
     content = adapter_bytes(base.architecture, fields, dict(tensors))

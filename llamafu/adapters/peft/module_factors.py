@@ -9,14 +9,14 @@ import numpy as np
 
 from llamafu.adapters.peft.config import CONFIG
 from llamafu.adapters.peft.dora import MAGNITUDE
-from llamafu.adapters.peft.left_out_modules import module_of
+from llamafu.adapters.peft.dropped_modules import module_of
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
 
     from numpy.typing import NDArray
 
-    from llamafu.adapters.peft.left_out_modules import LeftOut
+    from llamafu.adapters.peft.dropped_modules import DroppedModules
 
     Matrix = NDArray[np.floating[Any]]
 
@@ -45,7 +45,7 @@ FOREIGN = {
 
 
 def factors_by_module(
-    tensors: Mapping[str, Matrix], left_out: LeftOut, problems: list[str], *, take_magnitudes: bool
+    tensors: Mapping[str, Matrix], dropped: DroppedModules, problems: list[str], *, take_magnitudes: bool
 ) -> dict[str, dict[str, Matrix]]:
     """Group tensors by the module that they belong to, without the modules that are left out.
 
@@ -57,7 +57,7 @@ def factors_by_module(
         if len(key) > _LONGEST_NAME:
             problems.append(f"tensor {key[:80]!r}... has a name of {len(key)} characters; at most {_LONGEST_NAME} are read")
             continue
-        if _UNUSED.fullmatch(key) or left_out.takes(module_of(key)):
+        if _UNUSED.fullmatch(key) or dropped.drops(module_of(key)):
             continue
         match = _FACTOR.fullmatch(key) or (_MAGNITUDE.fullmatch(key) if take_magnitudes else None)
         if match is None:
@@ -68,7 +68,7 @@ def factors_by_module(
             side = MAGNITUDE if match.re is _MAGNITUDE else match[2] or match[3]
             modules.setdefault(match[1], {})[side] = array
     if not modules and not problems:
-        problems.append("all of its modules were left out" if left_out.modules else "the file has no tensors")
+        problems.append("all of its modules were left out" if dropped.modules else "the file has no tensors")
     return modules
 
 

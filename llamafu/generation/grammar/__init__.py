@@ -107,6 +107,15 @@ class _Compiler:
                     raise
         return self.names[key]
 
+    def part(self, schema: Any, path: str, hint: str, *, needed: bool) -> str:
+        """Return the rule of what stands inside a list or object, which the whole is impossible without where it is needed."""
+        try:
+            return self.value(schema, path, hint)
+        except ImpossibleError as error:
+            if needed:
+                raise
+            raise GrammarError(str(error)) from None
+
     def forget(self, names: int, rules: int) -> None:
         """Forget all but the first so many: what was made inside an impossible schema, and nothing outside refers to."""
         while len(self.names) > names:
@@ -187,10 +196,12 @@ class _Compiler:
             if not first and (values := self.few_values(items, join(path, "items"))):
                 return distinct(self.rules, values, (low, high), name, path)
             leave_out("uniqueItems beside items that are not a few listed values")
-        elements = [self.value(each, join(path, "prefixItems", i), f"{name}-{i}") for i, each in enumerate(first[:high])]
+        elements = [
+            self.part(each, join(path, "prefixItems", i), f"{name}-{i}", needed=i < low) for i, each in enumerate(first[:high])
+        ]
         tail = ""
         if high is None or high > len(elements):
-            item = self.value(items, join(path, "items"), f"{name}-item")
+            item = self.part(items, join(path, "items"), f"{name}-item", needed=low > len(first))
             elements = elements or [item]
             following = self.rules.add(f"{name}-next", f"{COMMA} {item}")
             tail = self.rules.repeat(following, max(low - len(elements), 0), None if high is None else high - len(elements))
@@ -226,7 +237,7 @@ class _Compiler:
         pairs = []
         for key, schema in declared.items():
             if schema is not False:
-                value = self.value(schema, join(path, "properties", key), f"{name}-{key}")
+                value = self.part(schema, join(path, "properties", key), f"{name}-{key}", needed=key in required)
                 pair = self.rules.add(f"{name}-{key}-pair", f"{json_literal(key, path, ':')} ws {value}")
                 pairs.append((pair, key in required))
         starts, rest = self.additional(flat, declared, path, name)  # what may stand first; what may follow a pair
@@ -247,11 +258,13 @@ class _Compiler:
         """Return alternatives that begin with an additional property, and what is to follow any property."""
         if is_closed(flat):
             return [], ""
-        extra = self.value(flat.get("additionalProperties", True), join(path, "additionalProperties"), f"{name}-extra")
+        where = join(path, "additionalProperties")
+        extra = self.part(flat.get("additionalProperties", True), where, f"{name}-extra", needed=False)
         if declared:
             key = undeclared(self.rules, declared)
         else:
-            key = self.value(flat.get("propertyNames", {"type": "string"}), join(path, "propertyNames"), f"{name}-key")
+            names = flat.get("propertyNames", {"type": "string"})
+            key = self.part(names, join(path, "propertyNames"), f"{name}-key", needed=False)
         pair = self.rules.add(f"{name}-more", f'{key} ":" ws {extra}')
         following = self.rules.add(f"{name}-next", f"{COMMA} {pair}") + "*"
         return [f"{pair} {following}"], following

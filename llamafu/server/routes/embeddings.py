@@ -65,7 +65,7 @@ class EmbeddingRoute:
         return Response(f'{head[:-1]}, "data": [{", ".join(entries)}]}}', media_type="application/json")
 
     def _embed_batch(self, body: EmbeddingRequest, start: int, *, scales: Mapping[str, float] | None) -> tuple[int, list[str]]:
-        """Embed a batch of texts, from number `start` on; return its number of tokens and its entries of the answer as JSON."""
+        """Embed a batch of texts from number `start` on; return its number of tokens, and the answer's entries as JSON."""
         as_text = body.encoding_format == "base64"
         tokens, vectors = self._vectors(body.input[start : start + _AT_ONCE], scales=scales)
         width = len(vectors[0])

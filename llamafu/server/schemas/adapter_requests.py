@@ -6,11 +6,10 @@ from typing import Annotated, Any, ClassVar
 
 from pydantic import BaseModel, ConfigDict, Field, WithJsonSchema
 
+from llamafu.adapters.gguf.container import SUFFIX
 from llamafu.server.schemas.base import SmallBody
 from llamafu.server.schemas.field_types import Flag, Legal, LooseScale, Name
 from llamafu.service.loading import LoraLoadInfo, LoraLoadRequest
-
-_SUFFIX = ".gguf"
 
 
 class LoraLoadEntry(SmallBody):
@@ -46,9 +45,9 @@ class VllmLoadRequest(SmallBody):
     def contradictions(self) -> list[str]:
         """Return that the path is not the name's."""
         name, path = self.lora_name, self.lora_path
-        if path.removesuffix(_SUFFIX) == name:
+        if path.removesuffix(SUFFIX) == name:
             return []
-        return [f"lora_path {path!r} is not {name!r} or {name + _SUFFIX!r}: adapters go by their name in the folder"]
+        return [f"lora_path {path!r} is not {name!r} or {name + SUFFIX!r}: adapters go by their name in the folder"]
 
 
 class VllmUnloadRequest(SmallBody):

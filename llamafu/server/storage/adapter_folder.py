@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from llamafu.adapters.file import default_name
+from llamafu.adapters.gguf.container import SUFFIX
 from llamafu.adapters.peft.config import CONFIG
 from llamafu.adapters.recognise import what_more, why_no_adapter
 from llamafu.service.errors import InvalidRequestError, NotFoundError
@@ -18,7 +19,6 @@ from llamafu.service.errors import InvalidRequestError, NotFoundError
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
-_SUFFIX = ".gguf"
 _LONGEST = 200
 """Bytes of a name: with the suffix it fits every file system."""
 
@@ -65,7 +65,7 @@ class AdapterFolder:
     def entries(self) -> list[FolderEntry]:
         """Return all that looks like an adapter from outside, sorted by name, a file before a folder of its name."""
         with os.scandir(self.folder) as entries:
-            paths = sorted((Path(entry.path) for entry in entries), key=lambda path: path.suffix != _SUFFIX)
+            paths = sorted((Path(entry.path) for entry in entries), key=lambda path: path.suffix != SUFFIX)
         return sorted((one for path in paths if (one := self._found(path)) is not None), key=lambda found: found.name)
 
     def skipped(self) -> dict[str, str]:
@@ -140,7 +140,7 @@ class AdapterFolder:
             raise InvalidRequestError(message)
         self._refuse_taken(name)
         with tempfile.TemporaryDirectory(dir=self.folder, prefix=".upload-") as tmp:
-            unfinished = Path(tmp) / f"{name}{_SUFFIX}"
+            unfinished = Path(tmp) / f"{name}{SUFFIX}"
             yield unfinished
             self._refuse_taken(name)
             try:
@@ -174,7 +174,7 @@ class AdapterFolder:
         raise _no_such(name)
 
     def _refuse_taken(self, name: str) -> None:
-        if name in self.scan() or os.path.lexists(self.folder / f"{name}{_SUFFIX}"):
+        if name in self.scan() or os.path.lexists(self.folder / f"{name}{SUFFIX}"):
             message = f"there is an adapter {name!r} already; delete it first, or give another name"
             raise InvalidRequestError(message)
 
@@ -185,15 +185,15 @@ class AdapterFolder:
     def _look_at(self, path: Path) -> FolderEntry | str | None:
         """Return the adapter at `path`, why it is skipped, or None where there is none, or it just vanished."""
         try:
-            is_file = path.suffix == _SUFFIX and not path.is_dir()
+            is_file = path.suffix == SUFFIX and not path.is_dir()
             name = default_name(path)
             if is_file and path.is_file():
                 files = [path]
             elif not is_file and (path / CONFIG).is_file():
                 files = sorted(each for each in path.iterdir() if each.is_file())
             else:
-                is_other_case = path.suffix.lower() == _SUFFIX and path.is_file() and not is_file
-                return f"its name ends in {path.suffix}, not in {_SUFFIX}" if is_other_case else None
+                is_other_case = path.suffix.lower() == SUFFIX and path.is_file() and not is_file
+                return f"its name ends in {path.suffix}, not in {SUFFIX}" if is_other_case else None
             if name.startswith("."):
                 return None
             if not is_name(name):

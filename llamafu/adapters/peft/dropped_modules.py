@@ -13,7 +13,7 @@ if TYPE_CHECKING:
 _PREFIX = "base_model.model."
 
 
-class LeftOut:
+class DroppedModules:
     """Matches modules by the part of the model that they belong to or by names in theirs, and remembers what matched."""
 
     def __init__(self, drop: Sequence[str] | str) -> None:
@@ -41,7 +41,7 @@ class LeftOut:
         """The entries of `drop` that matched no module."""
         return tuple(one for one in self._drop if one not in self._used)
 
-    def takes(self, module: str) -> bool:
+    def drops(self, module: str) -> bool:
         """Whether this module is to be left out; remembers it if so."""
         if not self._drop:
             return False
