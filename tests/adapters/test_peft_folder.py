@@ -387,11 +387,11 @@ def test_a_folder_is_converted_once(change, conversions, tmp_path, tiny_model):
         assert changed.info.tensors[0].strength == 2 * first.info.tensors[0].strength
 
 
-def test_what_is_kept_is_bounded(conversions, monkeypatch, tmp_path):
+def test_what_is_kept_is_bounded(conversions, tmp_path):
     folders = [write_folder(tmp_path / name, arrays_of()) for name in "abc"]
-    reader = AdapterReader(base_of())
-    size = len(reader.read(folders[0]).content)
-    monkeypatch.setattr("llamafu.adapters.reader._MOST_KEPT", 2 * size + size // 2)
+    size = len(AdapterReader(base_of()).read(folders[0]).content)
+    conversions.clear()
+    reader = AdapterReader(base_of(), most_kept=2 * size + size // 2)
     for name in "abcacb":
         assert reader.read(tmp_path / name).path == tmp_path / name
     assert conversions == ["a", "b", "c", "a", "b"]

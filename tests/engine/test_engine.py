@@ -38,6 +38,12 @@ from llamafu.errors import (
 from llamafu.generation import chat_template
 
 
+@pytest.fixture
+def engine(tiny_model, tiny_adapter_a, tiny_adapter_b):
+    with made(tiny_model, tiny_adapter_a, tiny_adapter_b) as engine:
+        yield engine
+
+
 def tokens(seed, count):
     return np.random.default_rng(seed).integers(FIRST_BYTE, 317, count).tolist()
 

@@ -290,7 +290,7 @@ def test_states_that_look_alike_allow_the_same(name):
             choices = [token for token in allowed.tolist() if token != END]
             if not choices:
                 break
-            wanted = [token for token in choices if known.pieces[token][:1] in {b"a", b"b", b"c", b"1"}]
+            wanted = [token for token in choices if known.token_bytes[token][:1] in {b"a", b"b", b"c", b"1"}]
             constraint.accept(dice.choice(wanted if wanted and dice.random() < 0.95 else choices))
 
 
@@ -299,8 +299,8 @@ def test_a_bound_costs_no_more_than_none(bound):
     """Each place in a counted text was a state of its own, for which the whole vocabulary was walked."""
     known = vocabulary(b"aa")
     constraint = Constraint(schema_to_gbnf({"type": "string", "maxLength": bound}), known)
-    constraint.accept(known.pieces.index(b'"'))
+    constraint.accept(known.token_bytes.index(b'"'))
     for _ in range(90):
         constraint.allowed()
-        constraint.accept(known.pieces.index(b"a"))
+        constraint.accept(known.token_bytes.index(b"a"))
     assert len(constraint._allowed) < 10

@@ -5,8 +5,6 @@ from __future__ import annotations
 import shutil
 import time
 
-import pytest
-
 from helpers.forced import STRICT
 from llamafu.engine import Engine
 
@@ -24,12 +22,6 @@ def made(model, *paths, **options):
     for path in paths:
         engine.add_adapter(path)
     return engine
-
-
-@pytest.fixture
-def engine(tiny_model, tiny_adapter_a, tiny_adapter_b):
-    with made(tiny_model, tiny_adapter_a, tiny_adapter_b) as engine:
-        yield engine
 
 
 def empty(engine):

@@ -1,6 +1,7 @@
 """Adapters of a `Llamafu`: what the contract promises, on the tiny model."""
 
 import math
+from types import SimpleNamespace
 
 import pytest
 from hypothesis import HealthCheck, given, settings
@@ -200,12 +201,17 @@ def test_damaged_and_missing_files(llm, tmp_path):
 def test_target_that_the_graph_never_uses_is_refused(llm, a, tiny_adapter_b):
     """A graph that leaves a projection out is played by a probe that does not see it."""
     prober = llm._session.prober
-    seen = prober._sources_with
+    seen = prober._probe.find
     prober._used.clear()
+
+    def partly(adapter):
+        found = seen(adapter)
+        return SimpleNamespace(used_targets=frozenset(name for name in found.used_targets if "blk.1.attn_q" not in name))
+
     try:
-        prober._sources_with = lambda adapter: {name for name in seen(adapter) if "blk.1.attn_q" not in name}
+        prober._probe.find = partly
         with pytest.raises(LoraIncompatibleError, match="blk.1.attn_q.weight: this model's graph computes it without adapters"):
             llm.load_lora_adapter(tiny_adapter_b)
     finally:
-        del prober._sources_with
-    assert {f"{name}.lora_a" for name in ("blk.0.attn_q.weight", "blk.1.ffn_down.weight")} <= seen(llm._adapters.native(a))
+        del prober._probe.find
+    assert {"blk.0.attn_q.weight", "blk.1.ffn_down.weight"} <= seen(llm._adapters.native(a)).used_targets

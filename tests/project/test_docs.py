@@ -12,7 +12,17 @@ import re
 import textwrap
 
 import pytest
-from helpers.doc_pages import FENCE, ROOT, blocks, named, project, run_page, served, table
+from helpers import doc_pages
+from helpers.doc_pages import (
+    FENCE,
+    ROOT,
+    blocks,
+    named,
+    project,
+    run_page,
+    served,
+    table,
+)
 from helpers.model_folders import MODELS
 
 from llamafu import errors
@@ -23,6 +33,8 @@ from llamafu.adapters.peft.module_factors import FOREIGN
 from llamafu.errors import ErrorCode, LlamafuError
 from llamafu.generation.chat_options import CHAT_OPTION_SPECS
 from llamafu.generation.options import OPTION_SPECS
+
+desk = doc_pages.desk  # a fixture
 
 DOCS = sorted((ROOT / "docs").rglob("*.md"))
 EVERY_PAGE = [ROOT / "README.md", ROOT / "CONTRIBUTING.md", *DOCS, ROOT / "cdefs" / "README.md"]

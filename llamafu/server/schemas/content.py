@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Annotated, Any, Literal, TypeGuard
 
-from pydantic import BaseModel, BeforeValidator, Field, ValidationInfo
+from pydantic import BaseModel, BeforeValidator, Field, SkipValidation, ValidationInfo
 
 from llamafu.generation.messages import read_messages
 from llamafu.server.schemas.field_types import JsonSchemaOf, Legal, Name, TokenIds, must_be, refuse
@@ -164,13 +164,24 @@ _EMBEDDABLE = "a string that is not empty, token ids, or a list of either"
 _SomePrompts = Annotated[list[str], Field(min_length=1)] | Annotated[list[TokenIds], Field(min_length=1)]
 _SomeTexts = Annotated[list[Name | TokenIds], Field(min_length=1)]
 _SomeMessages = Annotated[list[ChatMessage], Field(min_length=1)]
+# Items are checked by the functions alone: pydantic would look at each of a million token ids once more.
 Texts = Annotated[list[str], BeforeValidator(_list_of_texts), JsonSchemaOf(str | list[str])]
-Prompts = Annotated[list[str] | list[list[int]], BeforeValidator(_list_of_prompts), JsonSchemaOf(str | TokenIds | _SomePrompts)]
-Messages = Annotated[list[dict[str, Any]], BeforeValidator(_messages), JsonSchemaOf(_SomeMessages)]
+Prompts = Annotated[
+    list[SkipValidation[str | list[int]]], BeforeValidator(_list_of_prompts), JsonSchemaOf(str | TokenIds | _SomePrompts)
+]
+Messages = Annotated[list[SkipValidation[dict[str, Any]]], BeforeValidator(_messages), JsonSchemaOf(_SomeMessages)]
 TextOrMessages = Annotated[
-    str | list[dict[str, Any]], BeforeValidator(_text_or_messages), JsonSchemaOf(str | _SomeMessages), Legal(_STRING)
+    SkipValidation[str | list[dict[str, Any]]],
+    BeforeValidator(_text_or_messages),
+    JsonSchemaOf(str | _SomeMessages),
+    Legal(_STRING),
 ]
 TextsToEmbed = Annotated[
-    list[str | list[int]], BeforeValidator(_texts_to_embed), JsonSchemaOf(Name | TokenIds | _SomeTexts), Legal(_EMBEDDABLE)
+    list[SkipValidation[str | list[int]]],
+    BeforeValidator(_texts_to_embed),
+    JsonSchemaOf(Name | TokenIds | _SomeTexts),
+    Legal(_EMBEDDABLE),
 ]
-AnyTokens = Annotated[list[int], BeforeValidator(_token_ids), JsonSchemaOf(list[Annotated[int, Field(ge=0)]]), Legal("a list")]
+AnyTokens = Annotated[
+    list[SkipValidation[int]], BeforeValidator(_token_ids), JsonSchemaOf(list[Annotated[int, Field(ge=0)]]), Legal("a list")
+]
