@@ -53,12 +53,11 @@ class EngineSide:
         """Stream one request."""
         heard = Heard(time.perf_counter())
         lora = {} if asked.adapter is None else {str(asked.adapter): 1.0}
-        stream = self._engine.astream(asked.prompt, lora=lora, max_tokens=asked.tokens, temperature=0, ignore_eos=True)
-        async for piece in stream:
+        options = {"max_tokens": asked.tokens, "temperature": 0, "ignore_eos": True}
+        async for piece in self._engine.astream(asked.prompt, lora=lora, **options):
             heard.pieces.append(time.perf_counter())
             heard.text += piece
-        usage = stream.completion.usage
-        heard.prompt_tokens, heard.tokens = usage.prompt_tokens, usage.completion_tokens
+        heard.prompt_tokens, heard.tokens = len(self._engine.tokenize(asked.prompt)), asked.tokens
         return heard
 
 

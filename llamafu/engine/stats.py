@@ -77,7 +77,7 @@ class EngineStats:
     kernel: str
     """"compiled" (numba, the extra `fast`), "python", or "none" where every state needs a decode call of its own."""
     attention: str
-    """"compiled" where decode calls of a few rows take the attention of `fast`, else why they take libllama's."""
+    """"compiled" where decode calls of up to 512 rows take the attention of `fast`, else why they take libllama's."""
 
     @classmethod
     def of(cls, scheduler: Scheduler, *, queued: int) -> EngineStats:
