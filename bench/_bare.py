@@ -10,11 +10,12 @@ from typing import TYPE_CHECKING, Self
 import numpy as np
 
 from llamafu._native.adapter import Adapter
-from llamafu._native.context import Context, ContextOptions
-from llamafu._native.finding import find
+from llamafu._native.context import Context
+from llamafu._native.context_options import ContextOptions
 from llamafu._native.library import open_library
 from llamafu._native.model import Model
 from llamafu.adapters.file import read_adapter
+from llamafu.libraries.discovery import find
 
 if TYPE_CHECKING:
     from collections.abc import Sequence

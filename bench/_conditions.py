@@ -20,7 +20,7 @@ ADAPTERS = ROOT / "examples" / "adapters"
 def show(title: str) -> None:
     """Print the conditions: machine, Python, library."""
     from llamafu import __version__
-    from llamafu._native.finding import find
+    from llamafu.libraries.discovery import find
 
     proven = find()
     cpu = next(

@@ -36,12 +36,24 @@ class LlamaServer:
     """A running server with `adapters` loaded and none applied; a context manager."""
 
     def __init__(
-        self, tools: Path, model: Path, adapters: Sequence[Path], *, slots: int, n_ctx: int, threads: int, flash_attn: str
+        self,
+        tools: Path,
+        model: Path,
+        adapters: Sequence[Path],
+        *,
+        slots: int,
+        n_ctx: int,
+        threads: int,
+        flash_attn: str,
+        unified: bool = True,
+        cache: bool = False,
     ) -> None:
+        """Start it; `unified` shares one memory among the slots, `cache` lets it keep prompts."""
         self.port = _free_port()
         self.flags = [
             *("-np", str(slots), "-c", str(n_ctx), "-t", str(threads), "-tb", str(threads), "-fa", flash_attn),
-            *("--kv-unified", "--cont-batching", "--no-cache-prompt", "-cram", "0", "--no-webui"),
+            *("--kv-unified" if unified else "--no-kv-unified", "--cont-batching", "--no-webui"),
+            *(() if cache else ("--no-cache-prompt", "-cram", "0")),
         ]
         lora = ["--lora", ",".join(map(str, adapters)), "--lora-init-without-apply"] if adapters else []
         command = [str(tools / NAME), "-m", str(model), *self.flags, *lora, "--host", "127.0.0.1", "--port", str(self.port)]

@@ -18,11 +18,11 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from llamafu._paths import cache_dir
-from llamafu._whole_file import whole_file
-from llamafu.adapters.base import read_base
-from llamafu.adapters.write import write_adapter
-from llamafu.example_model import example_model
+from llamafu._util.atomic import whole_file
+from llamafu._util.paths import cache_dir
+from llamafu.adapters.gguf.base_model import read_base
+from llamafu.adapters.writer import write_adapter
+from llamafu.examples.model import example_model
 
 if TYPE_CHECKING:
     from collections.abc import Callable

@@ -6,7 +6,7 @@ import json
 import statistics
 from typing import TYPE_CHECKING, Any
 
-from llamafu._whole_file import whole_file
+from llamafu._util.atomic import whole_file
 
 if TYPE_CHECKING:
     from pathlib import Path

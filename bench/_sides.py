@@ -18,7 +18,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
     from pathlib import Path
 
-    from llamafu.options import Scale
+    from llamafu.lora.scales import Scale
 
 TOKENS = 64
 ROOM = 128  # tokens of memory for each sequence

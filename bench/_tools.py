@@ -8,8 +8,8 @@ import subprocess
 import sys
 from pathlib import Path
 
-from llamafu._native.processor import usable_cpus
-from llamafu._paths import cache_dir
+from llamafu._native.cpu import usable_cpus
+from llamafu._util.paths import cache_dir
 
 sys.path.insert(0, str(Path(__file__).parent.parent / "scripts"))
 

@@ -11,7 +11,8 @@ import _conditions as conditions
 
 from llamafu import Llamafu
 from llamafu.adapters import file as adapter_file
-from llamafu.example_model import example_model
+from llamafu.examples.model import example_model
+from llamafu.model.session import state_switch
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -22,7 +23,7 @@ PIRATE = conditions.ADAPTERS / "pirate.gguf"
 
 def load_bare(llm: Llamafu) -> None:
     """Nothing but libllama's loader, from the path."""
-    library, model = llm._instance.library, llm._instance.model  # noqa: SLF001
+    library, model = llm._session.instance.library, llm._session.instance.model  # noqa: SLF001
     pointer = library.lib.llama_adapter_lora_init(model.pointer, str(PIRATE).encode())
     library.lib.llama_adapter_lora_free(pointer)
 
@@ -40,13 +41,13 @@ def load_known(llm: Llamafu) -> None:
 
 def change_times(llm: Llamafu, change: Callable[[int], object]) -> list[float]:
     """Seconds of a change of the active set, until the context has it (libllama's own call included)."""
-    context = llm._instance.context  # noqa: SLF001
+    context = llm._session.instance.context  # noqa: SLF001
     times = []
     for i in range(ROUNDS):
         began = time.perf_counter()
         change(i)
-        lora = llm._lora_set(None)  # noqa: SLF001
-        lora.enter(context, lora.state(lora.first))
+        lora = llm._adapters.lora_set(None)  # noqa: SLF001
+        state_switch(context, lora)(lora.state(lora.first))
         times.append(time.perf_counter() - began)
     return times
 

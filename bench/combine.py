@@ -41,7 +41,7 @@ def random_factors() -> list[tuple[np.ndarray, np.ndarray]]:
 def ours(pairs: list[tuple[np.ndarray, np.ndarray]], room: Path) -> Callable[[], object]:
     """Files of both adapters, and the call that makes the third."""
     from llamafu.adapters import merge_adapters
-    from llamafu.adapters.write import write_adapter
+    from llamafu.adapters.writer import write_adapter
 
     paths = [room / f"{number}.gguf" for number in range(len(pairs))]
     for path, pair in zip(paths, pairs, strict=True):

@@ -87,7 +87,7 @@ def main() -> int:
     sys.path.insert(0, str(conditions.ROOT / "scripts"))
     from upstream_tree import UpstreamError, upstream_tree
 
-    from llamafu.example_model import example_model
+    from llamafu.examples.model import example_model
 
     try:
         upstream = upstream_tree()

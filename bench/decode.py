@@ -9,7 +9,7 @@ import _conditions as conditions
 import numpy as np
 
 from llamafu import Llamafu
-from llamafu.example_model import example_model
+from llamafu.examples.model import example_model
 
 TOKENS = 64
 ROUNDS = 15
@@ -19,9 +19,9 @@ PROMPT = "Once upon a time there was a"
 
 def bare_loop(llm: Llamafu, lora: dict[Any, float]) -> list[int]:
     """The least that any Python binding must do for a token, on the same library, model and context."""
-    context, model = llm._instance.context, llm._instance.model  # noqa: SLF001
+    context, model = llm._session.instance.context, llm._session.instance.model  # noqa: SLF001
     lib, ffi = model.library.lib, model.library.ffi
-    llm._desk.cache.clear()  # noqa: SLF001
+    llm._session.cache.clear()  # noqa: SLF001
     context.set_adapters(lora)
     pointer, batch = context.pointer, lib.llama_batch_init(64, 0, 1)
     row = {"seq": 0}
@@ -51,13 +51,13 @@ def bare_loop(llm: Llamafu, lora: dict[Any, float]) -> list[int]:
         position += 1
         made.append(token)
     lib.llama_batch_free(batch)
-    llm._desk.cache.clear()  # noqa: SLF001
+    llm._session.cache.clear()  # noqa: SLF001
     return made
 
 
 def streamed(llm: Llamafu, lora: dict[Any, float]) -> tuple[int, ...]:
     """The same tokens through the public interface."""
-    llm._desk.cache.clear()  # noqa: SLF001
+    llm._session.cache.clear()  # noqa: SLF001
     stream = llm.stream(PROMPT, lora=lora, temperature=0, max_tokens=TOKENS, ignore_eos=False)
     for _piece in stream:
         pass
@@ -70,7 +70,7 @@ def main() -> int:
     good = True
     with Llamafu(example_model(), n_ctx=256) as llm:
         pirate = llm.load_lora_adapter(conditions.ADAPTERS / "pirate.gguf")
-        native = llm._registry.native(pirate)  # noqa: SLF001
+        native = llm._adapters.native(pirate)  # noqa: SLF001
         for name, scales, natives in (("base", {}, {}), ("one adapter", {pirate: 1.0}, {native: 1.0})):
             if tuple(bare_loop(llm, natives)) != streamed(llm, scales):
                 print("   the two sides made different tokens")

@@ -9,7 +9,7 @@ from pathlib import Path
 import _conditions as conditions
 
 from llamafu import Llamafu
-from llamafu.example_model import example_model
+from llamafu.examples.model import example_model
 
 WARM_UP, CYCLES, EVERY = 100, 1000, 100
 LIMIT = 1.02

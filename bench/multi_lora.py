@@ -38,14 +38,14 @@ from _sides import (
 )
 from _tools import find_tools
 
-from llamafu._native.processor import usable_cpus
+from llamafu._native.cpu import usable_cpus
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
 
     from _sides import Run
 
-    from llamafu.options import Scale
+    from llamafu.lora.scales import Scale
 
 PARTS = ("servers", "mixed", "scales", "slow", "busy", "population", "check")
 USUAL_K = {"q4_0": (1, 2, 4, 8, 16, 32), "f16": (1, 2, 4, 8, 16, 32), "wide": (16, 32)}

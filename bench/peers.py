@@ -74,7 +74,7 @@ def main() -> int:
     if found is None or found.origin is None:
         print("== peers: skipped, llama-cpp-python is not installed in this environment")
         return 0
-    from llamafu.example_model import example_model
+    from llamafu.examples.model import example_model
 
     library = Path(found.origin).parent / "lib"
     os.environ["LLAMAFU_LIB"] = str(library)

@@ -27,8 +27,8 @@ from _conditions import ADAPTERS, show, verdict
 from _http import ask
 from _serving import cpu_of_all, serving
 
-from llamafu._paths import cache_dir
-from llamafu.example_model import example_model
+from llamafu._util.paths import cache_dir
+from llamafu.examples.model import example_model
 
 if TYPE_CHECKING:
     from _http import Connection
@@ -48,10 +48,10 @@ def body(index: int, tokens: int, name: str, **more: object) -> dict[str, object
 
 def bare(given: argparse.Namespace) -> None:
     """Print seconds and CPU seconds of the engine alone, after a warm-up."""
-    from llamafu.cli.serve import spin_briefly
     from llamafu.engine import Engine, Request
+    from llamafu.libraries.openmp import shorten_openmp_spin
 
-    spin_briefly()  # as the server does
+    shorten_openmp_spin()  # as the server does
     with Engine(given.model[0], n_threads=given.threads) as engine:
         name = Path(given.model[1]).stem
         engine.add_adapter(given.model[1])

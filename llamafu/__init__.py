@@ -2,40 +2,51 @@
 
 from __future__ import annotations
 
-import importlib
 from typing import TYPE_CHECKING
 
+from llamafu._util.lazy import lazy_names
 from llamafu._version import __version__
 
 if TYPE_CHECKING:
-    from llamafu.aio import AsyncLlamafu
-    from llamafu.completion import AppliedLora, Completion
+    from llamafu.adapters.file import inspect_adapter
+    from llamafu.adapters.merge.merge import merge_adapters
+    from llamafu.adapters.peft.convert import convert_peft
+    from llamafu.baking.bake import bake
     from llamafu.engine.engine import Engine
-    from llamafu.lora import LoraAdapter
-    from llamafu.model import Llamafu
+    from llamafu.engine.request import Request
+    from llamafu.generation.completion import AppliedLora, Completion
+    from llamafu.lora.handles import LoraAdapter
+    from llamafu.model.async_llamafu import AsyncLlamafu
+    from llamafu.model.llamafu import Llamafu
 
-_HOMES = {
-    "AsyncLlamafu": "llamafu.aio",
-    "AppliedLora": "llamafu.completion",
-    "Completion": "llamafu.completion",
-    "Engine": "llamafu.engine.engine",
-    "Llamafu": "llamafu.model",
-    "LoraAdapter": "llamafu.lora",
-}
+__all__ = [
+    "AppliedLora",
+    "AsyncLlamafu",
+    "Completion",
+    "Engine",
+    "Llamafu",
+    "LoraAdapter",
+    "Request",
+    "__version__",
+    "bake",
+    "convert_peft",
+    "inspect_adapter",
+    "merge_adapters",
+]
 
-__all__ = ["AppliedLora", "AsyncLlamafu", "Completion", "Engine", "Llamafu", "LoraAdapter", "__version__"]
-
-
-def __getattr__(name: str) -> object:
-    """Import a public class when it is first asked for: `import llamafu` alone stays instant."""
-    home = _HOMES.get(name)
-    if home is None:
-        message = f"module 'llamafu' has no attribute {name!r}"
-        raise AttributeError(message)
-    value = getattr(importlib.import_module(home), name)
-    globals()[name] = value
-    return value
-
-
-def __dir__() -> list[str]:
-    return sorted(__all__)
+__getattr__, __dir__ = lazy_names(
+    __name__,
+    {
+        "AppliedLora": ".generation.completion",
+        "AsyncLlamafu": ".model.async_llamafu",
+        "Completion": ".generation.completion",
+        "Engine": ".engine.engine",
+        "Llamafu": ".model.llamafu",
+        "LoraAdapter": ".lora.handles",
+        "Request": ".engine.request",
+        "bake": ".baking.bake",
+        "convert_peft": ".adapters.peft.convert",
+        "inspect_adapter": ".adapters.file",
+        "merge_adapters": ".adapters.merge.merge",
+    },
+)

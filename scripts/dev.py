@@ -26,10 +26,10 @@ NEWER = [f"python3.{minor}" for minor in (14, 13, 12, 11)]
 
 JOBS = {
     "demo": "a real model changes its voice as adapters are applied, blended and faded, and in one batch (92 MB, fetched once)",
-    "test": "lint, then every test; ARGS='-k name' goes to pytest",
+    "test": "lint, then every test, in two processes; ARGS='-k name' goes to pytest",
     "test-peers": "compare with PEFT, upstream, openai's client, Go and Chromium, in tests/peers (torch and Go fetched once)",
     "soak": "the engine under random load, in tests/soak: six minutes, or ARGS='--seconds 60'",
-    "fuzz": "wild requests, damaged model files and every pre-tokenizer, in tests/fuzz: half an hour",
+    "fuzz": "wild requests, damaged files, random schemas and every pre-tokenizer, in tests/fuzz and others: half an hour",
     "lint": "ruff, mypy and the direction of imports",
     "bench": "every benchmark in bench/, one after another",
     "matrix": "the tests against several builds of libllama",
@@ -38,6 +38,10 @@ JOBS = {
 }
 EXTRAS = {"demo": ["prebuilt", "fast"], "test-peers": ["prebuilt", "test", "peers"]}
 """What a job needs of pyproject.toml's extras, where that is not `prebuilt` and `test`."""
+SIDE_BY_SIDE = ("-n", "2", "--dist", "loadfile", "--no-loadscope-reorder")
+"""How pytest-xdist shares the test files out: a file's tests stay in one process, which opens what they share once."""
+FUZZED = ("tests/native/test_tokenizing.py", "tests/generation/test_grammar_random.py", "tests/adapters/test_mutation.py")
+"""Tests beside tests/fuzz that try more where LLAMAFU_FUZZ_COUNT is set."""
 LINT = (
     ("ruff", "check", "."),
     ("ruff", "format", "--check", "."),
@@ -46,7 +50,7 @@ LINT = (
 )
 GENERATED = (
     *(".venv", "dist", "build", ".pytest_cache", ".mypy_cache", ".ruff_cache", ".hypothesis", ".import_linter_cache"),
-    *("llamafu/_native/abi", "tests/.fixtures"),
+    "tests/.fixtures",
 )
 
 
@@ -86,7 +90,7 @@ def test(rest: list[str]) -> int:
     linted = lint([])
     if linted:
         say("lint failed, see above; the tests run all the same")
-    tested = run("python", "-m", "pytest", *rest)
+    tested = run("python", "-m", "pytest", *SIDE_BY_SIDE, *rest)
     return linted or tested
 
 
@@ -103,7 +107,7 @@ def soak(rest: list[str]) -> int:
 def fuzz(rest: list[str]) -> int:
     """Send what no client should, and open what no file should be."""
     os.environ.setdefault("LLAMAFU_FUZZ_COUNT", "20000")
-    return run("python", "-m", "pytest", "tests/fuzz", "tests/test_tokenizing.py", "-s", *rest)
+    return run("python", "-m", "pytest", "tests/fuzz", *FUZZED, "-s", *rest)
 
 
 def lint(rest: list[str]) -> int:
@@ -140,6 +144,8 @@ def clean() -> int:
     """Remove what this program and the tools generate."""
     for name in GENERATED:
         shutil.rmtree(ROOT / name, ignore_errors=True)
+    for module in (ROOT / "llamafu" / "_native" / "abi").glob("layout*.py"):
+        module.unlink()
     for folder in ("llamafu", "tests", "scripts", "bench"):
         for cache in (ROOT / folder).rglob("__pycache__"):
             shutil.rmtree(cache, ignore_errors=True)

@@ -14,8 +14,8 @@ from pathlib import Path
 ROOT = Path(__file__).resolve().parent.parent
 sys.path.insert(0, str(ROOT))
 
-from llamafu._native.headers import extract  # noqa: E402
-from llamafu._native.wanted import EXTRACTED, GRAPH  # noqa: E402
+from llamafu._native.abi.headers import extract  # noqa: E402
+from llamafu._native.abi.symbols import EXTRACTED, GRAPH  # noqa: E402
 
 HEADERS = ("ggml.h", "ggml-backend.h", "llama.h")
 

@@ -12,25 +12,25 @@ from pathlib import Path
 
 from PIL import Image
 
-from llamafu.example_adapters import example_adapters
-from llamafu.example_model import example_model
+from llamafu.examples.adapters import example_adapters
+from llamafu.examples.model import example_model
 
 ROOT = Path(__file__).resolve().parent.parent
-sys.path[:0] = [str(ROOT / "tests"), str(ROOT / "tests" / "peers")]
+sys.path.insert(0, str(ROOT / "tests"))
 
-from chromium import CONTROL, Page, chromium  # noqa: E402 - found on the path of above
-from served import ADMIN, served  # noqa: E402
+from helpers.chromium import CONTROL, Page, chromium  # noqa: E402 - found on the path of above
+from helpers.served import ADMIN, served  # noqa: E402
 
 
 def main() -> None:
     """Draw all of them."""
     with tempfile.TemporaryDirectory() as name:
-        room = Path(name)
-        folder = room / "adapters"
+        tmp = Path(name)
+        folder = tmp / "adapters"
         folder.mkdir()
         for path in example_adapters().values():
             shutil.copy(path, folder)
-        with served(example_model(), "--adapters", folder) as server, chromium(room / "profile") as new_page:
+        with served(example_model(), "--adapters", folder) as server, chromium(tmp / "profile") as new_page:
             page = new_page()
             page.look(1200, 760, "dark")
             page.open(server.url)
@@ -38,10 +38,10 @@ def main() -> None:
             page.type(ADMIN)
             page.key("Enter")
             page.wait("document.querySelectorAll('.strip').length === 4")
-            draw(page, room)
+            draw(page, tmp)
 
 
-def draw(page: Page, room: Path) -> None:
+def draw(page: Page, tmp: Path) -> None:
     """Mix, ask, and take the pictures."""
     page.run("document.querySelector('#length').value = 60")
     page.click("#more")
@@ -51,21 +51,21 @@ def draw(page: Page, room: Path) -> None:
             page.key("ArrowUp")
     answer(page)
     page.look(1200, 1060, "dark")
-    save(page, room, "desk-dark")
+    save(page, tmp, "desk-dark")
     page.look(1200, 1060, "light")
-    save(page, room, "desk-light")
+    save(page, tmp, "desk-light")
     page.click(".mix:nth-child(2) .name")
     page.wait("document.querySelectorAll('.cell').length > 0")
     page.focus(".map svg")
     for _ in range(26):
         page.key("ArrowRight")
     page.key("ArrowDown")
-    save(page, room, "desk-adapter")
+    save(page, tmp, "desk-adapter")
     page.key("Escape")
     page.look(390, 844, "dark")
     page.run("document.activeElement.blur()")
     page.run("document.querySelector('.mix:nth-child(2)').scrollIntoView()")
-    save(page, room, "desk-phone")
+    save(page, tmp, "desk-phone")
 
 
 def answer(page: Page) -> None:
@@ -77,11 +77,11 @@ def answer(page: Page) -> None:
     page.run("document.activeElement.blur()")
 
 
-def save(page: Page, room: Path, name: str) -> None:
+def save(page: Page, tmp: Path, name: str) -> None:
     """Write one picture."""
-    page.picture(room / "seen.png")
+    page.picture(tmp / "seen.png")
     target = ROOT / "docs" / "images" / f"{name}.png"
-    with Image.open(room / "seen.png") as seen:
+    with Image.open(tmp / "seen.png") as seen:
         seen.convert("RGB").save(target, optimize=True)
     print(f"{target.relative_to(ROOT)}: {target.stat().st_size / 1000:.0f} KB")
 

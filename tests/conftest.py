@@ -18,9 +18,21 @@ sys.path.insert(0, str(SCRIPTS))
 # OpenMP's threads spin while they wait, which slows tiny models a hundredfold on a busy machine. Read when libllama loads.
 os.environ.setdefault("OMP_WAIT_POLICY", "passive")
 os.environ.setdefault("OPENBLAS_NUM_THREADS", "1")  # NumPy's threads spin too, and bring nothing at these sizes
-# The slow tiers are collected only when they are named: `pytest tests/matrix`.
-_named = {part for argument in sys.argv[1:] for part in Path(argument.partition("::")[0]).parts}
-collect_ignore = [tier for tier in ("matrix", "peers", "soak") if tier not in _named]
+_TIERS = ("matrix", "peers", "soak")
+
+
+def pytest_ignore_collect(collection_path, config):
+    """Collect the slow tiers only when they are named: `pytest tests/matrix`."""
+    if collection_path.parent != TESTS or collection_path.name not in _TIERS:
+        return None
+    named = {part for argument in config.args for part in Path(argument.partition("::")[0]).parts}
+    return True if collection_path.name not in named else None
+
+
+@pytest.hookimpl(optionalhook=True)
+def pytest_xdist_setupnodes(config, specs):
+    """Write the fixtures before there are several processes: each would write them under the others' eyes."""
+    _fixtures()
 
 
 def _maker_digest() -> str:
@@ -43,9 +55,7 @@ def _is_current(directory: Path, manifest: Path) -> bool:
     )
 
 
-@pytest.fixture(scope="session")
-def tiny_dir():
-    """Folder of every file that `scripts/make_fixtures.py` writes; tests must not write there."""
+def _fixtures() -> Path:
     from make_fixtures import write_fixtures
 
     directory = TESTS / ".fixtures"
@@ -56,6 +66,12 @@ def tiny_dir():
         unfinished.write_text(json.dumps({"maker": _maker_digest(), "files": files}), encoding="utf-8")
         unfinished.replace(manifest)
     return directory
+
+
+@pytest.fixture(scope="session")
+def tiny_dir():
+    """Folder of every file that `scripts/make_fixtures.py` writes; tests must not write there."""
+    return _fixtures()
 
 
 @pytest.fixture(scope="session")
@@ -79,20 +95,19 @@ def tiny_adapter_b(tiny_dir):
 @pytest.fixture(scope="session")
 def reference(tiny_model):
     """Return the independent forward pass of `tiny_model`."""
-    from reference import Reference
+    from helpers.reference import Reference
 
     return Reference(tiny_model)
 
 
 @pytest.fixture(scope="module")
 def real():
-    """Proof of a libllama that works here."""
-    from llamafu._native import finding, proof_cache
+    """A verified libllama."""
     from llamafu.errors import LibraryNotFoundError
+    from llamafu.libraries import discovery
 
-    named = os.environ.get("LLAMAFU_TEST_LIB")
     try:
-        return proof_cache.prove(Path(named)) if named else finding.find()
+        return discovery.find(os.environ.get("LLAMAFU_TEST_LIB") or None)
     except LibraryNotFoundError as error:
         pytest.skip(f"no libllama to test with: {error}")
 

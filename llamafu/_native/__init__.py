@@ -1,9 +1,10 @@
-"""libllama, found, proven and wrapped: codes in, codes out; no C pointer and no NULL leaves unchecked."""
+"""Binding to libllama: every return code and pointer is checked here, and no cdata leaves the package."""
 
 from __future__ import annotations
 
-import importlib
 from typing import TYPE_CHECKING
+
+from llamafu._util.lazy import lazy_names
 
 if TYPE_CHECKING:
     from llamafu._native.instance import (
@@ -24,10 +25,14 @@ __all__ = [
     "llamafu_lora_adapter_remove",
 ]
 
-
-def __getattr__(name: str) -> object:
-    """Import the mirrored functions when they are asked for: probing a library needs none of them."""
-    if name not in __all__:
-        message = f"module 'llamafu._native' has no attribute {name!r}"
-        raise AttributeError(message)
-    return getattr(importlib.import_module("llamafu._native.instance"), name)
+__getattr__, __dir__ = lazy_names(
+    __name__,
+    {
+        "Instance": ".instance",
+        "llamafu_lora_adapter_apply": ".instance",
+        "llamafu_lora_adapter_clear_all": ".instance",
+        "llamafu_lora_adapter_free": ".instance",
+        "llamafu_lora_adapter_init": ".instance",
+        "llamafu_lora_adapter_remove": ".instance",
+    },
+)

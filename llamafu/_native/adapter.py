@@ -37,7 +37,7 @@ class Adapter:
 
     @classmethod
     def adopt(cls, model: Model, pointer: Any, *, label: str) -> Adapter:
-        """Own a loaded adapter that another object surrendered."""
+        """Own the native adapter that another object gave up with `surrender`."""
         adapter = cls.__new__(cls)
         adapter.model, adapter.label, adapter._pointer = model, label, pointer  # noqa: SLF001 - a constructor
         return adapter
@@ -68,7 +68,7 @@ class Adapter:
 
 
 def _from_memory(model: Model, content: bytes) -> Any:
-    """Let libllama read `content` where it is, as a C stream."""
+    """Let libllama read `content` through a C stream over its memory, without a copy."""
     ffi, lib = model.library.ffi, model.library.lib
     stream = lib.fmemopen(ffi.from_buffer(content), len(content), b"rb")
     not_null(model.library, stream, LoraLoadError, "no memory for a stream over the adapter")

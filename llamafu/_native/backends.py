@@ -1,4 +1,4 @@
-"""ggml's backends: many builds keep them as plug-ins beside libllama, and without one there is no CPU device."""
+"""ggml's compute backends. Many builds keep them as plug-ins beside libllama, and have no CPU device until one is loaded."""
 
 from __future__ import annotations
 
@@ -10,7 +10,6 @@ from llamafu.errors import LibraryNotFoundError
 if TYPE_CHECKING:
     from pathlib import Path
 
-_CPU = 0
 _TYPES = ("cpu", "gpu", "igpu", "accel", "meta")
 _SUFFIXES = (".so", ".dylib", ".dll")
 
@@ -47,7 +46,7 @@ def devices(ffi: Any, lib: Any) -> list[Device]:
 
 
 def load_cpu(ffi: Any, lib: Any, library: Path) -> Path | None:
-    """Make sure that a CPU device exists, taking the plug-in that scores best on this processor; return it, if any."""
+    """Load a CPU backend where there is none, the plug-in that scores best on this processor; return the plug-in, if any."""
     if any(device.kind == "cpu" for device in devices(ffi, lib)):
         return None
     plugins = [p for p in _plugins(library) if "ggml-cpu" in p.name]
@@ -56,15 +55,16 @@ def load_cpu(ffi: Any, lib: Any, library: Path) -> Path | None:
         if any(device.kind == "cpu" for device in devices(ffi, lib)):
             return plugin
     tried = ", ".join(p.name for p in plugins) or "none there"
+    folders = ", ".join(map(str, _plugin_folders(library)))
     message = (
-        f"{library} has no CPU backend: looked for libggml-cpu plug-ins in {', '.join(map(str, _places(library)))} ({tried}); "
+        f"{library} has no CPU backend: looked for libggml-cpu plug-ins in {folders} ({tried}); "
         "install a complete build with `llamafu lib install`"
     )
     raise LibraryNotFoundError(message)
 
 
 def load_accelerators(ffi: Any, lib: Any, library: Path) -> None:
-    """Load every plug-in that is no CPU backend; one whose driver is absent stays out by itself."""
+    """Load every plug-in that is no CPU backend; one whose driver is absent refuses by itself."""
     if any(device.kind in {"gpu", "igpu"} for device in devices(ffi, lib)):
         return
     for plugin in _plugins(library):
@@ -72,15 +72,16 @@ def load_accelerators(ffi: Any, lib: Any, library: Path) -> None:
             lib.ggml_backend_load(str(plugin).encode())
 
 
-def _places(library: Path) -> list[Path]:
+def _plugin_folders(library: Path) -> list[Path]:
     folder = library.parent
-    return [place for place in (folder, folder.parent / "bin", folder / "bin", folder.parent / "lib") if place.is_dir()]
+    near = (folder, folder.parent / "bin", folder / "bin", folder.parent / "lib")
+    return [place for place in near if place.is_dir()]
 
 
 def _plugins(library: Path) -> list[Path]:
     """Backend plug-ins near `library`: never the core libraries, which the loader maps by itself."""
     seen: dict[str, Path] = {}
-    for place in _places(library):
+    for place in _plugin_folders(library):
         for path in sorted(place.iterdir()):
             stem = path.name.removeprefix("lib").split(".")[0]
             if stem.startswith("ggml-") and stem != "ggml-base" and path.suffix in _SUFFIXES:

@@ -32,18 +32,19 @@ class Batch:
         self._positions = view(self._batch.pos, np.int32)
         self._outputs = view(self._batch.logits, np.int8)
         view(self._batch.n_seq_id, np.int32)[:] = 1
-        # The sequence of token i lies behind a pointer of its own; the pointers never change.
+        # libllama allocates one array of sequence ids for each token. The arrays stay where they are: their addresses are
+        # read once.
         pointers = np.frombuffer(buffer(self._batch.seq_id, capacity * 8), dtype=np.intp)
         self._sequences = [library.ffi.cast("llama_seq_id *", int(pointer)) for pointer in pointers]
 
     def fill(self, tokens: Sequence[int], positions: Sequence[int], sequences: Sequence[int], outputs: Sequence[bool]) -> None:
-        """Say what to compute: token, position, sequence and whether logits are wanted, row by row."""
+        """Set the rows to compute: each one's token, position and sequence, and whether its logits are wanted."""
         count = len(tokens)
         self._tokens[:count] = tokens
         self._positions[:count] = positions
         self._outputs[:count] = outputs
-        for place, sequence in zip(self._sequences, sequences, strict=False):
-            place[0] = sequence
+        for ids, sequence in zip(self._sequences, sequences, strict=False):
+            ids[0] = sequence
         self._batch.n_tokens = count
 
     @property

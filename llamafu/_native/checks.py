@@ -1,4 +1,4 @@
-"""The choke point: every return value and every pointer of the library passes through here."""
+"""The checks that every return code and every pointer of libllama goes through."""
 
 from __future__ import annotations
 
@@ -24,8 +24,8 @@ def not_null(library: Library, pointer: Any, error: type[_E], message: str) -> A
 def create(made: list[Any], function: Callable[..., Any], *arguments: Any) -> None:
     """Append to `made` what `function` creates.
 
-    All of it happens in C: after a plain call, a Ctrl-C that came meanwhile is raised before the result can be assigned,
-    and a model's memory would be lost with it.
+    The call and the append both happen in C. After a plain call, a Ctrl-C that arrived during it is raised before the result
+    can be assigned, and what was created, such as a model, would leak.
     """
     made.extend(map(function, *([argument] for argument in arguments)))
 

@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 import os
-from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Protocol
 
 from llamafu._native.batch import Batch
 from llamafu._native.checks import create, explain, not_null, succeeded
-from llamafu._native.kv_memory import BYTES_PER_VALUE, least_bytes, machine_bytes
+from llamafu._native.context_options import FLASH_ATTENTION
+from llamafu._native.memory_needs import BYTES_PER_VALUE, least_bytes, machine_bytes
 from llamafu.errors import ClosedError, ContextInitError, DecodeError, ErrorCode, LlamafuError
 
 if TYPE_CHECKING:
@@ -17,48 +17,27 @@ if TYPE_CHECKING:
     import numpy as np
 
     from llamafu._native.adapter import Adapter
+    from llamafu._native.context_options import ContextOptions
     from llamafu._native.model import Model
 
-MOST_THREADS = 512  # that ggml has
-FLASH_ATTENTION = {"auto": -1, "off": 0, "on": 1}
 _NO_POOLING = 0
-"""Vectors of texts are made of those of their tokens elsewhere. Left to the GGUF, a context whose embeddings are switched on
-later aborts: it was laid out for as few outputs as an answer needs, and pooling takes every token."""
-
-
-@dataclass(frozen=True, slots=True)
-class ContextOptions:
-    """What a context is made with: sizes in tokens, KV types by ggml name ("f16", "f32", "q8_0"), in small letters."""
-
-    n_ctx: int = 2048
-    n_batch: int = 512
-    n_threads: int = 1
-    n_seq_max: int = 1
-    flash_attn: str = "auto"
-    type_k: str = "f16"
-    type_v: str = "f16"
-    embeddings: bool = False
-    offload: bool = False
-    unified: bool = False
-    """Whether all sequences share `n_ctx` and one memory, so that rows keep the order of the batch."""
-    positions: int | None = None
-    """Rows of the model's table of positions, past which libllama aborts; None where positions are computed."""
-    n_outputs: int = 0
-    """The most logits that a decode is asked for, where they need room; 0: of every token."""
+"""Tokens' vectors are pooled in Python. With the GGUF's own pooling, a context whose embeddings are switched on later aborts:
+its buffers were laid out for as few outputs as an answer needs, and pooling takes an output of every token."""
 
 
 class Hook(Protocol):
-    """What looks at, or changes, the operations of every decode (see `cb_eval` in llama.h)."""
+    """Sees, and may change, the operations of every decode (`cb_eval` in llama.h)."""
 
     def install(self, params: Any) -> None:
         """Enter the callback into `llama_context_params`; it lives as long as the hook."""
 
 
 class Context:
-    """Owns a `llama_context`. Not thread-safe: one call at a time, the caller's lock.
+    """Owns a `llama_context`. Not thread-safe: the caller holds a lock around every call.
 
-    `hook`, if given, is kept and must have been made for the same library. `continues` tells whether it can go on with
-    what it has read: encoders have no memory, and what reads a text as a whole cannot add to it.
+    `hook`, if given, is kept and must have been made for the same library. `continues`: whether tokens can be added to those
+    already decoded. False for encoders, which have no memory, and for models whose tokens see those behind them too.
+    `longest`: how many tokens one sequence may have.
     """
 
     def __init__(self, model: Model, options: ContextOptions, *, hook: Hook | None = None) -> None:
@@ -90,7 +69,7 @@ class Context:
             raise
 
     def _check(self, options: ContextOptions) -> None:
-        """Refuse what would kill or hang the process."""
+        """Refuse options with which libllama would end or block the process."""
         library = self.model.library
         for option, name in (("type_k", options.type_k), ("type_v", options.type_v)):
             if name not in BYTES_PER_VALUE or name not in library.types:
@@ -115,6 +94,7 @@ class Context:
             raise ContextInitError(message, code=ErrorCode.OUT_OF_MEMORY)
 
     def _params(self, hook: Hook | None) -> Any:
+        """Return the `llama_context_params` of these options, as far as this build has the fields."""
         options, library = self.options, self.model.library
         params = library.lib.llama_context_default_params()
         params.n_ctx = options.n_ctx
@@ -210,7 +190,7 @@ class Context:
     ) -> int:
         """Decode rows of any sequences, at most `n_batch`, and return libllama's code.
 
-        0 is success, 1 that the KV memory has no room, which then is as before; `failure` words any other.
+        0 is success; 1 means that the KV memory is full, and unchanged; `failure` makes an error of any other code.
         """
         pointer = self.pointer
         assert self._batch is not None  # noqa: S101 - an open context has one
@@ -253,7 +233,7 @@ class Context:
     def take_embeddings(self, count: int) -> np.ndarray[Any, np.dtype[np.float32]]:
         """Take the vectors of all `count` tokens of the last decode, in the order of the batch, shape [count, n_embd_out].
 
-        They can be had once: NaN is left where they were, so that none can be an earlier batch's. Embeddings must be on.
+        Each can be read once: its place is filled with NaN, so that no later call returns it by mistake. Embeddings must be on.
         """
         import numpy as np
 
@@ -298,9 +278,9 @@ class Context:
         """Return the state of sequence 0 as bytes, in this build's own format."""
         library = self.model.library
         size = library.lib.llama_state_seq_get_size(self.pointer, 0)
-        room = library.ffi.new("uint8_t[]", size)
-        written = library.lib.llama_state_seq_get_data(self.pointer, room, size, 0)
-        return bytes(library.ffi.buffer(room, written))
+        buffer = library.ffi.new("uint8_t[]", size)
+        written = library.lib.llama_state_seq_get_data(self.pointer, buffer, size, 0)
+        return bytes(library.ffi.buffer(buffer, written))
 
     def restore(self, state: bytes) -> bool:
         """Put a dumped state back into sequence 0; False when this context cannot take it."""

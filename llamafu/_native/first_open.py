@@ -1,10 +1,10 @@
-"""The child process in which libllama meets a model file first, and long texts: a death here costs the user nothing.
+"""The child process that opens a model file first, and that tokenises long texts: a crash of libllama ends only this process.
 
     python -I -S first_open.py SITE FOLDER FAMILY LIBRARY PLUGIN MODEL try|serve
 
-It imports what it cannot do without and starts in some 20 ms: SITE holds cffi's extension module, FOLDER the compiled
-families (or, for a family read from a header, the package). "try" prints one word a stage that was survived; "serve" answers
-texts on stdin with tokens on stdout. What libllama has to say of errors goes to stderr.
+To start in some 20 ms it imports no more than it needs: SITE is the folder of cffi's extension module, FOLDER that of the
+compiled families (or, for a family read from a header, that of the package). "try" prints a word for each stage that has
+passed; "serve" reads texts from stdin and writes their tokens to stdout. libllama's error lines go to stderr.
 """
 
 from __future__ import annotations
@@ -16,25 +16,27 @@ import sys
 from typing import Any
 
 SMALL_STACK, SHORT = 128 * 1024, 2000
-"""Bytes of stack, and a run of characters: a pre-tokenizer that recurses for every character does not live through it."""
+"""Bytes of stack, and characters of a run that overflows it in a pre-tokenizer that recurses for every character."""
 _PER_BYTE, _LEAST_STACK, _LARGEST_STACK = 1024, 1 << 20, 1 << 28
-"""Stack for a text: twice what was measured at the worst; it is memory only where it is used."""
+"""Bytes of stack for each byte of a text (twice the most that was measured), and the least and the most for any text. Pages of
+a stack take memory only once they are touched."""
 _MEMORY = 8 << 30
+"""Bytes of address space beyond twice the size of the model."""
 _SMALL_MODEL = 32 << 20
-"""Bytes of a model that is read and computed with whole: some milliseconds."""
-_FEW = 5  # tokens
+"""Bytes up to which a model is loaded with its weights and computed with: that takes some milliseconds."""
+_BATCH_TOKENS = 5
 _SECONDS = 3
-"""For all the texts that are tried, which take some 20 ms."""
+"""Limit for all the texts that are tried, which take some 20 ms."""
 _ERROR, _CONTINUED = 4, 5
 
 
 def main(arguments: list[str]) -> int:
-    """Do what the command line asks for; the exit status is 0 where nothing died."""
+    """Run the task that the command line names; the exit status is 0 unless the model cannot be served."""
     site, folder, family, path, plugin, model, task = arguments
     bound_memory(model)
     sys.path += [folder, site]
     if family.startswith("header:"):
-        ffi: Any = importlib.import_module("llamafu._native.families").load(family).ffi
+        ffi: Any = importlib.import_module("llamafu._native.abi.families").load(family).ffi
     else:
         ffi = importlib.import_module(family).ffi
     lib = ffi.dlopen(path, ffi.RTLD_NOW | ffi.RTLD_LOCAL)
@@ -65,7 +67,7 @@ class _Errors:
 
 
 def bound_memory(model: str) -> None:
-    """A damaged number may ask for all the memory there is; and no core file shall be left behind."""
+    """Limit the address space, since a damaged number may ask for all memory, and leave no core file."""
     try:
         import resource
     except ImportError:
@@ -76,7 +78,7 @@ def bound_memory(model: str) -> None:
 
 
 def _load(lib: Any, model: str, *, weights: str) -> Any:
-    """Load a model whose `weights` are all there, are "claimed" (every shape is checked, none read), or left out."""
+    """Load a model with `weights` "all", "claimed" (their shapes are checked, no data is read) or "left out"."""
     params = lib.llama_model_default_params()
     if weights == "claimed":
         params.no_alloc, params.load_mode = True, 0
@@ -86,14 +88,14 @@ def _load(lib: Any, model: str, *, weights: str) -> Any:
 
 
 def try_model(ffi: Any, lib: Any, model: str) -> None:
-    """Print "opened", "computes", "tokenizes", "spells", "words" and "flat", each once it is certain."""
+    """Print "opened", "computes", "tokenizes", "spells", "words" and "flat", each once its stage has passed."""
     fields = {name for name, _ in ffi.typeof("struct llama_model_params").fields}
-    # A small model is computed with too. Older builds cannot do without the weights, but for the vocabulary.
+    # A small model is computed with too. Older builds load either everything or the vocabulary alone.
     whole = os.stat(model).st_size <= _SMALL_MODEL  # noqa: PTH116 - as below
     weights = "all" if whole else "claimed" if "load_mode" in fields else "left out"
     loaded = _load(lib, model, weights=weights)
     if loaded == ffi.NULL:
-        _say("refused")  # without dying: the parent will hear the same, and says so
+        _say("refused")  # by a return code: the parent's own load gets it too, and reports it
         return
     _say("opened")
     vocab = lib.llama_model_get_vocab(loaded)
@@ -112,16 +114,16 @@ def try_model(ffi: Any, lib: Any, model: str) -> None:
 
 
 def _compute(ffi: Any, lib: Any, model: Any, *, decode: bool) -> None:
-    """Make a context, and decode some tokens and one more where the weights are there: types and sizes are met then."""
+    """Make a context and, with `decode`, decode a batch and one more token, so that kernels run on the file's types."""
     params = lib.llama_context_default_params()
     params.n_ctx, params.n_batch, params.n_ubatch, params.n_threads, params.n_threads_batch = 64, 64, 64, 1, 1
-    params.pooling_type = 0  # as every context of Llamafu: what a file says of pooling may end the process
+    params.pooling_type = 0  # as in every context of Llamafu: libllama aborts on some values that a file may have
     context = lib.llama_init_from_model(model, params)
     if context == ffi.NULL:
         return
-    compute = _computing(lib, model)
-    batch = lib.llama_batch_init(_FEW, 0, 1)
-    for start, count in ((0, _FEW), (_FEW, 1)) if decode and compute else ():
+    compute = _compute_function(lib, model)
+    batch = lib.llama_batch_init(_BATCH_TOKENS, 0, 1)
+    for start, count in ((0, _BATCH_TOKENS), (_BATCH_TOKENS, 1)) if decode and compute else ():
         batch.n_tokens = count
         for i in range(count):
             batch.token[i], batch.pos[i], batch.n_seq_id[i], batch.seq_id[i][0] = 0, start + i, 1, 0
@@ -133,8 +135,8 @@ def _compute(ffi: Any, lib: Any, model: Any, *, decode: bool) -> None:
     lib.llama_free(context)
 
 
-def _computing(lib: Any, model: Any) -> Any:
-    """Return what computes with this model; None for an encoder with a decoder, which the parent refuses."""
+def _compute_function(lib: Any, model: Any) -> Any:
+    """Return the function that computes with this model; None for an encoder-decoder, which the parent refuses."""
     if not lib.llama_model_has_encoder(model):
         return lib.llama_decode
     alone = hasattr(lib, "llama_encode") and hasattr(lib, "llama_model_has_decoder") and not lib.llama_model_has_decoder(model)
@@ -152,18 +154,18 @@ def _say(word: str) -> None:
 
 
 def _every_byte() -> bytes:
-    """Return characters that hold every byte of UTF-8, most of which no vocabulary has whole."""
+    """Return text whose UTF-8 has every possible byte; few of its characters are in any vocabulary."""
     codes = [*range(1, 0x800), *range(0x800, 0xD800, 61), *range(0xE000, 0x10000, 61), *range(0x10000, 0x110000, 4099)]
     return " ".join(map(chr, codes)).encode()
 
 
 def _words(count: int) -> list[str]:
-    """Return short words of every kind with breaks between them: patterns that match over breaks are rare."""
+    """Return texts of one-character words with white space between them, for the few patterns that match across it."""
     return [(char + pause) * (count // 2) for char in "a1-漢" for pause in " \n"]
 
 
 def _runs(count: int) -> list[str]:
-    """Return a run of every kind of character that a pre-tokenizer's patterns tell apart."""
+    """Return long runs of every class of character that the patterns of pre-tokenizers tell apart, and of some mixtures."""
     same = "Aa1-/ \n\r\t\x01漢가ㄅ\uff01ก\u0301ǅ😀"
     mixed = ("aA", "\r\n", "A\u0301", "1a")
     begun = ("<sentinel:" + "1" * count, "-" + "\n" * count, " " * count + "x", "1" * count + "x")
@@ -189,19 +191,22 @@ def _in_thread(stack: int, job: Any) -> Any:
 
 def _tokenize(ffi: Any, lib: Any, vocab: Any, text: bytes, *, flags: int) -> bytes:
     """Return the tokens as int32; `flags` has 1 for special tokens added, 2 for those that the text spells."""
-    room = len(text) + 8
+    capacity = len(text) + 8
     while True:
-        tokens = ffi.new("llama_token[]", room)
-        count = lib.llama_tokenize(vocab, text, len(text), tokens, room, bool(flags & 1), bool(flags & 2))
+        tokens = ffi.new("llama_token[]", capacity)
+        count = lib.llama_tokenize(vocab, text, len(text), tokens, capacity, bool(flags & 1), bool(flags & 2))
         if count >= 0:
             return bytes(ffi.buffer(tokens, 4 * count))
-        if -count <= room:
+        if -count <= capacity:
             return b""
-        room = -count
+        capacity = -count
 
 
 def _serve(ffi: Any, lib: Any, model: str) -> int:
-    """Answer texts until stdin ends. A text is one byte of flags, its length (8 bytes) and itself; tokens the length first."""
+    """Tokenise texts until stdin ends.
+
+    A request is one byte of flags, 8 bytes of length (little-endian) and the text; an answer 8 bytes of length and the tokens.
+    """
     loaded = _load(lib, model, weights="left out")
     if loaded == ffi.NULL:
         return 1

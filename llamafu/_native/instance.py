@@ -14,7 +14,7 @@ from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
 from llamafu._native.adapter import Adapter
-from llamafu._native.context import Context, ContextOptions
+from llamafu._native.context import Context
 from llamafu._native.model import Model
 from llamafu._native.model_check import check_model
 from llamafu.errors import ClosedError, ErrorCode, LlamafuError
@@ -24,6 +24,7 @@ if TYPE_CHECKING:
     from pathlib import Path
 
     from llamafu._native.context import Hook
+    from llamafu._native.context_options import ContextOptions
     from llamafu._native.library import Library
 
 
@@ -36,7 +37,7 @@ class Instance:
     A file that was never opened before is opened in a child process first (see `model_check`).
     `reader` returns the checked bytes of an adapter file, or raises a `LlamafuError`: no file reaches libllama unread.
     `frees_adapters` is False for a library whose adapter free does nothing: adapters are then kept by content and
-    used again, so that loading and freeing in turn takes no memory. `prepare` is called between model and context: it may
+    used again, so that loading and freeing in turn leaks nothing. `prepare` is called between model and context: it may
     load adapters, which libllama counts when it makes a context, and return the context's hook.
     """
 
@@ -59,7 +60,7 @@ class Instance:
         checked = check_model(library, path)
         self._model: Model | None = Model(library, path, n_gpu_layers=n_gpu_layers, checked=checked)
         self._context: Context | None = None
-        self.context_options = _widened(options, self._model)
+        self.context_options = _with_long_batches(options, self._model)
         try:
             self._context = Context(self._model, self.context_options, hook=None if prepare is None else prepare(self))
         except BaseException:
@@ -148,8 +149,8 @@ class Instance:
             raise ClosedError(message)
 
 
-def _widened(options: ContextOptions, model: Model) -> ContextOptions:
-    """Let a model that reads texts as a whole take one of `n_ctx` tokens in one batch, as far as it was made for such."""
+def _with_long_batches(options: ContextOptions, model: Model) -> ContextOptions:
+    """Raise `n_batch` to `n_ctx`, at most the trained context, for a model that must read each text in one batch."""
     if not model.reads_whole:
         return options
     return replace(options, n_batch=max(options.n_batch, min(options.n_ctx, model.n_ctx_train)))

@@ -9,14 +9,15 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from llamafu._native import backends, families
+from llamafu._native import backends
+from llamafu._native.abi import families
 from llamafu._native.logs import LogBridge
 from llamafu.errors import AbiMismatchError, LibraryNotFoundError
 
 
 @dataclass(frozen=True, slots=True)
 class Library:
-    """A loaded libllama whose ABI family is known; shared by every object of the process.
+    """A loaded libllama whose ABI family is known; every object of the process shares it.
 
     `operations` and `types` map names ("MUL_MAT", "f16") to this build's numbers, asked of the library itself:
     enum values drift between releases that share a layout. `process` is the one that loaded it, `plugin` the CPU
@@ -49,7 +50,7 @@ class Library:
 
     @property
     def parts_memory(self) -> bool:
-        """True where sequences may have memory of their own; before there was a choice, they shared it."""
+        """True where a context may give each sequence memory of its own; in older builds all sequences share one."""
         return "kv_unified" in self.context_fields
 
     @property
@@ -68,7 +69,7 @@ def loaded_library() -> Library | None:
 
 
 def open_library(path: Path, family: str, *, gpu: bool = False) -> Library:
-    """Load `path` with the proven `family`, once a process.
+    """Load `path` with the verified `family`, once a process.
 
     A second libllama would bind to the first one's ggml (same SONAME) and mix with it, so asking for another
     path afterwards is an `AbiMismatchError`. `gpu` loads accelerator plug-ins too, the first time it is asked for.
@@ -87,6 +88,7 @@ def open_library(path: Path, family: str, *, gpu: bool = False) -> Library:
 
 
 def _open(path: Path, family: str) -> Library:
+    """Load the library and what it needs: its log callback, and a CPU backend."""
     declarations = families.load(family)
     ffi = declarations.ffi
     try:
@@ -130,7 +132,7 @@ def _numbers(ffi: Any, name_of: Any, count: int) -> dict[str, int]:
 
 
 def _refuse_foreign_ggml(path: Path) -> None:
-    """The mapped libggml-base must lie beside libllama: else two builds are mixed in this process."""
+    """Raise `AbiMismatchError` where the mapped libggml-base is not beside libllama: two builds would mix in this process."""
     maps = Path("/proc/self/maps")
     if not maps.exists():  # other systems resolve libraries by full path
         return

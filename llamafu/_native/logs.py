@@ -11,12 +11,12 @@ if TYPE_CHECKING:
     from collections.abc import Iterator
 
 logger = logging.getLogger("llamafu.native")
-logger.addHandler(logging.NullHandler())  # else Python prints warnings to stderr in programs that never asked for logs
+logger.addHandler(logging.NullHandler())  # without a handler, Python prints warnings to stderr
 
 _LEVELS = {1: logging.DEBUG, 2: logging.DEBUG, 3: logging.WARNING, 4: logging.ERROR}
 _ERROR, _CONTINUED = 4, 5
 _MOST_LINES, _LONGEST = 3, 400
-"""Of the error lines of one call, how many a message repeats (the cause comes first), and characters of each."""
+"""The most error lines of one call that a message repeats (the cause comes first), and the most characters of each."""
 
 
 class LogBridge:
@@ -44,7 +44,7 @@ class LogBridge:
         return list(errors)
 
     def forget_errors(self) -> None:
-        """Forget error lines that a call printed and yet succeeded: they would be blamed on the next failure."""
+        """Forget the error lines of a call that succeeded, lest the next failure repeat them."""
         if self._errors:
             self._errors = {}
 
@@ -70,6 +70,7 @@ class LogBridge:
         self._lib.llama_log_set(self._ffi.cast("ggml_log_callback", pointer), self._ffi.NULL)
 
     def _receive(self, level: int, text: Any, _user_data: Any) -> None:
+        """Collect the parts of a line, and log it once it is whole."""
         if level != _CONTINUED:
             self._level = level
         self._partial += self._ffi.string(text).decode("utf-8", "replace")
@@ -84,6 +85,6 @@ class LogBridge:
         logger.log(level, "%s", line)
 
     def _swallow(self, _kind: type[BaseException], error: BaseException, _trace: object) -> None:
-        """An exception must not cross into C; a lost log line is the lesser harm, a lost Ctrl-C is none."""
+        """Keep an exception from crossing into C: the log line is lost, but a Ctrl-C is kept for `raise_interrupt`."""
         if not isinstance(error, Exception):
             self._interrupt = error

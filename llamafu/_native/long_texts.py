@@ -1,4 +1,4 @@
-"""Texts that libllama must not tokenise in this process: too long a run for a stack, or for one that waits."""
+"""A child process for texts whose tokenising could overflow a stack of this process, or block it for long."""
 
 from __future__ import annotations
 
@@ -9,8 +9,8 @@ import threading
 import time
 from typing import TYPE_CHECKING
 
-from llamafu._native import child
 from llamafu._native.model_check import command, environment
+from llamafu._util import child_process
 from llamafu.errors import ClosedError, TokenizeError
 
 if TYPE_CHECKING:
@@ -20,9 +20,10 @@ if TYPE_CHECKING:
     from llamafu._native.model_check import CheckedModel
 
 _PATIENCE, _PER_SECOND = 8.0, 1 << 19
-"""Seconds for one text, the wait for another one included; and bytes a second for what is longer than that would do."""
+"""Seconds for one text, the wait for others included; and bytes a second, for texts that are too long for that."""
 _MOST_HERE, _MOST_RUNS_HERE = 1 << 20, 1 << 16
-"""Bytes that are tokenised in this process, where nothing can end it early; and where time grows with the square of runs."""
+"""The most bytes of a text that is tokenised in this process, where nothing can end it early; and the most of one that has long
+runs, whose time grows with the square of their length."""
 _BREAK = re.compile(rb"[ \t\n\r\f\v]+")
 _RUN = re.compile(rb"[^ \t\n\r\f\v]+")
 
@@ -31,8 +32,8 @@ class LongTexts:
     """A process that opened the model's vocabulary, started when a text needs it. Any thread; one text at a time.
 
     Many of libllama's pre-tokenizers match with std::regex, which calls itself once or more for every character of a match:
-    half a kilobyte of stack each. The process has room for a million, and when it dies, or takes too long, only this text
-    is lost.
+    half a kilobyte of stack each. The process has stack for a million characters, and when it crashes, or takes too long,
+    only this text fails.
     """
 
     def __init__(self, library: Library, checked: CheckedModel) -> None:
@@ -42,38 +43,39 @@ class LongTexts:
         self._process: subprocess.Popen[bytes] | None = None
         self._closed = False
 
-    def concern(self, text: bytes) -> bool:
-        """Tell whether `text` must be tokenised here and not in this process."""
+    def must_take(self, text: bytes) -> bool:
+        """Tell whether `text` must be tokenised in the child process."""
         longest = self._checked.longest_run
         if len(text) <= min(longest, _MOST_HERE):
             return False
         if not longest or not self._checked.breaks or len(text) > _MOST_RUNS_HERE:
             return True
-        # A match may hold one word and the break before or after it: the longest of both is the longest that it can be.
+        # A match spans at most one word and the white space beside it: the longest of each bound its length.
         solid, blank = (max(map(len, pattern.split(text))) for pattern in (_BREAK, _RUN))
         return solid + blank > longest
 
     def tokenize(self, text: bytes, *, add_special: bool, parse_special: bool) -> list[int]:
-        """Return the token ids of `text`; `TokenizeError` when it takes too long or is more than the process can take."""
+        """Return the token ids of `text`; `TokenizeError` when it takes too long or the process crashes."""
         patience = max(_PATIENCE, len(text) / _PER_SECOND)
         deadline = time.monotonic() + patience
         if not self._lock.acquire(timeout=patience):
             message = f"other long texts are being tokenised, and did not end within {patience:.0f} s; try again later"
             raise TokenizeError(message)
         try:
-            return self._ask(text, flags=add_special + 2 * parse_special, deadline=deadline)
+            return self._send(text, flags=add_special + 2 * parse_special, deadline=deadline)
         finally:
             self._lock.release()
 
     def close(self) -> None:
-        """End the process; a text that is in it is lost. Idempotent."""
+        """End the process; a text that is being tokenised fails. Idempotent."""
         self._closed = True
         if (process := self._process) is not None:
             process.kill()
         with self._lock:
             self._end()
 
-    def _ask(self, text: bytes, *, flags: int, deadline: float) -> list[int]:
+    def _send(self, text: bytes, *, flags: int, deadline: float) -> list[int]:
+        """Send a text to the child process, which is ended when it is late, and return the tokens that come back."""
         if self._closed:
             message = "this model is closed; open a new Llamafu"
             raise ClosedError(message)
@@ -104,6 +106,7 @@ class LongTexts:
         )
 
     def _end(self) -> str:
+        """End the process and return how it ended."""
         process, self._process = self._process, None
         if process is None:
             return ""
@@ -112,7 +115,7 @@ class LongTexts:
         for pipe in (process.stdin, process.stdout):
             if pipe is not None:
                 pipe.close()
-        return child.ending(process.returncode)
+        return child_process.ending(process.returncode)
 
     def _refusal(self, text: bytes, ending: str, *, late: bool) -> str:
         run = max(map(len, _BREAK.split(text)))

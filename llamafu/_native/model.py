@@ -4,33 +4,35 @@ from __future__ import annotations
 
 import functools
 import os
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, TypeVar, cast
 
 from llamafu._native.checks import create, explain, not_null
 from llamafu._native.long_texts import LongTexts
 from llamafu.errors import ClosedError, ModelLoadError, TokenizeError
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import Callable, Sequence
     from pathlib import Path
 
     from llamafu._native.library import Library
     from llamafu._native.model_check import CheckedModel
-    from llamafu.grammar.vocabulary import Vocabulary
 
-_ROOM = 256
+T = TypeVar("T")
+_BUFFER_BYTES = 256
+"""Of the buffer that short texts are written to first."""
 
 
 class Model:
     """Owns a `llama_model`; immutable once loaded, so every method may run on any thread.
 
-    `reads_whole`: every token sees those behind it too, so that a text is one computation. `is_encoder`: libllama computes
-    it by `llama_encode` alone (T5's encoder). `n_embd_out` is the width of the vectors that come out. `checked` says which
+    `reads_whole`: attention is not causal, so that a text must be computed in one batch. `is_encoder`: libllama computes it
+    by `llama_encode` alone (T5's encoder). `n_embd_out` is the width of the vectors that come out. `checked` says which
     texts must not be tokenised in this process; without it, all are.
     """
 
     def __init__(self, library: Library, path: Path, *, n_gpu_layers: int = 0, checked: CheckedModel | None = None) -> None:
         self.library = library
+        self._derived: dict[Callable[[Model], Any], Any] = {}
         self._long_texts = None if checked is None else LongTexts(library, checked)
         params = library.lib.llama_model_default_params()
         params.n_gpu_layers = n_gpu_layers
@@ -39,19 +41,20 @@ class Model:
             create(made, library.lib.llama_model_load_from_file, os.fsencode(path), params)
             self._pointer = not_null(library, made[0], ModelLoadError, f"cannot load the model {path}")
             library.logs.raise_interrupt()
-            self._read_facts(path)
+            self._read_properties(path)
         except BaseException:
             self._pointer = made[0] if made and made[0] != library.ffi.NULL else None
             self.close()
             raise
 
-    def _read_facts(self, path: Path) -> None:
+    def _read_properties(self, path: Path) -> None:
+        """Read what never changes of a model; refuse one without a vocabulary, and an encoder-decoder."""
         library, lib = self.library, self.library.lib
         vocab = lib.llama_model_get_vocab(self._pointer)
         self._vocab = not_null(library, vocab, ModelLoadError, f"the model {path} has no vocabulary")
         self.n_vocab = int(lib.llama_vocab_n_tokens(self._vocab))
         self.n_embd = int(lib.llama_model_n_embd(self._pointer))
-        wider = library.has("llama_model_n_embd_out")  # before there was a choice, vectors came out as wide as they went in
+        wider = library.has("llama_model_n_embd_out")  # older builds: as wide as those that go in
         self.n_embd_out = int(lib.llama_model_n_embd_out(self._pointer)) if wider else self.n_embd
         self.n_layer = int(lib.llama_model_n_layer(self._pointer))
         self.n_ctx_train = int(lib.llama_model_n_ctx_train(self._pointer))
@@ -95,15 +98,15 @@ class Model:
         size = lib.llama_model_meta_val_str(self.pointer, key.encode(), ffi.NULL, 0)
         if size < 0:
             return None
-        room = ffi.new("char[]", size + 1)
-        lib.llama_model_meta_val_str(self.pointer, key.encode(), room, size + 1)
-        return bytes(ffi.buffer(room, size)).decode("utf-8", "replace")
+        buffer = ffi.new("char[]", size + 1)
+        lib.llama_model_meta_val_str(self.pointer, key.encode(), buffer, size + 1)
+        return bytes(ffi.buffer(buffer, size)).decode("utf-8", "replace")
 
     def describe(self) -> str:
         """Return the library's one-line description, such as "llama 135M Q4_1"."""
-        room = self.library.ffi.new(f"char[{_ROOM}]")
-        self.library.lib.llama_model_desc(self.pointer, room, _ROOM)
-        return bytes(self.library.ffi.string(room)).decode("utf-8", "replace")
+        buffer = self.library.ffi.new(f"char[{_BUFFER_BYTES}]")
+        self.library.lib.llama_model_desc(self.pointer, buffer, _BUFFER_BYTES)
+        return bytes(self.library.ffi.string(buffer)).decode("utf-8", "replace")
 
     def chat_template(self) -> str | None:
         """Return the model's own chat template (Jinja source), None when it has none."""
@@ -122,9 +125,9 @@ class Model:
         size = lib.llama_chat_apply_template(template.encode(), chat, len(keep), begin, ffi.NULL, 0)
         if size < 0:
             return None
-        room = ffi.new("char[]", size + 1)
-        lib.llama_chat_apply_template(template.encode(), chat, len(keep), begin, room, size + 1)
-        return bytes(ffi.buffer(room, size)).decode("utf-8", "replace")
+        buffer = ffi.new("char[]", size + 1)
+        lib.llama_chat_apply_template(template.encode(), chat, len(keep), begin, buffer, size + 1)
+        return bytes(ffi.buffer(buffer, size)).decode("utf-8", "replace")
 
     def tokenize(self, text: str | bytes, *, add_special: bool, parse_special: bool) -> list[int]:
         """Return the token ids of `text` (bytes are UTF-8); `add_special` lets the vocabulary add its BOS and EOS.
@@ -136,18 +139,18 @@ class Model:
             text = _utf8(text)
         ffi, lib = self.library.ffi, self.library.lib
         vocab = self._open_vocab()
-        if self._long_texts is not None and self._long_texts.concern(text):
+        if self._long_texts is not None and self._long_texts.must_take(text):
             return self._long_texts.tokenize(text, add_special=add_special, parse_special=parse_special)
-        room = len(text) + 8
+        capacity = len(text) + 8
         while True:
-            tokens = ffi.new("llama_token[]", room)
-            count = lib.llama_tokenize(vocab, text, len(text), tokens, room, add_special, parse_special)
+            tokens = ffi.new("llama_token[]", capacity)
+            count = lib.llama_tokenize(vocab, text, len(text), tokens, capacity, add_special, parse_special)
             if count >= 0:
                 return list(ffi.unpack(tokens, count)) if count else []
-            if -count <= room:
+            if -count <= capacity:
                 message = f"the vocabulary cannot represent {text[:40]!r}"
                 raise TokenizeError(explain(self.library, message))
-            room = -count
+            capacity = -count
 
     def detokenize(self, tokens: Sequence[int], *, special: bool) -> str:
         """Return the text of `tokens` as the library's own detokenizer does; control tokens are spelled out when `special`.
@@ -156,23 +159,23 @@ class Model:
         """
         ffi, lib = self.library.ffi, self.library.lib
         given = ffi.new("llama_token[]", [self._in_range(token) for token in tokens])
-        size = 8 * len(given) + _ROOM
+        size = 8 * len(given) + _BUFFER_BYTES
         while True:
-            room = ffi.new("char[]", size)
-            count = lib.llama_detokenize(self._open_vocab(), given, len(given), room, size, False, special)  # noqa: FBT003
+            buffer = ffi.new("char[]", size)
+            count = lib.llama_detokenize(self._open_vocab(), given, len(given), buffer, size, False, special)  # noqa: FBT003
             if count >= 0:
-                return bytes(ffi.buffer(room, count)).decode("utf-8", "replace")
+                return bytes(ffi.buffer(buffer, count)).decode("utf-8", "replace")
             size = -count
 
-    def piece(self, token: int, *, special: bool = False) -> bytes:
+    def token_bytes(self, token: int, *, special: bool = False) -> bytes:
         """Return the bytes of one token: perhaps a part of a character."""
         ffi, lib = self.library.ffi, self.library.lib
-        room = ffi.new(f"char[{_ROOM}]")
-        size = lib.llama_token_to_piece(self._open_vocab(), token, room, _ROOM, 0, special)
+        buffer = ffi.new(f"char[{_BUFFER_BYTES}]")
+        size = lib.llama_token_to_piece(self._open_vocab(), token, buffer, _BUFFER_BYTES, 0, special)
         if size < 0:
-            room = ffi.new("char[]", -size)
-            size = lib.llama_token_to_piece(self._open_vocab(), token, room, -size, 0, special)
-        return bytes(ffi.buffer(room, size))
+            buffer = ffi.new("char[]", -size)
+            size = lib.llama_token_to_piece(self._open_vocab(), token, buffer, -size, 0, special)
+        return bytes(ffi.buffer(buffer, size))
 
     def is_end(self, token: int) -> bool:
         """Tell whether `token` ends a generation (EOS, end of turn and their like)."""
@@ -183,14 +186,14 @@ class Model:
         """Every token that ends a generation."""
         return frozenset(token for token in range(self.n_vocab) if self.is_end(token))
 
-    @functools.cached_property
-    def vocabulary(self) -> Vocabulary:
-        """The tokens' texts as grammars read them: control tokens write nothing."""
-        from llamafu.grammar.vocabulary import Vocabulary
+    def derived(self, make: Callable[[Model], T]) -> T:
+        """Return `make(self)`, which is called once and cached for the life of the model."""
+        if make not in self._derived:
+            self._derived[make] = make(self)
+        return cast("T", self._derived[make])
 
-        return Vocabulary([self.piece(token) for token in range(self.n_vocab)], self.end_tokens, self._single_token)
-
-    def _single_token(self, text: str) -> int | None:
+    def single_token(self, text: str) -> int | None:
+        """Return the token of a text such as `<|end|>`; None when the text is not exactly one token."""
         tokens = self.tokenize(text.encode(), add_special=False, parse_special=True)
         return tokens[0] if len(tokens) == 1 else None
 

@@ -1,8 +1,8 @@
 """Opening a model file for the first time, in a child process: what would end this process ends that one.
 
 libllama asserts and throws through C on some damaged files, and some vocabularies let a text end the process later. The
-child opens the file without its weights, makes a context, and tokenises texts that are known to be hard. The result is kept
-beside the proofs, by the file's place, size, time and inode, so that it costs something once.
+child opens the file without its weights, makes a context, and tokenises texts that are known to be hard. The result is cached
+by the file's path, size, time and inode.
 """
 
 from __future__ import annotations
@@ -19,8 +19,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from llamafu import _paths
-from llamafu._native import child
+from llamafu._util import child_process, paths
 from llamafu._version import __version__
 from llamafu.errors import ModelLoadError
 
@@ -36,7 +35,7 @@ _STAGES = (
 )
 _MOST_LINES = 3
 _NO_LIMIT, _SHORT_RUN = 1 << 62, 4096
-"""Bytes; of a short run any thread's stack has room for the recursion, some 600 bytes for each of them."""
+"""In bytes. A short run is one for whose recursion any thread's stack is large enough: some 600 bytes of it for each byte."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -45,9 +44,9 @@ class CheckedModel:
 
     path: Path
     longest_run: int
-    """Bytes without a break that may be tokenised in this process; longer ones go to a process of their own."""
+    """The longest run in bytes that may be tokenised in this process; texts with longer ones go to a child process."""
     breaks: bool
-    """Whether white space is a break: some pre-tokenizers match over it."""
+    """Whether white space ends a run: the patterns of some pre-tokenizers match across it."""
 
 
 def check_model(library: Library, path: Path) -> CheckedModel:
@@ -55,11 +54,11 @@ def check_model(library: Library, path: Path) -> CheckedModel:
 
     Raises `ModelLoadError`, with libllama's last words, where opening it kills the child.
     """
-    kept = _paths.cache_dir() / "opened" / f"{_key(library, path)}.json"
-    with contextlib.suppress(OSError, ValueError, TypeError, KeyError):  # absent or damaged: then it is opened again
+    kept = paths.cache_dir() / "opened" / f"{_key(library, path)}.json"
+    with contextlib.suppress(OSError, ValueError, TypeError, KeyError):  # absent or damaged: the child opens the model again
         known = json.loads(kept.read_text(encoding="utf-8"))
         return CheckedModel(path, int(known["longest_run"]), bool(known["breaks"]))
-    checked = _try(library, path)
+    checked = _open_in_child(library, path)
     unfinished = kept.with_suffix(f".{os.getpid()}")
     with contextlib.suppress(OSError):  # a cache folder that cannot be written costs time, not the answer
         kept.parent.mkdir(parents=True, exist_ok=True)
@@ -95,7 +94,7 @@ def environment() -> dict[str, str]:
 
 
 def _key(library: Library, path: Path) -> str:
-    """Name everything that the result depends on."""
+    """Return a hash of everything that the result depends on."""
     text = [__version__, library.family]
     for file in (_PROGRAM, library.path, path, *_other_parts(path)):
         with contextlib.suppress(OSError):
@@ -110,7 +109,8 @@ def _other_parts(path: Path) -> list[Path]:
     return [] if match is None else sorted(path.parent.glob(f"{glob.escape(match[1])}-*{match[2]}"))
 
 
-def _try(library: Library, path: Path) -> CheckedModel:
+def _open_in_child(library: Library, path: Path) -> CheckedModel:
+    """Let the child process open the model, and return what its last stage says of it."""
     try:
         done = run_child(command(library, path, "try"))
     except subprocess.TimeoutExpired:
@@ -121,7 +121,7 @@ def _try(library: Library, path: Path) -> CheckedModel:
         return CheckedModel(path, _NO_LIMIT, breaks=True)
     if (missing := next((doing for stage, doing in _STAGES if stage.encode() not in stages), None)) is not None:
         words = last_words(done.stderr)
-        message = f"cannot load the model {path}: {missing} ended a process ({child.ending(done.returncode)})"
+        message = f"cannot load the model {path}: {missing} ended a process ({child_process.ending(done.returncode)})"
         mend = "the file is damaged or made for another libllama: fetch or convert it again"
         raise ModelLoadError(f"{message}; {mend}; libllama says: {words}" if words else f"{message}; {mend}")
     return CheckedModel(path, _SHORT_RUN if b"spells" in stages else 0, breaks=b"words" in stages)

@@ -1,4 +1,4 @@
-"""A chain of libllama's samplers."""
+"""A chain of libllama's samplers: filters of the candidate tokens, and the draw."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ if TYPE_CHECKING:
     from llamafu._native.model import Model
 
 
-class Sampler:
+class SamplerChain:
     """Owns a `llama_sampler` chain; links are added in the order in which they act. One thread at a time."""
 
     def __init__(self, model: Model) -> None:
@@ -62,7 +62,7 @@ class Sampler:
         self._library.lib.llama_sampler_chain_add(self.pointer, link)
 
     def sample(self, context: Context, index: int = -1) -> int:
-        """Pick a token from one output row and let every link take note of it."""
+        """Pick a token from one output row, and let every link of the chain record it."""
         return int(self._library.lib.llama_sampler_sample(self.pointer, context.pointer, index))
 
     def apply(self, tokens: ArrayLike, logits: ArrayLike) -> list[tuple[int, float]]:
@@ -71,7 +71,7 @@ class Sampler:
         return [(int(array.data[i].id), float(array.data[i].logit)) for i in range(array.size)]
 
     def choose(self, tokens: ArrayLike, logits: ArrayLike) -> int:
-        """Pick one of these tokens; the links take no note of it."""
+        """Pick one of these tokens; the links do not record it."""
         array, data = self._applied(tokens, logits)
         if not 0 <= array.selected < int(array.size):
             message = f"the sampler chain selected entry {array.selected} of {array.size} out of {len(data)}"

@@ -1,30 +1,30 @@
-"""Does this adapter fit this base model? Every mismatch is named, not the first."""
+"""Whether an adapter fits a base model: every mismatch is reported, not only the first."""
 
 from __future__ import annotations
 
 from collections import defaultdict
 from dataclasses import dataclass
-from difflib import get_close_matches
 from functools import lru_cache
 from itertools import count, groupby
 from typing import TYPE_CHECKING
 
+from llamafu._util.suggestions import nearest_names
 from llamafu.adapters.info import TensorInfo, is_expert, is_flipped, split_name
 from llamafu.errors import LoraIncompatibleError
 
 if TYPE_CHECKING:
     from collections.abc import Iterable
 
-    from llamafu.adapters.base import BaseModel
     from llamafu.adapters.file import AdapterFile
+    from llamafu.adapters.gguf.base_model import BaseModel
 
 
 @dataclass(frozen=True, slots=True)
 class CompatibilityReport:
-    """Why an adapter does not fit a base model; true when it does."""
+    """The mismatches of an adapter and a base model; true where there are none."""
 
     problems: tuple[str, ...] = ()
-    """Every mismatch; tensors with the same one in several layers share a line that lists the layers."""
+    """Every mismatch; tensors of several layers with the same one share a line that lists the layers."""
 
     def __bool__(self) -> bool:
         return not self.problems
@@ -61,7 +61,7 @@ def demand_fit(adapter: AdapterFile, base: BaseModel) -> None:
 
 
 def _modules(base: BaseModel) -> dict[str, set[int | None]]:
-    """Return every module of the base model that has a matrix, with the layers that have it."""
+    """Return the modules of the base model that have a matrix, each with its layers."""
     modules: dict[str, set[int | None]] = defaultdict(set)
     for name, shape in base.tensors.items():
         module, layer = split_name(name)
@@ -71,7 +71,7 @@ def _modules(base: BaseModel) -> dict[str, set[int | None]]:
 
 
 def _mismatch(tensor: TensorInfo, base: BaseModel, modules: dict[str, set[int | None]]) -> str | None:
-    """Say what keeps `tensor` from fitting, in words that are the same for every layer with the same trouble."""
+    """Return why `tensor` does not fit, in words that do not depend on the layer; None where it fits."""
     stored = base.tensors.get(tensor.name)
     if stored is None:
         return _absence(tensor, base, modules)
@@ -110,12 +110,12 @@ def _absence(tensor: TensorInfo, base: BaseModel, modules: dict[str, set[int | N
 @lru_cache(maxsize=256)
 def _nearest(module: str, modules: tuple[str, ...]) -> str:
     """Name the modules most like a missing one; remembered, since every layer of an adapter asks the same."""
-    near = get_close_matches(module, modules, n=3, cutoff=0.5)
+    near = nearest_names(module, modules, count=3, cutoff=0.5)
     return f"the nearest names in it are {', '.join(near)}" if near else f"it has {', '.join(modules)}"
 
 
 def _by_layers(names: list[str]) -> list[str]:
-    """Join names that differ in their layer only: `blk.0-29.attn_q.weight`."""
+    """Merge names that differ only in the layer: `blk.0-29.attn_q.weight`."""
     groups: dict[str, list[int]] = defaultdict(list)
     for name in names:
         _, layer = split_name(name)
@@ -129,7 +129,7 @@ def _layers(layers: list[int]) -> str:
 
 
 def ranges(numbers: Iterable[int]) -> str:
-    """Write `[0, 1, 2, 5]` as `0-2,5`."""
+    """Format `[0, 1, 2, 5]` as `0-2,5`."""
     counter = count()
     runs = [list(run) for _, run in groupby(sorted(set(numbers)), key=lambda number: number - next(counter))]
     return ",".join(f"{run[0]}-{run[-1]}" if len(run) > 1 else str(run[0]) for run in runs)

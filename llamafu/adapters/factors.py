@@ -1,4 +1,4 @@
-"""The factors of several adapters side by side, each tensor's A as [..., rank, in] and B as [..., out, rank]."""
+"""The factors of adapters as NumPy arrays: of each tensor A [..., rank, in] and B [..., out, rank]."""
 
 from __future__ import annotations
 
@@ -8,30 +8,29 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from llamafu.adapters.compatibility import demand_fit
-from llamafu.adapters.convert import convert_folder
 from llamafu.adapters.file import AdapterFile, default_name, read_adapter
-from llamafu.adapters.folder import read_folder
 from llamafu.adapters.info import is_flipped
+from llamafu.adapters.peft.convert import convert_folder
+from llamafu.adapters.peft.folder import read_folder
 from llamafu.errors import LoraIncompatibleError
 
 if TYPE_CHECKING:
     import os
     from collections.abc import Iterable
 
-    from numpy.typing import NDArray
-
-    from llamafu.adapters.base import BaseModel
-
-    Factors = tuple[NDArray[np.float64], NDArray[np.float64]]
+    from llamafu.adapters.gguf.base_model import BaseModel
+    from llamafu.adapters.svd import Factors
 
 
-def read_alike(adapters: Iterable[AdapterFile | str | os.PathLike[str]], base: BaseModel | None = None) -> list[AdapterFile]:
-    """Read and check adapters that may be looked at together: GGUF files, and PEFT folders if the `base` model is given.
+def read_compatible(
+    adapters: Iterable[AdapterFile | str | os.PathLike[str]], base: BaseModel | None = None
+) -> list[AdapterFile]:
+    """Read adapters, and check that they are for one base model: GGUF files, and PEFT folders if `base` is given.
 
     Those that were read already are taken as they are.
 
-    Raises what `convert_peft` and `read_adapter` raise, and LoraIncompatibleError, which names every way in which they are
-    not for the same base model: another architecture, another size of a tensor that both change, or a misfit with `base`.
+    Raises what `convert_peft` and `read_adapter` raise, and LoraIncompatibleError, which names every mismatch: another
+    architecture, another size of a tensor that both change, or an adapter that does not fit `base`.
     """
     files = [one if isinstance(one, AdapterFile) else _read(Path(one), base) for one in adapters]
     first = files[0]
@@ -54,10 +53,10 @@ def read_alike(adapters: Iterable[AdapterFile | str | os.PathLike[str]], base: B
 
 
 def factors(file: AdapterFile, name: str) -> Factors | None:
-    """Return A and B of the base tensor `name`, None where it is not changed; the change is `strength` x B A.
+    """Return A and B of the base tensor `name` as float64, None where it is not changed; dW is `strength` x B A.
 
-    Token embeddings, whose A lies transposed in the file, come as all others do. Stacks of experts keep their first
-    dimension. float64, so that products of F32 factors are exact enough to be subtracted from one another.
+    A of token embeddings, which is transposed in the file, is [rank, in] like all others. Stacks of experts have a first
+    dimension more. In float64, products of F32 factors can be subtracted from one another without loss.
     """
     pair = file.pairs.get(name)
     if pair is None:
@@ -69,18 +68,18 @@ def factors(file: AdapterFile, name: str) -> Factors | None:
 
 
 def strength(file: AdapterFile, name: str) -> float:
-    """Return what the product of the factors of `name` is multiplied by: alpha / rank, or 1 where alpha is 0."""
+    """Return the factor of B A in the change of the tensor `name`: alpha / rank, or 1 where alpha is 0."""
     alpha = file.info.alpha
     return alpha / file.pairs[name].b.shape[0] if alpha else 1.0
 
 
 def targets(files: Iterable[AdapterFile]) -> list[str]:
-    """Return the base tensors that any of `files` changes, in the order in which they are first met."""
+    """Return the names of the base tensors that any of `files` changes, in the order of the files."""
     return list(dict.fromkeys(name for file in files for name in file.pairs))
 
 
 def names(files: Iterable[AdapterFile]) -> list[str]:
-    """Name each adapter as it is named when it is loaded, or by its whole path where two have the same name."""
+    """Return each adapter's name as when it is loaded, or its whole path where two have the same name."""
     paths = [file.path for file in files]
     found = [default_name(path) for path in paths]
     return [name if found.count(name) == 1 else str(path) for name, path in zip(found, paths, strict=True)]

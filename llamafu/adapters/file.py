@@ -1,8 +1,8 @@
-"""What is an adapter: a GGUF file that libllama can load, decode with and be trusted with.
+"""Reading GGUF adapters, with every property checked that libllama needs to load them and decode with them.
 
 libllama's loader aborts on a wrongly typed `general.type` or `adapter.lora.alpha`, crashes on integer tensors, aborts at
-the first decode on stacked tensors outside experts, accepts a NaN alpha and drops norm vectors in silence. So every file
-is read here first, and what was read is what gets loaded: an `AdapterFile` holds the very bytes that were checked.
+the first decode on stacked tensors outside experts, accepts a NaN alpha and silently drops norm vectors. So every file
+is read and checked here first, and libllama is given the bytes that were checked, which an `AdapterFile` holds.
 """
 
 from __future__ import annotations
@@ -16,9 +16,11 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, NamedTuple
 
-from llamafu.adapters.container import Container, invalid_file, read_container
+from llamafu.adapters.gguf.container import SUFFIX
+from llamafu.adapters.gguf.reader import read_container
+from llamafu.adapters.gguf.values import USABLE_TYPES, as_float32, not_finite
 from llamafu.adapters.info import AdapterInfo, is_expert, is_flipped, summarise
-from llamafu.adapters.values import USABLE_TYPES, as_float32, not_finite
+from llamafu.adapters.invalid_file import invalid_file
 from llamafu.errors import ErrorCode, LoraLoadError
 
 if TYPE_CHECKING:
@@ -27,18 +29,18 @@ if TYPE_CHECKING:
     import numpy as np
     from numpy.typing import NDArray
 
+    from llamafu.adapters.gguf.container import Container
+    from llamafu.adapters.gguf.tensor_entry import TensorEntry
     from llamafu.adapters.info import TensorInfo
-    from llamafu.adapters.tensor_entry import TensorEntry
 
 _SUFFIX_A, _SUFFIX_B = ".lora_a", ".lora_b"
-_PEEK_ABOVE = 64 << 20  # bytes; larger files show in their header that they are adapters before all is read
-
+_PEEK_ABOVE = 64 << 20  # bytes; of larger files the header is checked before the rest is read
 
 _SOUND_LIMIT = 256
 _sound: dict[str, tuple[AdapterInfo, dict[str, Pair]]] = {}
-"""Facts of the contents that were checked last, by digest. Its operations are atomic, so any thread may check."""
+"""The results of the last checks of sound files, by digest. Dictionary operations are atomic, so any thread may check."""
 _layouts: dict[tuple[object, ...], tuple[tuple[TensorInfo, ...], dict[str, Pair]]] = {}
-"""The parts of them that several have in common."""
+"""The parts of these results that files of the same tensors share, by alpha and tensors."""
 
 
 class AdapterFileNotFoundError(LoraLoadError, FileNotFoundError):
@@ -48,7 +50,7 @@ class AdapterFileNotFoundError(LoraLoadError, FileNotFoundError):
 
 
 class Pair(NamedTuple):
-    """The two factors of one base tensor's change: B A."""
+    """The entries of the two factors of one base tensor's change, B A."""
 
     a: TensorEntry
     b: TensorEntry
@@ -56,7 +58,7 @@ class Pair(NamedTuple):
 
 @dataclass(frozen=True, slots=True)
 class AdapterFile:
-    """A checked adapter: its bytes, and what is in them. Unchangeable, so any thread may use it."""
+    """A checked adapter: its bytes, and what is in them. Immutable, so any thread may use it."""
 
     path: Path
     content: bytes
@@ -67,7 +69,7 @@ class AdapterFile:
 
     @property
     def digest(self) -> str:
-        """SHA-256 of the content, in hexadecimal: what names this adapter everywhere."""
+        """SHA-256 of the content, in hexadecimal, by which adapters are compared everywhere."""
         return self.info.digest
 
     def matrix(self, entry: TensorEntry) -> NDArray[np.float32]:
@@ -98,13 +100,13 @@ def read_adapter(path: str | os.PathLike[str]) -> AdapterFile:
 
 def default_name(path: Path) -> str:
     """An adapter's name when none is given: a folder's whole name, whatever dots are in it, or a file's without `.gguf`."""
-    return path.stem if path.suffix == ".gguf" and not path.is_dir() else path.name
+    return path.stem if path.suffix == SUFFIX and not path.is_dir() else path.name
 
 
 def check_adapter(content: bytes, path: Path) -> AdapterFile:
     """Check the adapter file `content`, which came from `path`; raises InvalidAdapterFileError like `read_adapter`.
 
-    Content that was found sound before, by its digest, is not looked at again.
+    The results of the last 256 sound files are cached by digest.
     """
     digest = hashlib.sha256(content).hexdigest()
     if (known := _sound.get(digest)) is not None:
@@ -139,7 +141,7 @@ def check_adapter(content: bytes, path: Path) -> AdapterFile:
 
 
 def _interned(info: AdapterInfo, pairs: dict[str, Pair]) -> tuple[AdapterInfo, dict[str, Pair]]:
-    """Let adapters that are laid out alike share what says so: it is most of what is remembered of each."""
+    """Share the tensor lists of files with the same alpha and tensors: they are most of the cache's memory."""
     layout = (info.alpha, *pairs.items())
     known = _layouts.get(layout)
     if known is None:
@@ -153,10 +155,10 @@ def _read(path: Path) -> bytes:
     try:
         status = path.stat()
         if stat.S_ISDIR(status.st_mode):
-            raise invalid_file(str(path), [_folder_problem(path)])  # loading PEFT folders belongs here
+            raise invalid_file(str(path), [_folder_problem(path)])
         if not stat.S_ISREG(status.st_mode):
             raise invalid_file(str(path), ["a device, pipe or socket; give a GGUF adapter file"])
-        # Not blocking: should a pipe take the file's place just now, opening it must not wait for a writer.
+        # Not blocking: if a pipe replaces the file at this moment, opening it must not wait for a writer.
         flags = os.O_RDONLY | getattr(os, "O_NONBLOCK", 0) | getattr(os, "O_BINARY", 0)
         with open(os.open(path, flags), "rb", buffering=0) as file:  # noqa: PTH123 - Path.open takes no descriptor
             if status.st_size > _PEEK_ABOVE:
@@ -178,14 +180,14 @@ def _folder_problem(path: Path) -> str:
 
 
 def _refuse_others(container: Container, path: Path) -> None:
-    """Refuse a GGUF file of another kind with that one reason instead of one for each of its tensors."""
+    """Refuse a GGUF file of another kind with one problem, instead of one for each of its tensors."""
     if (what := other_kind(container)) is not None:
         why = f"no adapter but {what}: an adapter has the general.type 'adapter' and tensors ending in .lora_a and .lora_b"
         raise invalid_file(str(path), [why])
 
 
 def other_kind(container: Container) -> str | None:
-    """Say what a GGUF file is, by its header, if it is no adapter."""
+    """Return what a GGUF file is by its header, if it is no adapter; None if it is one."""
     kind = container.metadata.get("general.type", "untyped")
     if kind == "adapter" or any(name.endswith((_SUFFIX_A, _SUFFIX_B)) for name in container.tensors):
         return None
@@ -210,7 +212,7 @@ def _metadata_problems(container: Container) -> list[str]:
     if kind not in (None, "FLOAT32"):
         problems.append(f"metadata key {key!r} is of type {kind}; it must be FLOAT32")
     elif isinstance(alpha, float) and not (math.isfinite(alpha) and alpha >= 0):
-        # A negative alpha would turn every scale round, past whatever range of scales is allowed.
+        # A negative alpha would reverse every scale's sign, which `scale_range` is meant to limit.
         problems.append(f"metadata key {key!r} is {alpha}; it must be finite and at least 0 (0 makes the strength 1)")
     key = "adapter.alora.invocation_tokens"
     kind = _kind(container, key)
@@ -220,13 +222,13 @@ def _metadata_problems(container: Container) -> list[str]:
 
 
 def _kind(container: Container, key: str) -> str | None:
-    """Name the GGUF type of a metadata value; None where it is missing."""
+    """Return the GGUF type of a metadata value; None where it is missing."""
     kind, element = container.metadata_types.get(key, (None, None))
     return kind if element is None else f"{kind} of {element}"
 
 
 def _by_target(container: Container, problems: list[str]) -> Mapping[str, dict[str, TensorEntry]]:
-    """Gather the factors by the base tensor that they belong to; what is no factor becomes a problem."""
+    """Group the factors by base tensor and suffix; tensors that are no factors are added to `problems`."""
     targets: dict[str, dict[str, TensorEntry]] = {}
     for entry in container.tensors.values():
         target, suffix = entry.name[: -len(_SUFFIX_A)], entry.name[-len(_SUFFIX_A) :]

@@ -1,4 +1,4 @@
-"""What an adapter is: the facts that `inspect_adapter` returns."""
+"""The facts about an adapter that `inspect_adapter` returns."""
 
 from __future__ import annotations
 
@@ -10,8 +10,8 @@ from typing import TYPE_CHECKING
 if TYPE_CHECKING:
     from collections.abc import Mapping
 
-    from llamafu.adapters.container import Value
-    from llamafu.adapters.tensor_entry import TensorEntry
+    from llamafu.adapters.gguf.container import Value
+    from llamafu.adapters.gguf.tensor_entry import TensorEntry
 
 _LAYERED = re.compile(r"(.*?)blk\.([0-9]+)\.(.+)", re.DOTALL)
 
@@ -23,7 +23,7 @@ class TensorInfo:
     name: str
     """The base model's tensor, such as `blk.0.attn_q.weight`."""
     module: str
-    """GGUF's term for its place, such as `attn_q`."""
+    """GGUF's name for the module, such as `attn_q`."""
     layer: int | None
     """None for tensors outside the layers, such as `output.weight`."""
     rank: int
@@ -32,7 +32,7 @@ class TensorInfo:
     dtype: str
     """ggml's type of both factors; `F16/F32` where A and B differ."""
     nbytes: int
-    """Both factors as they lie in the file."""
+    """Of both factors in the file."""
     strength: float
     """What libllama multiplies B A x by at scale 1: alpha / rank, or 1 where alpha is 0 or missing."""
 
@@ -45,16 +45,16 @@ class AdapterInfo:
     rank: int
     """The largest of all tensors; `uniform` says whether all agree."""
     alpha: float
-    """As the file has it; 0 (also where it is missing) makes every tensor's strength 1."""
+    """The file's; 0 (also where it is missing) makes every tensor's strength 1."""
     uniform: bool
     """Whether all tensors have the same rank, and with it the same strength."""
     parameter_count: int
     nbytes: int
-    """Of all factors as they lie in the file."""
+    """Of all factors in the file."""
     target_modules: tuple[str, ...]
-    """Sorted, in GGUF's terms: `attn_q`, `ffn_up`..."""
+    """Sorted, by GGUF's names: `attn_q`, `ffn_up`..."""
     layers: tuple[int, ...]
-    """Sorted; the layers that it touches."""
+    """Sorted; the layers that it changes."""
     base_model: str | None
     """The first base model's name in the file's metadata, or its address."""
     invocation_tokens: tuple[int, ...]
@@ -68,7 +68,7 @@ class AdapterInfo:
 
 
 def summarise(metadata: Mapping[str, Value], pairs: Mapping[str, tuple[TensorEntry, TensorEntry]], digest: str) -> AdapterInfo:
-    """Gather the facts of a checked adapter from its metadata and its (A, B) pairs by base tensor."""
+    """Return the facts of a checked adapter, from its metadata and its (A, B) pairs by base tensor."""
     alpha = metadata.get("adapter.lora.alpha", 0.0)
     tokens = metadata.get("adapter.alora.invocation_tokens", ())
     assert isinstance(alpha, float)  # noqa: S101 - checked before; narrows the type
@@ -99,7 +99,7 @@ def split_name(name: str) -> tuple[str, int | None]:
 
 
 def is_flipped(name: str) -> bool:
-    """Whether factors for the base tensor `name` lie transposed: libllama looks token embeddings up in A, row by row."""
+    """Whether A for the base tensor `name` is transposed in the file: libllama looks up rows of A for token embeddings."""
     return name.endswith("token_embd.weight")
 
 

@@ -1,4 +1,4 @@
-"""What a file or folder is, by its header or configuration alone: an adapter, or something else that looks like one."""
+"""Whether a file or folder is an adapter, by its header or configuration alone, and what it is otherwise."""
 
 from __future__ import annotations
 
@@ -7,17 +7,16 @@ import mmap
 import re
 from typing import TYPE_CHECKING
 
-from llamafu.adapters.container import read_container
 from llamafu.adapters.file import other_kind
-from llamafu.adapters.peft import CONFIG
+from llamafu.adapters.gguf.reader import read_container
+from llamafu.adapters.peft.config import CONFIG, LARGEST_CONFIG
 from llamafu.errors import InvalidAdapterFileError
 
 if TYPE_CHECKING:
     from pathlib import Path
 
-_LARGEST_CONFIG = 10_000_000  # bytes
 _FOLDERS = (".cache", ".git", "runs")
-"""Of a download, of a clone, and of a trainer's diagrams."""
+"""Folders that downloads, clones and trainers' logs leave in an adapter's folder."""
 _FILES = re.compile(
     r"adapter_config\.json|adapter_model(-\d{5}-of-\d{5})?\.(safetensors|bin)|adapter_model\.(safetensors|bin)\.index\.json"
     r"|(\d+_)?adapters\.safetensors"  # of mlx-lm, with those of earlier steps
@@ -28,12 +27,12 @@ _FILES = re.compile(
     r"|trainer_state\.json|training_args\.bin|(optimizer|scheduler|scaler)\.(pt|bin)|rng_state(_\d+)?\.pth"
     r"|(all|train|eval|test|predict)_results\.json"
 )
-"""What is written beside an adapter's weights: its configuration, card, tokenizer, and a trainer's state."""
+"""Files that belong to an adapter's folder: weights, configuration, card, tokenizer, and a trainer's state."""
 _MOST_NAMED = 3
 
 
 def why_no_adapter(path: Path) -> str | None:
-    """Say what is at `path` in place of an adapter, as what follows "it is"; None for an adapter, sound or not."""
+    """Return what is at `path` instead of an adapter, to follow "it is"; None for an adapter, sound or not."""
     try:
         return _of_folder(path) if path.is_dir() else _of_file(path)
     except OSError as error:
@@ -41,7 +40,7 @@ def why_no_adapter(path: Path) -> str | None:
 
 
 def what_more(path: Path) -> str:
-    """Name what would be lost with the adapter at `path` if that were removed, since it is no part of it; empty for nothing.
+    """List, for a message, what removing the adapter at `path` would delete that is no part of it; empty for nothing.
 
     Raises OSError where its folder cannot be read.
     """
@@ -70,7 +69,7 @@ def _of_folder(path: Path) -> str | None:
         return f"a folder without {CONFIG}"
     try:
         with config.open("rb") as file:
-            settings = json.loads(file.read(_LARGEST_CONFIG).decode("utf-8-sig"))
+            settings = json.loads(file.read(LARGEST_CONFIG).decode("utf-8-sig"))
         kind = settings.get("peft_type", "LORA")
     except (ValueError, RecursionError, AttributeError):
         return f"a folder whose {CONFIG} is no sound JSON object"
@@ -78,7 +77,7 @@ def _of_folder(path: Path) -> str | None:
 
 
 def _is_more(path: Path) -> bool:
-    """Whether this, in an adapter's folder, is none of what PEFT, mlx-lm, their trainers and downloads write there."""
+    """Whether a file or folder in an adapter's folder is none that PEFT, mlx-lm, trainers or downloads write there."""
     if path.is_dir():
         return path.name not in _FOLDERS
     return _FILES.fullmatch(path.name) is None

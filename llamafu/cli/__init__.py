@@ -1,1 +1,1 @@
-"""The terminal face: `llamafu COMMAND`."""
+"""The command line: `llamafu COMMAND`, one module for each command."""

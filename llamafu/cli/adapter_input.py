@@ -1,4 +1,4 @@
-"""Adapters that commands look into: GGUF files, and PEFT folders where the base model is given."""
+"""Adapters that commands read: GGUF files, and PEFT folders where `--base` names their model."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ def add_base(parser: argparse.ArgumentParser) -> None:
 
 
 def read_adapters(paths: Sequence[Path], arguments: argparse.Namespace) -> list[AdapterFile]:
-    """Read GGUF files, and PEFT folders as they would be loaded; ends with a usage error where `--base` is missing or idle."""
+    """Read GGUF files and PEFT folders. A folder without `--base`, and `--base` without a folder, are usage errors."""
     from llamafu.adapters import read_adapter
 
     folders = [path for path in paths if (path / "adapter_config.json").is_file()]
@@ -40,7 +40,7 @@ def read_adapters(paths: Sequence[Path], arguments: argparse.Namespace) -> list[
 
 
 def png(text: str) -> Path:
-    """Read the name of a picture to write."""
+    """Read the path of a PNG file to write."""
     if not text.lower().endswith(".png"):
         message = f"{text!r} does not end in .png, the one kind of picture that is drawn"
         raise argparse.ArgumentTypeError(message)

@@ -1,4 +1,4 @@
-"""`llamafu adapters`: what is in a folder of adapters, and taking something out of it."""
+"""`llamafu adapters`: list a folder of adapters, or delete one of them."""
 
 from __future__ import annotations
 
@@ -6,14 +6,15 @@ import datetime as dt
 import json
 import sys
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 from llamafu.errors import LoraError, LoraNotFoundError
 
 if TYPE_CHECKING:
     import argparse
+    from collections.abc import Mapping
 
-    from llamafu.server.folder import Found
+    from llamafu.server.storage.adapter_folder import FolderEntry
 
 
 def add_parser(subparsers: Any) -> None:
@@ -32,53 +33,69 @@ def add_parser(subparsers: Any) -> None:
     removing.set_defaults(run=_remove, refuse=removing.error)
 
 
+class _Row(NamedTuple):
+    """One adapter of the folder, or something else in it."""
+
+    name: str
+    found: FolderEntry
+    last_used: float | None
+    why_no_adapter: str | None
+
+
 def _list(arguments: argparse.Namespace) -> int:
-    from llamafu._last_use import last_use
     from llamafu.adapters.recognise import why_no_adapter
-    from llamafu.server.folder import AdapterFolder, label
+    from llamafu.server.storage.adapter_folder import AdapterFolder, label
+    from llamafu.server.storage.last_use import last_use
 
     folder = AdapterFolder(arguments.folder)
-    everything, skipped = folder.everything(), folder.skipped()
+    everything, skipped = folder.entries(), folder.skipped()
     names = [found.name for found in everything]
     rows = [
-        (label(found, alone=names.count(found.name) == 1), found, last_use(found.path), why_no_adapter(found.path))
+        _Row(label(found, alone=names.count(found.name) == 1), found, last_use(found.path), why_no_adapter(found.path))
         for found in everything
     ]
-    if arguments.json:
-        report = [
-            {
-                "name": name,
-                "path": str(found.path),
-                "size": found.nbytes,
-                "last_used": used,
-                "adapter": what is None,
-                "what": what,
-            }
-            for name, found, used, what in rows
-        ]
-        report += [
-            {"name": name, "path": str(folder.folder / name), "size": 0, "last_used": None, "adapter": False, "what": what}
-            for name, what in skipped.items()
-        ]
-        sys.stdout.write(json.dumps(report, indent=2) + "\n")
-        return 0
-    adapters = [(name, found.nbytes, _when(used)) for name, found, used, what in rows if what is None]
-    others = [(name, found.nbytes, what) for name, found, _, what in rows if what is not None]
-    width = max([len("no adapter" if others else "adapter"), *(len(name) for name, *_ in rows)])
-    sys.stdout.write(f"{'adapter':<{width}}  {'size':>10}  last use\n" if adapters else "no adapters\n")
-    sys.stdout.writelines(_line(*row, width) for row in adapters)
-    if others:
-        sys.stdout.write(f"\n{'no adapter':<{width}}  {'size':>10}  what it is\n")
-        sys.stdout.writelines(_line(*row, width) for row in others)
-    if skipped:
-        sys.stdout.write("\nskipped\n")
-        sys.stdout.writelines(f"{name}: {reason}\n" for name, reason in skipped.items())
+    sys.stdout.write(_as_json(rows, skipped, folder.folder) if arguments.json else _as_text(rows, skipped))
     return 0
 
 
+def _as_json(rows: list[_Row], skipped: Mapping[str, str], folder: Path) -> str:
+    report = [
+        {
+            "name": row.name,
+            "path": str(row.found.path),
+            "size": row.found.nbytes,
+            "last_used": row.last_used,
+            "adapter": row.why_no_adapter is None,
+            "what": row.why_no_adapter,
+        }
+        for row in rows
+    ]
+    report += [
+        {"name": name, "path": str(folder / name), "size": 0, "last_used": None, "adapter": False, "what": what}
+        for name, what in skipped.items()
+    ]
+    return json.dumps(report, indent=2) + "\n"
+
+
+def _as_text(rows: list[_Row], skipped: Mapping[str, str]) -> str:
+    """Return a table of the adapters, one of what is no adapter, and what was skipped."""
+    adapters = [(row.name, row.found.nbytes, _when(row.last_used)) for row in rows if row.why_no_adapter is None]
+    others = [(row.name, row.found.nbytes, row.why_no_adapter) for row in rows if row.why_no_adapter is not None]
+    width = max([len("no adapter" if others else "adapter"), *(len(row.name) for row in rows)])
+    lines = [f"{'adapter':<{width}}  {'size':>10}  last use\n" if adapters else "no adapters\n"]
+    lines += [_line(*adapter, width) for adapter in adapters]
+    if others:
+        lines.append(f"\n{'no adapter':<{width}}  {'size':>10}  what it is\n")
+        lines += [_line(*other, width) for other in others]
+    if skipped:
+        lines.append("\nskipped\n")
+        lines += [f"{name}: {reason}\n" for name, reason in skipped.items()]
+    return "".join(lines)
+
+
 def _remove(arguments: argparse.Namespace) -> int:
-    from llamafu._last_use import forget_use
-    from llamafu.server.folder import AdapterFolder
+    from llamafu.server.storage.adapter_folder import AdapterFolder
+    from llamafu.server.storage.last_use import forget_use
     from llamafu.service.errors import InvalidRequestError, NotFoundError
 
     folder = AdapterFolder(arguments.folder)
@@ -100,8 +117,8 @@ def _remove(arguments: argparse.Namespace) -> int:
     return 0
 
 
-def _is_agreed(found: Found, arguments: argparse.Namespace) -> bool:
-    """Ask on the terminal; where there is none, that is a usage error."""
+def _is_agreed(found: FolderEntry, arguments: argparse.Namespace) -> bool:
+    """Ask for consent on the terminal; without a terminal it is a usage error."""
     if not sys.stdin.isatty():
         arguments.refuse(f"{found.path} would be gone for good, and there is no terminal to ask on; --yes removes it unasked")
     sys.stderr.write(f"remove {found.path} ({found.nbytes / 1e6:.1f} MB) for good? [y/N] ")

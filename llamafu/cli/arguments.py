@@ -1,4 +1,4 @@
-"""Arguments that several commands share, and how they become a model with adapters."""
+"""Arguments that several commands share, and the model with adapters that they open."""
 
 from __future__ import annotations
 
@@ -10,31 +10,26 @@ from typing import TYPE_CHECKING, Any, cast
 
 from llamafu.cli.progress import Progress
 from llamafu.errors import LoraError, LoraNotFoundError
-from llamafu.options import Options
+from llamafu.generation.options import OPTION_SPECS
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterable
+    from collections.abc import Callable, Iterable, Sequence
 
-    from llamafu.lora import LoraAdapter
-    from llamafu.model import Llamafu
-    from llamafu.options import OptionArguments
+    from llamafu.generation.option_spec import OptionSpec
+    from llamafu.generation.options import OptionArguments
+    from llamafu.lora.handles import LoraAdapter
+    from llamafu.model.llamafu import Llamafu
 
 EXAMPLE = "example"
-"""The word that means the example model where a model file is expected."""
+"""Given as a model, this word stands for the example model."""
 
-_SAMPLING = {
-    "max_tokens": (int, "at most N new tokens"),
-    "temperature": (float, "0 always picks the likeliest token"),
-    "top_k": (int, "choose among the N likeliest tokens; 0 is off"),
-    "top_p": (float, "choose among the likeliest tokens that make up this probability; 1 is off"),
-    "min_p": (float, "drop tokens less likely than this share of the likeliest; 0 is off"),
-    "seed": (int, "makes a run repeatable (default: a new one each time)"),
-}
+_PARSERS: dict[str, tuple[Callable[[str], Any], str]] = {"int": (int, "N"), "float": (float, "X"), "texts": (str, "TEXT")}
+"""For each kind of option that may be a flag: what reads its text, and what `--help` calls the value."""
 
 
 @dataclass(frozen=True, slots=True)
-class Use:
-    """One `--lora`: what to load, and its scale."""
+class AdapterArgument:
+    """An adapter of the command line, `PATH` or `PATH=SCALE`."""
 
     path: Path
     scale: float
@@ -54,7 +49,7 @@ def add_adapters(parser: argparse.ArgumentParser) -> None:
     """Add `--lora` and `--scale-range`."""
     parser.add_argument(
         "--lora",
-        type=use,
+        type=adapter_argument,
         action="append",
         default=[],
         metavar="PATH[=SCALE]",
@@ -72,39 +67,35 @@ def add_adapters(parser: argparse.ArgumentParser) -> None:
     parser.set_defaults(refuse=parser.error)
 
 
-def add_sampling(parser: argparse.ArgumentParser) -> None:
-    """Add the options that choose tokens."""
-    for name, (kind, text) in _SAMPLING.items():
-        default = Options.__dataclass_fields__[name].default
-        parser.add_argument(
-            f"--{name.replace('_', '-')}",
-            type=option(name, kind),
-            default=default,
-            metavar="N" if kind is int else "X",
-            help=text if default is None else f"{text} (%(default)s)",
-        )
-    parser.add_argument(
-        "--stop",
-        type=option("stop", str),
-        action="append",
-        default=[],
-        metavar="TEXT",
-        help="end before this text (repeatable)",
-    )
+def add_sampling(parser: argparse.ArgumentParser, specs: Sequence[OptionSpec] = OPTION_SPECS) -> None:
+    """Add a flag for each option that has one, with the default, the limits and the help text of its declaration."""
+    for spec in specs:
+        if not spec.flag:
+            continue
+        flag, text = f"--{spec.name.replace('_', '-')}", spec.doc.replace("%", "%%")
+        metavar = _PARSERS[spec.kind][1]
+        if spec.kind == "texts":
+            parser.add_argument(
+                flag, type=option(spec), action="append", default=[], metavar=metavar, help=f"{text} (repeatable)"
+            )
+        else:
+            default = "" if spec.default is None else " (%(default)s)"
+            parser.add_argument(flag, type=option(spec), default=spec.default, metavar=metavar, help=text + default)
 
 
-def sampling(arguments: argparse.Namespace) -> OptionArguments:
+def sampling(arguments: argparse.Namespace, specs: Sequence[OptionSpec] = OPTION_SPECS) -> OptionArguments:
     """Return the options of `add_sampling` as the keyword arguments of `complete` and its like."""
-    return cast("OptionArguments", {name: getattr(arguments, name) for name in (*_SAMPLING, "stop")})
+    return cast("OptionArguments", {spec.name: getattr(arguments, spec.name) for spec in specs if spec.flag})
 
 
-def option(name: str, kind: Callable[[str], Any]) -> Callable[[str], Any]:
-    """Make an argument type whose limits are those of the field `name` of `Options`."""
+def option(spec: OptionSpec) -> Callable[[str], Any]:
+    """Make an argument type that reads an option's value and checks it as `Options` does."""
+    read = _PARSERS[spec.kind][0]
 
     def parse(text: str) -> Any:
         try:
-            value = kind(text)
-            Options(**{name: value})
+            value = read(text)
+            spec.check(value)
         except ValueError as error:
             raise argparse.ArgumentTypeError(str(error)) from error
         return value
@@ -124,8 +115,8 @@ def at_least(low: int) -> Callable[[str], int]:
     return parse
 
 
-def use(text: str) -> Use:
-    """Read `PATH` or `PATH=SCALE`; a file whose own name has an = may be given as it is."""
+def adapter_argument(text: str) -> AdapterArgument:
+    """Read `PATH` or `PATH=SCALE`; the scale is 1 unless given. An existing file may have a = in its name."""
     path, equals, scale = text.rpartition("=")
     if not equals or Path(text).exists():
         path, scale = text, "1"
@@ -137,35 +128,38 @@ def use(text: str) -> Use:
     if not path:
         message = f"{text!r} names no adapter; give PATH or PATH=SCALE, such as pirate.gguf=0.5"
         raise argparse.ArgumentTypeError(message)
-    return Use(Path(path), value)
+    return AdapterArgument(Path(path), value)
 
 
-def complaint(uses: Iterable[Use], scale_range: tuple[float, float]) -> str | None:
-    """Say which scale lies outside the range and what to do about it; None when all are fine (NaN never is)."""
+def scale_problem(adapters: Iterable[AdapterArgument], scale_range: tuple[float, float]) -> str | None:
+    """Return the error for the first scale outside the range, NaN included; None where all are inside."""
     low, high = scale_range
-    for one in uses:
-        if not low <= one.scale <= high:
-            return f"the scale {one.scale:g} of {one.path} is not within {low:g} to {high:g}; --scale-range allows others"
+    for adapter in adapters:
+        if not low <= adapter.scale <= high:
+            return (
+                f"the scale {adapter.scale:g} of {adapter.path} is not within {low:g} to {high:g}; --scale-range allows others"
+            )
     return None
 
 
 def model_path(text: str) -> Path:
-    """Return the path of the model that `-m` names, fetching the example model if it is meant."""
+    """Return the path of the model that `-m` names; the example model is downloaded if need be."""
     if text != EXAMPLE:
         return Path(text)
-    from llamafu import _paths, example_model
+    from llamafu._util import paths
+    from llamafu.examples import model
 
     with Progress() as progress:
-        if not os.environ.get(example_model.ENVIRONMENT) and not (_paths.model_dir() / example_model.NAME).is_file():
+        if not os.environ.get(model.ENVIRONMENT) and not (paths.model_dir() / model.NAME).is_file():
             progress.show("fetching the example model, SmolLM2-135M-Instruct (92 MB, once)")
-        return example_model.example_model()
+        return model.example_model()
 
 
 def open_model(arguments: argparse.Namespace) -> Llamafu:
-    """Open the model of the command line, and apply its adapters."""
-    from llamafu.model import Llamafu
+    """Open the model of the command line with its adapters active. A scale outside the range is a usage error."""
+    from llamafu.model.llamafu import Llamafu
 
-    if problem := complaint(arguments.lora, arguments.scale_range):
+    if problem := scale_problem(arguments.lora, arguments.scale_range):
         arguments.refuse(f"argument --lora: {problem}")
     llm = Llamafu(
         model_path(arguments.model),
@@ -182,24 +176,24 @@ def open_model(arguments: argparse.Namespace) -> Llamafu:
     return llm
 
 
-def load_adapters(llm: Llamafu, uses: Iterable[Use]) -> dict[LoraAdapter | str, float]:
-    """Load what is not loaded yet and return the set.
+def load_adapters(llm: Llamafu, adapters: Iterable[AdapterArgument]) -> dict[LoraAdapter | str, float]:
+    """Load the adapters that are not loaded yet and return {adapter: scale} for all of them.
 
     A path may also be the name of a loaded adapter or of an example. Raises what `Llamafu.load_lora_adapter` raises,
     `LoraNotFoundError` for an unknown name, `LoraError` for the same adapter twice.
     """
     scales: dict[LoraAdapter | str, float] = {}
-    for one in uses:
-        adapter = _load(llm, one.path)
+    for argument in adapters:
+        adapter = _load(llm, argument.path)
         if adapter in scales:
-            message = f"the adapter {adapter.name!r} was given twice ({one.path} is the same content); give it once"
+            message = f"the adapter {adapter.name!r} was given twice ({argument.path} is the same content); give it once"
             raise LoraError(message)
-        scales[adapter] = one.scale
+        scales[adapter] = argument.scale
     return scales
 
 
 def _load(llm: Llamafu, path: Path) -> LoraAdapter:
-    from llamafu.example_adapters import example_adapters
+    from llamafu.examples.adapters import example_adapters
 
     named = str(path)
     loaded = {adapter.name: adapter for adapter in llm.lora_adapters}
@@ -217,12 +211,12 @@ def _load(llm: Llamafu, path: Path) -> LoraAdapter:
 
 
 class _ScaleRange(argparse.Action):
-    """Keeps the pair if it is one."""
+    """Stores the two numbers if they are a legal range of scales."""
 
     def __call__(
         self, parser: argparse.ArgumentParser, namespace: argparse.Namespace, values: Any, option_string: str | None = None
     ) -> None:
-        from llamafu.lora import check_scale_range
+        from llamafu.lora.scales import check_scale_range
 
         del parser, option_string
         try:

@@ -1,4 +1,4 @@
-"""`llamafu bake`: adapters become part of a model file."""
+"""`llamafu bake`: write a model with adapters added to its weights."""
 
 from __future__ import annotations
 
@@ -6,15 +6,14 @@ import sys
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from llamafu.cli.arguments import EXAMPLE, model_path, use
+from llamafu.baking.options import DTYPES, BakeOptions
+from llamafu.cli.arguments import EXAMPLE, adapter_argument, model_path
 from llamafu.cli.output import add_force
 from llamafu.cli.progress import Progress
 from llamafu.errors import LlamafuError
 
 if TYPE_CHECKING:
     import argparse
-
-_DTYPES = ("auto", "keep", "f32", "f16", "bf16", "q8_0")
 
 
 def add_parser(subparsers: Any) -> None:
@@ -24,7 +23,7 @@ def add_parser(subparsers: Any) -> None:
     parser.add_argument("-m", "--model", required=True, help=f"GGUF model to start from, or {EXAMPLE!r}")
     parser.add_argument(
         "--lora",
-        type=use,
+        type=adapter_argument,
         action="append",
         required=True,
         metavar="PATH[=SCALE]",
@@ -33,7 +32,7 @@ def add_parser(subparsers: Any) -> None:
     parser.add_argument("-o", "--output", type=Path, required=True, metavar="FILE", help="GGUF model to write")
     parser.add_argument(
         "--dtype",
-        choices=_DTYPES,
+        choices=DTYPES,
         default="auto",
         metavar="TYPE",
         help="type of the changed tensors: %(choices)s (%(default)s: their own where it keeps 90%% of the changes, a finer one "
@@ -56,34 +55,31 @@ def add_parser(subparsers: Any) -> None:
 
 
 def _run(arguments: argparse.Namespace) -> int:
-    from llamafu.adapters.target_types import MUCH_LOST
-    from llamafu.baking import NOTHING_KEEPS_MORE, bake_for_report
+    from llamafu.baking.bake import NOTHING_KEEPS_MORE, bake_for_report
+    from llamafu.baking.target_types import ENOUGH_KEPT
 
-    adapters = {one.path: one.scale for one in arguments.lora}
+    adapters = {adapter.path: adapter.scale for adapter in arguments.lora}
     if len(adapters) < len(arguments.lora):
         arguments.refuse("argument --lora: an adapter was given twice; give it once, with the sum of its scales")
     model = model_path(arguments.model)
     try:
         with Progress() as progress:
-            baked = bake_for_report(
-                model,
-                adapters,
-                arguments.output,
+            options = BakeOptions(
                 dtype=arguments.dtype,
                 calibration=arguments.calibrate,
-                least_kept=0.0 if arguments.accept_loss or arguments.dtype == "auto" else MUCH_LOST,
+                least_kept=0.0 if arguments.accept_loss or arguments.dtype == "auto" else ENOUGH_KEPT,
                 overwrite=arguments.force,
                 library=arguments.library,
-                n_threads=None,
                 on_progress=lambda share: progress.show(f"baking {arguments.output}", share),
             )
+            baked = bake_for_report(model, adapters, arguments.output, options)
     except LlamafuError:
         raise
     except ValueError as error:
         arguments.refuse(str(error))
     said = [f"{baked.path}: {', '.join(map(str, adapters))} baked in, {baked.kept:.0%} of the changes kept"]
     said += [f"{one}, which kept {baked.by_own:.0%}; --dtype keep leaves it" for one in baked.became]
-    if baked.kept < MUCH_LOST:
+    if baked.kept < ENOUGH_KEPT:
         finer = (
             "--dtype q8_0, f16 or f32"
             if arguments.calibrate or arguments.dtype != "keep"

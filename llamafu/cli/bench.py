@@ -1,4 +1,4 @@
-"""`llamafu bench`: how fast this machine is with your model and your adapters."""
+"""`llamafu bench`: speed of a model with adapters on this machine."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ import tempfile
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from llamafu._native.processor import usable_cpus
+from llamafu._native.cpu import usable_cpus
 from llamafu.cli.arguments import EXAMPLE, at_least, model_path
 from llamafu.cli.progress import Progress
 
@@ -20,11 +20,11 @@ if TYPE_CHECKING:
     import argparse
 
     from llamafu.engine import Engine
-    from llamafu.engine.measure import Run
-    from llamafu.options import LoraScales
+    from llamafu.engine.benchmark import Run
+    from llamafu.lora.scales import LoraScales
 
 _RANK, _N_BATCH = 8, 512
-_ROOM = 128  # tokens of memory for each request beside its answer
+_PROMPT_TOKENS = 128  # of the context, kept for the prompt of each request
 _BASE, _SAME, _MIXED = "base", "same", "mixed"
 _SIDES = {_BASE: "no adapter", _SAME: "one for all", _MIXED: "each its own"}
 _MILLI = 1e3
@@ -62,7 +62,6 @@ def _counts(text: str) -> list[int]:
 def _run(arguments: argparse.Namespace) -> int:
     from llamafu.adapters import inspect_adapter
     from llamafu.engine import Engine
-    from llamafu.engine.measure import write_random_adapter
 
     most, threads = max(arguments.k), arguments.threads or usable_cpus()
     given = arguments.lora[:most]
@@ -74,21 +73,13 @@ def _run(arguments: argparse.Namespace) -> int:
             max_sequences=most,
             bank_rank=sum(inspect_adapter(path).rank for path in given) + missing * _RANK,
             n_batch=max(_N_BATCH, most),
-            n_ctx=most * (arguments.tokens + _ROOM),
+            n_ctx=most * (arguments.tokens + _PROMPT_TOKENS),
             n_threads=threads,
             library=arguments.library,
         ) as engine,
         tempfile.TemporaryDirectory(prefix="llamafu-bench-") as folder,
     ):
-        names = []
-        for i, path in enumerate(given):
-            names.append(f"given{i}")
-            engine.add_adapter(path, name=names[-1])
-        for i in range(missing):
-            names.append(f"random{i}")
-            path = Path(folder, f"{names[-1]}.gguf")
-            write_random_adapter(engine, path, rank=_RANK, seed=i)
-            engine.add_adapter(path)
+        names = _add_adapters(engine, given, missing, Path(folder))
         results = _measure(engine, names, arguments)
         report = {
             "model": model.name,
@@ -106,14 +97,30 @@ def _run(arguments: argparse.Namespace) -> int:
     return 0
 
 
+def _add_adapters(engine: Engine, given: list[Path], missing: int, folder: Path) -> list[str]:
+    """Register the given adapters, and `missing` random ones that are written into `folder`; return all names."""
+    from llamafu.engine.benchmark import write_random_adapter
+
+    names = []
+    for i, path in enumerate(given):
+        names.append(f"given{i}")
+        engine.add_adapter(path, name=names[-1])
+    for i in range(missing):
+        names.append(f"random{i}")
+        path = folder / f"{names[-1]}.gguf"
+        write_random_adapter(engine, path, rank=_RANK, seed=i)
+        engine.add_adapter(path)
+    return names
+
+
 def _measure(engine: Engine, names: list[str], arguments: argparse.Namespace) -> list[dict[str, Any]]:
-    """Run every kind in turn, round by round, for each number of requests."""
-    from llamafu.engine.measure import measure
+    """Measure each of `_SIDES` for each number of requests; the sides alternate within a round."""
+    from llamafu.engine.benchmark import measure
 
     numbers, order = itertools.count(), list(_SIDES)
-    rounds = arguments.rounds + 1  # the first reads the adapters and does not count
+    rounds = arguments.rounds + 1  # the first is a warm-up, which loads the adapters
     results = []
-    done, whole = 0, len(arguments.k) * rounds * len(_SIDES)
+    done, total = 0, len(arguments.k) * rounds * len(_SIDES)
     with Progress() as progress:
         for k in arguments.k:
             mixes: dict[str, list[LoraScales]] = {
@@ -123,9 +130,9 @@ def _measure(engine: Engine, names: list[str], arguments: argparse.Namespace) ->
             }
             runs: dict[str, list[Run]] = {side: [] for side in _SIDES}
             for turn in range(rounds):
-                # Each goes first in turn: what runs leave in the engine's memory makes the next one a little slower.
+                # The order rotates, since what a run leaves in the engine's memory slows the next one a little.
                 for side in order[turn % len(order) :] + order[: turn % len(order)]:
-                    progress.show(f"{k} at once, {_SIDES[side]}", done / whole)
+                    progress.show(f"{k} at once, {_SIDES[side]}", done / total)
                     run = measure(engine, mixes[side], tokens=arguments.tokens, number=next(numbers))
                     done += 1
                     if turn:
@@ -157,7 +164,7 @@ def _spread(values: list[float]) -> dict[str, float]:
 
 def _conditions(engine: Engine, threads: int, library: str | None) -> dict[str, Any]:
     from llamafu import __version__
-    from llamafu._native.finding import find
+    from llamafu.libraries.discovery import find
 
     found, stats = find(library), engine.stats()
     return {

@@ -1,4 +1,4 @@
-"""`llamafu chat`: talk with a model, and turn its adapters up and down meanwhile."""
+"""`llamafu chat`: a conversation with a model, whose adapters can be changed during it."""
 
 from __future__ import annotations
 
@@ -8,15 +8,24 @@ import sys
 import warnings
 from typing import TYPE_CHECKING, Any
 
-from llamafu.cli.arguments import add_adapters, add_model, add_sampling, complaint, load_adapters, open_model, sampling, use
+from llamafu.cli.arguments import (
+    adapter_argument,
+    add_adapters,
+    add_model,
+    add_sampling,
+    load_adapters,
+    open_model,
+    sampling,
+    scale_problem,
+)
 from llamafu.cli.style import BOLD, DIM, Style, colour
 from llamafu.errors import ContextOverflowError, LlamafuError
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
-    from llamafu.completion import Completion
-    from llamafu.model import Llamafu
+    from llamafu.generation.completion import Completion
+    from llamafu.model.llamafu import Llamafu
 
 _HELP = """\
 /lora NAME=SCALE ...   exactly these adapters from now on, such as /lora pirate=0.5 shout=0.2; files are loaded
@@ -44,7 +53,7 @@ def add_parser(subparsers: Any) -> None:
 def _run(arguments: argparse.Namespace) -> int:
     is_interactive = sys.stdin.isatty()
     with warnings.catch_warnings(), open_model(arguments) as llm:
-        warnings.showwarning = _note  # type: ignore[assignment] # one line, without the source line that Python adds
+        warnings.showwarning = _note  # type: ignore[assignment] # without the line of source code that Python adds
         conversation = _Conversation(llm, arguments)
         if is_interactive:
             conversation.say(f"{llm.path.name}; /help shows the commands")
@@ -59,7 +68,7 @@ def _run(arguments: argparse.Namespace) -> int:
 
 
 def _typed(conversation: _Conversation) -> Iterator[str]:
-    """Lines typed at a prompt that names the acting adapters."""
+    """Yield the lines typed at a prompt that shows the active adapters, until the end of the input."""
     with contextlib.suppress(ImportError):
         import readline  # noqa: F401 - gives input() history and editing
     while True:
@@ -72,7 +81,7 @@ def _typed(conversation: _Conversation) -> Iterator[str]:
 
 
 class _Conversation:
-    """The messages so far, and what a line does to them."""
+    """The messages so far; each line of input is a command or a new message."""
 
     def __init__(self, llm: Llamafu, arguments: argparse.Namespace) -> None:
         self._llm = llm
@@ -84,11 +93,11 @@ class _Conversation:
 
     @property
     def mix(self) -> str:
-        """The acting adapters and their scales."""
+        """The active adapters and their scales, or "base"."""
         return " + ".join(f"{name} {scale:g}" for name, scale in self._llm.active_lora_adapters.items() if scale) or "base"
 
     def take(self, line: str) -> None:
-        """Run a command, or have the line answered."""
+        """Run the command in `line`, or answer it as a message."""
         command, _, rest = line.partition(" ")
         if not line:
             return
@@ -105,12 +114,12 @@ class _Conversation:
             self.failed(f"there is no {line}; /help shows the commands")
 
     def say(self, text: str) -> None:
-        """Tell the user something that is no answer; on stderr, so that a pipe gets answers only."""
+        """Print a remark to stderr, so that stdout has answers only."""
         sys.stdout.flush()
         sys.stderr.write(self._style(text, DIM) + "\n")
 
     def failed(self, text: str) -> None:
-        """Tell the user what could not be done."""
+        """Print an error and count it."""
         self.failures += 1
         sys.stdout.flush()
         sys.stderr.write(f"{self._style('llamafu: error:', BOLD, _YELLOW)} {' '.join(text.split())}\n")
@@ -156,14 +165,14 @@ class _Conversation:
             self._llm.clear_all_lora_adapters()
         elif words:
             try:
-                uses = [use(word) for word in words]
+                adapters = [adapter_argument(word) for word in words]
             except argparse.ArgumentTypeError as error:
                 self.failed(str(error))
                 return
-            if problem := complaint(uses, self._arguments.scale_range):
+            if problem := scale_problem(adapters, self._arguments.scale_range):
                 self.failed(problem)
                 return
-            self._llm.set_lora_adapters(load_adapters(self._llm, uses))
+            self._llm.set_lora_adapters(load_adapters(self._llm, adapters))
         loaded = ", ".join(adapter.name for adapter in self._llm.lora_adapters) or "none"
         self.say(f"acting: {self.mix} (loaded: {loaded})")
 

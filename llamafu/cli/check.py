@@ -1,4 +1,4 @@
-"""`llamafu check`: whether an adapter fits a model."""
+"""`llamafu check`: find out whether an adapter fits a model."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""`llamafu compare`: how alike adapters are."""
+"""`llamafu compare`: the similarity of the changes that adapters make."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ _MEANINGS = (
     (-0.5, "partly undo each other: together they are weaker than apart"),
     (-1.0, "largely undo each other: do not blend them"),
 )
-"""What a cosine of at least so much means."""
+"""Lower limits of a cosine, and what a cosine from there to the limit before means."""
 
 
 def add_parser(subparsers: Any) -> None:
@@ -47,7 +47,7 @@ def _run(arguments: argparse.Namespace) -> int:
     demand_place(arguments.plot, arguments, arguments.files)
     comparison = compare_adapters(read_adapters(arguments.files, arguments))
     if arguments.plot:
-        from llamafu.adapters.plots import plot_comparison
+        from llamafu.adapters.analysis.plots import plot_comparison
 
         plot_comparison(comparison, arguments.plot)
     if arguments.json:
@@ -81,7 +81,7 @@ def _screen(comparison: Comparison, style: Style) -> str:
 
 
 def _verdicts(comparison: Comparison) -> list[str]:
-    """Say who interferes with whom: of the pair most alike, and of the one most opposed if that is another."""
+    """Describe the pair with the highest cosine, and the one with the lowest if it is another."""
     alike, opposed = comparison.pairs[0], comparison.pairs[-1]
     if alike == opposed:
         return [_verdict(alike, comparison)]

@@ -33,7 +33,7 @@ def _run(arguments: argparse.Namespace) -> int:
     with open_model(arguments) as llm:
         if arguments.json:
             completion = dataclasses.asdict(llm.complete(arguments.prompt, **sampling(arguments)))
-            del completion["logprobs"]  # nothing on the command line asks for them
+            del completion["logprobs"]  # no flag asks for them
             sys.stdout.write(json.dumps(completion, indent=2) + "\n")
             return 0
         with llm.stream(arguments.prompt, **sampling(arguments)) as stream:

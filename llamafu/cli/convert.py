@@ -1,4 +1,4 @@
-"""`llamafu convert`: a PEFT or mlx-lm folder becomes a GGUF adapter."""
+"""`llamafu convert`: write a PEFT or mlx-lm folder as a GGUF adapter."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from llamafu.cli.progress import Progress
 if TYPE_CHECKING:
     import argparse
 
-    from llamafu.adapters.storing import Stored
+    from llamafu.adapters.peft.factor_storage import Stored
 
 _MOST_NAMED = 3
 
@@ -52,16 +52,14 @@ def add_parser(subparsers: Any) -> None:
 
 
 def _run(arguments: argparse.Namespace) -> int:
-    from llamafu.adapters.convert import DROPPED, convert_for_report
-    from llamafu.adapters.precision import percent
+    from llamafu.adapters.peft.convert import ConvertOptions, convert_for_report
+    from llamafu.adapters.peft.gguf_metadata import DROPPED
+    from llamafu.adapters.peft.storage_loss import percent
 
     if arguments.dora_rank and not arguments.dora:
         arguments.refuse("--dora-rank is for --dora svd; give both")
     with Progress() as progress:
-        made = convert_for_report(
-            arguments.folder,
-            arguments.output,
-            base=model_path(arguments.base),
+        options = ConvertOptions(
             dtype=arguments.dtype,
             drop=arguments.drop,
             dora=arguments.dora,
@@ -69,6 +67,7 @@ def _run(arguments: argparse.Namespace) -> int:
             overwrite=arguments.force,
             on_progress=lambda name, share: progress.show(f"decomposed {name}", share),
         )
+        made = convert_for_report(arguments.folder, arguments.output, model_path(arguments.base), options)
     info = made.file.info
     targets = ", ".join(info.target_modules)
     sys.stdout.write(f"{arguments.output}: rank {info.rank}, {len(info.tensors)} tensors ({targets}), {info.nbytes} bytes\n")
@@ -82,8 +81,8 @@ def _run(arguments: argparse.Namespace) -> int:
 
 
 def _loss(stored: Stored) -> str:
-    """Say what the type lost, and what to do where that is much."""
-    from llamafu.adapters.precision import percent
+    """Describe the loss of the type that was written, with advice where it is large."""
+    from llamafu.adapters.peft.storage_loss import percent
 
     if stored.instead is not None:
         return f"F32, since F16 would lose up to {percent(stored.instead)} of a tensor's change"

@@ -1,4 +1,4 @@
-"""`llamafu demo`: one question, many voices."""
+"""`llamafu demo`: one question, answered with several mixes of adapters."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ import time
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
-from llamafu._native.processor import usable_cpus
+from llamafu._native.cpu import usable_cpus
 from llamafu.cli.arguments import EXAMPLE, model_path
 from llamafu.cli.side_by_side import SideBySide
 from llamafu.cli.style import BOLD, DIM, Style, colour
@@ -21,11 +21,11 @@ from llamafu.errors import LlamafuError
 if TYPE_CHECKING:
     from collections.abc import Iterable, Iterator
 
-    from llamafu.completion import AppliedLora, Completion
     from llamafu.engine import Engine
-    from llamafu.engine.ticket import Event
-    from llamafu.model import Llamafu
-    from llamafu.options import LoraScales
+    from llamafu.engine.request_handle import Event
+    from llamafu.generation.completion import AppliedLora, Completion
+    from llamafu.lora.scales import LoraScales
+    from llamafu.model.llamafu import Llamafu
 
 _QUESTION = "Tell me about the sea."
 _N_CTX, _MAX_TOKENS = 1024, 60
@@ -37,7 +37,7 @@ _MEGA = 1e6
 
 @dataclass(frozen=True, slots=True)
 class _Mix:
-    """Adapters by name with their scales, and the colour of the heading."""
+    """Scales of adapters by name, with the title and the colour of their heading."""
 
     title: str
     colour: int
@@ -45,7 +45,7 @@ class _Mix:
 
 
 def _fade(step: int) -> float:
-    """From 1 to 0 over the first tokens."""
+    """Return a scale that falls from 1 to 0 over the first `_FADE_STEPS` tokens."""
     return max(0.0, 1.0 - step / _FADE_STEPS)
 
 
@@ -78,8 +78,8 @@ def _question(text: str) -> str:
 
 
 def _run(arguments: argparse.Namespace) -> int:
-    from llamafu.example_adapters import example_adapters
-    from llamafu.model import Llamafu
+    from llamafu.examples.adapters import example_adapters
+    from llamafu.model.llamafu import Llamafu
 
     style = Style(sys.stdout)
     messages = [{"role": "user", "content": arguments.question}]
@@ -100,9 +100,9 @@ def _run(arguments: argparse.Namespace) -> int:
 
 
 def _together(messages: list[dict[str, str]], style: Style) -> None:
-    """Let every mix answer in one batch, and say what that took."""
+    """Answer with every mix in one batch, and print how long it took."""
     from llamafu.engine import Engine
-    from llamafu.example_adapters import example_adapters
+    from llamafu.examples.adapters import example_adapters
 
     sys.stdout.write("\n" + style(f"The same {len(_MIXES)} again, in one batch", BOLD) + "\n\n")
     sys.stdout.flush()
@@ -123,7 +123,7 @@ def _together(messages: list[dict[str, str]], style: Style) -> None:
 
 
 def _answers(engine: Engine, messages: list[dict[str, str]], style: Style) -> list[Completion]:
-    """Show the answers of all mixes as they come, where the terminal can; else one after the other, once they are there."""
+    """Show all answers as they grow if the terminal can redraw lines; otherwise one by one when they are complete."""
     inbox: queue.SimpleQueue[tuple[int, Event]] = queue.SimpleQueue()
     tickets = [
         engine.submit(
@@ -155,7 +155,7 @@ def _speed(answers: list[Completion], seconds: float) -> str:
 
 
 def _half_of_cpus() -> int:
-    """Enough for a small model, and few enough that a busy machine does not make threads wait for each other."""
+    """Return half of the usable CPUs: enough for a small model, and on a busy machine threads rarely wait for each other."""
     return max(1, usable_cpus() // 2)
 
 
@@ -169,7 +169,7 @@ def _introduction(llm: Llamafu, question: str, style: Style) -> str:
 
 
 def _answer(llm: Llamafu, messages: list[dict[str, str]], mix: _Mix, style: Style) -> Completion:
-    """Stream one answer below its heading, word by word, and under it what made it."""
+    """Print one answer word by word below its heading, then its speed and its adapters."""
     width = min(_WIDTH, shutil.get_terminal_size().columns)
     sys.stdout.write("\n" + style(f"── {mix.title} ".ljust(width, "─"), BOLD, colour(mix.colour)) + "\n")
     stream = llm.stream_chat(messages, lora=mix.lora, temperature=0, max_tokens=_MAX_TOKENS)
@@ -187,7 +187,7 @@ def _answer(llm: Llamafu, messages: list[dict[str, str]], mix: _Mix, style: Styl
 
 
 def _words(pieces: Iterable[str]) -> Iterator[tuple[str, bool]]:
-    """Yield each word as soon as it is whole, and whether a line break stands before it."""
+    """Yield each word once it is complete, and whether a line break precedes it."""
     rest = ""
     for piece in pieces:
         rest += piece
@@ -199,9 +199,9 @@ def _words(pieces: Iterable[str]) -> Iterator[tuple[str, bool]]:
 
 
 def _footer(completion: Completion) -> str:
-    """What made this answer, as the completion itself reports it."""
+    """Return speed, prompt size and adapters of an answer, from its completion."""
     usage, seconds = completion.usage, completion.timings.completion
-    later = usage.completion_tokens - 1  # the first token's time is the prompt's
+    later = usage.completion_tokens - 1  # the time of the first token belongs to the prompt
     speed = f"{later / seconds:.0f} tokens/s" if later > 0 and seconds > 0 else "one token"
     prompt = f"prompt {usage.prompt_tokens} tokens, {usage.cached_tokens} cached"
     return "  ·  ".join([speed, prompt, *map(_applied, completion.lora)])
@@ -213,7 +213,7 @@ def _applied(lora: AppliedLora) -> str:
 
 
 def _proof(first: Completion, again: Completion) -> str:
-    """Say that the base answered the same before and after all adapters; `LlamafuError` when it did not."""
+    """Confirm that the base model's answer is the same after all adapters were unloaded; raises LlamafuError if not."""
     content = again.text.encode()
     if again.lora or again.tokens != first.tokens or content != first.text.encode():
         message = (

@@ -1,4 +1,4 @@
-"""`llamafu doctor`: one screen on the state of this installation."""
+"""`llamafu doctor`: the state of this installation on one screen."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     import argparse
 
-    from llamafu.doctor import Report
+    from llamafu.libraries.doctor import Report
 
 _KILO = 1024
 
@@ -24,7 +24,7 @@ def add_parser(subparsers: Any) -> None:
 
 
 def _run(arguments: argparse.Namespace) -> int:
-    from llamafu.doctor import examine
+    from llamafu.libraries.doctor import examine
 
     report = examine()
     sys.stdout.write(json.dumps(report.as_json(), indent=2) + "\n" if arguments.json else _screen(report))

@@ -1,4 +1,4 @@
-"""The layer x module heat map of an adapter's norms as text."""
+"""Heat map of an adapter's norms as text: a row for each module, a cell for each layer."""
 
 from __future__ import annotations
 
@@ -13,14 +13,14 @@ if TYPE_CHECKING:
 _COLOURS = tuple(map(colour, (53, 54, 60, 24, 30, 36, 77, 149, 226)))
 """Dark violet to yellow, as near to viridis as terminals' 256 colours come."""
 _BLOCKS, _DIGITS = "▁▂▃▄▅▆▇█", "123456789"
-_EVERY = 5  # layers from one number above the cells to the next
-_ROOM = 8  # cells at least, however narrow the terminal
+_NUMBERED_LAYERS = 5  # every fifth layer has its number above its cell
+_LEAST_COLUMNS = 8  # for the cells, however narrow the terminal is
 
 
 def heat_map(norms: AdapterNorms, style: Style, *, width: int, unicode: bool) -> list[str]:
-    """Draw the Frobenius norms: a row for each module, a cell for each layer, in as many bands as `width` columns need.
+    """Return the lines of the map; layers that do not fit into `width` columns follow in a further block of rows.
 
-    Colours where `style` paints, blocks of growing height elsewhere, digits where the terminal has no blocks.
+    Cells are colours where `style` paints, else blocks of growing height, or digits without `unicode`.
     """
     sizes = [float(size) for size in norms.frobenius.flat if not math.isnan(size)]
     top = max([*sizes, *(norm.frobenius for norm in norms.others.values())])
@@ -30,12 +30,12 @@ def heat_map(norms: AdapterNorms, style: Style, *, width: int, unicode: bool) ->
     totals |= {name: norm.frobenius for name, norm in norms.others.items()}
     figures = {name: f"{total:.3g}" for name, total in totals.items()}
     second = max(map(len, ("all", *figures.values())))
-    room = max(width - first - second - 6, _ROOM)
-    cell = 2 if 2 * len(norms.layers) <= room else 1
+    columns = max(width - first - second - 6, _LEAST_COLUMNS)
+    cell = 2 if 2 * len(norms.layers) <= columns else 1
     ramp = _Ramp(style, top, cell, unicode=unicode)
     lines = [style("norm of the change of each matrix (Frobenius, at scale 1)", BOLD)]
-    for start in range(0, len(norms.layers), room // cell):
-        band = norms.layers[start : start + room // cell]
+    for start in range(0, len(norms.layers), columns // cell):
+        band = norms.layers[start : start + columns // cell]
         lines.append(style(f"  {'module':<{first}}  {'all':>{second}}  {_numbers(band, cell)}", DIM))
         for column, name in enumerate(norms.modules):
             cells = "".join(ramp(float(size)) for size in norms.frobenius[start : start + len(band), column])
@@ -46,7 +46,7 @@ def heat_map(norms: AdapterNorms, style: Style, *, width: int, unicode: bool) ->
 
 
 class _Ramp:
-    """What stands for a size from 0 to `top`."""
+    """Maps a norm from 0 to `top` to the text of a cell."""
 
     def __init__(self, style: Style, top: float, cell: int, *, unicode: bool) -> None:
         self._style = style
@@ -71,7 +71,7 @@ class _Ramp:
 
 
 def _shades(style: Style) -> list[tuple[str, str]]:
-    """Pair blocks with colours: all colours where there are any, else the eight heights."""
+    """Return pairs of block and colour: full blocks in all colours, or without colours the eight heights."""
     return [("█", shade) for shade in _COLOURS] if style.paints else [(block, "") for block in _BLOCKS]
 
 
@@ -84,6 +84,6 @@ def _numbers(layers: tuple[int, ...], cell: int) -> str:
     """Write the numbers of every fifth layer above its cell."""
     text = ""
     for index, layer in enumerate(layers):
-        if layer % _EVERY == 0 and len(text) <= index * cell:
+        if layer % _NUMBERED_LAYERS == 0 and len(text) <= index * cell:
             text = text.ljust(index * cell) + f"{layer} "
     return text.rstrip()

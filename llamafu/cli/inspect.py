@@ -1,4 +1,4 @@
-"""`llamafu inspect`: what is in an adapter file."""
+"""`llamafu inspect`: the contents of an adapter file."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ if TYPE_CHECKING:
     from llamafu.adapters import AdapterFile, AdapterInfo, TensorInfo
 
 _IN_TEXT = Path()
-"""What `--plot` is without a file: the heat map is printed."""
+"""Value of `--plot` without a file: the heat map is printed as text."""
 _KILO = 1024
 _BAR = 16
 _ACCENT = colour(75)
@@ -55,8 +55,8 @@ def _run(arguments: argparse.Namespace) -> int:
         arguments.refuse("--json and a heat map in text exclude one another: --json has the norms; or name a PNG file")
     name = arguments.file.resolve().name
     if arguments.plot not in (None, _IN_TEXT):
-        from llamafu.adapters.norms import adapter_norms
-        from llamafu.adapters.plots import plot_norms
+        from llamafu.adapters.analysis.norms import adapter_norms
+        from llamafu.adapters.analysis.plots import plot_norms
 
         plot_norms(adapter_norms(file), arguments.plot, name=name)
     if arguments.json:
@@ -65,7 +65,7 @@ def _run(arguments: argparse.Namespace) -> int:
     style = Style(sys.stdout)
     sys.stdout.write(_screen(name, file.info, style))
     if arguments.plot == _IN_TEXT:
-        from llamafu.adapters.norms import adapter_norms
+        from llamafu.adapters.analysis.norms import adapter_norms
 
         columns = shutil.get_terminal_size().columns
         lines = heat_map(adapter_norms(file), style, width=columns, unicode=_has_blocks(sys.stdout.encoding))
@@ -76,8 +76,8 @@ def _run(arguments: argparse.Namespace) -> int:
 
 
 def _report(file: AdapterFile) -> dict[str, Any]:
-    """Return all that there is to say, in what strict JSON knows: null for a missing norm, words for odd metadata."""
-    from llamafu.adapters.norms import adapter_norms
+    """Return everything as strict JSON: a missing norm is null, and metadata that is not finite is text."""
+    from llamafu.adapters.analysis.norms import adapter_norms
 
     return {
         **dataclasses.asdict(file.info),
@@ -87,14 +87,14 @@ def _report(file: AdapterFile) -> dict[str, Any]:
 
 
 def _strict(value: Any) -> Any:
-    """JSON has no NaN and no infinity: they become text."""
+    """Turn NaN and infinities, which JSON lacks, into text."""
     if isinstance(value, tuple):
         return [_strict(item) for item in value]
     return str(value) if isinstance(value, float) and not math.isfinite(value) else value
 
 
 def _has_blocks(encoding: str | None) -> bool:
-    """Whether this encoding of a terminal has the blocks that a heat map is drawn with."""
+    """True if the terminal's encoding has the characters of a heat map."""
     try:
         "▁█·".encode(encoding or "utf-8")
     except UnicodeEncodeError:
@@ -125,7 +125,7 @@ def _screen(name: str, info: AdapterInfo, style: Style) -> str:
 
 
 def _table(info: AdapterInfo, style: Style) -> list[str]:
-    """One row for tensors that differ in their layer only; a bar shows the row's share of all parameters."""
+    """Return a table with a row for all tensors that differ only in their layer; a bar is the share of all parameters."""
     from llamafu.adapters.compatibility import ranges
 
     groups: dict[tuple[Any, ...], list[TensorInfo]] = defaultdict(list)
@@ -150,7 +150,7 @@ def _table(info: AdapterInfo, style: Style) -> list[str]:
 
 
 def _cell(text: str, column: int, width: int) -> str:
-    """Numbers to the right, words to the left."""
+    """Align numbers to the right and words to the left."""
     return text.rjust(width) if _HEAD[column] in ("rank", "strength", "parameters", "in → out") else text.ljust(width)
 
 

@@ -1,4 +1,4 @@
-"""`llamafu lib`: which libllama there is, and how to get one."""
+"""`llamafu lib`: list the libllama builds of this machine, or get one."""
 
 from __future__ import annotations
 
@@ -11,8 +11,8 @@ from typing import TYPE_CHECKING, Any
 from llamafu.cli.progress import Progress
 
 if TYPE_CHECKING:
-    from llamafu._native.finding import Candidate
-    from llamafu._native.proof_cache import Proven, Refusal
+    from llamafu.libraries.discovery import Candidate
+    from llamafu.libraries.verify import Refusal, VerifiedLibrary
 
 
 def add_parser(subparsers: Any) -> None:
@@ -46,14 +46,14 @@ def _positive(text: str) -> int:
 
 
 def _list(arguments: argparse.Namespace) -> int:
-    from llamafu._native.finding import advice, candidates, explain
-    from llamafu._native.proof_cache import Proven, Refusal, examine
+    from llamafu.libraries.discovery import advice, candidates, explain
+    from llamafu.libraries.verify import Refusal, VerifiedLibrary, verify_library
 
-    rows = [(candidate, examine(candidate.path)) for candidate in candidates()]
+    rows = [(candidate, verify_library(candidate.path)) for candidate in candidates()]
     refused = [candidate for candidate, answer in rows if isinstance(answer, Refusal)]
-    # Nothing stands in for a library that the user named.
+    # A library that the user named is never replaced by another one.
     blocked = refused[0] if refused and refused[0].explicit else None
-    used = None if blocked else next((candidate for candidate, answer in rows if isinstance(answer, Proven)), None)
+    used = None if blocked else next((candidate for candidate, answer in rows if isinstance(answer, VerifiedLibrary)), None)
     if arguments.json:
         import json
 
@@ -71,21 +71,21 @@ def _list(arguments: argparse.Namespace) -> int:
     return 1
 
 
-def _as_text(candidate: Candidate, answer: Proven | Refusal, *, used: bool) -> str:
-    from llamafu._native.proof_cache import Proven
+def _as_text(candidate: Candidate, answer: VerifiedLibrary | Refusal, *, used: bool) -> str:
+    from llamafu.libraries.verify import VerifiedLibrary
 
     head = f"{candidate.path}\n    from: {candidate.origin}\n"
-    if isinstance(answer, Proven):
+    if isinstance(answer, VerifiedLibrary):
         tail = "\n    this is the one in use" if used else ""
         devices = ", ".join(f"{name} ({about})" for name, about, _, _ in answer.devices)
         return f"{head}    loads: yes, version {answer.version or 'unknown'}, ABI {answer.family}, {devices}{tail}\n"
     return f"{head}    loads: no: {answer.cause}\n    mend: {answer.mend}\n"
 
 
-def _as_json(candidate: Candidate, answer: Proven | Refusal) -> dict[str, Any]:
-    from llamafu._native.proof_cache import Proven
+def _as_json(candidate: Candidate, answer: VerifiedLibrary | Refusal) -> dict[str, Any]:
+    from llamafu.libraries.verify import VerifiedLibrary
 
-    known = answer if isinstance(answer, Proven) else None
+    known = answer if isinstance(answer, VerifiedLibrary) else None
     return {
         "path": str(candidate.path),
         "origin": candidate.origin,
@@ -93,13 +93,13 @@ def _as_json(candidate: Candidate, answer: Proven | Refusal) -> dict[str, Any]:
         "version": known.version if known else None,
         "family": known.family if known else None,
         "devices": [list(device) for device in known.devices] if known else [],
-        "cause": None if isinstance(answer, Proven) else answer.cause,
-        "mend": None if isinstance(answer, Proven) else answer.mend,
+        "cause": None if isinstance(answer, VerifiedLibrary) else answer.cause,
+        "mend": None if isinstance(answer, VerifiedLibrary) else answer.mend,
     }
 
 
 def _install(arguments: argparse.Namespace) -> int:
-    from llamafu.install import REQUIREMENT, install, installed
+    from llamafu.libraries.install import REQUIREMENT, install, installed
 
     there = None if arguments.force else installed()
     if there is not None:
@@ -113,7 +113,7 @@ def _install(arguments: argparse.Namespace) -> int:
 
 
 def _build(arguments: argparse.Namespace) -> int:
-    from llamafu.build import build
+    from llamafu.libraries.build import build
 
     with Progress() as progress:
         proven = build(arguments.source, jobs=arguments.jobs, report=progress.show)
@@ -121,5 +121,5 @@ def _build(arguments: argparse.Namespace) -> int:
     return 0
 
 
-def _summary(proven: Proven) -> str:
+def _summary(proven: VerifiedLibrary) -> str:
     return f"{proven.path} (version {proven.version or 'unknown'}, ABI {proven.family})"

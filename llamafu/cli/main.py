@@ -1,4 +1,4 @@
-"""`llamafu COMMAND`: find the command, run it, and turn what goes wrong into one line and an exit status."""
+"""`llamafu COMMAND`: parse the command line, run the command, and report a failure as one line and an exit status."""
 
 from __future__ import annotations
 
@@ -23,19 +23,19 @@ if TYPE_CHECKING:
 COMMANDS = tuple("demo complete chat inspect check convert compare merge bake sweep adapters serve bench lib doctor".split())
 """Modules of `llamafu.cli`, in the order of `--help`.
 
-Each has `add_parser(subparsers)`, which sets the default `run`: a function of the parsed arguments that returns the
-exit status. They import what is heavy (NumPy included) inside `run`.
+Each has `add_parser(subparsers)`, which sets the default `run`: a function that takes the parsed arguments and returns
+the exit status. Slow imports, such as NumPy's, are inside `run`, so that `--help` is fast.
 """
 
 FAILED, USAGE, INTERRUPTED, BROKEN_PIPE = 1, 2, 130, 141
 _SIGNALLED = 128
-"""Plus the signal's number: the status of what it ended, as a shell has it."""
+"""128 plus the number of a signal is the exit status of a command that it ended, as in a shell."""
 
 
 class Parser(argparse.ArgumentParser):
-    """An argument parser that knows `--debug` at every level, so that it may stand anywhere on the line."""
+    """An argument parser with `--debug`, also in every subparser, so that it may stand anywhere on the line."""
 
-    def __init__(self, **options: Any) -> None:  # argparse makes subparsers with options of its own
+    def __init__(self, **options: Any) -> None:  # argparse passes options of its own to subparsers
         super().__init__(**{"allow_abbrev": False, **options})
         self.add_argument(
             "--debug", action="store_true", default=argparse.SUPPRESS, help="show tracebacks and the library's log"
@@ -43,14 +43,15 @@ class Parser(argparse.ArgumentParser):
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Run one command; the exit status is 0, 1 (failed), 2 (usage), 130 (Ctrl-C) or 141 (the reader of a pipe left).
+    """Run one command and return its exit status.
 
-    It is 128 + the number of a signal that ended it.
+    It is 0, 1 (failed), 2 (usage error), 130 (Ctrl-C), 141 (the reader of the pipe was closed), or 128 plus the number
+    of the signal that ended the command.
     """
     try:
         words = sys.argv[1:] if argv is None else argv
         return _run(_parser(words).parse_args(words))
-    except SystemExit as stop:  # --help, --version, or a usage error; argparse has printed what there is to say
+    except SystemExit as stop:  # --help, --version or a usage error: argparse has printed its text
         return stop.code if isinstance(stop.code, int) else USAGE
 
 
@@ -58,28 +59,28 @@ def _run(arguments: argparse.Namespace) -> int:
     debug = getattr(arguments, "debug", False)
     _route_logs(debug=debug)
     if isinstance(sys.stdout, io.TextIOWrapper):
-        sys.stdout.reconfigure(errors="replace")  # a model may say what the terminal's encoding cannot
+        sys.stdout.reconfigure(errors="replace")  # a model's text may have characters that the terminal's encoding lacks
     try:
-        with _ended_in_order():
+        with _signals_as_exceptions():
             status: int = arguments.run(arguments)
         sys.stdout.flush()
     except KeyboardInterrupt:
         return INTERRUPTED
     except BrokenPipeError:
-        # What is still buffered must not raise once more at exit.
+        # Python flushes stdout at exit, which would raise again.
         with contextlib.suppress(OSError, ValueError):
             os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return BROKEN_PIPE
     except (LlamafuError, OSError) as error:
         return _failed(str(error), debug=debug)
-    except Exception as error:  # noqa: BLE001 - a bug of ours is one line too, and says how to see more
+    except Exception as error:  # noqa: BLE001 - a bug is reported as one line too
         return _failed(f"{type(error).__name__}: {error} (this is a bug; --debug shows where)", debug=debug)
     return status
 
 
 @contextlib.contextmanager
-def _ended_in_order() -> Iterator[None]:
-    """Let SIGTERM and SIGHUP end the command like Ctrl-C does, so that nothing unfinished stays on the disk."""
+def _signals_as_exceptions() -> Iterator[None]:
+    """Make SIGTERM and SIGHUP raise SystemExit, so that the command removes unfinished files before it ends."""
 
     def end(number: int, _frame: FrameType | None) -> None:
         raise SystemExit(_SIGNALLED + number)
@@ -96,7 +97,7 @@ def _ended_in_order() -> Iterator[None]:
 
 
 def _parser(words: Sequence[str] = ()) -> Parser:
-    """Make the parser for a command line: with every command, or the one that it begins with, which is faster."""
+    """Return the parser for a command line. It has only the command that the line names, if any, which is faster."""
     parser = Parser(prog="llamafu", description="LoRA adapters on llama.cpp: load, swap, blend, scale and inspect them.")
     parser.add_argument("--version", action="version", version=f"llamafu {__version__}")
     subparsers = parser.add_subparsers(metavar="COMMAND", required=True)
@@ -115,7 +116,7 @@ def _failed(message: str, *, debug: bool) -> int:
 
 
 def _route_logs(*, debug: bool) -> None:
-    """Keep the library's chatter off the terminal unless it is asked for."""
+    """Show the library's log with `--debug`, and no log otherwise."""
     logger = logging.getLogger("llamafu")
     if debug:
         logging.basicConfig(level=logging.DEBUG, format="%(name)s: %(message)s")

@@ -1,4 +1,4 @@
-"""`llamafu merge`: several adapters become one."""
+"""`llamafu merge`: write the weighted sum of adapters as one adapter."""
 
 from __future__ import annotations
 
@@ -7,8 +7,8 @@ import time
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from llamafu.adapters.methods import METHODS
-from llamafu.cli.arguments import EXAMPLE, model_path, use
+from llamafu.adapters.merge.methods import METHODS, MergeOptions
+from llamafu.cli.arguments import EXAMPLE, adapter_argument, model_path
 from llamafu.cli.output import add_force
 from llamafu.cli.progress import Progress
 from llamafu.errors import LlamafuError
@@ -16,7 +16,7 @@ from llamafu.errors import LlamafuError
 if TYPE_CHECKING:
     import argparse
 
-_QUIET = 2  # seconds; what is done before them needs no progress
+_QUIET = 2  # seconds without a progress line, so that short work prints none
 
 
 def add_parser(subparsers: Any) -> None:
@@ -25,7 +25,7 @@ def add_parser(subparsers: Any) -> None:
     parser = subparsers.add_parser("merge", help="make one adapter of several", description=text)
     parser.add_argument(
         "adapters",
-        type=use,
+        type=adapter_argument,
         nargs="+",
         metavar="PATH[=WEIGHT]",
         help="GGUF adapter, or PEFT folder with --base; weight 1 unless given, may be negative",
@@ -54,10 +54,10 @@ def add_parser(subparsers: Any) -> None:
 
 def _run(arguments: argparse.Namespace) -> int:
     from llamafu.adapters import read_base
-    from llamafu.adapters.combine import form_of, merge_for_base
-    from llamafu.adapters.precision import percent
+    from llamafu.adapters.merge.merge import form_of, merge_for_base
+    from llamafu.adapters.peft.storage_loss import percent
 
-    adapters = {one.path: one.scale for one in arguments.adapters}
+    adapters = {adapter.path: adapter.scale for adapter in arguments.adapters}
     if len(adapters) < len(arguments.adapters):
         arguments.refuse("an adapter was given twice; give it once, with the sum of its weights")
     began = time.monotonic()
@@ -68,15 +68,13 @@ def _run(arguments: argparse.Namespace) -> int:
                 progress.show(f"combined {name}", share)
 
         try:
+            options = MergeOptions(method=arguments.method, rank=arguments.rank, density=arguments.density, seed=arguments.seed)
             info = merge_for_base(
                 adapters,
                 arguments.output,
+                options,
                 base=None if arguments.base is None else read_base(model_path(arguments.base)),
                 form=arguments.format or form_of(arguments.output),
-                method=arguments.method,
-                rank=arguments.rank,
-                density=arguments.density,
-                seed=arguments.seed,
                 overwrite=arguments.force,
                 report=report,
             )

@@ -1,4 +1,4 @@
-"""Files that commands write: none is replaced unasked."""
+"""Output files of commands: an existing one is replaced only with `--force`."""
 
 from __future__ import annotations
 
@@ -16,19 +16,18 @@ def add_force(parser: argparse.ArgumentParser) -> None:
 
 
 def demand_place(output: Path | None, arguments: argparse.Namespace, sources: Iterable[Path]) -> None:
-    """Raise OSError, before the work, where the output is no file or would replace one and `--force` is not given.
+    """Check, before the work, that the output may be written; None is no output.
 
-    That it would replace one of the `sources` of the work is a usage error.
+    Raises OSError where it is not a regular file, or exists and `--force` is not given. An output that is one of
+    `sources`, the files that the command reads, is a usage error.
     """
-    from llamafu import _whole_file
-
     if output is None:
         return
-    from llamafu.adapters.write import refuse_source
+    from llamafu._util import atomic
+    from llamafu.adapters.writer import refuse_source
 
-    if output is not None:
-        try:
-            refuse_source(output, sources, what="files")
-        except ValueError as error:
-            arguments.refuse(str(error))
-        _whole_file.demand_place(output, overwrite=arguments.force)
+    try:
+        refuse_source(output, sources, what="files")
+    except ValueError as error:
+        arguments.refuse(str(error))
+    atomic.demand_place(output, overwrite=arguments.force)

@@ -1,4 +1,4 @@
-"""One updating line on a terminal; sparse lines everywhere else."""
+"""Progress on stderr: one line that is redrawn on a terminal, else a line for each tenth of the work."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ _WIPE = "\r\x1b[K"
 
 
 class Progress:
-    """Shows what is being done on stderr. A context manager: the line is wiped at the end."""
+    """Shows progress on stderr. A context manager, which clears the line at its end."""
 
     def __init__(self) -> None:
         self._is_terminal = sys.stderr.isatty()
@@ -25,7 +25,7 @@ class Progress:
             sys.stderr.write(_WIPE)
 
     def show(self, text: str, fraction: float | None = None) -> None:
-        """Say what is being done; `fraction` (0 to 1) of it is done, None where that is unknown."""
+        """Show what is being done and how much of it is done, a fraction from 0 to 1, None if unknown."""
         if fraction is None:
             sys.stderr.write(f"{_WIPE if self._is_terminal else ''}{text}\n")
         elif self._is_terminal:

@@ -1,10 +1,9 @@
-"""`llamafu serve`: many requests at once over HTTP, each with adapters of its own."""
+"""`llamafu serve`: a model and its adapters over HTTP, with many requests at once."""
 
 from __future__ import annotations
 
 import importlib.util
 import logging
-import os
 import sys
 from dataclasses import fields, replace
 from typing import TYPE_CHECKING, Any
@@ -50,21 +49,22 @@ def _run(arguments: argparse.Namespace) -> int:
 
 
 def serve_with(settings: Settings) -> int:
-    """Open the engine, check what is to be active from the start, and serve until a signal; return the exit status."""
+    """Open the engine with the adapters of `--lora` active, serve until a signal, and return the exit status."""
     from llamafu.engine import Engine
-    from llamafu.server.folder import AdapterFolder
-    from llamafu.server.gate import open_gate
-    from llamafu.server.serve import serve
+    from llamafu.libraries.openmp import shorten_openmp_spin
+    from llamafu.server.auth.startup_keys import load_startup_keys
+    from llamafu.server.run import serve
+    from llamafu.server.storage.adapter_folder import AdapterFolder
 
     folder = AdapterFolder(settings.adapters) if settings.adapters else None
     _demand_adapters(dict(settings.lora), folder.scan() if folder else {})
     try:
-        guard = open_gate(settings, _tell)
+        guard = load_startup_keys(settings, _print_line)
     except ValueError as error:
         raise LlamafuError(str(error)) from error
     path = model_path(settings.model)
     _log_requests()
-    spin_briefly()
+    shorten_openmp_spin()
     with Engine(
         path,
         max_sequences=settings.max_sequences,
@@ -75,12 +75,12 @@ def serve_with(settings: Settings) -> int:
         scale_range=settings.scale_range,
         library=settings.library,
     ) as engine:
-        for name in dict(settings.lora):  # one that is not sound ends this here; the folder's others are only logged
+        for name in dict(settings.lora):  # a damaged one is an error here; others of the folder are only logged
             assert folder is not None  # noqa: S101 - Settings demands it
             engine.add_adapter(folder.path_of(name), name=name)
         engine.set_lora_adapters(dict(settings.lora))
-        _tell(f"{path.name}: {engine.stats().kernel} kernel, {settings.max_sequences} sequences, {settings.n_ctx} tokens")
-        return 0 if serve(engine, replace(settings, model=str(path)), guard, _tell) else 1
+        _print_line(f"{path.name}: {engine.stats().kernel} kernel, {settings.max_sequences} sequences, {settings.n_ctx} tokens")
+        return 0 if serve(engine, replace(settings, model=str(path)), guard, _print_line) else 1
 
 
 def _demand_adapters(wanted: Mapping[str, float], there: Mapping[str, object]) -> None:
@@ -92,23 +92,13 @@ def _demand_adapters(wanted: Mapping[str, float], there: Mapping[str, object]) -
         raise LoraNotFoundError(message)
 
 
-def spin_briefly() -> None:
-    """Let OpenMP's threads sleep soon while they wait for each other; read when libllama is loaded.
-
-    By default they spin for milliseconds. Where a CPU has something else to do, such as answering HTTP, the one that is
-    waited for does not get it, and steps take up to forty times as long.
-    """
-    if not {"OMP_WAIT_POLICY", "GOMP_SPINCOUNT"} & os.environ.keys():
-        os.environ["GOMP_SPINCOUNT"] = "1000"
-
-
-def _tell(text: str) -> None:
+def _print_line(text: str) -> None:
     sys.stdout.write(f"{text}\n")
     sys.stdout.flush()
 
 
 def _log_requests() -> None:
-    """Write what the server logs, the access log too, to standard error, a line each."""
+    """Send the server's log and its access log to stderr."""
     for name, form in (("llamafu.access", "%(message)s"), ("llamafu.server", "%(levelname)s: %(message)s")):
         logger, handler = logging.getLogger(name), logging.StreamHandler()
         handler.setFormatter(logging.Formatter(form))

@@ -1,4 +1,4 @@
-"""Answers that arrive at the same time, a line each on a terminal."""
+"""Several growing answers on a terminal, one line for each."""
 
 from __future__ import annotations
 
@@ -19,9 +19,9 @@ _LONGEST_TITLE, _GAP, _MORE = 26, 2, "…"
 
 
 class SideBySide:
-    """One line for each answer, all redrawn in place as text comes. A context manager: it has the terminal meanwhile.
+    """Redraws one line for each answer whenever text is added. Nothing else may write to the terminal in its `with`.
 
-    While an answer grows, its end is shown; once it has ended, its beginning.
+    The line of a growing answer shows its end, that of a complete one its beginning.
     """
 
     def __init__(self, titles: Sequence[str], styles: Sequence[str], style: Style) -> None:
@@ -31,11 +31,11 @@ class SideBySide:
 
     @staticmethod
     def fits(stream: TextIO, lines: int) -> bool:
-        """Whether `stream` is a terminal that can redraw so many lines."""
+        """True if `stream` is a terminal that can redraw this many lines."""
         return stream.isatty() and os.environ.get("TERM") != "dumb" and shutil.get_terminal_size().lines > lines
 
     def __enter__(self) -> Self:
-        # A letter may be wider than one column, and a line that wraps would move all the others.
+        # Without wrapping, since a character may be two columns wide and a wrapped line would shift all others.
         sys.stdout.write(_NO_WRAP + "\n" * len(self._titles))
         self._draw()
         return self
@@ -45,12 +45,12 @@ class SideBySide:
         sys.stdout.flush()
 
     def add(self, index: int, piece: str) -> None:
-        """Append to an answer."""
+        """Append text to an answer."""
         self._texts[index] += piece
         self._draw()
 
     def end(self, index: int) -> None:
-        """Say that an answer is complete."""
+        """Mark an answer as complete."""
         self._ended[index] = True
         self._draw()
 
@@ -63,7 +63,7 @@ class SideBySide:
     def _line(self, index: int, columns: int) -> str:
         width = min(_LONGEST_TITLE, max(map(len, self._titles)), max(1, columns // 3))
         title = head(self._titles[index], width).ljust(width)
-        # What moves the cursor has no place in a line.
+        # Control characters, which could move the cursor, become blanks.
         text = " ".join("".join(letter if letter.isprintable() else " " for letter in self._texts[index]).split())
         room = max(1, columns - width - _GAP)
         shown = head(text, room) if self._ended[index] else tail(text, room)
@@ -71,10 +71,10 @@ class SideBySide:
 
 
 def head(text: str, width: int) -> str:
-    """Return the beginning of `text`, at most `width` letters, with a mark where more follows."""
+    """Return the first `width` characters of `text`; the last is a mark where more follows."""
     return text if len(text) <= width else text[: width - 1] + _MORE
 
 
 def tail(text: str, width: int) -> str:
-    """Return the end of `text`, at most `width` letters, with a mark where more stands before."""
+    """Return the last `width` characters of `text`; the first is a mark where more precedes."""
     return text if len(text) <= width else _MORE + text[len(text) - width + 1 :]

@@ -1,4 +1,4 @@
-"""Colours for terminals, and only for them."""
+"""Colours and styles of text on terminals."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ def colour(number: int) -> str:
 
 
 class Style:
-    """Paints text for `stream`; leaves it plain for pipes and files, dumb terminals, and where `NO_COLOR` is set."""
+    """Adds escape sequences to text for `stream`; none for pipes, files, dumb terminals, or where `NO_COLOR` is set."""
 
     def __init__(self, stream: TextIO) -> None:
         self.paints = stream.isatty() and not os.environ.get("NO_COLOR") and os.environ.get("TERM") != "dumb"

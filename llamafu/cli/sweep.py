@@ -1,4 +1,4 @@
-"""`llamafu sweep`: what an adapter does at several scales, and several adapters together."""
+"""`llamafu sweep`: answers of a model with adapters at several scales and in several mixes."""
 
 from __future__ import annotations
 
@@ -10,9 +10,10 @@ import sys
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from llamafu.cli.arguments import Use, add_model, load_adapters, model_path, option
+from llamafu.cli.arguments import AdapterArgument, add_model, load_adapters, model_path, option
 from llamafu.cli.output import add_force, demand_place
 from llamafu.cli.progress import Progress
+from llamafu.generation.options import OPTION_SPECS
 
 if TYPE_CHECKING:
     from llamafu.sweep import Sweep
@@ -52,6 +53,15 @@ def add_parser(subparsers: Any) -> None:
         metavar="NAME=X,...",
         help="one more mix, such as pirate=0.8,shout=0.4 (repeatable)",
     )
+    _add_answers(parser)
+    parser.add_argument("-o", "--output", type=_page, metavar="FILE", help="write an HTML page too, a .html file")
+    parser.add_argument("--json", action="store_true", help="print JSON in place of the table")
+    add_force(parser)
+    parser.set_defaults(run=_run, refuse=parser.error)
+
+
+def _add_answers(parser: argparse.ArgumentParser) -> None:
+    """Add the arguments that say which answers are generated, and how."""
     prompts = parser.add_mutually_exclusive_group()
     prompts.add_argument(
         "--prompt", action="append", metavar="TEXT", help=f"what to answer (repeatable; default: {_PROMPT!r} with --chat)"
@@ -59,27 +69,28 @@ def add_parser(subparsers: Any) -> None:
     prompts.add_argument(
         "--prompts", type=Path, metavar="FILE", help="UTF-8 text with a prompt a line; empty lines are skipped"
     )
+    options = {spec.name: spec for spec in OPTION_SPECS}
     parser.add_argument("--chat", action="store_true", help="ask each prompt as a chat message")
     parser.add_argument(
-        "--max-tokens", type=option("max_tokens", int), default=64, metavar="N", help="at most N tokens an answer (%(default)s)"
+        "--max-tokens",
+        type=option(options["max_tokens"]),
+        default=64,
+        metavar="N",
+        help="at most N tokens an answer (%(default)s)",
     )
     parser.add_argument(
         "--temperature",
-        type=option("temperature", float),
+        type=option(options["temperature"]),
         default=0.0,
         metavar="X",
         help="0 always picks the likeliest token (%(default)g)",
     )
-    parser.add_argument("--seed", type=option("seed", int), default=0, metavar="N", help="of every answer (%(default)s)")
-    parser.add_argument("-o", "--output", type=_page, metavar="FILE", help="write an HTML page too, a .html file")
-    parser.add_argument("--json", action="store_true", help="print JSON in place of the table")
-    add_force(parser)
-    parser.set_defaults(run=_run, refuse=parser.error)
+    parser.add_argument("--seed", type=option(options["seed"]), default=0, metavar="N", help="of every answer (%(default)s)")
 
 
 def _run(arguments: argparse.Namespace) -> int:
-    from llamafu._whole_file import whole_file
-    from llamafu.adapters.base import shard_paths
+    from llamafu._util.atomic import whole_file
+    from llamafu.adapters.gguf.base_model import shard_paths
     from llamafu.cli.sweep_table import table
     from llamafu.sweep import page
 
@@ -89,9 +100,8 @@ def _run(arguments: argparse.Namespace) -> int:
     if arguments.output is None:
         found = _sweep(arguments, prompts, mixes)
     else:
-        with whole_file(
-            arguments.output, overwrite=arguments.force
-        ) as unfinished:  # before the work: a folder that is not there is known now
+        # The file is opened before the sweep, so that a missing folder is an error at once.
+        with whole_file(arguments.output, overwrite=arguments.force) as unfinished:
             found = _sweep(arguments, prompts, mixes)
             unfinished.write_text(page(found), encoding="utf-8")
     if arguments.json:
@@ -104,7 +114,7 @@ def _run(arguments: argparse.Namespace) -> int:
 
 
 def _asked(arguments: argparse.Namespace) -> tuple[list[str], list[dict[str, float]]]:
-    """Return prompts and mixes; what is wrong with them is said before the model is loaded."""
+    """Return prompts and mixes. They are checked here, so that an error comes before the model is loaded."""
     from llamafu.adapters.file import default_name
     from llamafu.sweep import mixes
     from llamafu.sweep.mixes import check_size
@@ -148,7 +158,7 @@ def _prompts(arguments: argparse.Namespace) -> list[str]:
 
 def _sweep(arguments: argparse.Namespace, prompts: list[str], mixes: list[dict[str, float]]) -> Sweep:
     from llamafu.adapters.file import default_name
-    from llamafu.model import Llamafu
+    from llamafu.model.llamafu import Llamafu
     from llamafu.sweep import sweep
 
     every = [0.0, 1.0, *(scale for mix in mixes for scale in mix.values())]
@@ -157,13 +167,15 @@ def _sweep(arguments: argparse.Namespace, prompts: list[str], mixes: list[dict[s
             model_path(arguments.model),
             n_ctx=arguments.n_ctx,
             n_threads=arguments.threads,
-            scale_range=(min(every), max(every)),  # each scale here was asked for by name
+            scale_range=(min(every), max(every)),  # every scale that the user gave is allowed
             library=arguments.library,
         ) as llm,
         Progress() as progress,
     ):
-        loaded = load_adapters(llm, [Use(path, 0.0) for path in arguments.lora])
-        handles = dict(zip(map(default_name, arguments.lora), loaded, strict=True))  # a link's name is not always its file's
+        loaded = load_adapters(llm, [AdapterArgument(path, 0.0) for path in arguments.lora])
+        handles = dict(
+            zip(map(default_name, arguments.lora), loaded, strict=True)
+        )  # by the names of the paths, which links may have given another name than the file's
 
         def watch(done: int, count: int) -> None:
             if done == 0:

@@ -1,4 +1,4 @@
-"""A sweep in the terminal: a row of numbers for each mix, and its answer below it."""
+"""A sweep as text: a row of numbers for each mix, with the answer below it."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ _ACCENT = colour(173)
 
 
 def table(sweep: Sweep, stream: TextIO) -> str:
-    """Return the text for `stream`: no line is wider than the terminal, and what is cut ends in …."""
+    """Return the table for `stream`. No line is wider than the terminal; a cut one ends in …."""
     style = Style(stream)
     width = max(_LEAST_WIDTH, shutil.get_terminal_size().columns)
     peak = max(kl for answer in sweep.answers for kl in answer.kls)
@@ -45,9 +45,9 @@ def table(sweep: Sweep, stream: TextIO) -> str:
 
 
 def curve(values: Sequence[float], peak: float, width: int) -> str:
-    """Return at most `width` bars, from the lowest for 0 to the highest for `peak`; one may show the largest of several.
+    """Return at most `width` bars of block characters, the highest for `peak`; each shows the largest of its values.
 
-    Heights grow with the square root, so that what is small beside the peak is still seen.
+    The height is the square root of the value, so that small values stay visible.
     """
     size = -(-len(values) // width)
     largest = [max(values[i : i + size]) for i in range(0, len(values), size)]
@@ -55,7 +55,7 @@ def curve(values: Sequence[float], peak: float, width: int) -> str:
 
 
 def columns(text: str) -> int:
-    """Columns that `text` takes on a terminal: East Asian wide characters take two, combining marks none."""
+    """Return the width of `text` on a terminal: East Asian wide characters take two columns, combining marks none."""
     return sum(map(_columns, text))
 
 
@@ -72,12 +72,12 @@ def _label(mix: dict[str, float]) -> str:
 
 
 def _plain(text: str) -> str:
-    """One line, and nothing that a terminal would obey: a model may say escape sequences."""
+    """Return `text` on one line without control characters, since a model can generate escape sequences."""
     return "".join(c if c.isprintable() else "\N{REPLACEMENT CHARACTER}" for c in " ".join(text.split()))
 
 
 def _answer(answer: Answer, width: int) -> list[str]:
-    """The answer in a few lines; … says that there is more of it, here or beyond max_tokens."""
+    """Return the answer in at most `_LINES` lines; … marks one that is cut, here or by max_tokens."""
     text = _plain(answer.text) or "(nothing)"
     if answer.finish_reason == "length":
         text += _MARK

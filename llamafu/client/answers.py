@@ -1,17 +1,17 @@
-"""What a server answers, as types. Fields that they do not know are in `raw`."""
+"""Types of a server's answers, and their readers. Fields that the types lack are in `Answer.raw`."""
 
 from __future__ import annotations
 
 from dataclasses import dataclass, field
 from typing import Any
 
-from llamafu.completion import AppliedLora, Usage
+from llamafu.generation.completion import AppliedLora, Usage
 from llamafu.service.fields import Fields, as_number
 
 
 @dataclass(frozen=True, slots=True)
 class Message:
-    """One turn of a chat, or the piece of it that a chunk brings. `content` is empty where a tool is called."""
+    """A message of a chat, or in a stream the part of it that a chunk adds. `content` is empty where a tool is called."""
 
     role: str
     content: str
@@ -20,9 +20,10 @@ class Message:
 
 @dataclass(frozen=True, slots=True)
 class Choice:
-    """One of `n` answers, or the piece of it that a chunk brings.
+    """One of `n` answers, or in a stream the part of it that a chunk adds.
 
-    `finish_reason` is None until it ends. `message` is None for completions. `logprobs` is as the server sent it.
+    `finish_reason` is None in every chunk but the last. `message` is None for completions. `logprobs` is as the server
+    sent it.
     """
 
     index: int
@@ -36,8 +37,8 @@ class Choice:
 class Answer:
     """A whole answer, or in a stream one chunk of it.
 
-    `usage` is None, and `lora` (what made it) empty, where the server does not say; in a stream they come with a last
-    chunk, which may have no choice.
+    `lora` holds the adapters that took part. Where the server does not send them, `usage` is None and `lora` empty; in a
+    stream both come with the last chunk, which may have no choice.
     """
 
     id: str
@@ -59,7 +60,7 @@ class Answer:
 
 @dataclass(frozen=True, slots=True)
 class ModelCard:
-    """A model, or an adapter that may be named as one."""
+    """A model, or an adapter whose name the option `model` takes."""
 
     id: str
     object: str
@@ -69,14 +70,14 @@ class ModelCard:
 
 @dataclass(frozen=True, slots=True)
 class Health:
-    """How a server feels. `issues` are what it complains about, as texts."""
+    """A server's health. `issues` are its problems, as texts."""
 
     status: str
     issues: tuple[str, ...]
 
     @property
     def healthy(self) -> bool:
-        """Whether it takes requests."""
+        """True if the server takes requests."""
         return self.status in {"healthy", "ok"}
 
     def __bool__(self) -> bool:
@@ -89,7 +90,7 @@ def read_answer(data: Any) -> Answer:
     choices = tuple(_choice(item, f"choices[{index}]", fields.problems) for index, item in enumerate(fields.items("choices")))
     answer = Answer(
         id=fields.text("id", "", empty=True),
-        # TabbyAPI's completion chunks say model_name
+        # TabbyAPI's completion chunks have model_name instead
         model=fields.text("model" if fields.has("model") else "model_name", "", empty=True),
         created=int(fields.number("created", 0)),
         choices=choices,
@@ -145,7 +146,7 @@ def read_text(data: Any) -> str:
 
 
 def read_permission(data: Any) -> str:
-    """Read what a key may do."""
+    """Read the rights of a key: "admin" or "api"."""
     return _single(data, "permission")
 
 

@@ -1,4 +1,4 @@
-"""`AsyncTabbyClient`: the client for programs on asyncio."""
+"""`AsyncTabbyClient`: calls that are awaited, for asyncio."""
 
 from __future__ import annotations
 
@@ -8,8 +8,9 @@ from typing import TYPE_CHECKING, Any, Self, TypeVar
 import httpx
 
 from llamafu.client import calls
-from llamafu.client.core import ChunkReader, Core, tls
+from llamafu.client.chunk_reader import ChunkReader
 from llamafu.client.credentials import Credentials
+from llamafu.client.http_protocol import HttpProtocol, tls
 from llamafu.errors import ClosedError
 from llamafu.service.errors import APIError
 from llamafu.service.interface import AsyncLoraService
@@ -21,7 +22,7 @@ if TYPE_CHECKING:
 
     from llamafu.client.answers import Answer, Health, ModelCard
     from llamafu.client.call import Call
-    from llamafu.client.options import ChatArguments, GenerationArguments
+    from llamafu.client.options import ChatGenerationArguments, GenerationArguments
     from llamafu.service.cards import LoraList
     from llamafu.service.loading import LoraLoadRequest, LoraLoadResponse
 
@@ -29,9 +30,9 @@ _T = TypeVar("_T")
 
 
 class AsyncTabbyClient:
-    """`TabbyClient`, awaited: `close` it, or use it in an `async with`; any number of tasks of one event loop may use one.
+    """`TabbyClient` with awaited calls, for the tasks of one event loop; `close` it, or use it in an `async with`.
 
-    The arguments are those of `TabbyClient`. Cancelling a task ends its request; the server then stops generating.
+    The arguments are those of `TabbyClient`. Cancelling a task ends its request, so that the server stops generating.
     """
 
     def __init__(
@@ -44,15 +45,15 @@ class AsyncTabbyClient:
         timeout: float = 30.0,
         retries: int = 2,
     ) -> None:
-        core = Core(base_url, Credentials(api_key, admin_key, bearer_token), timeout, retries)
-        self._connection = connection = _Connection(core)
+        protocol = HttpProtocol(base_url, Credentials(api_key, admin_key, bearer_token), timeout, retries)
+        self._connection = connection = _AsyncConnection(protocol)
         self.lora = AsyncRemoteLoraService(connection)
-        self.chat = Chat(connection)
-        self.completions = Completions(connection)
-        self.models = Models(connection)
-        self.tokens = Tokens(connection)
-        self.health = HealthReports(connection)
-        self.auth = Auth(connection)
+        self.chat = AsyncChat(connection)
+        self.completions = AsyncCompletions(connection)
+        self.models = AsyncModels(connection)
+        self.tokens = AsyncTokens(connection)
+        self.health = AsyncHealthReports(connection)
+        self.auth = AsyncAuth(connection)
 
     async def close(self) -> None:
         """Close all connections. Idempotent."""
@@ -67,17 +68,17 @@ class AsyncTabbyClient:
         await self.close()
 
     def __repr__(self) -> str:
-        core = self._connection.core
-        return f"AsyncTabbyClient({core.base_url!r}, {core.credentials!r})"
+        protocol = self._connection.protocol
+        return f"AsyncTabbyClient({protocol.base_url!r}, {protocol.credentials!r})"
 
 
 class AsyncChunkStream:
-    """Iterates over the chunks of an answer. The request is sent when the first one is asked for.
+    """Iterates over the chunks of an answer. The first `anext` sends the request.
 
-    `close` it, or use it in an `async with`, if it is not read to its end: the server then stops generating.
+    Where it is not read to its end, `close` it or use it in an `async with`, so that the server stops generating.
     """
 
-    def __init__(self, connection: _Connection, call: Call[Answer], timeout: float | None) -> None:
+    def __init__(self, connection: _AsyncConnection, call: Call[Answer], timeout: float | None) -> None:
         self._chunks = connection.chunks(call, timeout)
 
     def __aiter__(self) -> Self:
@@ -87,7 +88,7 @@ class AsyncChunkStream:
         return await anext(self._chunks)
 
     async def close(self) -> None:
-        """Give the rest up. Idempotent."""
+        """End the request, so that the server stops generating. Idempotent."""
         await self._chunks.aclose()
 
     async def __aenter__(self) -> Self:
@@ -100,17 +101,17 @@ class AsyncChunkStream:
 
 
 class AsyncRemoteLoraService(AsyncLoraService):
-    """The adapters of a server; changing them takes an admin key."""
+    """The adapters of a server; changing them needs an admin key."""
 
-    def __init__(self, connection: _Connection) -> None:
+    def __init__(self, connection: _AsyncConnection) -> None:
         self._connection = connection
 
     async def list(self, *, timeout: float | None = None) -> LoraList:
-        """Return every adapter; with a plain api key the active ones alone."""
+        """Return every adapter; with a plain api key the active ones only."""
         return await self._connection.send(calls.lora_list(), timeout)
 
     async def get_active(self, *, timeout: float | None = None) -> LoraList:
-        """Return the adapters that act when a request names none."""
+        """Return the adapters that a request without `lora` uses."""
         return await self._connection.send(calls.lora_active(), timeout)
 
     async def load(self, request: LoraLoadRequest, *, timeout: float | None = None) -> LoraLoadResponse:
@@ -122,30 +123,31 @@ class AsyncRemoteLoraService(AsyncLoraService):
         await self._connection.send(calls.lora_unload(), timeout)
 
 
-class Chat:
-    """Answers to messages."""
+class _AsyncResource:
+    """One group of the client's calls."""
 
-    def __init__(self, connection: _Connection) -> None:
+    def __init__(self, connection: _AsyncConnection) -> None:
         self._connection = connection
 
+
+class AsyncChat(_AsyncResource):
+    """Answers to messages."""
+
     async def create(
-        self, messages: Sequence[Mapping[str, Any]], *, timeout: float | None = None, **options: Unpack[ChatArguments]
+        self, messages: Sequence[Mapping[str, Any]], *, timeout: float | None = None, **options: Unpack[ChatGenerationArguments]
     ) -> Answer:
         """Return the whole answer. Options: `llamafu.client.options`; an unknown one is a `TypeError`."""
         return await self._connection.send(calls.chat(messages, options, stream=False), timeout)
 
     def stream(
-        self, messages: Sequence[Mapping[str, Any]], *, timeout: float | None = None, **options: Unpack[ChatArguments]
+        self, messages: Sequence[Mapping[str, Any]], *, timeout: float | None = None, **options: Unpack[ChatGenerationArguments]
     ) -> AsyncChunkStream:
         """Return the answer in chunks, as they are made."""
         return AsyncChunkStream(self._connection, calls.chat(messages, options, stream=True), timeout)
 
 
-class Completions:
+class AsyncCompletions(_AsyncResource):
     """Continuations of a prompt."""
-
-    def __init__(self, connection: _Connection) -> None:
-        self._connection = connection
 
     async def create(self, prompt: str, *, timeout: float | None = None, **options: Unpack[GenerationArguments]) -> Answer:
         """Return the whole continuation. Options: `llamafu.client.options`; an unknown one is a `TypeError`."""
@@ -156,22 +158,16 @@ class Completions:
         return AsyncChunkStream(self._connection, calls.completion(prompt, options, stream=True), timeout)
 
 
-class Models:
-    """What may be named as `model`."""
-
-    def __init__(self, connection: _Connection) -> None:
-        self._connection = connection
+class AsyncModels(_AsyncResource):
+    """Names that the option `model` takes."""
 
     async def list(self, *, timeout: float | None = None) -> tuple[ModelCard, ...]:
         """Return the base model, and on Llamafu's server every adapter."""
         return await self._connection.send(calls.models(), timeout)
 
 
-class Tokens:
+class AsyncTokens(_AsyncResource):
     """The model's tokenizer."""
-
-    def __init__(self, connection: _Connection) -> None:
-        self._connection = connection
 
     async def encode(
         self, text: str, *, add_bos_token: bool = True, encode_special_tokens: bool = True, timeout: float | None = None
@@ -185,61 +181,55 @@ class Tokens:
         return await self._connection.send(calls.decode(tokens, decode_special_tokens=decode_special_tokens), timeout)
 
 
-class HealthReports:
+class AsyncHealthReports(_AsyncResource):
     """The server's health."""
 
-    def __init__(self, connection: _Connection) -> None:
-        self._connection = connection
-
     async def check(self, *, timeout: float | None = None) -> Health:
-        """Return how the server feels, a bad state included; it takes no key."""
+        """Return the server's health, also where it is bad. Needs no key."""
         return await self._connection.send(calls.health(), timeout)
 
 
-class Auth:
-    """The key's rights."""
-
-    def __init__(self, connection: _Connection) -> None:
-        self._connection = connection
+class AsyncAuth(_AsyncResource):
+    """Rights of the key."""
 
     async def get_permission(self, *, timeout: float | None = None) -> str:
         """Return "admin" or "api"."""
         return await self._connection.send(calls.permission(), timeout)
 
 
-class _Connection:
-    """Moves bytes for a `Core`, and waits."""
+class _AsyncConnection:
+    """Sends the requests of an `HttpProtocol` with httpx, and waits between tries."""
 
-    def __init__(self, core: Core) -> None:
-        self.core = core
-        self.http = httpx.AsyncClient(headers=core.headers(), follow_redirects=False, verify=tls())
+    def __init__(self, protocol: HttpProtocol) -> None:
+        self.protocol = protocol
+        self.http = httpx.AsyncClient(headers=protocol.headers(), follow_redirects=False, verify=tls())
 
     async def send(self, call: Call[_T], timeout: float | None) -> _T:
-        request = self.core.request(call, timeout)
+        request = self.protocol.request(call, timeout)
         tries = 0
         while True:
             self._check_open()
             tries += 1
             try:
-                with self.core.translated(call):
+                with self.protocol.translated(call):
                     response = await self.http.request(**request)
-                return self.core.read(call, response)
+                return self.protocol.read(call, response)
             except APIError as error:
-                pause = self.core.pause(call, tries, error)
+                pause = self.protocol.pause(call, tries, error)
                 if pause is None:
                     raise
             await asyncio.sleep(pause)
 
     async def chunks(self, call: Call[Answer], timeout: float | None) -> AsyncGenerator[Answer]:
-        request = self.core.request(call, timeout, stream=True)
+        request = self.protocol.request(call, timeout, stream=True)
         self._check_open()
-        with self.core.translated(call):
+        with self.protocol.translated(call):
             async with self.http.stream(**request) as response:
                 if not response.is_success:
                     await response.aread()
-                    raise self.core.refusal(call, response)
-                self.core.demand_events(call, response)
-                reader = ChunkReader(self.core, call)
+                    raise self.protocol.refusal(call, response)
+                self.protocol.demand_events(call, response)
+                reader = ChunkReader(call, self.protocol.credentials.redact)
                 async for piece in response.aiter_bytes():
                     for chunk in reader.feed(piece):
                         yield chunk

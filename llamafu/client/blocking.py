@@ -1,4 +1,4 @@
-"""`TabbyClient`: the client for programs that wait."""
+"""`TabbyClient`: calls that return when the answer is there."""
 
 from __future__ import annotations
 
@@ -8,8 +8,9 @@ from typing import TYPE_CHECKING, Any, Self, TypeVar
 import httpx
 
 from llamafu.client import calls
-from llamafu.client.core import ChunkReader, Core, tls
+from llamafu.client.chunk_reader import ChunkReader
 from llamafu.client.credentials import Credentials
+from llamafu.client.http_protocol import HttpProtocol, tls
 from llamafu.errors import ClosedError
 from llamafu.service.errors import APIError
 from llamafu.service.interface import LoraService
@@ -21,7 +22,7 @@ if TYPE_CHECKING:
 
     from llamafu.client.answers import Answer, Health, ModelCard
     from llamafu.client.call import Call
-    from llamafu.client.options import ChatArguments, GenerationArguments
+    from llamafu.client.options import ChatGenerationArguments, GenerationArguments
     from llamafu.service.cards import LoraList
     from llamafu.service.loading import LoraLoadRequest, LoraLoadResponse
 
@@ -29,11 +30,17 @@ _T = TypeVar("_T")
 
 
 class TabbyClient:
-    """Speaks to Llamafu's server, and to TabbyAPI. Any number of threads may use one; close it, or use it in a `with`.
+    """Client of Llamafu's server and of TabbyAPI. Thread-safe; `close` it, or use it in a `with`.
 
-    `base_url` may end in `/v1`. `timeout`: seconds for connecting, and for each read, so that a stream may last as long
-    as something comes; every call takes its own. `retries`: so many more tries, for calls that change nothing the second
-    time, when the server is away, busy (429) or not ready (502 to 504). Everything that fails raises an `APIError`.
+    Every failure is an `APIError`; ValueError and TypeError are for arguments that are not legal.
+
+    base_url: the server's address, with or without `/v1`.
+    api_key: key for generating, sent as `X-Api-Key`; None sends none.
+    admin_key: key for changing adapters, sent as `X-Admin-Key`, and as `X-Api-Key` where it is the only key.
+    bearer_token: key sent as `Authorization: Bearer`.
+    timeout: seconds for connecting and for each read, above 0; infinity for no limit. Each call can take its own.
+    retries: further tries, 0 for none, of calls that may be repeated (all but `create` and `stream`), when the server
+        cannot be reached, is busy (429) or is not ready (502 to 504).
     """
 
     def __init__(
@@ -46,8 +53,8 @@ class TabbyClient:
         timeout: float = 30.0,
         retries: int = 2,
     ) -> None:
-        core = Core(base_url, Credentials(api_key, admin_key, bearer_token), timeout, retries)
-        self._connection = connection = _Connection(core)
+        protocol = HttpProtocol(base_url, Credentials(api_key, admin_key, bearer_token), timeout, retries)
+        self._connection = connection = _Connection(protocol)
         self.lora = RemoteLoraService(connection)
         self.chat = Chat(connection)
         self.completions = Completions(connection)
@@ -67,14 +74,14 @@ class TabbyClient:
         self.close()
 
     def __repr__(self) -> str:
-        core = self._connection.core
-        return f"TabbyClient({core.base_url!r}, {core.credentials!r})"
+        protocol = self._connection.protocol
+        return f"TabbyClient({protocol.base_url!r}, {protocol.credentials!r})"
 
 
 class ChunkStream:
-    """Iterates over the chunks of an answer. The request is sent when the first one is asked for.
+    """Iterates over the chunks of an answer. The first `next` sends the request.
 
-    `close` it, or use it in a `with`, if it is not read to its end: the server then stops generating.
+    Where it is not read to its end, `close` it or use it in a `with`, so that the server stops generating.
     """
 
     def __init__(self, connection: _Connection, call: Call[Answer], timeout: float | None) -> None:
@@ -87,7 +94,7 @@ class ChunkStream:
         return next(self._chunks)
 
     def close(self) -> None:
-        """Give the rest up. Idempotent."""
+        """End the request, so that the server stops generating. Idempotent."""
         self._chunks.close()
 
     def __enter__(self) -> Self:
@@ -98,17 +105,17 @@ class ChunkStream:
 
 
 class RemoteLoraService(LoraService):
-    """The adapters of a server; changing them takes an admin key."""
+    """The adapters of a server; changing them needs an admin key."""
 
     def __init__(self, connection: _Connection) -> None:
         self._connection = connection
 
     def list(self, *, timeout: float | None = None) -> LoraList:
-        """Return every adapter; with a plain api key the active ones alone."""
+        """Return every adapter; with a plain api key the active ones only."""
         return self._connection.send(calls.lora_list(), timeout)
 
     def get_active(self, *, timeout: float | None = None) -> LoraList:
-        """Return the adapters that act when a request names none."""
+        """Return the adapters that a request without `lora` uses."""
         return self._connection.send(calls.lora_active(), timeout)
 
     def load(self, request: LoraLoadRequest, *, timeout: float | None = None) -> LoraLoadResponse:
@@ -120,30 +127,31 @@ class RemoteLoraService(LoraService):
         self._connection.send(calls.lora_unload(), timeout)
 
 
-class Chat:
-    """Answers to messages."""
+class _Resource:
+    """One group of the client's calls."""
 
     def __init__(self, connection: _Connection) -> None:
         self._connection = connection
 
+
+class Chat(_Resource):
+    """Answers to messages."""
+
     def create(
-        self, messages: Sequence[Mapping[str, Any]], *, timeout: float | None = None, **options: Unpack[ChatArguments]
+        self, messages: Sequence[Mapping[str, Any]], *, timeout: float | None = None, **options: Unpack[ChatGenerationArguments]
     ) -> Answer:
         """Return the whole answer. Options: `llamafu.client.options`; an unknown one is a `TypeError`."""
         return self._connection.send(calls.chat(messages, options, stream=False), timeout)
 
     def stream(
-        self, messages: Sequence[Mapping[str, Any]], *, timeout: float | None = None, **options: Unpack[ChatArguments]
+        self, messages: Sequence[Mapping[str, Any]], *, timeout: float | None = None, **options: Unpack[ChatGenerationArguments]
     ) -> ChunkStream:
         """Return the answer in chunks, as they are made."""
         return ChunkStream(self._connection, calls.chat(messages, options, stream=True), timeout)
 
 
-class Completions:
+class Completions(_Resource):
     """Continuations of a prompt."""
-
-    def __init__(self, connection: _Connection) -> None:
-        self._connection = connection
 
     def create(self, prompt: str, *, timeout: float | None = None, **options: Unpack[GenerationArguments]) -> Answer:
         """Return the whole continuation. Options: `llamafu.client.options`; an unknown one is a `TypeError`."""
@@ -154,22 +162,16 @@ class Completions:
         return ChunkStream(self._connection, calls.completion(prompt, options, stream=True), timeout)
 
 
-class Models:
-    """What may be named as `model`."""
-
-    def __init__(self, connection: _Connection) -> None:
-        self._connection = connection
+class Models(_Resource):
+    """Names that the option `model` takes."""
 
     def list(self, *, timeout: float | None = None) -> tuple[ModelCard, ...]:
         """Return the base model, and on Llamafu's server every adapter."""
         return self._connection.send(calls.models(), timeout)
 
 
-class Tokens:
+class Tokens(_Resource):
     """The model's tokenizer."""
-
-    def __init__(self, connection: _Connection) -> None:
-        self._connection = connection
 
     def encode(
         self, text: str, *, add_bos_token: bool = True, encode_special_tokens: bool = True, timeout: float | None = None
@@ -183,22 +185,16 @@ class Tokens:
         return self._connection.send(calls.decode(tokens, decode_special_tokens=decode_special_tokens), timeout)
 
 
-class HealthReports:
+class HealthReports(_Resource):
     """The server's health."""
 
-    def __init__(self, connection: _Connection) -> None:
-        self._connection = connection
-
     def check(self, *, timeout: float | None = None) -> Health:
-        """Return how the server feels, a bad state included; it takes no key."""
+        """Return the server's health, also where it is bad. Needs no key."""
         return self._connection.send(calls.health(), timeout)
 
 
-class Auth:
-    """The key's rights."""
-
-    def __init__(self, connection: _Connection) -> None:
-        self._connection = connection
+class Auth(_Resource):
+    """Rights of the key."""
 
     def get_permission(self, *, timeout: float | None = None) -> str:
         """Return "admin" or "api"."""
@@ -206,37 +202,37 @@ class Auth:
 
 
 class _Connection:
-    """Moves bytes for a `Core`, and waits."""
+    """Sends the requests of an `HttpProtocol` with httpx, and waits between tries."""
 
-    def __init__(self, core: Core) -> None:
-        self.core = core
-        self.http = httpx.Client(headers=core.headers(), follow_redirects=False, verify=tls())
+    def __init__(self, protocol: HttpProtocol) -> None:
+        self.protocol = protocol
+        self.http = httpx.Client(headers=protocol.headers(), follow_redirects=False, verify=tls())
 
     def send(self, call: Call[_T], timeout: float | None) -> _T:
-        request = self.core.request(call, timeout)
+        request = self.protocol.request(call, timeout)
         tries = 0
         while True:
             self._check_open()
             tries += 1
             try:
-                with self.core.translated(call):
+                with self.protocol.translated(call):
                     response = self.http.request(**request)
-                return self.core.read(call, response)
+                return self.protocol.read(call, response)
             except APIError as error:
-                pause = self.core.pause(call, tries, error)
+                pause = self.protocol.pause(call, tries, error)
                 if pause is None:
                     raise
             time.sleep(pause)
 
     def chunks(self, call: Call[Answer], timeout: float | None) -> Generator[Answer]:
-        request = self.core.request(call, timeout, stream=True)
+        request = self.protocol.request(call, timeout, stream=True)
         self._check_open()
-        with self.core.translated(call), self.http.stream(**request) as response:
+        with self.protocol.translated(call), self.http.stream(**request) as response:
             if not response.is_success:
                 response.read()
-                raise self.core.refusal(call, response)
-            self.core.demand_events(call, response)
-            reader = ChunkReader(self.core, call)
+                raise self.protocol.refusal(call, response)
+            self.protocol.demand_events(call, response)
+            reader = ChunkReader(call, self.protocol.credentials.redact)
             for piece in response.iter_bytes():
                 yield from reader.feed(piece)
                 if reader.ended:

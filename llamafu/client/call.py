@@ -1,4 +1,4 @@
-"""One call to a server, apart from how it gets there."""
+"""One call to a server, without its transport."""
 
 from __future__ import annotations
 
@@ -13,10 +13,13 @@ T_co = TypeVar("T_co", covariant=True)
 
 @dataclass(frozen=True, slots=True)
 class Call(Generic[T_co]):
-    """What is sent, and how the answer's JSON (or each event's) is read.
+    """One request, and the reader of its answer.
 
-    `idempotent`: sent twice it does what it does once, so it may be tried again. `also`: statuses beside those of success
-    whose body is an answer.
+    method, path: of the HTTP request.
+    read: turns the answer's JSON into its type; in a stream, the JSON of each event.
+    body: the request's JSON; None sends none.
+    idempotent: True where a repetition has no further effect, so that the call may be retried.
+    also: statuses other than success whose body `read` takes.
     """
 
     method: str

@@ -1,4 +1,4 @@
-"""Every call of the client: routes and bodies that Llamafu's server and TabbyAPI both know."""
+"""Every call of the client: routes and bodies that both Llamafu's server and TabbyAPI take."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from llamafu.client.answers import (
     read_tokens,
 )
 from llamafu.client.call import Call
-from llamafu.client.options import ChatArguments, GenerationArguments, body_of
+from llamafu.client.options import ChatGenerationArguments, GenerationArguments, body_of
 from llamafu.service.cards import LoraList
 from llamafu.service.errors import NotFoundError
 from llamafu.service.loading import LoraLoadRequest, LoraLoadResponse
@@ -39,20 +39,22 @@ def lora_active() -> Call[LoraList]:
 
 
 def lora_load(request: LoraLoadRequest) -> Call[LoraLoadResponse]:
-    """Another active set; what no server would take is refused here."""
+    """Replace the active set. Raises InvalidRequestError here for what no server would take."""
     request.check()
     return Call("POST", "/v1/lora/load", _read_loaded, request.to_json())
 
 
 def lora_unload() -> Call[None]:
-    """No active set; servers answer an empty object or null."""
+    """Empty the active set; servers answer with an empty object or null."""
     return Call("POST", "/v1/lora/unload", lambda _: None, {})
 
 
 def chat(messages: Sequence[Mapping[str, Any]], options: Mapping[str, Any], *, stream: bool) -> Call[Answer]:
     """The answer to `messages`."""
     fixed = {"messages": [dict(message) for message in messages], **(_STREAMED if stream else _WHOLE)}
-    return Call("POST", "/v1/chat/completions", read_answer, body_of(ChatArguments, options, **fixed), idempotent=False)
+    return Call(
+        "POST", "/v1/chat/completions", read_answer, body_of(ChatGenerationArguments, options, **fixed), idempotent=False
+    )
 
 
 def completion(prompt: str, options: Mapping[str, Any], *, stream: bool) -> Call[Answer]:
@@ -79,18 +81,18 @@ def decode(tokens: Sequence[int], *, decode_special_tokens: bool) -> Call[str]:
 
 
 def health() -> Call[Health]:
-    """The server's health; one that is not well says so with a 503 and the same body."""
+    """The server's health; an unhealthy one sends the same body with status 503."""
     return Call("GET", "/health", read_health, also=(503,))
 
 
 def permission() -> Call[str]:
-    """What the key may do."""
+    """The rights of the key."""
     return Call("GET", "/v1/auth/permission", read_permission)
 
 
 def _read_loaded(data: Any) -> LoraLoadResponse:
     answer = LoraLoadResponse.from_json(data)
-    if answer.failure and not answer.success:  # TabbyAPI's way to say that there is none of them
+    if answer.failure and not answer.success:  # TabbyAPI answers so where none of them exists
         message = f"none of these adapters was loaded: {', '.join(map(repr, answer.failure))}"
         raise NotFoundError(message)
     return answer

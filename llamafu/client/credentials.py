@@ -1,10 +1,12 @@
-"""Keys, and where they must not show."""
+"""API keys: sent in headers, kept out of everything else."""
 
 from __future__ import annotations
 
+from llamafu.service.keys import fits_header
+
 
 class Credentials:
-    """The keys of one client. They are in the headers of its requests and nowhere else: not in its repr, not in messages."""
+    """The keys of one client. They appear in the headers of its requests only, never in a repr or a message."""
 
     def __init__(self, api_key: str | None, admin_key: str | None, bearer_token: str | None) -> None:
         given = {"api_key": api_key, "admin_key": admin_key, "bearer_token": bearer_token}
@@ -13,7 +15,7 @@ class Credentials:
     def headers(self) -> dict[str, str]:
         """Return the headers that carry the keys.
 
-        An admin key that is alone goes into `X-Api-Key` too: TabbyAPI looks for it there on routes that any key opens.
+        An admin key without an api key is sent as `X-Api-Key` too: TabbyAPI reads that header on routes for any key.
         """
         keys, headers = self._keys, {}
         if "admin_key" in keys:
@@ -25,7 +27,7 @@ class Credentials:
         return headers
 
     def redact(self, text: str) -> str:
-        """Return `text`, which a server sent, without the keys that it may quote."""
+        """Return a server's text with each key in it replaced by "[key]"."""
         for key in sorted(self._keys.values(), key=len, reverse=True):
             text = text.replace(key, "[key]")
         return text
@@ -35,11 +37,11 @@ class Credentials:
 
 
 def _checked(name: str, key: object) -> str:
-    """Refuse what cannot be a header's value; neither the message nor what httpx would say may hold the key."""
+    """Return the key if a header can carry it. The check is here since httpx's own error would quote the key."""
     if not isinstance(key, str):
         message = f"{name} is of type {type(key).__name__}; give a string"
         raise TypeError(message)
-    if not key or not all("!" <= character <= "~" for character in key):
+    if not fits_header(key):
         flaw = "holds a blank, a line end or a character beyond ASCII" if key else "is empty"
         message = f"{name} {flaw}; give the key as it was printed"
         raise ValueError(message)

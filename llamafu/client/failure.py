@@ -1,4 +1,4 @@
-"""Error bodies, in every shape that servers send, as exceptions."""
+"""Error bodies, in all the forms that servers send, turned into exceptions."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable
 
 _LONGEST = 500
-"""Characters of a server's message that ours keeps."""
+"""Most characters of an exception's message; a longer one is cut."""
 
 _OPENAI_TYPES = {
     "invalid_request_error": "invalid_request",
@@ -26,7 +26,7 @@ _OPENAI_TYPES = {
 
 
 def refusal(status: int, content: bytes, retry_after: str | None, where: str, redact: Callable[[str], str]) -> APIError:
-    """Return the exception for an answer whose status is none of success."""
+    """Return the exception for an answer without success."""
     try:
         body = json.loads(content)
     except ValueError:
@@ -57,7 +57,7 @@ def message_of(body: object) -> str | None:
         value = body.get(name)
         if isinstance(value, dict):
             value = value.get("message")
-        elif isinstance(value, list):  # one problem a field
+        elif isinstance(value, list):  # one problem for each field
             value = "; ".join(_problem(item) for item in value)
         if isinstance(value, str) and value.strip():
             return value.strip()
@@ -90,13 +90,13 @@ def _kind_of_status(status: int) -> type[APIError]:
 
 
 def _more_exact(kind: type[APIError], body: object) -> type[APIError]:
-    """Return the kind that a body names, where that is one of the kind that goes with its status."""
+    """Return the exception type that the body names if it is a subclass of `kind`, the type of the status; else `kind`."""
     named = (KINDS.get(_OPENAI_TYPES.get(word, word)) for word in _words(body) if isinstance(word, str))
     return next((each for each in named if each is not None and issubclass(each, kind)), kind)
 
 
 def _words(body: object) -> list[object]:
-    """Return what an error body calls its error."""
+    """Return the `code` and the `type` of the body's error."""
     error = body.get("error") if isinstance(body, dict) else None
     return [error.get(name) for name in ("code", "type")] if isinstance(error, dict) else []
 

@@ -1,23 +1,29 @@
-"""What may be asked of a generation over HTTP: names and checks in one place."""
+"""Options of the client's completions and chats, and the body that they become."""
 
 from __future__ import annotations
 
-import difflib
 from typing import TYPE_CHECKING, Any, TypedDict
+
+from llamafu._util.suggestions import did_you_mean
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
 
 _ON_THE_WIRE = {"repeat_penalty": "repetition_penalty"}
-"""Where TabbyAPI's name, which Llamafu's server knows too, is not ours."""
+"""Options whose field has another name: TabbyAPI's, which Llamafu's server takes too."""
 
 
 class GenerationArguments(TypedDict, total=False):
     """Options of completions and chats. What is left out or None is the server's choice; 0 and False are sent as such.
 
-    `model`: an adapter's name is that adapter at scale 1, on Llamafu's server. `lora`: {adapter name: scale} for this
-    request alone, `{}` is the base model. `n`: so many answers. `logprobs`: for completions a number of alternatives, for
-    chats true, with `top_logprobs` for the number. `extra_body`: more fields, sent as they are.
+    What those mean that are not listed here, and their limits, `llamafu.generation.options.Options` says.
+
+    model: the name of the model, or on Llamafu's server of an adapter, which acts at scale 1.
+    lora: {adapter name: scale} for this request alone; {} is the base model.
+    n: number of answers.
+    logprobs: for completions the number of alternatives to report; for chats True, the number is `top_logprobs`.
+    response_format: OpenAI's wrapping of a JSON Schema.
+    extra_body: more fields of the request's body, sent as they are.
     """
 
     model: str | None
@@ -41,8 +47,12 @@ class GenerationArguments(TypedDict, total=False):
     extra_body: Mapping[str, Any] | None
 
 
-class ChatArguments(GenerationArguments, total=False):
-    """Options of chats: those of completions, tools as OpenAI describes them, and what the chat template is given."""
+class ChatGenerationArguments(GenerationArguments, total=False):
+    """Options of chats beside those of completions; `llamafu.generation.chat_options.ChatOptions` explains the template's.
+
+    top_logprobs: number of alternatives to report beside each token.
+    tool_choice: OpenAI's; which of the tools the answer may or must call.
+    """
 
     top_logprobs: int | None
     tools: Sequence[Mapping[str, Any]] | None
@@ -53,12 +63,14 @@ class ChatArguments(GenerationArguments, total=False):
 
 
 def body_of(kind: type, arguments: Mapping[str, Any], **fixed: Any) -> dict[str, Any]:
-    """Return the JSON body; an option that `kind` has not is a `TypeError` that names the nearest and all legal ones."""
+    """Return the JSON body: the options that are not None, then `extra_body`, then `fixed`; the later ones win.
+
+    kind: the TypedDict with the legal options. Any other is a TypeError that lists them and suggests the nearest.
+    """
     names = sorted(kind.__annotations__)
     for name in arguments:
         if name not in names:
-            near = difflib.get_close_matches(name, names, 1)
-            hint = f"; did you mean {near[0]!r}?" if near else ""
+            hint = did_you_mean(name, names)
             message = f"unknown option {name!r}{hint} (options: {', '.join(names)}; extra_body takes others)"
             raise TypeError(message)
     extra = arguments.get("extra_body") or {}
@@ -67,7 +79,7 @@ def body_of(kind: type, arguments: Mapping[str, Any], **fixed: Any) -> dict[str,
 
 
 def _plain(value: Any) -> Any:
-    """Let mappings and sequences of any kind be what JSON knows."""
+    """Turn any mapping into a dict and any sequence into a list, as JSON needs."""
     if isinstance(value, str | int | float | list | dict):
         return value
     return dict(value) if hasattr(value, "keys") else list(value)

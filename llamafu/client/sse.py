@@ -1,4 +1,4 @@
-"""Server-sent events out of bytes that arrive in any pieces."""
+"""Parsing of server-sent events from bytes that are split anywhere."""
 
 from __future__ import annotations
 
@@ -18,10 +18,10 @@ class Event:
 
 
 class EventReader:
-    """Cuts a byte stream into events as the HTML standard says; comments (pings) and events without data are passed over.
+    """Parses a byte stream into events by the HTML standard; comments (pings) and events without data are skipped.
 
-    Lines end in CR LF, LF or CR. A character that is cut by the pieces is whole in the event. In one thing it is milder
-    than the standard: an event that the end of the stream cuts short of its blank line counts.
+    Lines end in CR LF, LF or CR. A character may be split between two pieces. Unlike in the standard, the last event
+    needs no blank line after it.
     """
 
     def __init__(self) -> None:
@@ -32,7 +32,7 @@ class EventReader:
         self._type = ""
 
     def feed(self, piece: bytes) -> list[Event]:
-        """Take the next bytes and return the events that they complete."""
+        """Parse the next bytes and return the events that they complete."""
         if not piece:
             return []
         if self._after_cr and piece.startswith(b"\n"):  # the second half of a CR LF
@@ -50,7 +50,7 @@ class EventReader:
         return [event for line in whole if (event := self._line(line)) is not None]
 
     def finish(self) -> list[Event]:
-        """Return the event that lacks its blank line, if there is one: the stream has ended."""
+        """Return the last event where the stream ended without a blank line after it."""
         line = b"".join(self._partial)
         self._partial.clear()
         events = [self._line(line), self._dispatch()] if line else [self._dispatch()]

@@ -1,23 +1,23 @@
-"""What one decode call computes: parts of sequences, grouped by what can be computed together."""
+"""What a step computes: parts of sequences, grouped into decode calls."""
 
 from __future__ import annotations
 
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-from llamafu._native.rows import RowTable
+from llamafu._native.batched_lora.row_table import RowTable
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Iterator, Sequence
 
     from llamafu.engine.bank import Bank
     from llamafu.engine.sequence import SequenceRun
-    from llamafu.lora import State
+    from llamafu.lora.scales import State
 
 
 @dataclass(frozen=True, slots=True)
 class Part:
-    """Some tokens of one sequence, `count` from `start` on."""
+    """`count` consecutive tokens of one sequence, from index `start` on."""
 
     sequence: SequenceRun
     start: int
@@ -29,7 +29,7 @@ class Part:
         return self.start + self.count
 
     def runs(self) -> Iterator[tuple[int, State]]:
-        """Yield how many tokens, one after another, have the same adapter state, and that state."""
+        """Yield runs of tokens with one adapter state: how many tokens, and the state."""
         states = self.sequence.states
         if self.count == 1:
             yield 1, states[self.start]
@@ -44,17 +44,17 @@ class Part:
 
 @dataclass(frozen=True, slots=True)
 class Group:
-    """Parts that are computed in one call: by the bank, row by row, or all under one state."""
+    """Parts that one decode call computes: `mixed` by the bank, row by row; else all rows under `state`."""
 
     parts: list[Part]
     mixed: bool
     state: State = ()
     reason: str = ""
-    """Why these rows could not be mixed with the others; empty where there were no others or no adapters."""
+    """Why these rows need a call of their own; empty where they are all there is."""
 
     @staticmethod
     def tables(parts: Sequence[Part], bank: Bank) -> tuple[RowTable, RowTable]:
-        """Row tables of the bank: of all rows, and of the last row of each part, which has the outputs."""
+        """Return the bank's tables: of all rows, and of the rows with outputs, which are the last ones of each part."""
         known: dict[State, tuple[object, object]] = {}
         rows, outputs = [], []
         for part in parts:
@@ -68,20 +68,20 @@ class Group:
         return every, every if every.rows == len(outputs) else RowTable.of(outputs)  # type: ignore[arg-type]
 
 
-def groups_of(parts: Iterable[Part], why_not: Callable[[SequenceRun], str], *, together: bool) -> list[Group]:
-    """Group the parts of one step; `together` False keeps prompts and single tokens apart (recurrent models).
+def groups_of(parts: Iterable[Part], fallback_reason: Callable[[SequenceRun], str], *, together: bool) -> list[Group]:
+    """Group the parts of one step; `together` False separates prompts from single tokens (recurrent models need that).
 
-    `why_not` says why a sequence cannot be mixed with others; nothing, where it can.
+    `fallback_reason` returns why a sequence cannot be mixed with others, empty where it can.
     """
     mixed: list[Part] = []
     alone: dict[tuple[State, bool], list[Part]] = {}
     reasons: dict[State, str] = {}
     for part in parts:
-        if not (reason := why_not(part.sequence)):
+        if not (reason := fallback_reason(part.sequence)):
             mixed.append(part)
         else:
             count, state = next(part.runs())
-            # One state a call: the rest of a prompt whose state changes in the middle waits for the next step.
+            # One state a call: where a prompt's state changes in the middle, the rest is left for the next step.
             first = Part(part.sequence, part.start, count)
             alone.setdefault((state, together or count == 1), []).append(first)
             reasons[state] = reason

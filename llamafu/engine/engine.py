@@ -2,58 +2,67 @@
 
 from __future__ import annotations
 
+import asyncio
 import weakref
 from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal, Self
+from typing import TYPE_CHECKING, Any, Literal, Self, Unpack, cast
 
-from llamafu._native.context import FLASH_ATTENTION, MOST_THREADS, ContextOptions
-from llamafu._native.finding import find
-from llamafu._native.library import open_library
-from llamafu._native.processor import usable_cpus
-from llamafu.adapters.base import read_model
-from llamafu.adapters.peft import CONFIG
-from llamafu.embedding import demand_room, read_texts
-from llamafu.engine.asking import Asking
-from llamafu.engine.core import Core
-from llamafu.engine.embed import embed, longest_text
-from llamafu.engine.registry import Registry
-from llamafu.engine.room import DTYPES, Room
-from llamafu.engine.stats import EngineStats, Percentiles
+from llamafu.adapters.gguf.base_model import read_model
+from llamafu.engine.adapter_manager import AdapterManager, demand_usable
+from llamafu.engine.embedder import Embedder
+from llamafu.engine.engine_options import EngineOptions
+from llamafu.engine.registry import AdapterRegistry
+from llamafu.engine.runtime import EngineRuntime
+from llamafu.engine.scheduler import Scheduler
+from llamafu.engine.stats import EngineStats
+from llamafu.engine.submission import Submission, request_of
 from llamafu.engine.worker import Worker
-from llamafu.errors import LoraError, LoraIncompatibleError
-from llamafu.lora import check_scale, check_scale_range
-from llamafu.options import check_whole
-from llamafu.pooling import choose_pooling, demand_one, pool, shaped
+from llamafu.generation.chat_options import takes_chat_options
+from llamafu.generation.options import takes_options
+from llamafu.lora.scales import check_scale_range
 
 if TYPE_CHECKING:
     import os
-    from collections.abc import Mapping, Sequence
-    from types import TracebackType
+    from collections.abc import AsyncIterator, Callable, Iterable, Iterator, Mapping, Sequence
 
     import numpy as np
 
-    from llamafu.adapters.file import AdapterFile
     from llamafu.adapters.info import AdapterInfo
-    from llamafu.embedding import Texts
-    from llamafu.engine.registry import Content
-    from llamafu.options import LoraScales
-    from llamafu.pooling import Pooling
+    from llamafu.engine.async_stream import AsyncRequestStream
+    from llamafu.engine.request import Request
+    from llamafu.engine.request_handle import Event, RequestHandle
+    from llamafu.generation.chat_options import ChatArguments
+    from llamafu.generation.completion import Completion
+    from llamafu.generation.embedding_input import Texts
+    from llamafu.generation.options import OptionArguments
+    from llamafu.generation.pooling import Pooling
+    from llamafu.lora.scales import LoraScales
 
-_MOST = 2**31 - 1
 
-
-class Engine(Asking):
+class Engine:
     """One base model that answers many requests at once, each with its own adapters and scales, in one batch.
 
-    `adapters_dir`: every GGUF adapter and PEFT folder in it is registered. `max_sequences`: requests that run at the same
-    time; `max_queue` more may wait. `bank_rank`: rank units that can be in use at once, of all adapters together.
-    `n_ctx`: tokens of memory, shared by all sequences; `n_batch`: the most of one step. `bank_dtype`: "f16" or "f32",
-    what weights are kept as. `kernel`: "compiled" needs the extra `fast`, "python" does without, "none" computes requests
-    with different adapters one after another, "auto" takes the best there is. Others as for `Llamafu`.
+    - `model_path`: the base model's GGUF file. `FileNotFoundError`, `ModelLoadError`.
+    - `adapters_dir`: a folder of GGUF adapters and PEFT folders to register. Default none. `NotADirectoryError`, `LoraError`.
+    - `max_sequences`: requests that run at the same time, from 1 to `n_batch`. Default 16.
+    - `max_queue`: requests that may wait beside them, at least 1; one more is a `QueueFullError`. Default 256.
+    - `bank_rank`: rank units of the bank: the most that the ranks of all adapters in use at once may add up to. Default 128; 0
+      is no bank. `ContextInitError` when it takes more than half of this machine's memory.
+    - `bank_dtype`: type of the weights in the bank, "f16" (default) or "f32".
+    - `kernel`: what multiplies by the bank. "compiled": numba, of the extra `fast` (`ContextInitError` without it); "python":
+      operations of ggml; "none": a decode call for each distinct set of adapters; "auto" (default): the fastest there is.
+    - `n_ctx`: tokens of KV memory, shared by all sequences, at least 2. Default 8192. `ContextInitError` when they do not fit.
+    - `n_batch`: the most tokens of one decode call, at least 64. Default 512.
+    - `n_threads`: CPU threads, from 1 to 512. Default: one for each CPU that this process may use.
+    - `n_gpu_layers`: layers that a GPU computes, -1 is all. Default 0; with any, the bank is off.
+    - `flash_attn`: "auto" (default), "on" or "off".
+    - `type_k`, `type_v`: types of keys and values in the KV memory, by ggml's name. Default "f16". `ContextInitError`.
+    - `scale_range`: least and largest legal scale. Default (0.0, 1.0); a scale outside of it is an `InvalidScaleError`.
+    - `library`: a libllama, file or folder. Default: `llamafu lib list`'s first. `LibraryNotFoundError`, `AbiMismatchError`.
 
-    Any thread may call any method. Raises `ModelLoadError`, `LibraryNotFoundError`, `AbiMismatchError`,
-    `ContextInitError`, ValueError.
+    What is not legal is a ValueError where no other error is named. Any thread may call any method. While an engine has work,
+    Python's switch interval is shorter (see `llamafu.engine.switch_interval`).
     """
 
     def __init__(
@@ -76,110 +85,142 @@ class Engine(Asking):
         scale_range: tuple[float, float] = (0.0, 1.0),
         library: str | os.PathLike[str] | None = None,
     ) -> None:
-        n_threads = min(usable_cpus(), MOST_THREADS) if n_threads is None else n_threads
-        for name, value, low, high in (
-            ("max_sequences", max_sequences, 1, _MOST),
-            ("max_queue", max_queue, 1, _MOST),
-            ("bank_rank", bank_rank, 0, _MOST),
-            ("n_ctx", n_ctx, 2, _MOST),
-            ("n_batch", n_batch, 64, _MOST),
-            ("n_threads", n_threads, 1, MOST_THREADS),
-            ("n_gpu_layers", n_gpu_layers, -1, _MOST),
-        ):
-            check_whole(name, value, low=low, high=high)
-        if max_sequences > n_batch:
-            message = f"max_sequences={max_sequences} is more than n_batch={n_batch}: raise that"
-            raise ValueError(message)
-        for name, choice, legal in (
-            ("flash_attn", flash_attn, tuple(FLASH_ATTENTION)),
-            ("bank_dtype", bank_dtype, tuple(DTYPES)),
-            ("kernel", kernel, ("auto", "compiled", "python", "none")),
-        ):
-            if choice not in legal:
-                message = f"{name}={choice!r} is none of {', '.join(map(repr, legal))}"
-                raise ValueError(message)
-        self.scale_range = check_scale_range(scale_range)
-        self.path = Path(model_path)
-        base = read_model(self.path)
-        proven = find(None if library is None else str(library))
-        loaded = open_library(proven.path, proven.family, gpu=n_gpu_layers != 0)
-        options = ContextOptions(
-            n_ctx=n_ctx,
-            n_batch=min(n_batch, n_ctx),
-            n_threads=n_threads,
-            # Ended sequences keep a number too, while what they computed may be of use to others.
-            n_seq_max=max(max_sequences, min(2 * max_sequences + 4, int(loaded.lib.llama_max_parallel_sequences()))),
-            flash_attn=flash_attn,
-            type_k=type_k,
-            type_v=type_v,
-            offload=n_gpu_layers != 0,
-            unified=True,
-            positions=base.positions,
-        )
-        room = Room(
-            loaded,
-            base,
-            options,
-            n_gpu_layers=n_gpu_layers,
-            frees_adapters=proven.frees_adapters is not False,
+        options = EngineOptions(
+            max_sequences=max_sequences,
+            max_queue=max_queue,
             bank_rank=bank_rank,
             bank_dtype=bank_dtype,
             kernel=kernel,
+            n_ctx=n_ctx,
+            n_batch=n_batch,
+            n_threads=n_threads,
+            n_gpu_layers=n_gpu_layers,
+            flash_attn=flash_attn,
+            type_k=type_k,
+            type_v=type_v,
         )
-        self._room = room
-        self._core = Core(room, max_sequences=max_sequences)
-        self._registry = Registry(base, partial(_demand_usable, room))  # not a method: it would keep this object alive
-        self._active: dict[str, float] = {}
-        self._worker = Worker(self._core, max_sequences=max_sequences, max_queue=max_queue)
+        self.scale_range = check_scale_range(scale_range)
+        self.path = Path(model_path)
+        # None of the parts refers to the engine: it is freed as soon as nobody else does.
+        self._runtime = EngineRuntime(read_model(self.path), options, library)
+        self._scheduler = Scheduler(self._runtime, max_sequences=max_sequences)
+        self._registry = AdapterRegistry(self._runtime.base, partial(demand_usable, self._runtime))
+        self._worker = Worker(self._scheduler, max_sequences=max_sequences, max_queue=max_queue)
+        self._adapters = AdapterManager(self._registry, self._runtime, self._worker, self.scale_range)
+        self._submission = Submission(self._runtime, self._worker, self._adapters)
+        self._embedder = Embedder(self._runtime, self._worker, self._adapters)
         self._finalizer = weakref.finalize(self, _stop, self._worker, self._registry)
         try:
-            if adapters_dir is not None:
-                self._add_folder(Path(adapters_dir))
+            self._adapters.add_folder(adapters_dir)
         except BaseException:
             self.close()
             raise
 
-    # -- adapters ------------------------------------------------------------------------------------------------
+    @takes_options
+    def complete(self, prompt: str, **options: Unpack[OptionArguments]) -> Completion:
+        """Continue `prompt` and return the finished completion; the options are those of `Options`.
+
+        Blocks. Raises `QueueFullError`, `ContextOverflowError`, `LoraNotFoundError`, `InvalidScaleError`, `GrammarError`,
+        `DecodeError`, `ClosedError`; `LoraError` when the bank can never hold the adapters together; ValueError and
+        TypeError for bad options.
+        """
+        return self.submit(request_of(prompt, options)).result()
+
+    @takes_chat_options
+    def chat(self, messages: Sequence[Mapping[str, Any]], **options: Unpack[ChatArguments]) -> Completion:
+        """Answer `messages`, OpenAI's, formatted by the model's own chat template; an assistant's at the end is continued.
+
+        The options are those of `ChatOptions` and of `Options`. Blocks. Raises what `complete` raises, and `LlamafuError`
+        where the template does not take the messages or has no place for tools.
+        """
+        return self.submit(self._submission.chat_request(messages, options)).result()
+
+    def complete_many(self, requests: Iterable[Request]) -> list[Completion]:
+        """Answer several requests at once, each with its own adapters and options; raises the first error. Blocks."""
+        return self._submission.complete_many(requests)
+
+    @takes_options
+    def stream(self, prompt: str, **options: Unpack[OptionArguments]) -> Iterator[str]:
+        """Like `complete`, as pieces of text; leaving the iterator early cancels the request."""
+        return self._pieces(self.submit(request_of(prompt, options)))
+
+    @takes_chat_options
+    def stream_chat(self, messages: Sequence[Mapping[str, Any]], **options: Unpack[ChatArguments]) -> Iterator[str]:
+        """Like `chat`, as pieces of text."""
+        return self._pieces(self.submit(self._submission.chat_request(messages, options)))
+
+    @takes_options
+    async def acomplete(self, prompt: str, **options: Unpack[OptionArguments]) -> Completion:
+        """Like `complete`, awaited; cancelling the task cancels the request."""
+        return await self._submission.complete(lambda: request_of(prompt, options))
+
+    @takes_chat_options
+    async def achat(self, messages: Sequence[Mapping[str, Any]], **options: Unpack[ChatArguments]) -> Completion:
+        """Like `chat`, awaited."""
+        return await self._submission.complete(lambda: self._submission.chat_request(messages, options))
+
+    @takes_options
+    async def astream(self, prompt: str, **options: Unpack[OptionArguments]) -> AsyncIterator[str]:
+        """Like `stream`, in an event loop."""
+        async for event in self._submission.events(lambda: request_of(prompt, options)):
+            if isinstance(event, str):
+                yield event
+
+    @takes_chat_options
+    async def astream_chat(self, messages: Sequence[Mapping[str, Any]], **options: Unpack[ChatArguments]) -> AsyncIterator[str]:
+        """Like `stream_chat`, in an event loop."""
+        async for event in self._submission.events(lambda: self._submission.chat_request(messages, options)):
+            if isinstance(event, str):
+                yield event
+
+    def submit(self, request: Request, listener: Callable[[Event], None] | None = None) -> RequestHandle:
+        """Queue a request, and return the handle that its pieces and its completion are got from.
+
+        `listener`, if given, is called with each of them instead, on the engine's thread: it must return at once.
+        """
+        return self._submission.submit(request, listener)
+
+    def open_stream(self, request: Request, loop: asyncio.AbstractEventLoop | None = None) -> AsyncRequestStream:
+        """Queue a request, and return its pieces for `loop`, or for the running one; raises what `complete` raises."""
+        return self._submission.open_stream(request, asyncio.get_running_loop() if loop is None else loop)
+
+    async def events(self, request: Request) -> AsyncIterator[str | Completion]:
+        """Yield pieces of text as they come, then the completion; leaving early cancels the request."""
+        async for event in self._submission.events(lambda: request):
+            yield event
+
+    def request_of_chat(self, messages: Sequence[Mapping[str, Any]], options: Mapping[str, Any]) -> Request:
+        """Make a request of chat messages and the options of `chat` by name."""
+        return self._submission.chat_request(messages, cast("ChatArguments", dict(options)))
+
+    def _pieces(self, handle: RequestHandle) -> Iterator[str]:  # a method: the iterator keeps its engine alive
+        yield from self._submission.pieces(handle)
 
     def add_adapter(self, path: str | os.PathLike[str], *, name: str | None = None) -> AdapterInfo:
         """Check and register an adapter, a GGUF file or a PEFT folder; running requests go on meanwhile.
 
         `name` defaults to the file's name without its suffix, or the folder's. Its weights are read when a request needs
         them, so the file has to stay; when it changes, requests from then on run with the new content, those that were
-        submitted before keep the old one. Raises
-        `InvalidAdapterFileError`, `LoraIncompatibleError`, `LoraLoadError`; `LoraError` when the name is another's.
+        submitted before keep the old one. Raises `InvalidAdapterFileError`, `LoraIncompatibleError`, `LoraLoadError`;
+        `LoraError` when the name is another's.
         """
-        self._demand_open()
-        return self._registry.add(Path(path), name)
+        return self._adapters.add(Path(path), name)
 
     def remove_adapter(self, name: str) -> None:
         """Forget an adapter; running requests keep it to their end. `LoraNotFoundError`; `LoraError` while it is active."""
-        self._demand_open()
-        if name in self._active:
-            message = f"{name!r} is in the active set ({self._active}); set another with set_lora_adapters first"
-            raise LoraError(message)
-        self._registry.remove(name)
-        self._worker.call(lambda core: core.room.unpin_all_but(self._digests()))
+        self._adapters.remove(name)
 
     def pin_adapter(self, name: str) -> None:
         """Read an adapter into the bank now, and keep it there until it is removed.
 
         Raises `LoraNotFoundError`; `LoraError` when the bank cannot hold it, or not now.
         """
-        content = self._registry.resolve(name)
-        self._read_ahead([content])
-
-        def pin(core: Core) -> None:
-            core.room.unpin_all_but(self._digests())  # a file that was changed had another content when it was pinned
-            core.room.pin(name, content)
-
-        self._worker.call(pin)
+        self._adapters.pin(name)
 
     @property
     def adapters(self) -> dict[str, AdapterInfo]:
         """Every registered adapter, by name."""
-        self._demand_open()
-        return self._registry.infos()
+        return self._adapters.infos()
 
     def adapter_path(self, name: str) -> Path:
         """Return the file or folder that an adapter was added from; `LoraNotFoundError`."""
@@ -188,37 +229,30 @@ class Engine(Asking):
     @property
     def lora_targets(self) -> frozenset[str]:
         """Names of the model's tensors that adapters can change: those that its graph multiplies by them."""
-        return self._room.used
+        return self._runtime.used
 
     @property
     def active_lora_adapters(self) -> dict[str, float]:
         """What a request with `lora=None` runs with: scale by name."""
-        return dict(self._active)
+        return dict(self._adapters.active)
 
     def set_lora_adapters(self, scales: Mapping[str, float], *, include_queued: bool = False) -> None:
         """Replace the active set, for requests submitted from now on; on any error nothing changes.
 
         `include_queued`: requests with `lora=None` that have not started before the next step take the new set too.
         """
-        self._demand_open()
-        checked = {name: check_scale(scale, self.scale_range, repr(name)) for name, scale in scales.items()}
-        mix = self._mix(checked)
-        self._active = checked
-        if include_queued:
-            self._worker.post(lambda core: core.retarget(mix))  # waiting for it would be waiting for a step
-
-    # -- texts ---------------------------------------------------------------------------------------------------
+        self._adapters.set_active(scales, include_queued=include_queued)
 
     def tokenize(self, text: str, *, add_special: bool = True, parse_special: bool = True) -> list[int]:
         """Return the token ids of `text`; `add_special` adds BOS where the model wants one."""
-        self._demand_open()
-        with self._room.sharing() as model:
+        self._worker.demand_open()
+        with self._runtime.sharing() as model:
             return model.tokenize(text, add_special=add_special, parse_special=parse_special)
 
     def detokenize(self, tokens: Sequence[int], *, special: bool = False) -> str:
         """Return the text of token ids; control tokens are spelled out when `special`."""
-        self._demand_open()
-        with self._room.sharing() as model:
+        self._worker.demand_open()
+        with self._runtime.sharing() as model:
             return model.detokenize(tokens, special=special)
 
     def embed(
@@ -235,107 +269,31 @@ class Engine(Asking):
         many as one batch takes, between two steps of what runs. Blocks. Raises `ContextOverflowError` for a text that one
         batch does not take, `QueueFullError` while running requests leave no memory, and what `Llamafu.embed` raises.
         """
-        self._demand_open()
-        room = self._room
-        chosen = choose_pooling(pooling, room.base.architecture, room.base.metadata)
-        with room.sharing() as model:
-            texts, is_one = read_texts(text, self.tokenize, model.n_vocab)
-        demand_one(chosen, is_one=is_one)
-        demand_room(texts, *longest_text(room))
-        mix = self._mix(lora)
-        self._read_ahead(mix.contents)
-        vectors: list[np.ndarray[Any, np.dtype[np.float32]]] = []
-        while len(vectors) < len(texts):
-            waiting = texts[len(vectors) :]
-            rows = self._worker.call(lambda core: embed(core, waiting, mix))  # noqa: B023 - it is called at once
-            vectors += [pool(of_text, chosen, normalize=normalize) for of_text in rows]
-        return shaped(vectors, is_one=is_one)
-
-    # -- state and end -------------------------------------------------------------------------------------------
+        return self._embedder.embed(text, pooling=pooling, normalize=normalize, lora=lora)
 
     def stats(self) -> EngineStats:
         """Return what happened so far, in numbers."""
-        core = self._core
-        recorder, bank = core.recorder, self._room.bank
-        return EngineStats(
-            tokens_per_second=recorder.rate(),
-            queued=self._worker.queued,
-            running=len(core.running),
-            finished=recorder.finished,
-            cancelled=recorder.cancelled,
-            failed=recorder.failed,
-            prompt_tokens=recorder.prompt_tokens,
-            completion_tokens=recorder.completion_tokens,
-            cached_tokens=recorder.cached_tokens,
-            batch_sizes=dict(recorder.batch_sizes),
-            ttft=Percentiles.of(recorder.ttft),
-            itl=Percentiles.of(recorder.itl),
-            bank_units=bank.pager.capacity if bank else 0,
-            bank_units_used=bank.pager.used if bank else 0,
-            page_ins=bank.page_ins if bank else 0,
-            page_in_seconds=bank.page_in_seconds if bank else 0.0,
-            prefix_hits=core.kv.hits,
-            preemptions=recorder.preemptions,
-            mixed_steps=recorder.mixed_steps,
-            plain_steps=recorder.plain_steps,
-            fallback_steps=recorder.fallback_steps,
-            fallback_reasons=dict(recorder.fallback_reasons),
-            failed_steps=recorder.failed_steps,
-            kernel=self._room.plan.kernel,
-            attention=self._room.attention,
-        )
+        return EngineStats.of(self._scheduler, queued=self._worker.queued)
 
     def forget_times(self) -> None:
         """Take the percentiles of `stats` from what happens from now on only; the counts go on."""
-
-        def forget(core: Core) -> None:
-            core.recorder.ttft.clear()
-            core.recorder.itl.clear()
-
-        self._worker.call(forget)
+        self._worker.call(lambda scheduler: scheduler.recorder.forget_times())
 
     def close(self) -> None:
         """End every request with `ClosedError` and free everything. Idempotent."""
-        if self._room.instance.is_ours:
+        if self._runtime.instance.is_ours:
             self._finalizer()
 
     def __enter__(self) -> Self:
         return self
 
-    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
+    def __exit__(self, *_error: object) -> None:
         self.close()
 
     def __repr__(self) -> str:
         return f"<Engine {self.path.name}{' (closed)' if self._worker.closed else ''}>"
 
-    # -- helpers -------------------------------------------------------------------------------------------------
 
-    def _read_ahead(self, contents: Sequence[Content]) -> None:
-        """Let adapters be read into the bank, if they can be, a piece a step."""
-        while self._worker.call(lambda core: core.read_ahead(contents)):
-            pass
-
-    def _digests(self) -> set[str]:
-        return {info.digest for info in self._registry.infos().values()}
-
-    def _add_folder(self, folder: Path) -> None:
-        if not folder.is_dir():
-            message = f"adapters_dir={str(folder)!r} is no folder; make it, or leave it out"
-            raise NotADirectoryError(message)
-        for path in sorted(folder.iterdir()):
-            if path.suffix == ".gguf" or (path / CONFIG).exists():
-                self.add_adapter(path)
-
-
-def _demand_usable(room: Room, file: AdapterFile) -> None:
-    """Refuse an adapter that would do nothing somewhere."""
-    unused = sorted(set(file.pairs) - room.used)
-    problems = tuple(f"{name}: this model's graph computes it without adapters" for name in unused)
-    if problems:
-        message = f"{file.path} would be used in part only: {'; '.join(problems)}; train it without these targets"
-        raise LoraIncompatibleError(message, problems=problems)
-
-
-def _stop(worker: Worker, registry: Registry) -> None:
+def _stop(worker: Worker, registry: AdapterRegistry) -> None:
     worker.stop()
     registry.close()

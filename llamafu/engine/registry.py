@@ -1,4 +1,4 @@
-"""Adapters that an engine knows: names, contents and where their bytes are. Nothing here touches libllama."""
+"""The adapters registered with an engine: names, contents and files. Nothing here calls libllama."""
 
 from __future__ import annotations
 
@@ -6,17 +6,15 @@ import contextlib
 import hashlib
 import threading
 import time
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from typing import TYPE_CHECKING
 
 from llamafu.adapters.compatibility import demand_fit
-from llamafu.adapters.convert import convert_folder
-from llamafu.adapters.file import AdapterFile, default_name, read_adapter
-from llamafu.adapters.folder import read_folder
-from llamafu.adapters.peft import CONFIG
-from llamafu.adapters.values import as_stored
-from llamafu.engine.spool import Copy, Spool
+from llamafu.adapters.file import AdapterFile, default_name
+from llamafu.adapters.gguf.values import as_stored
+from llamafu.adapters.reader import AdapterReader, is_peft_folder
+from llamafu.engine.adapter_copies import AdapterCopies, AdapterCopy
 from llamafu.errors import LoraError, LoraLoadError, LoraNotFoundError
 
 if TYPE_CHECKING:
@@ -27,25 +25,25 @@ if TYPE_CHECKING:
     import numpy as np
     from numpy.typing import NDArray
 
-    from llamafu.adapters.base import BaseModel
     from llamafu.adapters.file import Pair
+    from llamafu.adapters.gguf.base_model import BaseModel
+    from llamafu.adapters.gguf.tensor_entry import TensorEntry
     from llamafu.adapters.info import AdapterInfo
-    from llamafu.adapters.tensor_entry import TensorEntry
 
 _TICK = 2_000_000_000
-"""Nanoseconds: the coarsest clock of a file system (FAT's). Two changes within a tick may look like one."""
-_PIECE = 1 << 16
+"""Nanoseconds of the coarsest file system clock (FAT's). Two changes within a tick may have the same time stamp."""
+_CHUNK_BYTES = 1 << 16
 
 
 @dataclass(frozen=True, slots=True)
 class Content:
-    """One adapter's content, on disk in a private copy for as long as somebody refers to this."""
+    """One adapter's content; its private copy on disk stays while this object is referred to."""
 
     info: AdapterInfo
     path: Path
-    """Where it came from; what is there now may be another content."""
+    """The file or folder that it was read from, which may hold another content by now."""
     pairs: dict[str, Pair]
-    copy: Copy
+    copy: AdapterCopy
 
     @property
     def digest(self) -> str:
@@ -57,15 +55,15 @@ class Content:
         return AdapterFile(self.path, self.copy.read(), self.info, self.pairs)
 
     def fetch(self) -> None:
-        """Bring the weights from the disk into the system's memory; what is wrong with them shows when they are read."""
+        """Read the copy once, so that the system caches it; errors are left for the read that uses the weights."""
         with contextlib.suppress(LoraLoadError), self.copy.open() as file:
-            while file.read(_PIECE):
+            while file.read(_CHUNK_BYTES):
                 pass
 
     def factors(self) -> Iterator[tuple[str, NDArray[np.floating], NDArray[np.floating]]]:
-        """Read the weights a target at a time: its name, A and B, as in the file where that is F16 or F32.
+        """Yield each target's name, A and B; F16 and F32 stay as they are in the file.
 
-        So the memory that reading takes is a tensor's, not the file's: an allocator keeps what it once gave a thread.
+        A target at a time, because allocators keep what they once gave a thread: that is one tensor then, and not a whole file.
         """
         with self.copy.open() as file:
             for name, pair in self.pairs.items():
@@ -75,11 +73,11 @@ class Content:
 
 @dataclass(frozen=True, slots=True)
 class _Signature:
-    """What changes when a file, or a folder's files, are written anew."""
+    """Device, inode, size and times of a file, or of each file in a folder: they change when it is written."""
 
     stats: tuple[tuple[int, ...], ...]
     settled: bool
-    """Whether the last change is older than a tick: another one would show."""
+    """Whether the last change is older than a tick, so that another one would change the times."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -88,24 +86,25 @@ class _Entry:
     signature: _Signature | None
     info: AdapterInfo
     pairs: dict[str, Pair]
-    converted: Copy | None
-    """What a PEFT folder became."""
+    converted: AdapterCopy | None
+    """The GGUF file that a PEFT folder was converted to; None for a GGUF file."""
 
 
 class _OtherContentError(Exception):
-    """A file does not hold the content that is wanted."""
+    """The file no longer holds the registered content."""
 
 
-class Registry:
+class AdapterRegistry:
     """Registered adapters by name. Any thread; files are read outside the lock."""
 
     def __init__(self, base: BaseModel, demand: Callable[[AdapterFile], None]) -> None:
-        """`demand` raises for an adapter that fits the base but that the engine could not run."""
+        """`demand` raises for an adapter that fits the base model but that the engine cannot run."""
         self._base = base
+        self._reader = AdapterReader(base, most_kept=0)
         self._demand = demand
         self._entries: dict[str, _Entry] = {}
         self._lock = threading.Lock()
-        self._spool = Spool()
+        self._copies = AdapterCopies()
 
     def add(self, path: Path, name: str | None) -> AdapterInfo:
         """Check an adapter, a GGUF file or a PEFT folder, and register it; `LoraError` when the name is another's."""
@@ -129,16 +128,16 @@ class Registry:
             del self._entries[name]
 
     def resolve(self, name: str) -> Content:
-        """Return the content of today, which stays as it is: a file that was changed on disk is read anew.
+        """Return the file's content of now, as a private copy: a file that has changed is read and checked anew.
 
-        Raises `LoraNotFoundError`, and what `add` raises for a file that is no good any more.
+        Raises `LoraNotFoundError`, and what `add` raises for the changed file.
         """
         with self._lock:
             entry = self._known(name)
         signature, known = _signature(entry.source), entry.signature
         if signature is None or (known is not None and known.settled and signature.stats == known.stats):
             with contextlib.suppress(_OtherContentError):
-                copy = entry.converted or self._spool.hold(entry.info.digest, partial(_same_content, entry))
+                copy = entry.converted or self._copies.acquire(entry.info.digest, partial(_same_content, entry))
                 return Content(entry.info, entry.source, entry.pairs, copy)
         if signature is None:
             message = (
@@ -147,7 +146,7 @@ class Registry:
             )
             raise LoraLoadError(message)
         renewed, content = self._read(entry.source)
-        copy = renewed.converted or self._spool.hold(renewed.info.digest, lambda: [content])
+        copy = renewed.converted or self._copies.acquire(renewed.info.digest, lambda: [content])
         with self._lock:
             if self._entries.get(name) is entry:
                 self._entries[name] = renewed
@@ -159,21 +158,20 @@ class Registry:
             return self._known(name).source
 
     def infos(self) -> dict[str, AdapterInfo]:
-        """Facts of every registered adapter, by name."""
+        """The `AdapterInfo` of every registered adapter, by name."""
         with self._lock:
             return {name: entry.info for name, entry in self._entries.items()}
 
     def close(self) -> None:
         """Remove the temporary files. Idempotent."""
-        self._spool.close()
+        self._copies.close()
 
     def _read(self, path: Path) -> tuple[_Entry, bytes]:
         signature = _signature(path)
-        is_peft = path.is_dir() and (path / CONFIG).exists()
-        file = convert_folder(read_folder(path), self._base) if is_peft else read_adapter(path)
+        file = replace(self._reader.read(path), path=path)
         demand_fit(file, self._base)
         self._demand(file)
-        converted = self._spool.hold(file.digest, lambda: [file.content]) if is_peft else None
+        converted = self._copies.acquire(file.digest, lambda: [file.content]) if is_peft_folder(path) else None
         return _Entry(path, signature, file.info, file.pairs, converted), file.content
 
     def _known(self, name: str) -> _Entry:
@@ -186,14 +184,14 @@ class Registry:
 
 
 def _signature(path: Path) -> _Signature | None:
-    """Look at a file, or a folder's files; None where nothing can be looked at."""
+    """Return the signature of a file or folder; None when it cannot be examined."""
     try:
         files = sorted(path.iterdir()) if path.is_dir() else [path]
         stats = [file.stat() for file in files]
     except OSError:
         return None
     newest = max((max(stat.st_mtime_ns, stat.st_ctime_ns) for stat in stats), default=0)
-    # Times of the future are no times of now: they would have the file read again for every request.
+    # `abs`: with a time in the future the file would never count as settled, and be read for every request.
     settled = abs(time.time_ns() - newest) > _TICK
     return _Signature(tuple((s.st_dev, s.st_ino, s.st_size, s.st_mtime_ns, s.st_ctime_ns) for s in stats), settled)
 
@@ -208,13 +206,13 @@ def _stored(file: BinaryIO, entry: TensorEntry) -> NDArray[np.floating]:
 
 
 def _same_content(entry: _Entry) -> Iterator[bytes]:
-    """Read a file that should hold an entry's content, piece by piece: many threads do, and what they allocate stays theirs."""
+    """Yield an entry's file in small chunks (allocators keep what each thread took); `_OtherContentError` if it has changed."""
     digest = hashlib.sha256()
     try:
         with entry.source.open("rb", buffering=0) as file:
-            while piece := file.read(_PIECE):
-                digest.update(piece)
-                yield piece
+            while chunk := file.read(_CHUNK_BYTES):
+                digest.update(chunk)
+                yield chunk
     except OSError as error:
         raise _OtherContentError from error
     if digest.hexdigest() != entry.info.digest:

@@ -1,11 +1,11 @@
-"""What is asked of the engine: a prompt and its options."""
+"""One request to an engine: a prompt and its options."""
 
 from __future__ import annotations
 
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-from llamafu.options import Options
+from llamafu.generation.options import Options
 
 if TYPE_CHECKING:
     from collections.abc import Sequence

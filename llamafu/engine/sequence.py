@@ -1,86 +1,75 @@
-"""One request on its way: what it has computed, what it has said, and how it ended."""
+"""One request as the scheduler sees it: its tokens, what of them is computed, and its text."""
 
 from __future__ import annotations
 
 import time
-from functools import partial
 from typing import TYPE_CHECKING
 
-from llamafu.completion import Completion, FinishReason, Piece, Timings, TokenLogprob, Usage
-from llamafu.generation import activation, prompt_states
-from llamafu.text import TextAssembler
+from llamafu.engine.sequence_status import SequenceStatus
+from llamafu.generation.answer import AnswerBuilder, applied_adapters
+from llamafu.generation.completion import Completion, FinishReason, Timings, TokenLogprob
+from llamafu.lora.activation import Activation
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping, Sequence
+    from collections.abc import Sequence
 
-    from llamafu.engine.mix import Mix
+    from llamafu.engine.registry import Content
     from llamafu.engine.request import Request
-    from llamafu.engine.ticket import Ticket
-    from llamafu.grammar.constraint import Constraint
-    from llamafu.lora import State
-    from llamafu.sampling import Picker
+    from llamafu.engine.request_handle import RequestHandle
+    from llamafu.generation.grammar.constraint import Constraint
+    from llamafu.generation.sampling import TokenSampler
+    from llamafu.lora.active_set import LoraSet
 
 
 class SequenceRun:
-    """The state of a request between two steps. The engine's thread only.
+    """One request from its submission to its end. The engine's thread only.
 
-    `tokens` are the prompt's and the new ones; the first `computed` of them are in the KV memory, under `states`.
+    `tokens` are the prompt's and the new ones. The first `computed` of them are in the KV memory; `states` has the adapter
+    state that each is computed under.
     """
 
     def __init__(
         self,
         request: Request,
         prompt: Sequence[int],
-        mix: Mix,
-        ticket: Ticket,
+        lora: LoraSet[Content],
+        handle: RequestHandle,
         *,
         limit: int,
         constraint: Constraint | None = None,
     ) -> None:
         self.request = request
         self.constraint = constraint
-        self.ticket = ticket
+        self.handle = handle
         self.tokens = list(prompt)
         self.prompt_length = len(prompt)
-        self.most = min(request.max_tokens, limit - len(prompt))
-        """How many new tokens there may be."""
+        self.answer = AnswerBuilder(request, capacity=limit - len(prompt))
+        self.status = SequenceStatus.WAITING
         self.number: int | None = None
-        """Its place in the KV memory; None while it waits."""
+        """Its sequence number in the KV cache; None while it has none."""
         self.computed = 0
         self.cached = 0
-        self.suspect = False
-        """Whether it may be what made a batch's numbers infinite."""
-        self.passed = 0
+        self.times_passed = 0
         """How often a later one was started first."""
-        self.holds_adapters = False
-        self.picker: Picker | None = None
+        self.sampler: TokenSampler | None = None
+        """Made when it is started first, and kept when it is preempted."""
         self.arrived = time.perf_counter()
         self.deadline = None if request.timeout is None else self.arrived + request.timeout
         self.first_token: float | None = None
         self.last_token = self.arrived
-        self.text = TextAssembler(request.stops)
-        self.logprobs: list[TokenLogprob] = []
-        self._told = 0
-        """How many of them have gone out with a piece."""
-        self.set_mix(mix)
+        self.set_lora(lora)
 
-    def set_mix(self, mix: Mix) -> None:
-        """Take these adapters; only before it has started."""
-        self.mix = mix
+    def set_lora(self, lora: LoraSet[Content]) -> None:
+        """Set the adapters; only before it has started."""
+        self.lora = lora
         prompt = self.tokens[: self.prompt_length]
-        starts = {use.content.digest: activation(prompt, use.content.info.invocation_tokens) for use in mix.uses}
-        self.dormant = frozenset(digest for digest, start in starts.items() if start > len(prompt))
-        self._acting = frozenset(starts) - self.dormant if self.dormant else None
-        self.states = prompt_states(starts.values(), len(prompt), partial(self._state_at, starts))
-
-    def _state_at(self, starts: Mapping[str, int], place: int) -> State:
-        """State of the prompt token at `place`; `starts` has the position from which each content acts."""
-        return self.mix.state(self.mix.first, frozenset(digest for digest, start in starts.items() if start <= place))
+        self._activation = Activation(lora, prompt)
+        self.states = self._activation.prompt_states()
 
     @property
     def group(self) -> frozenset[str]:
-        """The adapters that it waits for, for fairness between them."""
-        return frozenset(use.content.digest for use in self.mix.uses)
+        """The digests of its adapters: the waiting queue takes such groups in turn."""
+        return frozenset(use.content.digest for use in self.lora.uses)
 
     @property
     def is_decoding(self) -> bool:
@@ -89,47 +78,35 @@ class SequenceRun:
 
     @property
     def new_tokens(self) -> int:
-        """How many tokens it has made."""
+        """Number of tokens that were generated."""
         return len(self.tokens) - self.prompt_length
 
     def due(self, now: float) -> bool:
-        """Whether it is to be ended before its next step: cancelled, or out of time."""
-        return self.ticket.cancelled or (self.deadline is not None and now >= self.deadline)
+        """Whether it has to end before the next step: cancelled, or past its timeout."""
+        return self.handle.cancelled or (self.deadline is not None and now >= self.deadline)
 
-    def accept(self, token: int, report: TokenLogprob | None, piece: bytes, now: float) -> FinishReason | None:
+    def accept(self, token: int, report: TokenLogprob | None, token_bytes: bytes, now: float) -> FinishReason | None:
         """Take a new token; return why it ends the sequence, None when it does not."""
         self.tokens.append(token)
-        if report is not None:
-            self.logprobs.append(report)
         if self.first_token is None:
             self.first_token = now
         self.last_token = now
-        if shown := self.text.push(piece):
-            self._tell(shown)
-        if self.text.stopped:
-            return "stop"
-        if self.new_tokens >= self.most:
-            return "length"
-        self.states.append(self.mix.state(self.mix.at(self.new_tokens), self._acting))
-        return None
-
-    def _tell(self, text: str) -> None:
-        """Hand out a piece of text, with what was reported since the last one if that was asked for."""
-        if self.request.logprobs is not None:
-            text, self._told = Piece(text, tuple(self.logprobs[self._told :])), len(self.logprobs)
-        self.ticket.tell(text)
+        if text := self.answer.add_token(token, report, token_bytes):
+            self.handle.emit(self.answer.piece(text))
+        reason = self.answer.finish_reason
+        if reason is None:
+            self.states.append(self._activation.answer_state(self.new_tokens))
+        return reason
 
     def finish(self, reason: FinishReason, now: float) -> Completion:
-        """Say the rest and return the completion."""
-        if not self.text.stopped and (rest := self.text.finish()):
-            self._tell(rest)
+        """Emit the text that was held back and return the completion."""
+        if rest := self.answer.finish():
+            self.handle.emit(self.answer.piece(rest))
         first = self.first_token or now
-        return Completion(
-            text=self.text.text,
-            tokens=tuple(self.tokens[self.prompt_length :]),
-            finish_reason=reason,
-            usage=Usage(self.prompt_length, self.new_tokens, self.cached),
+        return self.answer.completion(
+            reason,
+            prompt_tokens=self.prompt_length,
+            cached_tokens=self.cached,
             timings=Timings(first - self.arrived, now - first),
-            lora=self.mix.applied(self.dormant),
-            logprobs=None if self.request.logprobs is None else tuple(self.logprobs),
+            lora=applied_adapters(self.lora, self._activation.dormant),
         )

@@ -1,14 +1,14 @@
-"""What the engine did so far, in numbers."""
+"""Counters of an engine."""
 
 from __future__ import annotations
 
-import time
-from collections import Counter, deque
 from dataclasses import dataclass
+from typing import TYPE_CHECKING
 
-_WINDOW = 2048
-"""Times that percentiles are taken of: the last so many."""
-_RATE_SECONDS = 10.0
+if TYPE_CHECKING:
+    from collections import deque
+
+    from llamafu.engine.scheduler import Scheduler
 
 
 @dataclass(frozen=True, slots=True)
@@ -21,7 +21,7 @@ class Percentiles:
 
     @classmethod
     def of(cls, values: deque[float]) -> Percentiles:
-        """Take them, by nearest rank."""
+        """Return the percentiles of `values`, by nearest rank."""
         ordered = sorted(values)
         last = len(ordered) - 1
         return cls(*(ordered[min(last, int(share * len(ordered)))] if ordered else 0.0 for share in (0.5, 0.9, 0.99)))
@@ -38,7 +38,7 @@ class EngineStats:
     running: int
     """Requests that run now."""
     finished: int
-    """Requests that ended by themselves."""
+    """Requests that ended with "stop" or "length"."""
     cancelled: int
     """Requests that were cancelled or ran out of time."""
     failed: int
@@ -57,13 +57,13 @@ class EngineStats:
     """Rank units of the bank; `bank_units_used` of them hold an adapter."""
     bank_units_used: int
     page_ins: int
-    """Adapters that were read into the bank."""
+    """Adapters that were loaded into the bank."""
     page_in_seconds: float
-    """Time that took, in all."""
+    """Seconds that loading took, in all."""
     prefix_hits: int
-    """Requests that found a prefix of theirs computed."""
+    """Requests whose prompt began with blocks that were computed already."""
     preemptions: int
-    """Running requests that made room for older ones, to be resumed later."""
+    """How often a running request lost its KV memory to an older one, and was computed anew later."""
     mixed_steps: int
     """Decode calls whose rows had different adapters or scales."""
     plain_steps: int
@@ -71,38 +71,43 @@ class EngineStats:
     fallback_steps: int
     """Decode calls for one group of rows only, because their adapters could not be mixed with others."""
     fallback_reasons: dict[str, int]
-    """Why, and how often."""
+    """Number of these calls by reason."""
     failed_steps: int
     """Decode calls that failed; either half of their sequences was tried again, and only what fails by itself ends."""
     kernel: str
     """"compiled" (numba, the extra `fast`), "python", or "none" where every state needs a decode call of its own."""
     attention: str
-    """"compiled" where decode calls of a few rows take the attention of `fast`, else why they take libllama's."""
+    """"compiled" where decode calls of up to 512 rows take the attention of `fast`, else why they take libllama's."""
 
-
-class Recorder:
-    """Counts. The engine's thread writes; any thread may take a snapshot."""
-
-    def __init__(self) -> None:
-        self.finished = self.cancelled = self.failed = 0
-        self.prompt_tokens = self.completion_tokens = self.cached_tokens = 0
-        self.preemptions = self.mixed_steps = self.plain_steps = self.fallback_steps = self.failed_steps = 0
-        self.fallback_reasons: Counter[str] = Counter()
-        self.batch_sizes: Counter[int] = Counter()
-        self.ttft: deque[float] = deque(maxlen=_WINDOW)
-        self.itl: deque[float] = deque(maxlen=_WINDOW)
-        self._steps: deque[tuple[float, float, int]] = deque(maxlen=_WINDOW)
-
-    def step(self, began: float, sequences: int, tokens: int) -> None:
-        """Take note of one step: when it began, of how many sequences, and the new tokens it made."""
-        self.batch_sizes[sequences] += 1
-        self.completion_tokens += tokens
-        self._steps.append((began, time.perf_counter(), tokens))
-
-    def rate(self) -> float:
-        """New tokens a second, over the steps that ended in the last seconds."""
-        now = time.perf_counter()
-        recent = [step for step in list(self._steps) if step[1] > now - _RATE_SECONDS]
-        if not recent:
-            return 0.0
-        return sum(tokens for *_, tokens in recent) / max(now - recent[0][0], 1e-9)
+    @classmethod
+    def of(cls, scheduler: Scheduler, *, queued: int) -> EngineStats:
+        """Take a snapshot, on any thread; the engine's may be in the middle of a step."""
+        recorder, runtime = scheduler.recorder, scheduler.runtime
+        bank = runtime.bank
+        return cls(
+            tokens_per_second=recorder.rate(),
+            queued=queued,
+            running=len(scheduler.pool.running),
+            finished=recorder.finished,
+            cancelled=recorder.cancelled,
+            failed=recorder.failed,
+            prompt_tokens=recorder.prompt_tokens,
+            completion_tokens=recorder.completion_tokens,
+            cached_tokens=recorder.cached_tokens,
+            batch_sizes=dict(recorder.batch_sizes),
+            ttft=Percentiles.of(recorder.ttft),
+            itl=Percentiles.of(recorder.itl),
+            bank_units=bank.allocator.capacity if bank else 0,
+            bank_units_used=bank.allocator.used if bank else 0,
+            page_ins=bank.page_ins if bank else 0,
+            page_in_seconds=bank.page_in_seconds if bank else 0.0,
+            prefix_hits=scheduler.pool.kv.hits,
+            preemptions=recorder.preemptions,
+            mixed_steps=recorder.mixed_steps,
+            plain_steps=recorder.plain_steps,
+            fallback_steps=recorder.fallback_steps,
+            fallback_reasons=dict(recorder.fallback_reasons),
+            failed_steps=recorder.failed_steps,
+            kernel=runtime.plan.kernel,
+            attention=runtime.attention,
+        )

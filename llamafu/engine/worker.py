@@ -1,31 +1,31 @@
-"""The thread that a core lives on."""
+"""The engine's thread."""
 
 from __future__ import annotations
 
 import threading
 from typing import TYPE_CHECKING, TypeVar
 
-from llamafu.engine import interpreter
+from llamafu.engine import switch_interval
 from llamafu.errors import ClosedError, QueueFullError
 
 if TYPE_CHECKING:
     from collections.abc import Callable
 
-    from llamafu.engine.core import Core
+    from llamafu.engine.scheduler import Scheduler
     from llamafu.engine.sequence import SequenceRun
 
 _T = TypeVar("_T")
 _PATIENCE = 30.0
-"""Seconds that the end waits for a running step."""
+"""Seconds that `stop` waits for the running step."""
 
 
 class Worker:
-    """Runs a core's steps while there is work, and calls between them. Any thread."""
+    """Owns the thread that runs a scheduler's steps while there is work, and functions between them. Any thread."""
 
-    def __init__(self, core: Core, *, max_sequences: int, max_queue: int) -> None:
-        self._core = core
-        self._most = max_queue
-        self._room_for = max_sequences + max_queue
+    def __init__(self, scheduler: Scheduler, *, max_sequences: int, max_queue: int) -> None:
+        self._scheduler = scheduler
+        self._max_queue = max_queue
+        self._capacity = max_sequences + max_queue
         self._changed = threading.Condition()
         self._arrivals: list[SequenceRun] = []
         self._calls: list[Callable[[], None]] = []
@@ -34,27 +34,27 @@ class Worker:
         self._thread.start()
 
     def submit(self, sequences: list[SequenceRun]) -> None:
-        """Let sequences wait for their turn, all or none; `QueueFullError`, `ClosedError`."""
+        """Queue sequences, all or none; `QueueFullError`, `ClosedError`."""
         with self._changed:
-            self._demand_room(len(sequences))
+            self._demand_capacity(len(sequences))
             self._arrivals += sequences
             self._changed.notify()
 
-    def demand_room(self, count: int) -> None:
-        """Raise what `submit` would for so many sequences now, before anything is done for them."""
+    def demand_capacity(self, count: int) -> None:
+        """Raise what `submit` would for so many sequences now."""
         with self._changed:
-            self._demand_room(count)
+            self._demand_capacity(count)
 
-    def call(self, function: Callable[[Core], _T]) -> _T:
-        """Run a function between two steps, and return what it returns."""
+    def call(self, function: Callable[[Scheduler], _T]) -> _T:
+        """Run a function on the engine's thread between two steps; wait, and return or raise what it does."""
         done = threading.Event()
         outcome: list[_T] = []
         failure: list[BaseException] = []
 
         def run() -> None:
             try:
-                outcome.append(function(self._core))
-            except BaseException as error:  # noqa: BLE001 - it is raised by the caller
+                outcome.append(function(self._scheduler))
+            except BaseException as error:  # noqa: BLE001 - the calling thread raises it
                 failure.append(error)
             finally:
                 done.set()
@@ -71,38 +71,38 @@ class Worker:
             self._refuse()
         return outcome[0]
 
-    def post(self, function: Callable[[Core], None]) -> None:
-        """Run a function between two steps, before anything more is started, and wait for nothing."""
+    def post(self, function: Callable[[Scheduler], None]) -> None:
+        """Run a function on the engine's thread before the next step; do not wait."""
         with self._changed:
             self.demand_open()
-            self._calls.append(lambda: function(self._core))
+            self._calls.append(lambda: function(self._scheduler))
             self._changed.notify()
 
     def demand_open(self) -> None:
         """Raise `ClosedError` after the end, or in a forked child."""
-        self._core.room.instance.refuse_fork()
+        self._scheduler.runtime.instance.refuse_fork()
         if self._ended:
             self._refuse()
 
     def wake(self) -> None:
-        """Let the core look at what was cancelled."""
+        """Wake the thread, so that it ends cancelled requests."""
         with self._changed:
             self._changed.notify()
 
     @property
     def closed(self) -> bool:
-        """Whether it takes nothing any more."""
+        """Whether the engine was closed or has failed."""
         return self._ended
 
     @property
     def queued(self) -> int:
-        """How many requests wait."""
-        return len(self._core.waiting) + len(self._arrivals)
+        """Number of requests that wait."""
+        return len(self._scheduler.pool.waiting) + len(self._arrivals)
 
     def stop(self) -> None:
         """End every request with `ClosedError`, end the thread and free everything. Idempotent."""
-        room = self._core.room
-        if not room.instance.is_ours:
+        runtime = self._scheduler.runtime
+        if not runtime.instance.is_ours:
             return
         with self._changed:
             self._ended = True
@@ -112,32 +112,32 @@ class Worker:
 
     @property
     def _has_work(self) -> bool:
-        return bool(self._ended or self._arrivals or self._calls or self._core.busy)
+        return bool(self._ended or self._arrivals or self._calls or self._scheduler.pool.busy)
 
     def _run(self) -> None:
-        core = self._core
-        interpreter.hurry()
+        scheduler = self._scheduler
+        switch_interval.shorten_switch_interval()
         try:
             while self._next():
                 try:
-                    core.step()
-                except Exception as error:  # noqa: BLE001 - nobody knows what is left of the step
-                    core.fail_running(error)
+                    scheduler.step()
+                except Exception as error:  # noqa: BLE001 - what the step has done is unknown
+                    scheduler.fail_running(error)
         finally:
-            interpreter.rest()
+            switch_interval.restore_switch_interval()
             self._end()
 
     def _next(self) -> bool:
-        """Wait for work, take what has come; False at the end."""
+        """Wait for work, queue what was submitted and run the calls; return False once the engine is to end."""
         with self._changed:
             if not self._has_work:
-                interpreter.rest()
+                switch_interval.restore_switch_interval()
                 while not self._has_work:
                     self._changed.wait()
-                interpreter.hurry()
+                switch_interval.shorten_switch_interval()
             arrivals, self._arrivals = self._arrivals, []
             for sequence in arrivals:
-                self._core.waiting.add(sequence)
+                self._scheduler.pool.waiting.add(sequence)
             calls, self._calls = self._calls, []
         for call in calls:
             call()
@@ -150,18 +150,18 @@ class Worker:
             calls, self._calls = self._calls, []
         message = "the engine was closed"
         for sequence in arrivals:
-            sequence.ticket.end(ClosedError(message))
-        self._core.fail_all(ClosedError(message))
+            sequence.handle.end(ClosedError(message))
+        self._scheduler.fail_all(ClosedError(message))
         for call in calls:
             call()
-        self._core.room.close()
+        self._scheduler.runtime.close()
 
-    def _demand_room(self, count: int) -> None:
+    def _demand_capacity(self, count: int) -> None:
         self.demand_open()
         self._refuse_own_thread()
-        waiting, running = len(self._core.waiting) + len(self._arrivals), len(self._core.running)
-        if waiting + running + count > self._room_for:
-            message = f"{running} requests run, {waiting} of at most {self._most} wait, and {count} more came; try later"
+        waiting, running = len(self._scheduler.pool.waiting) + len(self._arrivals), len(self._scheduler.pool.running)
+        if waiting + running + count > self._capacity:
+            message = f"{running} requests run, {waiting} of at most {self._max_queue} wait, and {count} more came; try later"
             raise QueueFullError(message)
 
     def _refuse_own_thread(self) -> None:

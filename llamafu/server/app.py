@@ -1,4 +1,4 @@
-"""The application: every route, who may use it, and what looks after it while it runs."""
+"""The application: its routes behind their checks, its middleware, and the task that watches the adapters folder."""
 
 from __future__ import annotations
 
@@ -6,6 +6,7 @@ import asyncio
 import contextlib
 import logging
 from concurrent.futures import ThreadPoolExecutor
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -13,135 +14,115 @@ from starlette.applications import Starlette
 from starlette.exceptions import HTTPException
 from starlette.middleware import Middleware
 from starlette.middleware.cors import CORSMiddleware
-from starlette.responses import JSONResponse, Response
-from starlette.routing import Route
+from starlette.routing import Route as StarletteRoute
 
-from llamafu.server import operations as op
-from llamafu.server.access import Access
-from llamafu.server.adapter_routes import AdapterRoutes
-from llamafu.server.catalog import Catalog
-from llamafu.server.desk import Desk
-from llamafu.server.exchange import endpoint, refusal
-from llamafu.server.facts import Facts
-from llamafu.server.folder import AdapterFolder
-from llamafu.server.generating import Generating
-from llamafu.server.metrics import KIND, Metrics
-from llamafu.server.openapi import Entry, document
-from llamafu.server.small_routes import SmallRoutes
-from llamafu.server.uploading import Uploading
+from llamafu.server.http.access_log import Access
+from llamafu.server.http.endpoint import RequestRules, endpoint, refusal
+from llamafu.server.http.metrics import Metrics
+from llamafu.server.openapi import document
+from llamafu.server.routes.adapter_info import AdapterInfoRoute
+from llamafu.server.routes.adapter_resolver import AdapterResolver
+from llamafu.server.routes.adapters import AdapterRoutes
+from llamafu.server.routes.embeddings import EmbeddingRoute
+from llamafu.server.routes.generation import GenerationRoutes
+from llamafu.server.routes.mixer_page import MixerPage
+from llamafu.server.routes.models_and_tokens import ModelAndTokenRoutes
+from llamafu.server.routes.monitoring import MonitoringRoutes
+from llamafu.server.routes.route import Handlers
+from llamafu.server.routes.table import ROUTES
+from llamafu.server.routes.upload import UploadRoute
+from llamafu.server.storage.adapter_folder import AdapterFolder
+from llamafu.server.storage.catalog import Catalog
 from llamafu.service.errors import InvalidRequestError, NotFoundError
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator
 
     from starlette.requests import Request
-    from starlette.types import ASGIApp
+    from starlette.responses import Response
 
-    from llamafu.server.engine import ServedEngine
-    from llamafu.server.exchange import Exchange
-    from llamafu.server.keys import Guard
+    from llamafu.server.auth.keys import Guard
+    from llamafu.server.protocols import ServedEngine
     from llamafu.server.settings import Settings
 
 _LOG = logging.getLogger("llamafu.server")
 _LOOK = 1.0
-"""Seconds between two looks at the adapters folder."""
+"""Seconds between two polls of the adapters folder."""
 _THREADS = 64
-"""At most so many for what takes long: uploads that wait for each other must not keep a load of known adapters waiting."""
+"""Most threads for slow work: uploads that wait for each other must not block the loading of known adapters."""
 
 
 def make_app(engine: ServedEngine, settings: Settings, guard: Guard) -> Starlette:
     """Return the application over an engine, which stays the caller's. Adapters of the folder are registered when it starts."""
+    catalog = Catalog(engine, AdapterFolder(settings.adapters) if settings.adapters else None)
+    metrics = Metrics()
+    handlers = _handlers(engine, settings, catalog, metrics)
+    rules = RequestRules(
+        guard,
+        max_body=settings.max_body,
+        keyless=settings.no_auth,
+        origins=settings.allow_origin,
+        scale_range=engine.scale_range,
+    )
+    app = Starlette(
+        routes=[
+            StarletteRoute(path, endpoint(route.handler(handlers), route.needed, route.body, rules), methods=[route.method])
+            for route in ROUTES
+            for path in route.paths
+        ],
+        lifespan=lambda _: _running(engine, settings, catalog),
+        middleware=_middleware(settings, metrics),
+        exception_handlers={HTTPException: _unrouted},  # type: ignore[dict-item] # as documented
+    )
+    app.router.redirect_slashes = False
+    app.state.end_all = handlers.generation.end_all
+    return app
+
+
+def _handlers(engine: ServedEngine, settings: Settings, catalog: Catalog, metrics: Metrics) -> Handlers:
+    """Make the handlers of one server."""
     model = Path(settings.model)
     base = model.stem
     created = int(model.stat().st_mtime) if model.exists() else 0
-    catalog = Catalog(engine, AdapterFolder(settings.adapters) if settings.adapters else None)
-    small = SmallRoutes(engine, base=base, created=created)
-    adapters = AdapterRoutes(engine, catalog)
-    metrics = Metrics()
-    generating = Generating(engine, catalog, metrics, base=base, settings=settings)
-    uploading = Uploading(engine, catalog, limit=settings.max_upload)
-    facts = Facts(engine, catalog, model=settings.model)
-    desk = Desk(engine.scale_range)
+    adapters = AdapterResolver(engine, catalog, base=base)
+    describe = partial(document, ROUTES, scale_range=engine.scale_range, keyless=settings.no_auth)
+    return Handlers(
+        page=MixerPage(engine.scale_range),
+        monitoring=MonitoringRoutes(engine, catalog, metrics, describe),
+        models=ModelAndTokenRoutes(engine, base=base, created=created),
+        generation=GenerationRoutes(engine, adapters, metrics, base=base, settings=settings),
+        embeddings=EmbeddingRoute(engine, adapters, base=base, most_waiting=settings.max_queue),
+        adapters=AdapterRoutes(engine, catalog),
+        upload=UploadRoute(engine, catalog, limit=settings.max_upload),
+        info=AdapterInfoRoute(engine, catalog, model=settings.model),
+    )
 
-    async def prometheus(_: Exchange) -> ASGIApp:
-        uses = await asyncio.to_thread(lambda: {name: catalog.facts(name) for name in sorted(engine.adapters)})
-        return Response(metrics.text(engine.stats(), uses), media_type=KIND)
 
-    async def described(_: Exchange) -> ASGIApp:
-        return JSONResponse(document(table, scale_range=engine.scale_range, keyless=settings.no_auth))
-
-    table = [
-        Entry("GET", "/", None, desk.page, op.PAGE),
-        Entry("GET", "/desk/{file}", None, desk.file, op.DESK_FILE),
-        Entry("GET", "/health", None, small.health, op.HEALTH),
-        Entry("GET", "/openapi.json", None, described, op.DOCUMENT),
-        Entry("GET", "/metrics", "api", prometheus, op.METRICS),
-        Entry("GET", "/v1/models", "api", small.models, op.MODELS),
-        Entry("GET", "/v1/models/{name}", "api", small.model, op.MODEL),
-        Entry("GET", "/v1/auth/permission", "api", small.permission, op.PERMISSION),
-        Entry("POST", "/v1/completions", "api", generating.completions, op.COMPLETE),
-        Entry("POST", "/v1/chat/completions", "api", generating.chats, op.CHAT),
-        Entry("POST", "/v1/embeddings", "api", generating.embeddings, op.EMBED),
-        *(Entry("POST", f"/v1/{word}/encode", "api", small.encode, op.ENCODE) for word in ("token", "tokens")),
-        *(Entry("POST", f"/v1/{word}/decode", "api", small.decode, op.DECODE) for word in ("token", "tokens")),
-        *(Entry("GET", path, "api", adapters.all, op.LIST) for path in ("/v1/loras", "/v1/lora/list")),
-        *(Entry("GET", path, "api", adapters.active, op.ACTIVE) for path in ("/v1/lora", "/v1/loras/active")),
-        *(Entry("POST", path, "admin", adapters.load, op.LOAD) for path in ("/v1/lora/load", "/v1/loras/load")),
-        Entry("POST", "/v1/lora/unload", "admin", adapters.unload, op.UNLOAD),
-        Entry("DELETE", "/v1/loras/active", "admin", adapters.unload, op.UNLOAD),
-        Entry("POST", "/v1/lora/upload", "admin", uploading.upload, op.UPLOAD),
-        Entry("GET", "/v1/lora/{name}/info", "api", facts.info, op.INFO),
-        Entry("DELETE", "/v1/lora/{name}", "admin", adapters.delete, op.DELETE),
-        Entry("POST", "/v1/load_lora_adapter", "admin", adapters.add_vllm, op.ADD_VLLM),
-        Entry("POST", "/v1/unload_lora_adapter", "admin", adapters.remove_vllm, op.REMOVE_VLLM),
-        Entry("GET", "/lora-adapters", "api", adapters.numbered, op.NUMBERED),
-        Entry("POST", "/lora-adapters", "admin", adapters.set_numbered, op.SET_NUMBERED),
-    ]
-    routes = [
-        Route(
-            entry.path,
-            endpoint(
-                entry.handler,
-                entry.needed,
-                guard,
-                max_body=settings.max_body,
-                keyless=settings.no_auth,
-                origins=settings.allow_origin,
-            ),
-            methods=[entry.method],
-        )
-        for entry in table
-    ]
-
-    @contextlib.asynccontextmanager
-    async def lifespan(_: Starlette) -> AsyncIterator[None]:
-        asyncio.get_running_loop().set_default_executor(ThreadPoolExecutor(_THREADS, thread_name_prefix="llamafu-http"))
-        for _look in range(2):  # a file is told once it was seen twice
-            await asyncio.to_thread(catalog.refresh)
-        if settings.lora:
-            await asyncio.to_thread(engine.set_lora_adapters, dict(settings.lora))
-        watching = asyncio.create_task(_watch(catalog))
-        try:
-            yield
-        finally:
-            watching.cancel()
-            await asyncio.gather(watching, return_exceptions=True)
-            await asyncio.to_thread(catalog.write_uses)
-
+def _middleware(settings: Settings, metrics: Metrics) -> list[Middleware]:
+    """Return what every request passes through before its route: the log, and leave for other origins' pages."""
     middleware = [Middleware(Access, metrics)]
     if settings.allow_origin:
         methods, headers = ["GET", "POST", "DELETE"], ["Authorization", "Content-Type", "X-Api-Key", "X-Admin-Key"]
         origins = settings.allow_origin
         middleware.append(Middleware(CORSMiddleware, allow_origins=origins, allow_methods=methods, allow_headers=headers))
-    app = Starlette(
-        routes=routes,
-        lifespan=lifespan,
-        middleware=middleware,
-        exception_handlers={HTTPException: _unrouted},  # type: ignore[dict-item] # as documented
-    )
-    app.router.redirect_slashes = False
-    app.state.end_all = generating.end_all
-    return app
+    return middleware
+
+
+@contextlib.asynccontextmanager
+async def _running(engine: ServedEngine, settings: Settings, catalog: Catalog) -> AsyncIterator[None]:
+    """Register the folder's adapters, watch the folder while the application runs, and write the last uses at its end."""
+    asyncio.get_running_loop().set_default_executor(ThreadPoolExecutor(_THREADS, thread_name_prefix="llamafu-http"))
+    for _look in range(2):  # an adapter is reported once two polls saw it alike
+        await asyncio.to_thread(catalog.refresh)
+    if settings.lora:
+        await asyncio.to_thread(engine.set_lora_adapters, dict(settings.lora))
+    watching = asyncio.create_task(_watch(catalog))
+    try:
+        yield
+    finally:
+        watching.cancel()
+        await asyncio.gather(watching, return_exceptions=True)
+        await asyncio.to_thread(catalog.write_uses)
 
 
 async def _watch(catalog: Catalog) -> None:

@@ -1,8 +1,7 @@
-"""What a server is set to: by flags, by the environment, by a TOML file, each setting declared once."""
+"""The server's settings, from flags, environment variables and a TOML file; each is declared once."""
 
 from __future__ import annotations
 
-import difflib
 import ipaddress
 import math
 import os
@@ -11,15 +10,16 @@ from dataclasses import MISSING, dataclass, field, fields
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from llamafu.lora import check_scale_range
-from llamafu.server.keys import check_key
+from llamafu._util.suggestions import did_you_mean
+from llamafu.lora.scales import check_scale_range
+from llamafu.service.keys import check_key
 
 if TYPE_CHECKING:
     import argparse
     from collections.abc import Callable, Mapping
 
 PREFIX = "LLAMAFU_SERVE_"
-"""Of the environment's names: `LLAMAFU_SERVE_PORT=9000`. Lists are parted by commas."""
+"""Start of an environment variable's name, as in `LLAMAFU_SERVE_PORT=9000`. Lists are separated by commas."""
 
 
 def setting(
@@ -32,9 +32,17 @@ def setting(
     secret: bool = False,
     flags: str = "",
 ) -> Any:
-    """Declare a setting: how its text is read, what `--help` says, its default.
+    """Declare a setting as the field of a dataclass.
 
-    `many` may be given more than once; `words` are the names of the values of one that has several.
+    Args:
+        read: makes the value of its text; ValueError for a text that is not legal.
+        text: what `--help` says.
+        default: the value of a setting that is not given; without one it has to be given.
+        many: it may be given more than once, and its value is a tuple.
+        words: names of the values of a setting that has several, such as LOW and HIGH.
+        secret: it is left out of the repr.
+        flags: a short flag, such as -m.
+
     """
     metadata = {"read": read, "text": text, "many": many, "words": words, "secret": secret, "flags": flags}
     if default is MISSING:
@@ -86,7 +94,7 @@ def flag(text: str) -> bool:
     return words[text.lower()]
 
 
-def scaled(text: str) -> tuple[str, float]:
+def name_and_scale(text: str) -> tuple[str, float]:
     """Read NAME=SCALE; without a scale it is 1. The range of scales says which are legal."""
     name, sign, scale = text.rpartition("=")
     if not sign:
@@ -98,8 +106,8 @@ def scaled(text: str) -> tuple[str, float]:
         raise ValueError(message) from None
 
 
-def some(text: str) -> str:
-    """Read a text that is not empty."""
+def not_empty(text: str) -> str:
+    """Return a text; `ValueError` where it is empty."""
     if not text:
         message = "it is empty"
         raise ValueError(message)
@@ -110,23 +118,25 @@ def some(text: str) -> str:
 class Settings:
     """Every setting, checked. Its repr shows no key."""
 
-    model: str = setting(some, "GGUF model", flags="-m")
+    model: str = setting(not_empty, "GGUF model", flags="-m")
     adapters: Path | None = setting(Path, "folder of adapters, GGUF files and PEFT folders; it is watched", None)
-    lora: tuple[tuple[str, float], ...] = setting(scaled, "adapter that is active from the start, NAME[=SCALE]", (), many=True)
+    lora: tuple[tuple[str, float], ...] = setting(
+        name_and_scale, "adapter that is active from the start, NAME[=SCALE]", (), many=True
+    )
     scale_range: tuple[float, float] = setting(number, "scales that are allowed", (0.0, 1.0), words=("LOW", "HIGH"))
-    host: str = setting(some, "address to listen on", "127.0.0.1")
+    host: str = setting(not_empty, "address to listen on", "127.0.0.1")
     port: int = setting(whole(0, 65535), "port to listen on; 0 takes a free one", 8080)
     api_key: tuple[str, ...] = setting(check_key, "key that may generate", (), many=True, secret=True)
     admin_key: tuple[str, ...] = setting(check_key, "key that may do everything", (), many=True, secret=True)
     keys: Path | None = setting(Path, "file of keys, read again when it changes (default: in the user's data folder)", None)
     no_auth: bool = setting(flag, "take every request without a key; on the loopback only", default=False)
-    allow_origin: tuple[str, ...] = setting(some, "web origin that browsers may call from", (), many=True)
+    allow_origin: tuple[str, ...] = setting(not_empty, "web origin that browsers may call from", (), many=True)
     n_ctx: int = setting(whole(2), "context in tokens, shared by all sequences", 8192)
     max_sequences: int = setting(whole(1), "sequences that run at a time", 16)
     max_queue: int = setting(whole(1), "requests that may wait for their turn; more are refused with 429", 256)
     bank_rank: int = setting(whole(1), "rank units that adapters share", 128)
     threads: int | None = setting(whole(1), "threads to compute with (default: every CPU)", None)
-    library: str | None = setting(some, "libllama to use, a file or a folder (default: search)", None)
+    library: str | None = setting(not_empty, "libllama to use, a file or a folder (default: search)", None)
     max_body: int = setting(whole(1), "largest body of a request in bytes, uploads excepted", 4 * 1024 * 1024)
     max_upload: int = setting(whole(1), "largest adapter that may be uploaded, in bytes", 4 * 1024**3)
     max_prompt: int | None = setting(whole(1), "longest prompt in tokens (default: the context)", None)
@@ -135,7 +145,7 @@ class Settings:
     grace: float = setting(seconds, "seconds that running requests have to finish after SIGTERM", 30.0)
 
     def __post_init__(self) -> None:
-        """Refuse what does not go together; `ValueError`."""
+        """Refuse settings that exclude each other; `ValueError`."""
         if self.no_auth and not is_loopback(self.host):
             message = f"no_auth is for the loopback only, and host is {self.host!r}; give keys, or host 127.0.0.1"
             raise ValueError(message)
@@ -186,10 +196,10 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 def load(
     given: Mapping[str, str | list[str] | None], environment: Mapping[str, str] | None = None, config: Path | None = None
 ) -> Settings:
-    """Return the settings: flags beat the environment, that beats the file, that the defaults.
+    """Return the settings. Flags beat the environment, the environment beats the file, the file beats the defaults.
 
-    Raises `ValueError` for a value that is not legal or a name that is none, saying where it stands, `OSError` when the
-    file cannot be read.
+    Raises `ValueError` for an illegal value or an unknown name, saying where it was given, `OSError` when the file cannot
+    be read.
     """
     known = {each.name: each for each in fields(Settings)}
     found: dict[str, tuple[str, list[str]]] = {}
@@ -200,8 +210,7 @@ def load(
     ):
         for name, texts in values.items():
             if name not in known:
-                near = difflib.get_close_matches(name, known, 1)
-                hint = f"; did you mean {near[0]!r}?" if near else f" (settings: {', '.join(known)})"
+                hint = did_you_mean(name, known) or f" (settings: {', '.join(known)})"
                 message = f"{place}: {name!r} is not a setting{hint}"
                 raise ValueError(message)
             found[name] = (place, texts)

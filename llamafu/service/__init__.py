@@ -1,4 +1,4 @@
-"""LoRA as a service: list, get_active, load and unload, in this process or over HTTP (`llamafu.client`)."""
+"""Services that list, load and unload LoRA adapters: of an engine in this process, or over HTTP (`llamafu.client`)."""
 
 from llamafu.service.cards import LoraCard, LoraList
 from llamafu.service.errors import (

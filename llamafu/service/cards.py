@@ -1,4 +1,4 @@
-"""What a service says about adapters: one card each, and lists of them."""
+"""Descriptions of adapters as services return them: cards, and lists of cards."""
 
 from __future__ import annotations
 
@@ -16,19 +16,19 @@ class LoraCard:
     """Its name."""
     object: str = "lora"
     created: int = 0
-    """Unix time in seconds: when the file was last written. 0 when that is not known."""
+    """When the file was last written, in Unix seconds; 0 where that is not known."""
     owned_by: str = "llamafu"
     scaling: float | None = None
-    """Its scale in the active set, 0 included; None when it is not in it."""
+    """Its scale in the active set, which may be 0; None where it is not active."""
 
     def to_json(self) -> dict[str, Any]:
-        """Return the card as JSON has it; an inactive adapter's has no `scaling`."""
+        """Return the card as JSON; the card of an inactive adapter has no `scaling`."""
         card = {"id": self.id, "object": self.object, "created": self.created, "owned_by": self.owned_by}
         return card if self.scaling is None else {**card, "scaling": self.scaling}
 
     @classmethod
     def from_json(cls, data: Any, where: str = "", problems: list[str] | None = None) -> Self:
-        """Read a card; fields that a later version may add are passed over. Raises `InvalidRequestError`."""
+        """Read a card; unknown fields, which a later version may add, are ignored. Raises `InvalidRequestError`."""
         fields = Fields(data, where, problems)
         card = cls(
             id=fields.text("id"),
@@ -50,12 +50,12 @@ class LoraList:
     data: tuple[LoraCard, ...] = ()
 
     def to_json(self) -> dict[str, Any]:
-        """Return the list as JSON has it."""
+        """Return the list as JSON."""
         return {"object": self.object, "data": [card.to_json() for card in self.data]}
 
     @classmethod
     def from_json(cls, data: Any) -> Self:
-        """Read a list; fields that a later version may add are passed over. Raises `InvalidRequestError`."""
+        """Read a list; unknown fields, which a later version may add, are ignored. Raises `InvalidRequestError`."""
         fields = Fields(data)
         cards = tuple(
             LoraCard.from_json(item, f"data[{index}]", fields.problems) for index, item in enumerate(fields.items("data"))

@@ -1,6 +1,6 @@
-"""What a LoRA service, near or far, answers when it refuses: one exception a code.
+"""Exceptions of LoRA services, local and remote: one class for each error code.
 
-An `APIError` is no `LlamafuError`: its `.code` is the word that travels over HTTP, not a number of the library.
+An `APIError` is not a `LlamafuError`: its `.code` is the word in an HTTP error body, not a number of the library.
 """
 
 from __future__ import annotations
@@ -11,10 +11,10 @@ from llamafu import errors
 
 
 class APIError(Exception):
-    """Base of every refusal. The message is one line and holds no key.
+    """Base class of all errors of a service. The message is one line and holds no key.
 
-    `.code` is the word in an error body, `.status` the HTTP status that goes with it, or the one that came;
-    `.retry_after`: seconds after which to try again, None when that was not said.
+    `.code` is the word in an error body. `.status` is the HTTP status that was received, else the one of the code.
+    `.retry_after` is in seconds, None where the server sent none.
     """
 
     code: ClassVar[str] = "server_error"
@@ -27,7 +27,7 @@ class APIError(Exception):
 
 
 class InvalidRequestError(APIError, ValueError):
-    """The request is wrong in itself; nothing has changed. `.problems` has everything that is wrong with it."""
+    """The request is not legal; nothing has changed. `.problems` lists everything that is wrong with it."""
 
     code = "invalid_request"
     default_status = 400
@@ -51,43 +51,43 @@ class ContextLengthExceededError(InvalidRequestError):
 
 
 class AuthenticationError(APIError):
-    """No key was given, or one that is not known."""
+    """The key is missing or unknown."""
 
     code = "authentication_error"
     default_status = 401
 
 
 class PermissionDeniedError(APIError):
-    """The key is known and does not open this; changing adapters takes an admin key."""
+    """The key is known but lacks the right; changing adapters needs an admin key."""
 
     code = "permission_error"
     default_status = 403
 
 
 class NotFoundError(APIError):
-    """An adapter, a model or a route that is not there; nothing has changed."""
+    """There is no such adapter, model or route; nothing has changed."""
 
     code = "not_found"
     default_status = 404
 
 
 class RateLimitError(APIError):
-    """Too many requests at a time."""
+    """The server has too many requests."""
 
     code = "rate_limit_exceeded"
     default_status = 429
 
 
 class ServerError(APIError):
-    """The service failed, or gave no answer that can be understood."""
+    """The service failed, or its answer cannot be parsed."""
 
 
 class ServerConnectionError(ServerError, ConnectionError):
-    """The server cannot be reached, or the connection broke; what was asked for may have happened all the same."""
+    """The server cannot be reached, or the connection broke; the request may have taken effect."""
 
 
 class ServerTimeoutError(ServerError, TimeoutError):
-    """The server sent nothing for `timeout` seconds; what was asked for may have happened all the same."""
+    """The server sent nothing for `timeout` seconds; the request may have taken effect."""
 
 
 KINDS: dict[str, type[APIError]] = {
@@ -115,10 +115,10 @@ _OF_THE_LIBRARY: tuple[tuple[type[Exception], type[APIError]], ...] = (
 
 
 def as_api_error(error: Exception) -> APIError:
-    """Return what a caller of the service is told about an exception of the library.
+    """Return the exception that a caller of the service gets for an exception of the library.
 
-    Whatever is not the caller's doing is a `ServerError` with the library's message; of an exception that is not the
-    library's, which may quote anything, only the type is told.
+    Where the caller is not at fault it is a `ServerError` with the library's message. Of any other exception only the
+    type is given, since its message may quote anything.
     """
     if isinstance(error, APIError):
         return error

@@ -1,33 +1,30 @@
-"""Reading JSON objects: every problem is found before one error names them all."""
+"""Reading of JSON objects with one error for all the problems of an object."""
 
 from __future__ import annotations
 
-import difflib
 import math
-from typing import TYPE_CHECKING, Final, TypeVar
+from typing import Final, TypeVar
 
+from llamafu._util.suggestions import did_you_mean
 from llamafu.service.errors import InvalidRequestError
 
-if TYPE_CHECKING:
-    from collections.abc import Collection
-
-_MOST_TOLD, _LONGEST_NAME = 20, 40
-"""Unknown fields that are told of, and characters that are compared of each: no request costs more."""
+_MOST_TOLD = 20
+"""The most unknown fields that an error names."""
 _T = TypeVar("_T")
 
 
 class Required:
-    """Stands for the default of a field that has none."""
+    """Type of `REQUIRED`, the default of a field that must be given."""
 
 
 REQUIRED: Final = Required()
 
 
 class Fields:
-    """Takes typed values out of one JSON object and collects what is wrong with it.
+    """Reads typed values from one JSON object and collects its problems; null is read as an absent field.
 
-    Every `take` returns a value of its type even where it notes a problem, so that the reader can go on to the next
-    field; `finish` then raises. JSON's null means that the field is absent.
+    Each reading method returns a value of its type even where it notes a problem, so that the caller can read the next
+    field; `finish` then raises with all problems.
     """
 
     def __init__(self, data: object, where: str = "", problems: list[str] | None = None) -> None:
@@ -63,23 +60,19 @@ class Fields:
             return value
         return self._missing_or(name, value, "true or false", default, fallback=False)
 
-    def whole(self, name: str, default: int | Required = REQUIRED, *, low: int | None = None, high: int | None = None) -> int:
-        """Take a whole number within limits."""
+    def whole(self, name: str, default: int | Required = REQUIRED) -> int:
+        """Take a whole number."""
         value = self.take(name)
-        sound = isinstance(value, int) and not isinstance(value, bool)
-        if isinstance(value, int) and sound and (low is None or value >= low) and (high is None or value <= high):
+        if isinstance(value, int) and not isinstance(value, bool):
             return value
-        return self._missing_or(name, value, f"a whole number{limits(low, high)}", default, 0)
+        return self._missing_or(name, value, "a whole number", default, 0)
 
-    def number(
-        self, name: str, default: float | Required = REQUIRED, *, low: float | None = None, high: float | None = None
-    ) -> float:
-        """Take a finite number within limits."""
+    def number(self, name: str, default: float | Required = REQUIRED) -> float:
+        """Take a finite number."""
         value = self.take(name)
-        number = as_number(value)
-        if number is not None and (low is None or number >= low) and (high is None or number <= high):
+        if (number := as_number(value)) is not None:
             return number
-        return self._missing_or(name, value, f"a finite number{limits(low, high)}", default, 0.0)
+        return self._missing_or(name, value, "a finite number", default, 0.0)
 
     def items(self, name: str) -> list[object]:
         """Take a list; a missing one is a problem, an empty one is not."""
@@ -96,13 +89,12 @@ class Fields:
         """What a message calls the field, such as `loras[0].name`."""
         return f"{self._where}.{name}" if self._where else name
 
-    def refuse_others(self, others: Collection[str] = ()) -> None:
-        """Note every field that was neither taken nor is one of `others`."""
-        known = sorted({*self._taken, *others})
+    def refuse_others(self) -> None:
+        """Note a problem for every field that was not read."""
+        known = sorted(self._taken)
         strange = [name for name in self._data if name not in known]
         for name in strange[:_MOST_TOLD]:
-            near = difflib.get_close_matches(str(name)[:_LONGEST_NAME], known, 1)
-            hint = f"; did you mean {near[0]!r}?" if near else ""
+            hint = did_you_mean(name, known)
             self.problems.append(f"{self.path(shown(name))} is not a field{hint} (fields: {', '.join(known)})")
         if len(strange) > _MOST_TOLD:
             self.problems.append(f"and {len(strange) - _MOST_TOLD} more are none")
@@ -131,21 +123,14 @@ def as_number(value: object) -> float | None:
     return number if math.isfinite(number) else None
 
 
-def limits(low: float | None, high: float | None) -> str:
-    """Return limits in words, empty without any."""
-    if low is not None and high is not None:
-        return f" from {low:g} to {high:g}"
-    return f" of at least {low:g}" if low is not None else f" of at most {high:g}" if high is not None else ""
-
-
 def shown(value: object) -> str:
-    """Return a value for a message: as it is when that is short, else what it is."""
+    """Return a value for a message: its repr where that is short, else its JSON type."""
     text = repr(value)
     return text if len(text) <= 60 and not isinstance(value, dict | list) else kind_of(value)  # noqa: PLR2004 - one glance
 
 
 def kind_of(value: object) -> str:
-    """Return JSON's word for what a value is."""
+    """Return the name of a value's JSON type."""
     words: tuple[tuple[type | tuple[type, ...], str], ...] = (
         (bool, "true or false"),
         ((int, float), "a number"),

@@ -1,4 +1,4 @@
-"""`LoraService`: one interface for the adapters of an engine in this process and of a server far away."""
+"""`LoraService`: one interface for the adapters of a local engine and of a remote server."""
 
 from __future__ import annotations
 
@@ -18,39 +18,39 @@ if TYPE_CHECKING:
 
 
 class LoraService(ABC):
-    """Lists adapters and says which act. Every method raises an `APIError` of the kind that tells why, and is thread-safe."""
+    """Lists adapters and sets which are active. Thread-safe; every failure is an `APIError` of the class of its cause."""
 
     @abstractmethod
     def list(self) -> LoraList:
-        """Return every adapter there is; the active ones have a `scaling`. A plain api key is shown the active ones alone."""
+        """Return every adapter; the active ones have a `scaling`. A plain api key gets the active ones only."""
 
     @abstractmethod
     def get_active(self) -> LoraList:
-        """Return the adapters that act when a request names none."""
+        """Return the adapters that a request without `lora` uses."""
 
     @abstractmethod
     def load(self, request: LoraLoadRequest) -> LoraLoadResponse:
         """Replace the active set in one step.
 
-        Where some of the adapters exist, the set becomes these, and the answer names both kinds. Where none does it is a
-        `NotFoundError`; a bad scaling, a name that comes twice or an empty list is an `InvalidRequestError`. After an
-        error the set is as before; after a `ServerConnectionError` or a `ServerTimeoutError` it may be either.
+        The new set has those of the adapters that exist; the answer names these and the missing ones. If none exists it is
+        a `NotFoundError`; an illegal scaling, a repeated name or an empty list is an `InvalidRequestError`. An error leaves
+        the set as it was, except that after a `ServerConnectionError` or a `ServerTimeoutError` it may be the new one.
         """
 
     @abstractmethod
     def unload(self) -> None:
-        """Empty the active set; requests run on the base model. No error when it is empty already."""
+        """Empty the active set, so that requests use the base model. No error where it is empty already."""
 
     @contextmanager
     def using(self, request: LoraLoadRequest) -> Iterator[LoraLoadResponse]:
-        """Load `request` for a `with` block; the set of before comes back, also after an error.
+        """Load `request` for a `with` block, then restore the earlier set, also after an error.
 
-        Adapters of it that were deleted meanwhile are left out.
+        Adapters of the earlier set that were deleted meanwhile are left out.
         """
         before = self.get_active()
         try:
             response = self.load(request)
-        except ServerError:  # it may have been loaded all the same
+        except ServerError:  # the new set may have been loaded
             with contextlib.suppress(APIError):
                 self._restore(before)
             raise
@@ -70,15 +70,15 @@ class LoraService(ABC):
 
 
 class AsyncLoraService(ABC):
-    """`LoraService`, awaited."""
+    """`LoraService` with awaited methods."""
 
     @abstractmethod
     async def list(self) -> LoraList:
-        """Return every adapter there is, see `LoraService.list`."""
+        """Return every adapter, see `LoraService.list`."""
 
     @abstractmethod
     async def get_active(self) -> LoraList:
-        """Return the adapters that act when a request names none."""
+        """Return the adapters that a request without `lora` uses."""
 
     @abstractmethod
     async def load(self, request: LoraLoadRequest) -> LoraLoadResponse:
@@ -90,7 +90,7 @@ class AsyncLoraService(ABC):
 
     @asynccontextmanager
     async def using(self, request: LoraLoadRequest) -> AsyncIterator[LoraLoadResponse]:
-        """Load `request` for an `async with` block; the set of before comes back, also after an error or a cancel."""
+        """Load `request` for an `async with` block, then restore the earlier set, also after an error or a cancel."""
         before = await self.get_active()
         try:
             response = await self.load(request)
@@ -114,6 +114,6 @@ class AsyncLoraService(ABC):
 
 
 def restoring(before: LoraList) -> LoraLoadRequest | None:
-    """Return the request that brings a set back, None for the empty set."""
+    """Return the request that restores a set, None for the empty set."""
     loras = tuple(LoraLoadInfo(card.id, 1.0 if card.scaling is None else card.scaling) for card in before.data)
     return LoraLoadRequest(loras) if loras else None

@@ -1,4 +1,4 @@
-"""Asking a service for a set of adapters, and its answer."""
+"""Requests to load a set of adapters, and their answers."""
 
 from __future__ import annotations
 
@@ -15,19 +15,19 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True, slots=True)
 class LoraLoadInfo:
-    """One adapter that is asked for."""
+    """One adapter of a load request."""
 
     name: str
     scaling: float = 1.0
-    """Strength; 0 is the base model. What is legal beside that is the engine's `scale_range`."""
+    """Factor of the adapter's change to the model, within the engine's `scale_range`; 0 is no change."""
 
     def to_json(self) -> dict[str, Any]:
-        """Return it as JSON has it; a scaling of 0 stays there."""
+        """Return it as JSON, also with a scaling of 0."""
         return {"name": self.name, "scaling": self.scaling}
 
     @classmethod
     def from_json(cls, data: object, where: str = "", problems: list[str] | None = None) -> Self:
-        """Read it; a field that is not known is a problem. Raises `InvalidRequestError` with every problem."""
+        """Read it. Raises `InvalidRequestError` with every problem; an unknown field is one."""
         fields = Fields(data, where, problems)
         info = cls(name=fields.text("name"), scaling=fields.number("scaling", 1.0))
         fields.refuse_others()
@@ -38,17 +38,17 @@ class LoraLoadInfo:
 
 @dataclass(frozen=True, slots=True)
 class LoraLoadRequest:
-    """The whole set that is to be active.
+    """The complete set that is to become active.
 
-    `skip_queue`: queued requests that have not started take the new set too. Without it they keep the set of their
-    arrival. Running ones always keep theirs.
+    `skip_queue`: True applies the new set to queued requests too, which otherwise keep the set of their arrival. Running
+    requests always keep theirs.
     """
 
     loras: tuple[LoraLoadInfo, ...]
     skip_queue: bool = False
 
     def __post_init__(self) -> None:
-        """Any sequence will do for `loras`."""
+        """Make a tuple of any sequence that was given as `loras`."""
         object.__setattr__(self, "loras", tuple(self.loras))
 
     @classmethod
@@ -57,12 +57,12 @@ class LoraLoadRequest:
         return cls(tuple(LoraLoadInfo(name, scale) for name, scale in scales.items()), skip_queue)
 
     def to_json(self) -> dict[str, Any]:
-        """Return the request as JSON has it."""
+        """Return the request as JSON."""
         return {"loras": [info.to_json() for info in self.loras], "skip_queue": self.skip_queue}
 
     @classmethod
     def from_json(cls, data: object) -> Self:
-        """Read and check a request; a field that is not known is a problem. Raises `InvalidRequestError` with every problem."""
+        """Read and check a request. Raises `InvalidRequestError` with every problem; an unknown field is one."""
         fields = Fields(data)
         loras = tuple(
             LoraLoadInfo.from_json(item, f"loras[{index}]", fields.problems) for index, item in enumerate(fields.items("loras"))
@@ -75,7 +75,7 @@ class LoraLoadRequest:
         return request
 
     def problems(self) -> tuple[str, ...]:
-        """Say what no service would take: no adapter, one twice, an empty name, a scaling that is no finite number."""
+        """Describe what no service takes: no adapter, a repeated or an empty name, a scaling that is not a finite number."""
         if not self.loras:
             return ("loras is empty; name at least one adapter, or unload to have none",)
         found = []
@@ -97,18 +97,18 @@ class LoraLoadRequest:
 
 @dataclass(frozen=True, slots=True)
 class LoraLoadResponse:
-    """Names of what is active now, and of what was not found, both in the order of the request."""
+    """Names of the adapters that are active now and of those not found, both in the order of the request."""
 
     success: tuple[str, ...] = ()
     failure: tuple[str, ...] = ()
 
     def to_json(self) -> dict[str, Any]:
-        """Return the answer as JSON has it."""
+        """Return the answer as JSON."""
         return {"success": list(self.success), "failure": list(self.failure)}
 
     @classmethod
     def from_json(cls, data: object) -> Self:
-        """Read an answer; fields that a later version may add are passed over. Raises `InvalidRequestError`."""
+        """Read an answer; unknown fields, which a later version may add, are ignored. Raises `InvalidRequestError`."""
         fields = Fields(data)
         lists = {}
         for name in ("success", "failure"):

@@ -6,7 +6,7 @@ from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any, Protocol
 
 from llamafu.errors import InvalidScaleError, LlamafuError
-from llamafu.lora import check_scale
+from llamafu.lora.scales import check_scale
 from llamafu.service.cards import LoraCard, LoraList
 from llamafu.service.errors import InvalidRequestError, NotFoundError, as_api_error
 from llamafu.service.interface import LoraService
@@ -20,29 +20,29 @@ if TYPE_CHECKING:
 
 
 class AdapterEngine(Protocol):
-    """What `LocalLoraService` needs of an engine. All of it may be called from any thread."""
+    """The part of an engine that `LocalLoraService` uses. All of it is thread-safe."""
 
     @property
     def adapters(self) -> Mapping[str, Any]:
-        """Facts of every registered adapter by name."""
+        """Every registered adapter by name."""
 
     @property
     def active_lora_adapters(self) -> Mapping[str, float]:
-        """The active set as {name: scale}, scales of 0 included as given."""
+        """The active set as {name: scale}, with the scales of 0."""
 
     @property
     def scale_range(self) -> tuple[float, float]:
         """Lowest and highest legal scale."""
 
     def adapter_path(self, name: str) -> Path:
-        """Where the file of a registered adapter is; `LoraNotFoundError` for a name that is not registered."""
+        """Return the file of a registered adapter. Raises LoraNotFoundError for any other name."""
 
     def set_lora_adapters(self, scales: Mapping[str, float], *, include_queued: bool = False) -> None:
-        """Replace the active set whole or not at all; `include_queued`: for requests that wait for their start too."""
+        """Replace the active set, wholly or not at all; `include_queued` applies it to waiting requests too."""
 
 
 class LocalLoraService(LoraService):
-    """The service over an engine in this process. It holds no state of its own; any number may share an engine."""
+    """The service of an engine in this process. It has no state, so any number of them may share an engine."""
 
     def __init__(self, engine: AdapterEngine) -> None:
         self._engine = engine
@@ -80,7 +80,7 @@ class LocalLoraService(LoraService):
             self._engine.set_lora_adapters({})
 
     def _check_scales(self, request: LoraLoadRequest) -> None:
-        """Look at every scale, those of adapters that do not exist too: a bad request is bad whatever is registered."""
+        """Check every scale, also those of unknown adapters, so that legality does not depend on what is registered."""
         problems = []
         for index, info in enumerate(request.loras):
             try:
@@ -96,13 +96,13 @@ class LocalLoraService(LoraService):
     def _created(self, name: str) -> int:
         try:
             return int(self._engine.adapter_path(name).stat().st_mtime)
-        except (OSError, LlamafuError):  # deleted a moment ago
+        except (OSError, LlamafuError):  # the file was deleted meanwhile
             return 0
 
 
 @contextmanager
 def _translated() -> Iterator[None]:
-    """Raise what the engine raises as the `APIError` that says the same."""
+    """Turn the engine's exceptions into the `APIError` of the same meaning."""
     try:
         yield
     except LlamafuError as error:

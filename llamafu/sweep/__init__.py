@@ -1,4 +1,4 @@
-"""Sweeping: the same prompts at many scales and mixes of adapters, and how far each one moves the model."""
+"""Sweeps: answers to the same prompts under many mixes of adapters, and each mix's KL divergence from the base."""
 
 from llamafu.sweep.divergence import divergences
 from llamafu.sweep.mixes import MOST_ANSWERS, label, mixes

@@ -1,10 +1,10 @@
-"""How far one next-token distribution is from another."""
+"""KL divergence between the next-token distributions of two mixes."""
 
 from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
-from llamafu.sampling import log_softmax
+from llamafu.generation.sampling import log_softmax
 
 if TYPE_CHECKING:
     import numpy as np
@@ -15,8 +15,8 @@ if TYPE_CHECKING:
 def divergences(base: Logits, mixed: Logits) -> tuple[float, ...]:
     """Return KL(base || mixed) of each row in nats, at least 0; equal rows give exactly 0. Both are [places, n_vocab].
 
-    It is the sum of p (ln p - ln q) over the vocabulary, where p and q are the softmax of the row in `base` and in
-    `mixed`: by how many nats the mix expects the base's own choice less, on average. ln 2 nats are one bit.
+    The divergence is the sum of p (ln p - ln q) over the vocabulary, where p is the softmax of the row in `base` and q that
+    of the row in `mixed`. ln 2 nats are one bit.
     """
     return tuple(_divergence(one, other) for one, other in zip(base, mixed, strict=True))
 
@@ -25,4 +25,4 @@ def _divergence(base: Logits, mixed: Logits) -> float:
     import numpy as np
 
     p, q = log_softmax(base), log_softmax(mixed)
-    return max(0.0, float(np.exp(p) @ (p - q)))  # rounding may leave nearly equal rows just below 0
+    return max(0.0, float(np.exp(p) @ (p - q)))  # rounding can make it slightly negative for nearly equal rows

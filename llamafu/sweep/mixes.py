@@ -1,4 +1,4 @@
-"""Which adapters at which scales: the columns of a sweep before it runs."""
+"""Mixes of adapters for a sweep: {adapter name: scale}."""
 
 from __future__ import annotations
 
@@ -9,14 +9,14 @@ if TYPE_CHECKING:
     from collections.abc import Iterable, Sequence
 
 MOST_ANSWERS = 1000
-"""A sweep of more answers than this is refused: it would take hours, and nobody reads the table."""
+"""Most answers of a sweep; more would take hours and make a table that nobody reads."""
 
 
 def mixes(names: Sequence[str], scales: Iterable[float], *, grid: bool = False) -> list[dict[str, float]]:
     """Return each adapter alone at each scale, or with `grid` every combination of scales of all the adapters.
 
-    A scale of 0 leaves the adapter out. What is then empty is the base, which every sweep has anyway, so it is left out
-    too. Raises ValueError when a grid has more than `MOST_ANSWERS` combinations.
+    An adapter at scale 0 is left out of its mix, and so is an empty mix, since every sweep has the base anyway. Raises
+    ValueError when a grid has more than `MOST_ANSWERS` combinations.
     """
     steps = list(dict.fromkeys(scales))
     if not grid:
@@ -33,7 +33,7 @@ def mixes(names: Sequence[str], scales: Iterable[float], *, grid: bool = False) 
 
 
 def check_size(prompts: int, mixes: int) -> None:
-    """Raise ValueError when so many prompts under so many mixes, the base among them, are too many answers."""
+    """Raise ValueError if these numbers of prompts and of mixes with the base make more than `MOST_ANSWERS` answers."""
     if prompts * mixes > MOST_ANSWERS:
         message = (
             f"{prompts * mixes} answers are too many (prompts: {prompts}, mixes with the base: {mixes}); "
@@ -43,5 +43,5 @@ def check_size(prompts: int, mixes: int) -> None:
 
 
 def label(mix: dict[str, float]) -> str:
-    """A mix in words: "base", "pirate 0.5", "pirate 0.8 + shout 0.4"."""
+    """Return a mix as text: "base", "pirate 0.5", "pirate 0.8 + shout 0.4"."""
     return " + ".join(f"{name} {scale:g}" for name, scale in mix.items()) or "base"

@@ -1,4 +1,4 @@
-"""A sweep as one HTML page that needs nothing beside itself: no script, no font, no picture, no network."""
+"""A sweep as one self-contained HTML page: without scripts, and without any other file or network access."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ if TYPE_CHECKING:
 
 _HEIGHT, _STEP = 28, 4
 _WIDEST = 96
-"""Bars of a curve; a longer answer has each bar stand for several tokens, and show the largest of them."""
+"""Most bars of a curve; for a longer answer each bar shows the largest value of several tokens."""
 
 
 def page(sweep: Sweep) -> str:
@@ -54,7 +54,7 @@ def _facts(sweep: Sweep) -> str:
 
 
 def _overview(sweep: Sweep) -> str:
-    """One line a mix: the mean over all prompts."""
+    """Return the table of each mix's mean over all prompts."""
     means = [sweep.mean_kl(index) for index in range(len(sweep.mixes))]
     rows = "".join(
         f'<tr><th scope="row">{_mix(mix)}</th><td><span class="bar">{_bar(mean, max(means))}</span></td></tr>'
@@ -67,7 +67,7 @@ def _overview(sweep: Sweep) -> str:
 
 
 def _section(sweep: Sweep, index: int) -> str:
-    """One prompt: a row a mix."""
+    """Return the table of one prompt, with a row for each mix."""
     largest = max(answer.mean_kl for answer in sweep.answers)
     peak = max(kl for answer in sweep.answers for kl in answer.kls)
     rows = "".join(_row(answer, sweep.places[index], largest, peak) for answer in sweep.to(index))
@@ -98,7 +98,7 @@ def _mix(mix: dict[str, float]) -> str:
 
 
 def _number(value: float) -> str:
-    return "0" if value == 0 else f"{value:.3f}" if value >= 0.0005 else f"{value:.0e}"  # noqa: PLR2004 - what rounds to 0.001
+    return "0" if value == 0 else f"{value:.3f}" if value >= 0.0005 else f"{value:.0e}"  # noqa: PLR2004 - the least number that rounds to 0.001
 
 
 def _bar(value: float, largest: float) -> str:
@@ -107,7 +107,7 @@ def _bar(value: float, largest: float) -> str:
 
 
 def _curve(kls: Sequence[float], places: Sequence[str], peak: float) -> str:
-    """One bar a token, or several tokens, as SVG; each bar names its token and value when it is pointed at."""
+    """Return bars for one or several tokens each as SVG; the tooltip of a bar has its tokens and value."""
     bars = list(_bars(kls, places, peak))
     width = len(bars) * _STEP
     return (

@@ -1,4 +1,4 @@
-"""Running a sweep: every prompt under every mix."""
+"""Runs a sweep: answers every prompt under every mix and measures the divergence from the base."""
 
 from __future__ import annotations
 
@@ -11,17 +11,18 @@ from llamafu.sweep.mixes import check_size
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping, Sequence
 
-    from llamafu.completion import Completion, FinishReason
-    from llamafu.lora import LoraAdapter
-    from llamafu.model import Llamafu
-    from llamafu.options import LoraScales, OptionArguments
+    from llamafu.generation.completion import Completion, FinishReason
+    from llamafu.generation.options import OptionArguments
+    from llamafu.lora.handles import LoraAdapter
+    from llamafu.lora.scales import LoraScales
+    from llamafu.model.llamafu import Llamafu
 
     _Mix = Mapping[str, float] | Mapping[LoraAdapter, float] | Mapping[LoraAdapter | str, float]
 
 
 @dataclass(frozen=True, slots=True)
 class SweptAdapter:
-    """An adapter that took part: its name, SHA-256 of its content, and the name of its file or folder."""
+    """An adapter of a sweep: its name, the SHA-256 of its content, and the name of its file or folder."""
 
     name: str
     digest: str
@@ -32,10 +33,9 @@ class SweptAdapter:
 class Answer:
     """One prompt answered under one mix, {adapter name: scale}; {} is the base.
 
-    `kls` holds KL(base || mix) in nats at each place of the base's own answer, which the mix is made to say: at its
-    first token, which both choose after the same prompt, and so on. `kl` is the first of them, `mean_kl` their mean.
-    An answer that is empty because the base ends at once has one place. `tokens_per_second` leaves the prompt and the
-    first token out, and is None when there is no second one.
+    `kls` has KL(base || mix) in nats at each token of the base's answer: both models get the prompt and the tokens of that
+    answer so far. `kl` is the first of them, `mean_kl` their mean. Where the base's answer is empty there is one value, for
+    the token after the prompt. `tokens_per_second` excludes the prompt and the first token, and is None without a second one.
     """
 
     prompt: str
@@ -51,9 +51,9 @@ class Answer:
 
 @dataclass(frozen=True, slots=True)
 class Sweep:
-    """What a sweep found. `answers` go prompt by prompt, and within a prompt in the order of `mixes`, the base first.
+    """Result of a sweep. `answers` are ordered by prompt, and within a prompt as `mixes`, of which the base is the first.
 
-    `places` holds, for each prompt, the text of every token of the base's answer: where the `kls` belong.
+    `places` has, for each prompt, the text of every token of the base's answer, to which the values of `kls` belong.
     """
 
     model: str
@@ -69,12 +69,12 @@ class Sweep:
     answers: tuple[Answer, ...]
 
     def to(self, prompt: int) -> tuple[Answer, ...]:
-        """Answers to the prompt of this index, in the order of `mixes`."""
+        """Return the answers to the prompt of this index, in the order of `mixes`."""
         count = len(self.mixes)
         return self.answers[prompt * count : (prompt + 1) * count]
 
     def mean_kl(self, mix: int) -> float:
-        """Mean KL of the mix of this index, in nats, over every place of all prompts."""
+        """Return the mean KL of the mix of this index, in nats, over all tokens of all prompts."""
         kls = [kl for answer in self.answers[mix :: len(self.mixes)] for kl in answer.kls]
         return sum(kls) / len(kls)
 
@@ -90,23 +90,27 @@ def sweep(
     seed: int = 0,
     watch: Callable[[int, int], None] | None = None,
 ) -> Sweep:
-    """Answer every prompt by the base and under every mix, and measure how far each mix is from the base.
+    """Answer every prompt with the base and under every mix, and measure the KL divergence of each mix from the base.
 
-    A mix is {adapter or name: scale}. The adapters must be loaded; the active set plays no part and is left alone.
-    `chat` asks each prompt as a user's message. All answers have the same `seed`; at temperature 0 it is not used.
-    `watch` is called before each answer with its number, from 0, and how many there will be. Runs in the calling
-    thread; generations of other threads take turns with it. Raises ValueError for more than `MOST_ANSWERS` answers, no
-    prompt or an empty one, and what `Llamafu.complete` raises; unknown names and scales out of range before the first
-    answer.
+    It runs in the calling thread; generations of other threads alternate with it. The active set is neither used nor
+    changed.
+
+    llm: the model, with the adapters of all mixes loaded.
+    prompts: at least one, none empty.
+    mixes: each is {adapter or name: scale}; equal ones are answered once.
+    chat: True asks each prompt as a user's message, False continues it as plain text.
+    max_tokens: most new tokens of each answer.
+    temperature: as in `Options`; 0 always takes the likeliest token.
+    seed: of every answer; without effect at temperature 0.
+    watch: called before each answer with its index, from 0, and the number of answers.
+
+    Raises ValueError for more than `MOST_ANSWERS` answers and for illegal prompts, and what `Llamafu.complete` raises.
+    Unknown names and scales out of range are errors before the first answer.
     """
     if isinstance(prompts, str) or not prompts or not all(isinstance(prompt, str) and prompt for prompt in prompts):
         message = f"prompts={prompts!r} is not a list of one prompt or more, none of them empty"
         raise ValueError(message)
-    known = [_checked(llm, mix) for mix in mixes]
-    distinct: dict[frozenset[tuple[str, float]], dict[str, float]] = {frozenset(): {}}
-    for mix in known:
-        distinct.setdefault(frozenset(mix.items()), mix)
-    kept = list(distinct.values())
+    kept = _distinct([_checked(llm, mix) for mix in mixes])
     check_size(len(prompts), len(kept))
     runner = _Runner(llm, {"max_tokens": max_tokens, "temperature": temperature, "seed": seed}, chat=chat)
     answers: list[Answer] = []
@@ -137,7 +141,7 @@ def sweep(
 
 
 class _Runner:
-    """Answers one prompt after the other; the base's answer comes first and is what the mixes are made to say."""
+    """Answers one prompt at a time: first with the base, then with mixes, which are measured on the base's answer."""
 
     def __init__(self, llm: Llamafu, options: OptionArguments, *, chat: bool) -> None:
         self._llm = llm
@@ -145,20 +149,22 @@ class _Runner:
         self._chat = chat
 
     def take(self, prompt: str) -> None:
-        """Make `prompt` the one to answer, and find what the base says."""
+        """Set the prompt, and generate the base's answer and its logits."""
         llm = self._llm
         self._prompt = prompt
         self._tokens = llm.tokenize_chat(_message(prompt)) if self._chat else llm.tokenize(prompt)
         self._base = self._complete({})
-        self._said = self._base.tokens[:-1]  # nothing is asked for after the last one
-        self._logits = llm.next_logits(self._tokens, self._said, lora={})
-        model = llm._instance.model  # noqa: SLF001 - a token's own text, which has its leading space
-        self.places = tuple(model.piece(token, special=True).decode("utf-8", "replace") for token in self._base.tokens) or ("",)
+        self._base_tokens = self._base.tokens[:-1]  # no logits are needed after the last token
+        self._logits = llm.next_logits(self._tokens, self._base_tokens, lora={})
+        model = llm._session.instance.model  # noqa: SLF001 - the text of a single token with its leading space
+        self.places = tuple(
+            model.token_bytes(token, special=True).decode("utf-8", "replace") for token in self._base.tokens
+        ) or ("",)
 
     def answer(self, mix: dict[str, float]) -> Answer:
         """Answer the prompt under `mix`."""
         completion = self._complete(mix) if mix else self._base
-        logits = self._llm.next_logits(self._tokens, self._said, lora=_scales(mix)) if mix else self._logits
+        logits = self._llm.next_logits(self._tokens, self._base_tokens, lora=_scales(mix)) if mix else self._logits
         kls = divergences(self._logits, logits)
         later, seconds = completion.usage.completion_tokens - 1, completion.timings.completion
         return Answer(
@@ -180,13 +186,21 @@ class _Runner:
         return self._llm.complete(self._prompt, **options)
 
 
+def _distinct(mixes: Sequence[dict[str, float]]) -> list[dict[str, float]]:
+    """Return the base and each further mix once."""
+    found: dict[frozenset[tuple[str, float]], dict[str, float]] = {frozenset(): {}}
+    for mix in mixes:
+        found.setdefault(frozenset(mix.items()), mix)
+    return list(found.values())
+
+
 def _message(prompt: str) -> list[dict[str, str]]:
     return [{"role": "user", "content": prompt}]
 
 
 def _library(llm: Llamafu) -> str:
-    """What the libllama in use says of itself, or where older builds say nothing, its file's name."""
-    library = llm._instance.model.library  # noqa: SLF001 - only read
+    """Return the version of the libllama in use, or of an older build without one its file's name."""
+    library = llm._session.instance.model.library  # noqa: SLF001 - only read
     return f"libllama {library.version}" if library.version else library.path.name
 
 
@@ -195,6 +209,6 @@ def _scales(mix: _Mix) -> LoraScales:
 
 
 def _checked(llm: Llamafu, mix: _Mix) -> dict[str, float]:
-    """The mix by first names, with scales that a call would take."""
-    scales = llm._lora_set(_scales(mix)).first  # noqa: SLF001 - the same checks as a call's
-    return {adapter.name: scale for adapter, scale in scales.items()}
+    """Return the mix as {name: scale}, checked as a call checks it."""
+    lora = llm._adapters.lora_set(_scales(mix))  # noqa: SLF001 - the same checks as a call's
+    return {use.name: scale for use, scale in zip(lora.uses, lora.first, strict=True)}

@@ -1,4 +1,4 @@
-"""What a sweep's page looks like: light and dark as the reader's system is, a table on a desk, cards on a phone."""
+"""Style sheet of a sweep's page: light or dark as the system is, a table on wide screens, cards on narrow ones."""
 
 STYLE = """
 :root {

@@ -19,12 +19,13 @@ import time
 from pathlib import Path
 from typing import Any
 
-from damaged_models import Damage
+from helpers.damaged_models import Damage
 
 from llamafu import Llamafu
-from llamafu._native import families, first_open, model_check
-from llamafu._native.finding import find
+from llamafu._native import first_open, model_check
+from llamafu._native.abi import families
 from llamafu.errors import LlamafuError
+from llamafu.libraries.discovery import find
 
 _SLOWEST = 30.0
 """Seconds for one file, on a machine that does other things too."""

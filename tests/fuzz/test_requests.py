@@ -8,9 +8,9 @@ import shutil
 
 import httpx
 import numpy as np
-from bombarding import Beside, bombard
-from served import API, served
-from wild_requests import KINDS, wild_requests
+from helpers.bombarding import Beside, bombard, in_flight
+from helpers.served import API, served
+from helpers.wild_requests import KINDS, wild_requests
 
 SEED = int(os.environ.get("LLAMAFU_FUZZ_SEED", "1"))
 COUNT = int(os.environ.get("LLAMAFU_FUZZ_COUNT", "0")) or 12 * len(KINDS)
@@ -22,13 +22,16 @@ def test_no_request_ends_or_holds_up_the_server(real, tiny_model, tiny_adapter_a
     with served(tiny_model, *flags) as server:
         assert server.url, server.log
         with Beside(server.url) as beside:
-            counts, wrong, longest = bombard(server.url, wild_requests(SEED, COUNT))
+            counts, wrong, flights = bombard(server.url, wild_requests(SEED, COUNT))
         after = httpx.post(f"{server.url}/v1/completions", json={"prompt": "a", "max_tokens": 1}, headers={"X-Api-Key": API})
         alive = server.process.poll() is None
     gaps = np.sort(beside.gaps) * 1000
+    longest = max(ended - began for began, ended, _ in flights)
     lines = [
         f"seed {SEED}: {COUNT} requests, the longest {longest:.2f} s; between two tokens of a plain stream beside them:",
         f"  p50 {np.median(gaps):.1f}, p99 {np.quantile(gaps, 0.99):.1f}, at most {gaps[-1]:.1f} ms of {len(gaps)}",
+        "  in flight beside the longest of these gaps:",
+        *(f"    {line}" for line in in_flight(flights, beside.longest)),
         *(f"  {kind:<22}{dict(statuses)}" for kind, statuses in counts.items()),
     ]
     with capsys.disabled():

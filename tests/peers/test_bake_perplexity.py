@@ -10,13 +10,14 @@ from functools import cache
 import numpy as np
 import pytest
 from gguf import GGMLQuantizationType as Kind
-from test_bake import PIRATE, ggml, requantised  # noqa: F401 - a fixture
+from helpers.baked_models import PIRATE, ggml  # noqa: F401 - a fixture
+from helpers.requantising import requantised
 
 from llamafu import Engine, Llamafu
 from llamafu.adapters import bake
-from llamafu.calibration_text import _QUESTIONS
-from llamafu.chat import render
+from llamafu.baking.calibration_data import _QUESTIONS
 from llamafu.engine import Request
+from llamafu.generation.chat_template import render
 
 WINDOW = 512
 FEWEST = 3500  # tokens of each text: the paired difference then has a standard error of 0.3 to 0.5 %
@@ -62,7 +63,7 @@ def texts(models):
     help_text = "\n\n".join(topics[name] for name in sorted(topics))[20000:60000]
     with Llamafu(models[Kind.Q4_0], n_ctx=WINDOW) as llm:
         help_tokens = llm.tokenize(help_text)
-        prompts = [render(llm._instance.model, [{"role": "user", "content": question}]) for question in QUESTIONS]
+        prompts = [render(llm._session.instance.model, [{"role": "user", "content": question}]) for question in QUESTIONS]
         asked = [llm.tokenize(prompt) for prompt in prompts]
     freely = {"temperature": 1.0, "top_k": 0, "top_p": 1.0, "min_p": 0.0, "max_tokens": 180}
     with Engine(models[Kind.Q4_0], max_sequences=len(QUESTIONS), n_ctx=8192, n_threads=2) as engine:
@@ -91,8 +92,8 @@ def surprise(path, adapters, texts):
     """Return the negative log likelihood of every token that counts, {text: [tokens]}."""
     found = {}
     with Llamafu(path, n_ctx=WINDOW, n_batch=WINDOW, type_k="f32", type_v="f32", flash_attn="off", n_threads=2) as llm:
-        native = {llm._registry.native(llm.load_lora_adapter(path)): scale for path, scale in adapters.items()}
-        context = llm._instance.context
+        native = {llm._adapters.native(llm.load_lora_adapter(path)): scale for path, scale in adapters.items()}
+        context = llm._session.instance.context
         context.set_adapters(native)
         for name, windows in texts.items():
             rows = []
@@ -133,7 +134,7 @@ CASES = [
 def test_perplexity_is_within_one_per_cent(off, kind, text):
     """Rounding to the nearest misses it: by 13 % and 96 % at Q4_0, by 1.1 ± 0.2 % and 1.2 ± 0.3 % at Q8_0.
 
-    Matrices that do not make good what went before (`foretold` zero) miss it by 4 to 7 % at Q4_0, as decision 0023 says.
+    Matrices that do not make good what went before (`correction` zero) miss it by 4 to 7 % at Q4_0, as decision 0023 says.
     """
     share, error = off(kind)[text]
     assert abs(share) < 0.01, (share, error)

@@ -8,14 +8,14 @@ import peft
 import pytest
 import torch
 from gguf import GGUFReader
-from test_combine import GOLDENS, golden_options, golden_sources, probe
-from test_convert import HEADS, HIDDEN, KV_HEADS, SIZES, WIDE, base_of
+from helpers.merge_cases import GOLDENS, golden_options, golden_sources, probe
+from helpers.peft_folders import HEADS, HIDDEN, KV_HEADS, SIZES, WIDE, base_of
 from transformers import LlamaConfig, LlamaForCausalLM, Qwen2Config, Qwen2ForCausalLM
 
 from llamafu.adapters import convert_peft, export_peft, merge_adapters
-from llamafu.adapters.combine import merge_for_base
-from llamafu.adapters.methods import METHODS, keeps_ranks_apart
-from llamafu.adapters.safetensors import read_safetensors, safetensors_bytes
+from llamafu.adapters.merge.merge import merge_for_base
+from llamafu.adapters.merge.methods import METHODS, MergeOptions
+from llamafu.adapters.peft.safetensors import read_safetensors, safetensors_bytes
 
 SHAPE = {
     "vocab_size": 96,
@@ -87,8 +87,7 @@ def peft_sum(architecture, weights, **options):
 
 
 def ours(architecture, weights, output, form="gguf", **options):
-    chosen = dict.fromkeys(("rank", "density", "seed")) | options
-    merge_for_base(weights, output, base=base_of(architecture), form=form, **chosen)
+    merge_for_base(weights, output, MergeOptions(**options), base=base_of(architecture), form=form)
     return output
 
 
@@ -120,15 +119,15 @@ CASES = [(0.7, 0.3), (1.0, -0.5), (-0.4, 1.6)]
 @pytest.mark.parametrize("method", METHODS)
 def test_methods(method, weights, tmp_path, masks):
     """Seven targets and four, strengths 2 and 3; ranks differ where they may."""
-    ranks = (4, 4) if keeps_ranks_apart(method) else (4, 2)
+    ranks = (4, 4) if METHODS[method].needs_equal_ranks else (4, 2)
     folders = (
         train(model_of("qwen2"), tmp_path / "one", 1, r=ranks[0], lora_alpha=8, target_modules=list(ALL)),
         train(model_of("qwen2"), tmp_path / "two", 2, r=ranks[1], lora_alpha=3 * ranks[1], target_modules=list(ALL[:4])),
     )
     given = dict(zip(folders, weights, strict=True))
-    options = {"density": 0.6} if "density" in METHODS[method] else {}
+    options = {"density": 0.6} if "density" in METHODS[method].options else {}
     wanted = peft_sum("qwen2", given, combination_type=method, **options)
-    seed = {"seed": 7} if "seed" in METHODS[method] else {}
+    seed = {"seed": 7} if "seed" in METHODS[method].options else {}
     assert_same(changes_in(ours("qwen2", given, tmp_path / "out.gguf", method=method, **options, **seed)), wanted)
     assert bool(masks) == bool(seed)
 
@@ -148,7 +147,7 @@ def test_goldens_are_pefts(method, tmp_path, masks):
         assert found[name] == pytest.approx(numbers, rel=TOLERANCE), name
 
 
-@pytest.mark.parametrize("method", [method for method in METHODS if "rank" in METHODS[method]])
+@pytest.mark.parametrize("method", [method for method in METHODS if "rank" in METHODS[method].options])
 @pytest.mark.parametrize("rank", [1, 3, 64])
 def test_ranks_of_the_svd(method, rank, tmp_path, masks):
     """64 is the smaller side of most matrices: nothing is cut there."""
@@ -156,9 +155,9 @@ def test_ranks_of_the_svd(method, rank, tmp_path, masks):
         train(model_of("qwen2"), tmp_path / "one", 1, r=4, lora_alpha=8, target_modules=list(ALL[3:])): 0.7,
         train(model_of("qwen2"), tmp_path / "two", 2, r=2, lora_alpha=3, target_modules=["up_proj", "down_proj"]): 0.5,
     }
-    options = {"density": 0.5} if "density" in METHODS[method] else {}
+    options = {"density": 0.5} if "density" in METHODS[method].options else {}
     wanted = peft_sum("qwen2", given, combination_type=method, svd_rank=rank, **options)
-    seed = {"seed": 7} if "seed" in METHODS[method] else {}
+    seed = {"seed": 7} if "seed" in METHODS[method].options else {}
     assert_same(changes_in(ours("qwen2", given, tmp_path / "o.gguf", method=method, rank=rank, **options, **seed)), wanted)
 
 

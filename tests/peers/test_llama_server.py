@@ -11,7 +11,7 @@ import time
 
 import httpx
 import pytest
-from served import ADMIN, served
+from helpers.served import ADMIN, served
 
 PROGRAM = os.environ.get("LLAMAFU_LLAMA_SERVER") or shutil.which("llama-server")
 pytestmark = pytest.mark.skipif(PROGRAM is None, reason="needs llama-server, on the path or in LLAMAFU_LLAMA_SERVER")

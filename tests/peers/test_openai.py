@@ -8,14 +8,14 @@ from typing import Literal
 import openai
 import pydantic
 import pytest
-import test_docs
+from helpers import doc_pages
+from helpers.refusing import BUSY, NARROW, REFUSED, assert_refused, full_queue
+from helpers.served import ADMIN, API, running, served, wait_for
 from openai import AsyncOpenAI, OpenAI
-from refusing import BUSY, NARROW, REFUSED, assert_refused, full_queue
-from served import ADMIN, API, running, served, wait_for
 
 HI = [{"role": "user", "content": "hello"}]
 GREEDY = {"temperature": 0, "max_tokens": 8}
-desk = test_docs.desk  # a fixture
+desk = doc_pages.desk  # a fixture
 EXCEPTIONS = {
     400: openai.BadRequestError,
     401: openai.AuthenticationError,
@@ -253,10 +253,10 @@ def test_a_full_queue_is_a_rate_limit_and_retried(real, tiny_model):
 
 def test_the_page_of_clients(desk):
     """`make test` runs it without its part about this package."""
-    page = test_docs.ROOT / "docs" / "clients.md"
+    page = doc_pages.ROOT / "docs" / "clients.md"
     assert "from openai import" in page.read_text("utf-8")
-    with test_docs.served(page, desk) as address:
-        test_docs.run_page(page, address)
+    with doc_pages.served(page, desk) as address:
+        doc_pages.run_page(page, address)
 
 
 # -- asyncio ------------------------------------------------------------------------------------------------------

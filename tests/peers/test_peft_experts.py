@@ -11,9 +11,9 @@ import sys
 from pathlib import Path
 
 import dev
-import expert_adapters
 import numpy as np
 import pytest
+from helpers import expert_adapters
 
 from llamafu.adapters import convert_peft, inspect_adapter, read_adapter
 from llamafu.errors import InvalidAdapterFileError

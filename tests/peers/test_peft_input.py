@@ -12,11 +12,11 @@ from safetensors.torch import load_file
 from tiny_hf import MODELS, make_model, write_gguf
 
 from llamafu.adapters import read_base
-from llamafu.adapters.convert import convert_folder
-from llamafu.adapters.folder import read_folder
-from llamafu.adapters.hf_config import MODEL_TYPES, read_any_base
-from llamafu.adapters.peft import HARMLESS, READ, REFUSED
-from llamafu.adapters.pickled import read_pickled
+from llamafu.adapters.peft.config_fields import HARMLESS, READ, REFUSED
+from llamafu.adapters.peft.convert import convert_folder
+from llamafu.adapters.peft.folder import read_folder
+from llamafu.adapters.peft.hf_config import MODEL_TYPES, read_any_base
+from llamafu.adapters.peft.torch_pickle import read_pickled
 from llamafu.errors import InvalidAdapterFileError
 
 FIELDS = {field.name for field in dataclasses.fields(LoraConfig)}

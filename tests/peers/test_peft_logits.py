@@ -15,9 +15,10 @@ from safetensors.torch import save_file
 from tiny_hf import EXPERTS, HIDDEN, MODELS, WIDE, make_model, write_gguf
 
 from llamafu import Llamafu
-from llamafu.adapters import convert_peft, inspect_adapter, pieces
-from llamafu.adapters.architectures import ARCHITECTURES
-from llamafu.adapters.peft import PeftConfig
+from llamafu.adapters import convert_peft, inspect_adapter
+from llamafu.adapters.peft import factor_mapping
+from llamafu.adapters.peft.architectures import ARCHITECTURES
+from llamafu.adapters.peft.config import PeftConfig
 
 TOKENS = [0, 40, 76, 105, 112, 112, 36, 90, 115, 260, 261, 33, 17, 200, 4, 255, 300, 301, 77]
 DIFFERENCE, DIVERGENCE = 1e-3, 1e-6
@@ -76,8 +77,8 @@ def write_adapter(kind, folder, **options):
 def our_logits(path, folder):
     """Logits of the model with the adapter in `folder` (None: without), by the public way of loading it."""
     with Llamafu(path, n_ctx=128, n_threads=1, flash_attn="off", type_k="f32", type_v="f32") as llm:
-        adapters = {} if folder is None else {llm._registry.native(llm.load_lora_adapter(folder)): 1.0}
-        context = llm._instance.context
+        adapters = {} if folder is None else {llm._adapters.native(llm.load_lora_adapter(folder)): 1.0}
+        context = llm._session.instance.context
         context.set_adapters(adapters)
         context.decode(TOKENS, 0, all_logits=True)
         return np.array([context.logits(i) for i in range(len(TOKENS))], "f8")
@@ -184,7 +185,7 @@ def test_a_wrong_alpha_is_seen(kind, model, tmp_path, monkeypatch):
 def test_wrong_rows_are_seen(kind, model, tmp_path, monkeypatch):
     """Models whose q and k are reordered, taken for others, and the other way round."""
     architecture = MODELS[kind][0]
-    wrong = ARCHITECTURES[architecture]._replace(neighbours=not ARCHITECTURES[architecture].neighbours)
+    wrong = ARCHITECTURES[architecture]._replace(interleaved_rope=not ARCHITECTURES[architecture].interleaved_rope)
     monkeypatch.setitem(ARCHITECTURES, architecture, wrong)
     assert broken(kind, model, tmp_path) == (kind != "phi3")  # whose q and k are one matrix, which no rule of these names
 
@@ -192,5 +193,5 @@ def test_wrong_rows_are_seen(kind, model, tmp_path, monkeypatch):
 @pytest.mark.parametrize("kind", PARAMETERS, indirect=True)
 def test_exchanged_experts_are_seen(kind, model, tmp_path, monkeypatch):
     """Gate taken for up, and up for gate."""
-    monkeypatch.setitem(pieces._PARAMETERS, "gate_up_proj", ("up_proj", "gate_proj"))
+    monkeypatch.setitem(factor_mapping._PARAMETERS, "gate_up_proj", ("up_proj", "gate_proj"))
     assert broken(kind, model, tmp_path)

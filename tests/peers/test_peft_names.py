@@ -10,7 +10,8 @@ from tiny_hf import HIDDEN, make_model, write_gguf
 from transformers import AutoConfig, AutoModel, AutoModelForImageTextToText
 
 from llamafu.adapters import convert_peft, inspect_adapter, merge_adapters, read_adapter, read_base
-from llamafu.adapters.combine import merge_for_base
+from llamafu.adapters.merge.merge import merge_for_base
+from llamafu.adapters.merge.methods import MergeOptions
 from llamafu.errors import InvalidAdapterFileError
 
 
@@ -87,8 +88,8 @@ def test_every_layer_is_converted(made, tmp_path):
 def test_peft_loads_what_is_merged(made, tmp_path):
     """With no warning of keys that are missing, and with the sum of both changes."""
     make, base, changes = made
-    options = {"method": "cat", "rank": None, "density": None, "seed": None}
-    merge_for_base({tmp_path / "a": 0.5, tmp_path / "b": -1.0}, tmp_path / "merged", base=base, form="peft", **options)
+    options = MergeOptions(method="cat")
+    merge_for_base({tmp_path / "a": 0.5, tmp_path / "b": -1.0}, tmp_path / "merged", options, base=base, form="peft")
     for name in "ab":
         convert_peft(tmp_path / name, tmp_path / f"{name}.gguf", base=base, dtype="f32")
     merge_adapters({tmp_path / "a.gguf": 0.5, tmp_path / "b.gguf": -1.0}, tmp_path / "of-files", method="cat")

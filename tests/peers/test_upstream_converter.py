@@ -8,7 +8,7 @@ import subprocess
 import sys
 
 import pytest
-from test_architectures import GOLDENS, MODELS, base_of, tensor_digest, write_model_folder
+from helpers.model_folders import GOLDENS, MODELS, base_of, tensor_digest, write_model_folder
 from tiny_hf import make_model
 
 from llamafu.adapters import convert_peft

@@ -3,7 +3,7 @@
 Every finished answer is held to its cold reference: the same adapters' contents in a `Llamafu`, made to say the same
 tokens. What the engine reported as a token's log probability must be the reference's, and a greedy token the
 reference's choice, within what company in a batch may shift. To see it fail: use a neighbour's units in `Bank.units`,
-leave out `bank.release` or `kv.close` in `Core._end`, or drop `_admit` from `Core.step`.
+leave out `bank.release` or `kv.close` in `SequencePool.end`, or drop `_admit` from `Scheduler.step`.
 """
 
 import ctypes
@@ -23,10 +23,10 @@ import pytest
 
 from llamafu import Engine, Llamafu
 from llamafu.adapters import export_peft
-from llamafu.engine import Request, Ticket
+from llamafu.engine import Request, RequestHandle
 from llamafu.errors import LlamafuError, LoraError, QueueFullError
-from llamafu.example_adapters import example_adapters
-from llamafu.example_model import example_model
+from llamafu.examples.adapters import example_adapters
+from llamafu.examples.model import example_model
 
 BOUND = 120.0
 """Seconds within which every request ends, whatever happens around it."""
@@ -62,7 +62,7 @@ class Asked:
     """A request under way, and what is known of it."""
 
     request: Request
-    ticket: Ticket
+    ticket: RequestHandle
     digests: dict
     since: float
 
@@ -89,7 +89,7 @@ class Soak:
             n_threads=1,
             **EXACT,
         )
-        self.ends = self.engine._room.instance.model.end_tokens
+        self.ends = self.engine._runtime.instance.model.end_tokens
         self.prefixes = [self.tokens(150), self.tokens(70), self.tokens(20)]
         self.here = {}  # digest of each registered name
         self.open, self.counts = [], {}
@@ -298,15 +298,16 @@ class Soak:
     def demand_empty(self):
         """Nothing runs: no unit is in use, and without what is kept for others no token is in the memory."""
 
-        def look(core):
-            while core.kv.evict_one():
+        def look(scheduler):
+            while scheduler.pool.kv.evict_one():
                 pass
-            pager = core.room.bank.pager
-            users = sum(resident.users for resident in pager._residents.values())
-            return core.kv.used, len(core.kv._free), len(core.kv._known), users, set(pager.pinned), len(core.waiting)
+            allocator = scheduler.runtime.bank.allocator
+            users = sum(resident.users for resident in allocator._residents.values())
+            kv, waiting = scheduler.pool.kv, len(scheduler.pool.waiting)
+            return kv.used, len(kv._free), len(kv._known), users, set(allocator.pinned), waiting
 
         engine = self.engine
-        numbers = engine._room.instance.context.n_seq_max
+        numbers = engine._runtime.instance.context.n_seq_max
         assert engine._worker.call(look) == (0, numbers, 0, 0, set(), 0)
         stats = engine.stats()
         assert (stats.running, stats.queued) == (0, 0)

@@ -1,0 +1,123 @@
+"""Second step of the verification: what the library's default-parameter functions write.
+
+Both functions return a struct by value. On x86-64 (System V) such a return is a hidden pointer argument, so
+the function can be called with a buffer that was prefilled, twice with different bytes: the bytes that are equal
+after both calls were written. That set of offsets, and known defaults at a family's offsets, tell layouts apart.
+"""
+
+from __future__ import annotations
+
+import platform
+import struct
+import sys
+from dataclasses import dataclass
+from typing import Any
+
+_BUFFER_BYTES = 512
+"""More than either struct has."""
+_FUNCTIONS = {"llama_model_params": "llama_model_default_params", "llama_context_params": "llama_context_default_params"}
+
+# Values that some release has had as its default; a field that is not here may have any.
+_KNOWN: dict[str, tuple[float, ...]] = {
+    "n_ctx": (512, 0),
+    "n_batch": (2048,),
+    "n_ubatch": (512,),
+    "n_seq_max": (1,),
+    "n_rs_seq": (0,),
+    "n_outputs_max": (0,),
+    "n_outputs_max_per_seq": (0, 1),
+    "ctx_type": (0,),
+    "rope_scaling_type": (-1,),
+    "pooling_type": (-1,),
+    "attention_type": (-1,),
+    "flash_attn_type": (-1, 0),
+    "rope_freq_base": (0.0,),
+    "rope_freq_scale": (0.0,),
+    "yarn_ext_factor": (-1.0,),
+    "yarn_attn_factor": (-1.0, 1.0),
+    "yarn_beta_fast": (-1.0, 32.0),
+    "yarn_beta_slow": (-1.0, 1.0),
+    "yarn_orig_ctx": (0,),
+    "type_k": (1,),
+    "type_v": (1,),
+    "split_mode": (1,),
+    "main_gpu": (0,),
+    "load_mode": (-1, 0, 1),
+    "lazy_mode": (0, 1),
+}
+
+
+@dataclass(frozen=True, slots=True)
+class Fingerprint:
+    """Bytes of the two default structs, and which of them were written (None where that cannot be told)."""
+
+    defaults: dict[str, bytes]
+    written: dict[str, frozenset[int] | None]
+
+    def mismatches(self, ffi: Any) -> list[str]:
+        """Return why the family `ffi` does not fit; empty when it does."""
+        return [problem for name in _FUNCTIONS for problem in self._struct_mismatches(ffi, name)]
+
+    def _struct_mismatches(self, ffi: Any, name: str) -> list[str]:
+        """Return why one of the two structs does not fit the family `ffi`."""
+        kind = ffi.typeof(f"struct {name}")
+        size = ffi.sizeof(kind)
+        problems = []
+        covered: set[int] = set()
+        for field_name, field in kind.fields:
+            width = ffi.sizeof(field.type)
+            covered.update(range(field.offset, field.offset + width))
+            raw = self.defaults[name][field.offset : field.offset + width]
+            if (wrong := _implausible(field_name, field.type, raw)) is not None:
+                problems.append(f"{name}.{field_name} at offset {field.offset} would be {wrong}")
+        written = self.written[name]
+        if written is not None:
+            if missing := covered - written:
+                problems.append(f"{name}: byte {min(missing)} belongs to a field but is never written")
+            if beyond := {offset for offset in written if offset >= size}:
+                problems.append(f"{name}: {size} bytes in this family, but the library writes up to byte {max(beyond)}")
+        return problems
+
+
+def take(library_path: str) -> Fingerprint:
+    """Call both functions of the library at `library_path`; run this in a child process only."""
+    import cffi
+
+    raw = cffi.FFI()
+    raw.cdef(
+        f"typedef struct {{ uint8_t bytes[{_BUFFER_BYTES}]; }} buffer;"
+        + "".join(f"buffer {function}(void);" for function in _FUNCTIONS.values())
+    )
+    lib = raw.dlopen(library_path)
+    defaults: dict[str, bytes] = {}
+    written: dict[str, frozenset[int] | None] = {}
+    by_pointer = platform.machine() in {"x86_64", "AMD64"} and sys.platform in {"linux", "darwin"}
+    for name, function in _FUNCTIONS.items():
+        if not by_pointer:
+            defaults[name], written[name] = bytes(raw.buffer(raw.new("buffer *", getattr(lib, function)()))), None
+            continue
+        call = raw.cast("void *(*)(void *)", raw.addressof(lib, function))
+        samples = []
+        for prefill in (0x5A, 0xA5):
+            buffer = raw.new(f"uint8_t[{_BUFFER_BYTES}]", bytes([prefill]) * _BUFFER_BYTES)
+            call(buffer)
+            samples.append(bytes(raw.buffer(buffer)))
+        defaults[name] = samples[0]
+        written[name] = frozenset(i for i, (a, b) in enumerate(zip(*samples, strict=True)) if a == b)
+    return Fingerprint(defaults, written)
+
+
+def _implausible(name: str, kind: Any, raw: bytes) -> str | None:
+    """Return the value as text if no release has had it as the default of a field of this name, else None."""
+    if kind.kind == "pointer":
+        value = int.from_bytes(raw, "little")
+        # Pointers are NULL by default; older builds point devices and callbacks nowhere either.
+        return hex(value) if value else None
+    if kind.cname == "_Bool":
+        return str(raw[0]) if raw[0] > 1 else None
+    if kind.cname == "float":
+        number: float = struct.unpack("<f", raw)[0]
+    else:
+        number = int.from_bytes(raw, "little", signed=True)
+    known = _KNOWN.get(name)
+    return str(number) if known is not None and number not in known else None

@@ -1,0 +1,1 @@
+"""What libllama's graph is made of, seen through the evaluation callback."""

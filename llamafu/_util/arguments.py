@@ -1,0 +1,42 @@
+"""Checks of arguments, each with one wording of its error."""
+
+from __future__ import annotations
+
+import math
+
+
+def check_whole(name: str, value: object, *, low: float | None = None, high: float | None = None) -> None:
+    """Raise ValueError unless `value`, the argument `name`, is a whole number within the limits. None is no limit."""
+    if isinstance(value, int) and not isinstance(value, bool) and _within(value, low, high):
+        return
+    message = f"{name}={value!r} is not a whole number{'' if low is None else f' {range_text(low, high)}'}"
+    raise ValueError(message)
+
+
+def check_number(name: str, value: object, *, low: float | None = None, high: float | None = None, above: bool = False) -> None:
+    """Raise ValueError unless `value`, the argument `name`, is a finite number within the limits.
+
+    `above` leaves `low` itself out. None is no limit.
+    """
+    is_number = isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value)
+    if is_number and _within(value, low, high) and not (above and value == low):  # type: ignore[arg-type] # is_number says it
+        return
+    message = f"{name}={value!r} is not a number {range_text(low, high, above=above)}"
+    raise ValueError(message)
+
+
+def range_text(low: float | None, high: float | None, *, above: bool = False) -> str:
+    """Return the limits as they follow "a number": "from 0 to 1", "of at least 0", "above 0" or "that is finite"."""
+    if low is None:
+        return "that is finite"
+    if high is not None:
+        return f"from {_shown(low)} to {_shown(high)}"
+    return f"{'above' if above else 'of at least'} {_shown(low)}"
+
+
+def _within(value: float, low: float | None, high: float | None) -> bool:
+    return (low is None or value >= low) and (high is None or value <= high)
+
+
+def _shown(limit: float) -> str:
+    return f"{limit:g}" if isinstance(limit, float) else str(limit)

@@ -1,0 +1,39 @@
+"""JSON's null in what clients send: a field that is null is absent, at every depth."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+_DATA = frozenset({"const", "default", "enum", "example", "examples"})
+"""Keywords of JSON Schema under which null is a value like any other."""
+_FREE = frozenset({"arguments", "lora", "logit_bias"})
+"""Fields whose values have keys that the caller chose: null may mean something there."""
+_BY_NAME = frozenset({"properties", "patternProperties", "dependentSchemas", "$defs", "definitions"})
+"""Objects of JSON Schema whose keys are names that the caller chose, and no keywords."""
+
+_PLAIN = frozenset({str, int, float, bool, type(None)})
+
+
+def without_nulls(value: Any) -> Any:
+    """Return `value` without fields that are null, mappings as dicts and sequences as lists; elements of lists stay.
+
+    What is data and not a field stays as it is: `const`, `default`, `enum` and `examples` of a schema, the arguments of a
+    tool call, the scales of `lora`.
+    """
+    return _clean(value, names=False)
+
+
+def _clean(value: Any, *, names: bool) -> Any:
+    """Return `value` without nulls; with `names`, its own keys are names that the caller chose."""
+    if isinstance(value, Mapping):
+        return {
+            key: item if not names and key in _DATA | _FREE else _clean(item, names=not names and key in _BY_NAME)
+            for key, item in value.items()
+            if item is not None or (not names and key in _DATA)
+        }
+    if isinstance(value, list | tuple):
+        if _PLAIN.issuperset(map(type, value)):  # a million token ids are not looked at one by one
+            return list(value)
+        return [_clean(item, names=False) for item in value]
+    return value

@@ -1,0 +1,1 @@
+"""Measuring and comparing adapters: norms, similarities, plots."""

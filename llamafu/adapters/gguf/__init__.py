@@ -1,0 +1,1 @@
+"""GGUF files: reading, writing, tensor types, shards."""

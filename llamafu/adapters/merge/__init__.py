@@ -1,0 +1,1 @@
+"""Merging adapters into one, by every method."""

@@ -1,0 +1,1 @@
+"""PEFT and MLX folders: reading, converting to GGUF and back."""

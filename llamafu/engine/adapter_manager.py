@@ -1,0 +1,128 @@
+"""An engine's adapters: which are registered, which are active, and which a request's `lora` means."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from llamafu.adapters.peft.config import CONFIG
+from llamafu.errors import LoraError, LoraIncompatibleError
+from llamafu.lora.active_set import LoraSet, LoraUse
+from llamafu.lora.scales import check_scale
+
+if TYPE_CHECKING:
+    import os
+    from collections.abc import Mapping, Sequence
+
+    from llamafu.adapters.file import AdapterFile
+    from llamafu.adapters.info import AdapterInfo
+    from llamafu.engine.registry import AdapterRegistry, Content
+    from llamafu.engine.runtime import EngineRuntime
+    from llamafu.engine.scheduler import Scheduler
+    from llamafu.engine.worker import Worker
+    from llamafu.lora.scales import LoraScales
+
+
+class AdapterManager:
+    """Resolves names to contents, keeps the active set, and asks the engine's thread to move adapters. Any thread."""
+
+    def __init__(
+        self, registry: AdapterRegistry, runtime: EngineRuntime, worker: Worker, scale_range: tuple[float, float]
+    ) -> None:
+        self._registry = registry
+        self._runtime = runtime
+        self._worker = worker
+        self._scale_range = scale_range
+        self.active: dict[str, float] = {}
+        """Scale by name, for requests with `lora=None`."""
+
+    def add(self, path: Path, name: str | None) -> AdapterInfo:
+        """Check and register a GGUF file or a PEFT folder."""
+        self._worker.demand_open()
+        return self._registry.add(path, name)
+
+    def add_folder(self, path: str | os.PathLike[str] | None) -> None:
+        """Register every GGUF file and PEFT folder of a folder, if there is one; NotADirectoryError where it is none."""
+        if path is None:
+            return
+        folder = Path(path)
+        if not folder.is_dir():
+            message = f"adapters_dir={str(folder)!r} is no folder; make it, or leave it out"
+            raise NotADirectoryError(message)
+        for entry in sorted(folder.iterdir()):
+            if entry.suffix == ".gguf" or (entry / CONFIG).exists():
+                self.add(entry, None)
+
+    def infos(self) -> dict[str, AdapterInfo]:
+        """What is registered, by name."""
+        self._worker.demand_open()
+        return self._registry.infos()
+
+    def remove(self, name: str) -> None:
+        """Forget a name, and unpin its content; `LoraError` while it is active."""
+        self._worker.demand_open()
+        if name in self.active:
+            message = f"{name!r} is in the active set ({self.active}); set another with set_lora_adapters first"
+            raise LoraError(message)
+        self._registry.remove(name)
+        self._worker.call(lambda scheduler: scheduler.runtime.unpin_all_but(self._digests()))
+
+    def pin(self, name: str) -> None:
+        """Read a content into the bank and keep it there."""
+        content = self._registry.resolve(name)
+        self.read_ahead([content])
+
+        def pin(scheduler: Scheduler) -> None:
+            scheduler.runtime.unpin_all_but(self._digests())  # a file that was changed had another content when it was pinned
+            scheduler.runtime.pin(name, content)
+
+        self._worker.call(pin)
+
+    def set_active(self, scales: Mapping[str, float], *, include_queued: bool) -> None:
+        """Replace the active set; with `include_queued` also for requests that follow it and have not started."""
+        self._worker.demand_open()
+        checked = {name: check_scale(scale, self._scale_range, repr(name)) for name, scale in scales.items()}
+        lora = self.lora_set(checked)
+        self.active = checked
+        if include_queued:
+            self._worker.post(lambda scheduler: scheduler.retarget(lora))  # `call` would wait for the running step
+
+    def read_ahead(self, contents: Sequence[Content]) -> None:
+        """Read adapters into the bank, if it can hold them, for a share of each step; return when they are there."""
+        while self._worker.call(lambda scheduler: scheduler.read_ahead(contents)):
+            pass
+
+    def lora_set(self, lora: LoraScales | Mapping[str, float] | None) -> LoraSet[Content]:
+        """Resolve names to the contents of now; what can never run raises here, before it is queued."""
+        scales = self.active if lora is None else lora
+        if not hasattr(scales, "items"):
+            message = f"lora={scales!r} is no mapping of names to scales; give {{name: scale}}, or {{}} for the base model"
+            raise TypeError(message)
+        uses: dict[str, LoraUse[Content]] = {}
+        for name, scale in scales.items():
+            if not isinstance(name, str):
+                message = f"an engine knows adapters by name, not by {name!r}"
+                raise TypeError(message)
+            content = self._registry.resolve(name)
+            known = uses.get(content.digest)
+            if known is not None:
+                message = f"{known.name!r} and {name!r} are the same content (digest {content.digest[:12]}); give one of them"
+                raise LoraError(message)
+            uses[content.digest] = LoraUse(name, content, scale)
+        bank = self._runtime.bank
+        if bank is not None and all(bank.holds(use.content) for use in uses.values()):
+            ranks = {digest: use.content.info.rank for digest, use in uses.items()}
+            bank.refuse_too_large(ranks)
+        return LoraSet(tuple(uses.values()), self._scale_range)
+
+    def _digests(self) -> set[str]:
+        return {info.digest for info in self._registry.infos().values()}
+
+
+def demand_usable(runtime: EngineRuntime, file: AdapterFile) -> None:
+    """Refuse an adapter with tensors that this model's graph never multiplies by adapters."""
+    unused = sorted(set(file.pairs) - runtime.used)
+    problems = tuple(f"{name}: this model's graph computes it without adapters" for name in unused)
+    if problems:
+        message = f"{file.path} would be used in part only: {'; '.join(problems)}; train it without these targets"
+        raise LoraIncompatibleError(message, problems=problems)

@@ -1,0 +1,247 @@
+"""The engine's scheduler: which sequences run, and what each decode call computes."""
+
+from __future__ import annotations
+
+import logging
+import math
+import time
+from typing import TYPE_CHECKING
+
+from llamafu.engine.batch import groups_of
+from llamafu.engine.batching import pack
+from llamafu.engine.decode_step import DecodeStep
+from llamafu.engine.quarantine import Quarantine
+from llamafu.engine.recorder import Recorder
+from llamafu.engine.sequence_pool import SequencePool
+from llamafu.errors import DecodeError
+from llamafu.generation.sampling import ENDED
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+    import numpy as np
+    from numpy.typing import NDArray
+
+    from llamafu.engine.batch import Group, Part
+    from llamafu.engine.registry import Content
+    from llamafu.engine.runtime import EngineRuntime
+    from llamafu.engine.sequence import SequenceRun
+    from llamafu.lora.active_set import LoraSet
+
+_LOG = logging.getLogger("llamafu.engine")
+_READ_SECONDS = 0.02
+"""Seconds of one step that go into reading adapters from disk while running sequences wait for their next token."""
+_PATIENCE = 64
+"""How often a sequence that lacks memory or bank units is passed over for a later one, before it blocks those behind it."""
+
+
+class Scheduler:
+    """Runs sequences, one batch a step. Every method is the engine thread's."""
+
+    def __init__(self, runtime: EngineRuntime, *, max_sequences: int) -> None:
+        self.runtime = runtime
+        self.recorder = Recorder()
+        self.pool = SequencePool(runtime, self.recorder)
+        self._quarantine = Quarantine(self.pool)
+        self._decode_step = DecodeStep(runtime, self.pool.native_adapters, self.recorder)
+        self._max_sequences = max_sequences
+        self._token_bytes: dict[int, bytes] = {}
+        self._end_tokens = runtime.instance.model.end_tokens
+
+    def step(self) -> None:
+        """Compute one batch: a token of every running sequence, and a share of the prompts that are not computed yet."""
+        began = time.perf_counter()
+        self._end_cancelled(began)
+        deadline = began + _READ_SECONDS if self.pool.running else math.inf
+        bank = self.runtime.bank
+        if bank is not None:
+            bank.work(deadline)
+        self._admit(deadline)
+        if bank is not None:
+            bank.forget_failures()
+        parts = self._fit_in_memory(pack(self.pool.running, self.runtime.instance.context.n_batch))
+        if bank is not None and not bank.store.compiled:  # the rewriting store computes less where rows are in the bank's order
+            parts.sort(key=lambda part: bank.first_unit(part.sequence.states[part.start]))
+        tokens = 0
+        together = not self.runtime.instance.model.is_recurrent
+        for group in groups_of(parts, self.pool.fallback_reason, together=together):
+            tokens += self._compute(group)
+        if parts:
+            self.recorder.step(began, len(parts), tokens)
+
+    def fail_running(self, error: BaseException) -> None:
+        """End what runs with an error: a step failed in a way that leaves unknown what it has computed."""
+        for sequence in list(self.pool.running):
+            self.pool.end(sequence, error)
+
+    def fail_all(self, error: BaseException) -> None:
+        """End everything with an error."""
+        for sequence in self.pool:
+            self.pool.end(sequence, error)
+
+    # -- between steps -------------------------------------------------------------------------------------------
+
+    def retarget(self, lora: LoraSet[Content]) -> None:
+        """Give a new active set to the requests that follow it (`lora=None`) and hold no adapters yet."""
+        waiting = self.pool.waiting
+        for sequence in waiting:
+            if sequence.request.lora is None and not sequence.status.holds_adapters:
+                waiting.remove(sequence)
+                sequence.set_lora(lora)
+                waiting.add(sequence)
+
+    def read_ahead(self, contents: Sequence[Content]) -> bool:
+        """Read adapters into the bank for the time that running sequences may wait; return True while more is to be read."""
+        bank = self.runtime.bank
+        if bank is None or not contents or not all(map(bank.holds, contents)):
+            return False
+        if bank.acquire(contents, time.perf_counter() + _READ_SECONDS if self.pool.running else math.inf):
+            bank.release(contents)
+            return False
+        return bank.is_loading(contents)
+
+    # -- which sequences run -------------------------------------------------------------------------------------
+
+    def _end_cancelled(self, now: float) -> None:
+        for sequence in self.pool:
+            if sequence.due(now):
+                self.pool.finish(sequence, "cancelled")
+
+    def _admit(self, deadline: float) -> None:
+        """Start waiting sequences: as many as may run, in quarantine one."""
+        if self._quarantine.is_active:
+            if not self.pool.running:
+                self._admit_one(deadline)
+            return
+        while len(self.pool.running) < self._max_sequences and self._admit_one(deadline):
+            pass
+
+    def _admit_one(self, deadline: float) -> bool:
+        """Start the first sequence that can; one that was passed over too often is not passed over again."""
+        passed: list[SequenceRun] = []
+        for sequence in list(self.pool.waiting.candidates()):
+            if self.pool.start(sequence, deadline):
+                for other in passed:
+                    other.times_passed += 1
+                return True
+            if sequence.times_passed >= _PATIENCE:
+                break
+            passed.append(sequence)
+        return False
+
+    def _fit_in_memory(self, parts: list[Part]) -> list[Part]:
+        """Free KV memory for all parts: evict kept prefixes first, then preempt the youngest sequences, whose parts go."""
+        while not self.pool.kv.make_space(sum(part.count for part in parts)):
+            youngest = max(self.pool.running, key=lambda sequence: sequence.arrived)
+            parts = [part for part in parts if part.sequence is not youngest]
+            self.pool.preempt(youngest)
+        return parts
+
+    # -- what is computed ----------------------------------------------------------------------------------------
+
+    def _compute(self, group: Group) -> int:
+        """Decode one group of rows; return how many new tokens came out.
+
+        A call that fails is made again with either half of its sequences, so that only what fails by itself ends.
+        """
+        made = 0
+        pending = [group.parts]
+        while pending:
+            parts = [part for part in pending.pop() if part.sequence.status.is_running]
+            if not parts:
+                continue
+            try:
+                parts, rows = self._decode(group, parts)
+            except Exception as error:  # noqa: BLE001 - which sequence caused it shows when the halves are computed
+                self._roll_back(parts, error)
+                if len(parts) > 1:
+                    pending += [parts[len(parts) // 2 :], parts[: len(parts) // 2]]
+            else:
+                made += self._accept_rows(parts, rows)
+        return made
+
+    def _decode(self, group: Group, parts: list[Part]) -> tuple[list[Part], NDArray[np.float32]]:
+        """Decode parts, fewer when the memory cannot take all; return those, and the logits of each one's last row."""
+        context = self.runtime.instance.context
+        while parts:
+            code = self._decode_step.run(group, parts)
+            if code == 0:
+                break
+            if code != 1:
+                raise context.failure(code, f"decoding {sum(p.count for p in parts)} rows failed")
+            # Code 1: libllama finds no place although the count fits (it may need contiguous cells).
+            if not self.pool.kv.evict_one():
+                youngest = max((part.sequence for part in parts), key=lambda sequence: sequence.arrived)
+                if len(self.pool.running) == 1:
+                    self.pool.end(youngest, context.failure(code, "the sequence does not fit"))
+                else:
+                    self.pool.preempt(youngest)
+                parts = [part for part in parts if part.sequence is not youngest]
+        return parts, context.output_rows(len(parts))
+
+    def _roll_back(self, parts: Sequence[Part], error: Exception) -> None:
+        """Cut what a failed call has left in the KV memory; a single part's sequence ends with the error."""
+        self.recorder.failed_steps += 1
+        _LOG.warning("a decode call of %d sequences failed: %s", len(parts), error)
+        is_cut = True
+        for part in parts:
+            if part.sequence.number is not None:
+                is_cut &= self.runtime.instance.context.cut(part.start, part.sequence.number)
+        if len(parts) == 1:
+            self.pool.end(parts[0].sequence, error)
+        elif not is_cut:  # a recurrent memory cannot go back to an earlier position
+            self._quarantine.isolate_all()
+
+    def _accept_rows(self, parts: Sequence[Part], rows: NDArray[np.float32]) -> int:
+        """Account for computed tokens, and sample a token for each sequence whose newest one is now computed."""
+        now = time.perf_counter()
+        made = 0
+        last_row = -1
+        for place, part in enumerate(parts):
+            sequence = part.sequence
+            last_row += part.count
+            if sequence.number is None:  # preempted by the quarantine: an earlier row of this batch was not finite
+                continue
+            span = slice(part.start, part.end)
+            self.pool.kv.append(sequence.number, sequence.tokens[span], sequence.states[span])
+            sequence.computed = part.end
+            if part.start < sequence.prompt_length:
+                self.recorder.prompt_tokens += min(part.end, sequence.prompt_length) - part.start
+            if part.end < len(sequence.tokens):
+                continue
+            made += self._sample(sequence, last_row, rows[place], now)
+        return made
+
+    def _sample(self, sequence: SequenceRun, row: int, logits: object, now: float) -> int:
+        """Sample one token; return how many new tokens that makes, 0 when the sequence ended without one."""
+        assert sequence.sampler is not None  # noqa: S101 - it runs
+        try:
+            token, report = sequence.sampler.pick(self.runtime.instance.context, row, logits)  # type: ignore[arg-type]
+            if token == ENDED or token in self._end_tokens:
+                self.pool.finish(sequence, "stop")
+                return 0
+            since, is_first = sequence.last_token, sequence.first_token is None
+            reason = sequence.accept(token, report, self._bytes_of(token), now)
+            if sequence.sampler.is_complete:
+                reason = "stop"
+        except DecodeError as error:
+            self._quarantine.report_failure(sequence, error)
+            return 0
+        except Exception as error:  # noqa: BLE001 - one request's scale function must not end the others
+            self.pool.end(sequence, error)
+            return 0
+        if is_first:
+            self.recorder.ttft.append(now - sequence.arrived)
+        else:
+            self.recorder.itl.append(now - since)
+        if reason is not None:
+            self.pool.finish(sequence, reason)
+        else:
+            self._quarantine.report_token(sequence)
+        return 1
+
+    def _bytes_of(self, token: int) -> bytes:
+        found = self._token_bytes.get(token)
+        if found is None:
+            found = self._token_bytes[token] = self.runtime.instance.model.token_bytes(token)
+        return found

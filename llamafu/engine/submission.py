@@ -1,0 +1,156 @@
+"""Requests in, completions out: blocking, awaited and streamed."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+from typing import TYPE_CHECKING, Any
+
+from llamafu.engine.async_stream import AsyncRequestStream
+from llamafu.engine.request import Request
+from llamafu.engine.request_handle import RequestHandle
+from llamafu.engine.sequence import SequenceRun
+from llamafu.errors import ContextOverflowError, MultimodalError
+from llamafu.generation import chat_template as chat_module
+from llamafu.generation.chat_options import split_options
+from llamafu.generation.completion import Completion
+from llamafu.generation.options import Options
+from llamafu.generation.prompt import check_prompt, demand_continuing
+from llamafu.generation.sampling import constrain
+
+if TYPE_CHECKING:
+    from collections.abc import AsyncIterator, Callable, Iterable, Iterator, Mapping, Sequence
+
+    from llamafu._native.model import Model
+    from llamafu.engine.adapter_manager import AdapterManager
+    from llamafu.engine.request_handle import Event
+    from llamafu.engine.runtime import EngineRuntime
+    from llamafu.engine.worker import Worker
+    from llamafu.generation.chat_options import ChatArguments
+    from llamafu.generation.options import OptionArguments
+
+
+class Submission:
+    """Checks and tokenizes requests, and hands them to the worker. Any thread; async methods in any event loop.
+
+    A prompt or an adapter that can never run raises here, before the request is queued.
+    """
+
+    def __init__(self, runtime: EngineRuntime, worker: Worker, adapters: AdapterManager) -> None:
+        self._runtime = runtime
+        self._worker = worker
+        self._adapters = adapters
+
+    def submit(self, request: Request, listener: Callable[[Event], None] | None = None) -> RequestHandle:
+        """Queue one request; with `listener`, its events go there, on the engine's thread."""
+        handle = RequestHandle(self._worker.wake, listener)
+        self._submit([(request, handle)])
+        return handle
+
+    def complete_many(self, requests: Iterable[Request]) -> list[Completion]:
+        """Queue requests, all or none, and wait for all; when one fails the others are cancelled."""
+        handles = self._submit([(request, RequestHandle(self._worker.wake)) for request in requests])
+        try:
+            return [handle.result() for handle in handles]
+        except BaseException:
+            for handle in handles:
+                handle.cancel()
+            raise
+
+    def open_stream(self, request: Request, loop: asyncio.AbstractEventLoop) -> AsyncRequestStream:
+        """Queue one request whose events go to an event loop."""
+        return AsyncRequestStream(self.submit, request, loop)
+
+    @staticmethod
+    def pieces(handle: RequestHandle) -> Iterator[str]:
+        """Yield the pieces of a request's text; leaving the iterator early cancels the request."""
+        try:
+            yield from handle.pieces()
+        finally:
+            if not handle.done:
+                handle.cancel()
+
+    async def complete(self, make: Callable[[], Request]) -> Completion:
+        """Make and queue a request, and wait for its completion; cancelling the task cancels the request."""
+        completion: Completion | None = None
+        async for event in self.events(make):
+            if isinstance(event, Completion):
+                completion = event
+        assert completion is not None  # noqa: S101 - the last event is one, or an error was raised
+        return completion
+
+    async def events(self, make: Callable[[], Request]) -> AsyncIterator[str | Completion]:
+        """Make and queue a request, and yield its pieces of text, then its completion.
+
+        A worker thread does the first two: templates, tokenizing and reading changed adapter files would block the loop.
+        """
+        loop = asyncio.get_running_loop()
+        opening = asyncio.ensure_future(asyncio.to_thread(lambda: self.open_stream(make(), loop)))
+        try:
+            stream = await asyncio.shield(opening)
+        except asyncio.CancelledError:
+            opening.add_done_callback(_cancel_opened)  # the thread cannot be stopped; what it submits can
+            raise
+        async with contextlib.aclosing(stream):
+            async for piece in stream:
+                yield piece
+            yield stream.completion
+
+    def chat_request(self, messages: Sequence[Mapping[str, Any]], options: ChatArguments) -> Request:
+        """Return the request whose prompt is `messages`, formatted by the chat template."""
+        chat, others = split_options(options)
+        self._worker.demand_open()
+        demand_continuing(self._runtime.instance.context)
+        with self._runtime.sharing() as model:
+            tokens = chat_module.tokenize(model, messages, chat)
+        return request_of(tokens, others)
+
+    def _submit(self, asked: Sequence[tuple[Request, RequestHandle]]) -> list[RequestHandle]:
+        self._worker.demand_open()
+        demand_continuing(self._runtime.instance.context)
+        self._worker.demand_capacity(len(asked))  # before tokenizing, and before an adapter is copied
+        self._worker.submit([self._sequence(request, handle) for request, handle in asked])
+        return [handle for _, handle in asked]
+
+    def _sequence(self, request: Request, handle: RequestHandle) -> SequenceRun:
+        if request.media:
+            message = f"media has {len(request.media)} entries, but an engine reads text only"
+            raise MultimodalError(message)
+        with self._runtime.sharing() as model:
+            prompt = self._tokens_of(request.prompt, model)
+            check_prompt(prompt, model)
+        lora = self._adapters.lora_set(request.lora)
+        with self._runtime.sharing() as model:
+            constraint = constrain(model, request)
+        longest = self._runtime.instance.context.longest
+        return SequenceRun(request, prompt, lora, handle, limit=longest, constraint=constraint)
+
+    def _tokens_of(self, prompt: str | Sequence[int], model: Model) -> Sequence[int]:
+        """Return the tokens of a prompt; their number is checked before each of them is."""
+        tokens = model.tokenize(prompt, add_special=True, parse_special=True) if isinstance(prompt, str) else prompt
+        context = self._runtime.instance.context
+        if len(tokens) >= context.longest:
+            message = (
+                f"the prompt has {len(tokens)} tokens, but the engine's memory holds {context.capacity}, one of them "
+                "for the answer; shorten it or make the engine with a larger n_ctx"
+            )
+            raise ContextOverflowError(message)
+        if isinstance(prompt, str):
+            return tokens
+        n_vocab = model.n_vocab
+        for token in prompt:
+            if isinstance(token, bool) or not isinstance(token, int) or not 0 <= token < n_vocab:
+                message = f"prompt holds {token!r}, which is no token id from 0 to {n_vocab - 1}"
+                raise ValueError(message)
+        return list(prompt)
+
+
+def request_of(prompt: str | Sequence[int], options: OptionArguments) -> Request:
+    """Return a request with these options by name; TypeError for an unknown one, with all legal names."""
+    Options.of(options)
+    return Request(prompt=prompt, **options)
+
+
+def _cancel_opened(opening: asyncio.Future[AsyncRequestStream]) -> None:
+    if not opening.cancelled() and opening.exception() is None:
+        opening.result().cancel()

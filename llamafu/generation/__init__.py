@@ -1,0 +1,1 @@
+"""What every generation needs, whoever computes it: options, sampling, grammars, chat templates, stop strings."""

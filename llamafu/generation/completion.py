@@ -1,0 +1,97 @@
+"""What a generation returns: the text, and a record of the adapters, tokens and times that made it."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import Literal, Self
+
+FinishReason = Literal["stop", "length", "cancelled"]
+
+
+@dataclass(frozen=True, slots=True)
+class Usage:
+    """Token counts; `cached_tokens` of the prompt were taken from the cache and not computed again."""
+
+    prompt_tokens: int
+    completion_tokens: int
+    cached_tokens: int
+
+    @property
+    def total_tokens(self) -> int:
+        """Prompt and completion together."""
+        return self.prompt_tokens + self.completion_tokens
+
+
+@dataclass(frozen=True, slots=True)
+class Timings:
+    """Seconds of wall time: until the prompt was computed, and for the tokens after it."""
+
+    prompt: float
+    completion: float
+
+    @property
+    def total(self) -> float:
+        """Both together."""
+        return self.prompt + self.completion
+
+
+@dataclass(frozen=True, slots=True)
+class AppliedLora:
+    """One adapter that took part: its name, SHA-256 of its content, and its first and last scale."""
+
+    name: str
+    digest: str
+    scale: float
+    final_scale: float
+
+
+@dataclass(frozen=True, slots=True)
+class TokenLogprob:
+    """Natural-log probability of one generated token under the model's own distribution (before any sampler).
+
+    `top` holds the most probable tokens at this place as (token id, text, logprob), best first. A token may be part of
+    a character: `text` then has U+FFFD, while `token_bytes` has the token's bytes and `top_bytes` those of each of `top`.
+    Bytes that are not given are those of the texts.
+    """
+
+    token: int
+    text: str
+    logprob: float
+    top: tuple[tuple[int, str, float], ...]
+    token_bytes: bytes = b""
+    top_bytes: tuple[bytes, ...] = ()
+
+    def __post_init__(self) -> None:
+        if self.text and not self.token_bytes:
+            object.__setattr__(self, "token_bytes", self.text.encode())
+        if len(self.top_bytes) != len(self.top):
+            object.__setattr__(self, "top_bytes", tuple(text.encode() for _, text, _ in self.top))
+
+
+class Piece(str):
+    """A piece of a streamed text, with the log probabilities of the tokens since the last piece."""
+
+    __slots__ = ("logprobs",)
+    logprobs: tuple[TokenLogprob, ...]
+
+    def __new__(cls, text: str, logprobs: tuple[TokenLogprob, ...]) -> Self:
+        """Make a piece of a text and its log probabilities."""
+        piece = super().__new__(cls, text)
+        piece.logprobs = logprobs
+        return piece
+
+
+@dataclass(frozen=True, slots=True)
+class Completion:
+    """A finished generation. `tokens` are all generated ids: a stop string's tokens are among them, its text is not."""
+
+    text: str
+    tokens: tuple[int, ...]
+    finish_reason: FinishReason
+    usage: Usage
+    timings: Timings
+    lora: tuple[AppliedLora, ...] = ()
+    logprobs: tuple[TokenLogprob, ...] | None = field(default=None, repr=False)
+
+    def __str__(self) -> str:
+        return self.text

@@ -1,0 +1,102 @@
+"""A grammar applied to a vocabulary: which tokens may come next in one text."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+import numpy as np
+
+from llamafu.errors import GrammarError
+from llamafu.generation.grammar.automaton import NOTHING, Automaton, Budget
+from llamafu.generation.grammar.gbnf import parse
+from llamafu.generation.grammar.network import Network
+from llamafu.generation.grammar.vocabulary import Steps
+
+if TYPE_CHECKING:
+    from numpy.typing import NDArray
+
+    from llamafu.generation.grammar.vocabulary import Vocabulary
+
+MOST_TO_COMPILE = 250_000
+"""Steps for the first token, taken on the thread that makes the request."""
+MOST_FOR_A_TOKEN = 50_000
+"""Steps for one further token, once; each token adds `STEADY` steps to the budget again."""
+STEADY = 10_000
+_MOST_STATES = 10_000
+_MASK_BYTES = 16_000_000
+
+
+class Constraint:
+    """One text under a GBNF grammar. One thread at a time. The constructor compiles the grammar, which takes longest.
+
+    Raises GrammarError, also from `allowed` and `accept`, when the grammar cannot be read, allows nothing that the vocabulary
+    can spell, or exceeds a bound.
+    """
+
+    def __init__(self, grammar: str, vocabulary: Vocabulary) -> None:
+        self._vocabulary = vocabulary
+        network = Network(parse(grammar, vocabulary.token_id), max(map(len, vocabulary.token_bytes), default=0))
+        network.prune(lambda number: vocabulary.can_spell(network.grammar.classes[number]))
+        self._budget = Budget(MOST_TO_COMPILE)
+        self._automaton = Automaton(network, self._budget)
+        self._state = self._automaton.start
+        self._steps = Steps()
+        self._allowed: dict[object, NDArray[np.int64]] = {}
+        self._most_masks = max(4, _MASK_BYTES // (8 * len(vocabulary)))
+        self._accepted = 0
+        if not len(self.allowed()) and not self.may_end:
+            self.refuse()
+        self._budget.renew(MOST_FOR_A_TOKEN)
+
+    @property
+    def is_complete(self) -> bool:
+        """Whether nothing may follow the text."""
+        return self._automaton.is_complete(self._state)
+
+    @property
+    def may_end(self) -> bool:
+        """Whether the text may end here."""
+        return self._automaton.accepts(self._state)
+
+    def allowed(self) -> NDArray[np.int64]:
+        """Return the tokens that may come next, those that end a text among them where it may end; sorted, read only."""
+        outlook = self._automaton.outlook(self._state)
+        known = self._allowed.get(outlook)
+        if known is None:
+            if len(self._allowed) >= self._most_masks:
+                self._allowed.clear()
+            known = self._allowed[outlook] = self._find()
+        return known
+
+    def accept(self, token: int) -> None:
+        """Append one of the allowed tokens to the text."""
+        self._budget.refill(STEADY)
+        if len(self._automaton) > _MOST_STATES:
+            self._state = self._automaton.forget(self._state)
+            self._steps = Steps()
+            self._allowed.clear()
+        if token in self._vocabulary.ends:
+            return
+        self._state = self._automaton.read(self._state, token, self._vocabulary.token_bytes[token])
+        self._accepted += 1
+        assert self._state != NOTHING  # noqa: S101 - the token was allowed
+
+    def refuse(self) -> None:
+        """Raise the GrammarError of a text that no token can follow."""
+        message = (
+            f"grammar: after {self._accepted} tokens nothing that it allows can be written with this model's vocabulary; "
+            "allow other characters there"
+        )
+        raise GrammarError(message)
+
+    def _find(self) -> NDArray[np.int64]:
+        may_follow = self._vocabulary.walk(self._automaton, self._steps, self._state)
+        one_by_one, all_but = self._automaton.tokens(self._state)
+        if all_but:
+            others = np.array([bool(text) for text in self._vocabulary.token_bytes])
+            if len(set(all_but)) == 1 and all_but[0] < len(others):
+                others[all_but[0]] = False
+            may_follow |= others
+        may_follow[[token for token in one_by_one if token < len(may_follow)]] = True
+        may_follow[self._vocabulary.ends] = self.may_end
+        return np.flatnonzero(may_follow)

@@ -1,0 +1,194 @@
+"""Reading a chat's messages and tools: from OpenAI's forms to the one that chat templates are written for."""
+
+from __future__ import annotations
+
+import json
+import math
+import reprlib
+from collections.abc import Mapping, Sequence
+from itertools import islice
+from typing import Any
+
+from llamafu._util.nulls import without_nulls
+from llamafu._util.suggestions import did_you_mean
+
+_TEXTS = ("name", "tool_call_id", "reasoning_content")
+_ANSWERS_ONLY = ("refusal", "annotations", "audio", "function_call")
+"""Fields of OpenAI's answers that clients send back as history; no template reads them."""
+_KNOWN = ("role", "content", "tool_calls", *_TEXTS, *_ANSWERS_ONLY)
+_NEAR = 0.85
+"""Similarity from which an unknown field counts as a misspelled one; templates may have fields of their own."""
+_MOST_COMPARED, _LONGEST_NAME = 20, 40
+"""The most unknown fields of a message, and characters of each, that are compared with the known ones: bounds the cost."""
+_MAY_BE_SILENT = ("assistant", "tool", "function")
+
+
+def read_messages(given: object, problems: list[str]) -> list[dict[str, Any]]:
+    """Return messages as chat templates take them, and add what is wrong to `problems`, each with its path.
+
+    `content` is always a string: the text parts of a list are joined by newlines, null is "". Other null fields are left
+    out. Every tool call has the form {"type": "function", "function": {"name", "arguments"}}; `arguments` stays a string
+    or an object as it came, since which of them a template expects is found when it runs. Unknown fields are passed on,
+    since templates may know them. Idempotent.
+    """
+    if isinstance(given, str | bytes) or not isinstance(given, Sequence):
+        problems.append(
+            f"messages is {reprlib.repr(given)}; give a list of messages, such as {{'role': 'user', 'content': 'hi'}}"
+        )
+        return []
+    if not given:
+        problems.append("messages is empty; give at least one, such as {'role': 'user', 'content': 'hi'}")
+    return [_message(message, f"messages[{index}]", problems) for index, message in enumerate(given)]
+
+
+def read_tools(given: object, problems: list[str]) -> list[dict[str, Any]]:
+    """Return the descriptions of tools without nulls, and add what is wrong to `problems`, each with its path."""
+    if isinstance(given, str | bytes | Mapping) or not isinstance(given, Sequence):
+        problems.append(f"tools is {reprlib.repr(given)}; give a list of tools")
+        return []
+    for index, tool in enumerate(given):
+        if not isinstance(tool, Mapping):
+            problems.append(f"tools[{index}] is {reprlib.repr(tool)}; give an object")
+    cleaned: list[dict[str, Any]] = _cleaned(given, "tools", [], problems)
+    if why := _why_no_json(cleaned):
+        problems.append(f"tools {why}")
+    return cleaned
+
+
+def arguments_of(call: Mapping[str, Any]) -> dict[str, Any] | None:
+    """Return the arguments of a tool call as an object; None for a text that is the JSON of none, NaN and 1e400 in it too."""
+    given = call["function"]["arguments"]
+    if not isinstance(given, str):
+        return dict(given)
+    if not given.strip():
+        return {}
+    try:
+        found = json.loads(given, parse_constant=_finite, parse_float=_finite)
+    except (ValueError, RecursionError):
+        return None
+    return found if isinstance(found, dict) else None
+
+
+def _finite(text: str) -> float:
+    value = float(text)
+    if not math.isfinite(value):
+        raise ValueError(text)
+    return value
+
+
+def _cleaned(given: Any, where: str, otherwise: Any, problems: list[str]) -> Any:
+    """Return `given` without nulls, `otherwise` for what has no end."""
+    try:
+        return without_nulls(given)
+    except RecursionError:
+        problems.append(f"{where} contains itself, or is nested too deep for JSON; give plain lists and dicts")
+        return otherwise
+
+
+def _why_no_json(given: Any) -> str | None:
+    """Say what JSON has no form for: numbers that are not finite, and what contains itself; None when there is nothing."""
+    try:
+        json.dumps(given, allow_nan=False, default=str)
+    except ValueError as error:
+        if "ircular" in str(error):
+            return "contains itself; give plain lists and dicts"
+        return "has a number that is NaN, infinite or beyond 1.8e308, which JSON has no form for; give a finite one"
+    except RecursionError:
+        return "is nested too deep for JSON; give less of it"
+    except TypeError:  # a template may know what to do with other keys than texts
+        return None
+    return None
+
+
+def _message(given: object, where: str, problems: list[str]) -> dict[str, Any]:
+    if not isinstance(given, Mapping):
+        problems.append(f"{where} is {reprlib.repr(given)}; give an object with role and content")
+        return {}
+    message = _cleaned(given, where, None, problems)
+    if message is None:
+        return {}
+    role = message.get("role")
+    if "role" not in message:
+        problems.append(f"{where}.role is missing; give 'system', 'user', 'assistant' or 'tool'")
+    elif not isinstance(role, str) or not role:
+        problems.append(f"{where}.role is {reprlib.repr(role)}; give 'system', 'user', 'assistant' or 'tool'")
+    problems += [
+        f"{where}.{name} is not a field{near}"
+        for name in islice((name for name in message if name not in _KNOWN), _MOST_COMPARED)
+        if (near := did_you_mean(name, _KNOWN, cutoff=_NEAR))
+    ]
+    problems += [
+        f"{where}.{name} is {reprlib.repr(message[name])}; give a string"
+        for name in _TEXTS
+        if name in message and not isinstance(message[name], str)
+    ]
+    calls = _calls(message, where, problems)
+    content = _content(message, where, problems, may_be_silent=bool(calls) or role in _MAY_BE_SILENT)
+    kept = {name: value for name, value in message.items() if name not in {*_ANSWERS_ONLY, "tool_calls", "content"}}
+    return {**kept, "content": content, **({"tool_calls": calls} if calls else {})}
+
+
+def _content(message: Mapping[str, Any], where: str, problems: list[str], *, may_be_silent: bool) -> str:
+    """Return the text of a message; for an answer of OpenAI's without content, its refusal."""
+    if "audio" in message and "content" not in message:
+        problems.append(f"{where}.audio refers to a sound that is not here; give its transcript as content")
+    given = message.get("content", message.get("refusal"))
+    if given is None:
+        if not may_be_silent:
+            problems.append(f"{where}.content is missing; give a string, or a list of text parts")
+        return ""
+    if isinstance(given, str):
+        return given
+    if not isinstance(given, list):
+        problems.append(f"{where}.content is {reprlib.repr(given)}; give a string, or a list of text parts")
+        return ""
+    texts = []
+    for index, part in enumerate(given):
+        at = f"{where}.content[{index}]"
+        kind = part.get("type", "text") if isinstance(part, dict) else None
+        text = part.get("refusal" if kind == "refusal" else "text") if isinstance(part, dict) else None
+        if not isinstance(part, dict):
+            problems.append(f"{at} is {reprlib.repr(part)}; give an object with type 'text' and a text")
+        elif kind not in {"text", "refusal"}:
+            problems.append(f"{at}.type is {reprlib.repr(kind)}; this model takes text parts only")
+        elif not isinstance(text, str):
+            problems.append(f"{at}.{kind} is {reprlib.repr(text) if text is not None else 'missing'}; give a string")
+        else:
+            texts.append(text)
+    return "\n".join(texts)
+
+
+def _calls(message: Mapping[str, Any], where: str, problems: list[str]) -> list[dict[str, Any]]:
+    """Return the tool calls of a message; OpenAI's older `function_call` counts as one."""
+    given = message.get("tool_calls")
+    if given is None:
+        older = message.get("function_call")
+        return [] if older is None else [_call({"function": older}, where, "function_call", problems)]
+    if not isinstance(given, list):
+        problems.append(f"{where}.tool_calls is {reprlib.repr(given)}; give a list of tool calls")
+        return []
+    return [_call(call, f"{where}.tool_calls[{index}]", "function", problems) for index, call in enumerate(given)]
+
+
+def _call(call: object, where: str, name: str, problems: list[str]) -> dict[str, Any]:
+    if not isinstance(call, dict):
+        problems.append(f"{where} is {reprlib.repr(call)}; give an object with a function")
+        return {}
+    flat = "function" not in call and "name" in call  # {"name", "arguments"} alone, as some template authors write it
+    function = {key: value for key, value in call.items() if key in {"name", "arguments"}} if flat else call.get("function")
+    at = where if flat else f"{where}.{name}"
+    if not isinstance(function, dict):
+        told = "is missing" if function is None else f"is {reprlib.repr(function)}"
+        problems.append(f"{at} {told}; give an object with name and arguments")
+        return {}
+    arguments = function.get("arguments", {})
+    if not isinstance(function.get("name"), str) or not function["name"]:
+        named = reprlib.repr(function["name"]) if "name" in function else "missing"
+        problems.append(f"{at}.name is {named}; give the name of a function")
+    if not isinstance(arguments, str | Mapping):
+        problems.append(f"{at}.arguments is {reprlib.repr(arguments)}; give an object, or its JSON as a string")
+    elif not isinstance(arguments, str) and (why := _why_no_json(dict(arguments))):
+        problems.append(f"{at}.arguments {why}")
+    others = {key: value for key, value in call.items() if not flat or key not in function}
+    kind = {} if "type" in others else {"type": "function"}
+    return {**kind, **others, "function": {**function, "arguments": arguments}}

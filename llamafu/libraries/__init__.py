@@ -1,0 +1,1 @@
+"""Finding, checking, installing and building a libllama."""

@@ -1,0 +1,281 @@
+"""`AsyncLlamafu`: the methods of `Llamafu`, awaited. The event loop is never blocked by the model."""
+
+from __future__ import annotations
+
+import asyncio
+import functools
+import inspect
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import asynccontextmanager
+from typing import TYPE_CHECKING, Any, ParamSpec, Self, TypedDict, TypeVar, Unpack
+
+from llamafu.errors import ClosedError
+from llamafu.generation.chat_options import ChatArguments, takes_chat_options
+from llamafu.generation.options import OptionArguments, takes_options
+from llamafu.model.llamafu import Llamafu
+
+if TYPE_CHECKING:
+    import os
+    from collections.abc import AsyncIterator, Callable, Mapping, Sequence
+    from types import TracebackType
+
+    import numpy as np
+
+    from llamafu.adapters.compatibility import CompatibilityReport
+    from llamafu.generation.completion import Completion
+    from llamafu.generation.embedding_input import Texts
+    from llamafu.generation.pooling import Pooling
+    from llamafu.lora.handles import LoraAdapter
+    from llamafu.lora.scales import LoraScales
+    from llamafu.model.stream import Stream
+
+_P = ParamSpec("_P")
+_R = TypeVar("_R")
+_WORKERS = 4
+_GENERATING = 64  # threads are started on demand; most only wait for the context
+
+
+class OpenArguments(TypedDict, total=False):
+    """Keyword arguments of `Llamafu`, for type checkers."""
+
+    n_ctx: int
+    n_batch: int
+    n_threads: int | None
+    n_gpu_layers: int
+    mmproj_path: str | os.PathLike[str] | None
+    flash_attn: str
+    type_k: str
+    type_v: str
+    scale_range: tuple[float, float]
+    library: str | os.PathLike[str] | None
+    embeddings: bool
+
+
+class AsyncStream:
+    """An asynchronous iterator of text pieces; cancelling the task that reads it ends the generation at the next token."""
+
+    def __init__(self, owner: AsyncLlamafu, stream: Stream) -> None:
+        self._owner = owner
+        self._stream = stream
+
+    def __aiter__(self) -> Self:
+        return self
+
+    async def __anext__(self) -> str:
+        piece = await self._owner._cancellable(self._stream, lambda: next(self._stream, None))  # noqa: SLF001 - one module
+        if piece is None:
+            raise StopAsyncIteration
+        return piece
+
+    @property
+    def completion(self) -> Completion:
+        """The finished completion; `LlamafuError` while the stream still runs."""
+        return self._stream.completion
+
+    async def aclose(self) -> None:
+        """End the generation now, after its running step. Idempotent."""
+        self._stream.cancel()
+        await self._owner._end(self._stream)  # noqa: SLF001 - one module
+
+
+class AsyncLlamafu:
+    """An asynchronous `Llamafu`: same arguments, same methods, each awaited; use it with `async with`.
+
+    The model is loaded by the first awaited call, in a worker thread. Cancelling a task that generates stops the
+    generation at its next token. For one event loop at a time.
+    """
+
+    def __init__(self, model_path: str | os.PathLike[str], **arguments: Unpack[OpenArguments]) -> None:
+        inspect.signature(Llamafu).bind(model_path, **arguments)  # TypeError for an unknown argument, before the first call
+        self._open = functools.partial(Llamafu, model_path, **arguments)
+        # Two pools: loading and closing must not queue behind generations.
+        self._pool = ThreadPoolExecutor(_WORKERS, thread_name_prefix="llamafu")
+        self._generating = ThreadPoolExecutor(_GENERATING, thread_name_prefix="llamafu-generating")
+        self._opening: asyncio.Future[Llamafu] | None = None
+        self._closed = False
+
+    async def _model(self) -> Llamafu:
+        self._check_open()
+        if self._opening is None:
+            self._opening = asyncio.get_running_loop().run_in_executor(self._pool, self._open)
+            self._opening.add_done_callback(_look_at)
+        return await asyncio.shield(self._opening)
+
+    def _check_open(self) -> None:
+        if self._closed:
+            message = "this AsyncLlamafu is closed; open a new one"
+            raise ClosedError(message)
+
+    async def _call(self, function: Callable[_P, _R], *args: _P.args, **kwargs: _P.kwargs) -> _R:
+        self._check_open()  # again, after awaiting the model: a closed pool accepts no work
+        return await asyncio.get_running_loop().run_in_executor(self._pool, functools.partial(function, *args, **kwargs))
+
+    async def _cancellable(self, stream: Stream, function: Callable[[], _R]) -> _R:
+        """Run `function`, which steps `stream`; when the task is cancelled, end the stream after its running step."""
+        self._check_open()
+        future = asyncio.get_running_loop().run_in_executor(self._generating, function)
+        future.add_done_callback(_look_at)
+        try:
+            return await asyncio.shield(future)
+        except asyncio.CancelledError:
+            stream.cancel()
+            future.add_done_callback(lambda _: stream.close())
+            raise
+
+    async def _end(self, stream: Stream) -> None:
+        """Close `stream` without blocking the event loop."""
+        if self._closed:
+            stream.close()
+        else:
+            await self._call(stream.close)
+
+    async def load_lora_adapter(
+        self, path: str | os.PathLike[str], *, name: str | None = None, drop: Sequence[str] = ()
+    ) -> LoraAdapter:
+        """Check and load an adapter file, see `Llamafu.load_lora_adapter`."""
+        llm = await self._model()
+        return await self._call(llm.load_lora_adapter, path, name=name, drop=drop)
+
+    async def apply_lora_adapter(self, adapter: LoraAdapter | str, scale: float = 1.0) -> None:
+        """Put an adapter into the active set."""
+        (await self._model()).apply_lora_adapter(adapter, scale)
+
+    async def set_lora_adapters(self, scales: Mapping[LoraAdapter | str, float]) -> None:
+        """Replace the whole active set."""
+        (await self._model()).set_lora_adapters(scales)
+
+    async def remove_lora_adapter(self, adapter: LoraAdapter | str) -> None:
+        """Take an adapter out of the active set."""
+        (await self._model()).remove_lora_adapter(adapter)
+
+    async def clear_all_lora_adapters(self) -> None:
+        """Empty the active set."""
+        (await self._model()).clear_all_lora_adapters()
+
+    async def unload_lora_adapter(self, adapter: LoraAdapter | str) -> None:
+        """Take an adapter out of the active set and free it."""
+        llm = await self._model()
+        await self._call(llm.unload_lora_adapter, adapter)
+
+    @asynccontextmanager
+    async def using(self, scales: Mapping[LoraAdapter | str, float]) -> AsyncIterator[Self]:
+        """Set the active adapters for an `async with` block."""
+        with (await self._model()).using(scales):
+            yield self
+
+    @property
+    def lora_adapters(self) -> tuple[LoraAdapter, ...]:
+        """Every loaded adapter; none before the model is loaded."""
+        return self._loaded.lora_adapters if self._loaded else ()
+
+    @property
+    def active_lora_adapters(self) -> dict[str, float]:
+        """The active set as {name: scale}."""
+        return self._loaded.active_lora_adapters if self._loaded else {}
+
+    async def validate_lora_compatibility(self, path: str | os.PathLike[str]) -> CompatibilityReport:
+        """Report everything that keeps an adapter file from working with this model."""
+        llm = await self._model()
+        return await self._call(llm.validate_lora_compatibility, path)
+
+    @takes_options
+    async def complete(self, prompt: str, **options: Unpack[OptionArguments]) -> Completion:
+        """Continue `prompt`, see `Llamafu.complete`."""
+        return await self._finish(await self._call((await self._model()).stream, prompt, **options))
+
+    @takes_options
+    async def stream(self, prompt: str, **options: Unpack[OptionArguments]) -> AsyncStream:
+        """Like `complete`: awaited, it returns an asynchronous iterator of text pieces."""
+        return AsyncStream(self, await self._call((await self._model()).stream, prompt, **options))
+
+    @takes_chat_options
+    async def chat(self, messages: Sequence[Mapping[str, Any]], **options: Unpack[ChatArguments]) -> Completion:
+        """Answer `messages`, see `Llamafu.chat`."""
+        return await self._finish(await self._call((await self._model()).stream_chat, messages, **options))
+
+    @takes_chat_options
+    async def stream_chat(self, messages: Sequence[Mapping[str, Any]], **options: Unpack[ChatArguments]) -> AsyncStream:
+        """Like `chat`: awaited, it returns an asynchronous iterator of text pieces."""
+        return AsyncStream(self, await self._call((await self._model()).stream_chat, messages, **options))
+
+    async def embed(
+        self, text: Texts, *, pooling: Pooling | None = None, normalize: bool = True, lora: LoraScales | None = None
+    ) -> np.ndarray[Any, np.dtype[np.float32]]:
+        """Return the vector of a text, or of each in a list, see `Llamafu.embed`."""
+        llm = await self._model()
+        return await self._call(llm.embed, text, pooling=pooling, normalize=normalize, lora=lora)
+
+    async def next_logits(
+        self, prompt: Sequence[int], said: Sequence[int] = (), *, lora: LoraScales | None = None
+    ) -> np.ndarray[Any, np.dtype[np.float32]]:
+        """Return the logits after `prompt` and after each token of `said`, see `Llamafu.next_logits`."""
+        llm = await self._model()
+        return await self._call(llm.next_logits, prompt, said, lora=lora)
+
+    async def tokenize(self, text: str, *, add_special: bool = True, parse_special: bool = True) -> list[int]:
+        """Return the token ids of `text`."""
+        llm = await self._model()
+        return await self._call(llm.tokenize, text, add_special=add_special, parse_special=parse_special)
+
+    @takes_chat_options
+    async def tokenize_chat(self, messages: Sequence[Mapping[str, Any]], **options: Unpack[ChatArguments]) -> list[int]:
+        """Return the token ids of `messages` as `chat` with the same options formats them."""
+        llm = await self._model()
+        return await self._call(llm.tokenize_chat, messages, **options)
+
+    async def detokenize(self, tokens: Sequence[int], *, special: bool = False) -> str:
+        """Return the text of token ids."""
+        llm = await self._model()
+        return await self._call(llm.detokenize, tokens, special=special)
+
+    async def save_state(self, path: str | os.PathLike[str]) -> None:
+        """Write the KV memory of the computed prompt to a file."""
+        llm = await self._model()
+        await self._call(llm.save_state, path)
+
+    async def load_state(self, path: str | os.PathLike[str]) -> int:
+        """Restore a saved state and return its number of tokens."""
+        llm = await self._model()
+        return await self._call(llm.load_state, path)
+
+    async def close(self) -> None:
+        """Free everything, after the running step; what still generates ends with `ClosedError`. Idempotent."""
+        if self._closed:
+            return
+        self._closed = True
+        try:
+            if self._opening is not None and not self._opening.done():
+                await asyncio.wait([self._opening])
+            if (llm := self._loaded) is not None:
+                await asyncio.get_running_loop().run_in_executor(self._pool, llm.close)
+        finally:
+            self._generating.shutdown(wait=False)
+            self._pool.shutdown(wait=False)
+
+    async def __aenter__(self) -> Self:
+        await self._model()
+        return self
+
+    async def __aexit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        await self.close()
+
+    @property
+    def _loaded(self) -> Llamafu | None:
+        done = self._opening is not None and self._opening.done() and self._opening.exception() is None
+        return self._opening.result() if done and self._opening is not None else None
+
+    async def _finish(self, stream: Stream) -> Completion:
+        def run() -> Completion:
+            for _piece in stream:
+                pass
+            return stream.completion
+
+        return await self._cancellable(stream, run)
+
+
+def _look_at(done: asyncio.Future[Any]) -> None:
+    """Retrieve the error of a future whose awaiter may be gone; asyncio would log it as never retrieved."""
+    if not done.cancelled():
+        done.exception()

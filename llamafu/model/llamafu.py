@@ -1,0 +1,297 @@
+"""`Llamafu`: one model, one context, and the adapters that act in it."""
+
+from __future__ import annotations
+
+import os
+import weakref
+from contextlib import contextmanager
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Self, Unpack
+
+from llamafu._native.context_options import FLASH_ATTENTION, MOST_THREADS, ContextOptions
+from llamafu._native.cpu import usable_cpus
+from llamafu._util.arguments import check_whole
+from llamafu.errors import MultimodalError
+from llamafu.generation import chat_template
+from llamafu.generation.chat_options import ChatArguments, split_options, takes_chat_options
+from llamafu.generation.embedding_input import EmbeddingInput, check_text_lengths, longest_text
+from llamafu.generation.options import OptionArguments, Options, takes_options
+from llamafu.generation.prompt import demand_continuing
+from llamafu.lora.scales import check_scale_range
+from llamafu.model import state_file
+from llamafu.model.adapters import ModelAdapters
+from llamafu.model.decode_loop import Generation
+from llamafu.model.embedding import SEQUENCES, embed
+from llamafu.model.session import open_session
+from llamafu.model.stream import Stream
+from llamafu.model.teacher_forcing import forced_logits
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator, Mapping, Sequence
+    from types import TracebackType
+
+    import numpy as np
+
+    from llamafu.adapters.compatibility import CompatibilityReport
+    from llamafu.generation.completion import Completion
+    from llamafu.generation.embedding_input import Texts
+    from llamafu.generation.pooling import Pooling
+    from llamafu.lora.handles import LoraAdapter
+    from llamafu.lora.scales import LoraScales
+
+_INT32_MAX = 2**31 - 1
+
+
+class Llamafu:
+    """A GGUF model with one context, and LoRA adapters to load, apply, blend, scale and remove.
+
+    - `model_path`: the GGUF file; of a split model, its first part. `FileNotFoundError`, `ModelLoadError`.
+    - `n_ctx`: tokens that the context holds, prompt and answer together, at least 2. Default 2048. `ContextInitError`.
+    - `n_batch`: the most tokens of one decode call, at least 1. Default 512. A model that reads texts as a whole (an encoder)
+      takes `n_ctx`, or what it was made for, where that is larger.
+    - `n_threads`: CPU threads, from 1 to 512. Default: one for each CPU that this process may use.
+    - `n_gpu_layers`: layers that a GPU computes, -1 is all. Default 0.
+    - `mmproj_path`: a projector for images. Default none; this version reads none, so that any is a `MultimodalError`.
+    - `flash_attn`: "auto" (default), "on" or "off".
+    - `type_k`, `type_v`: types of keys and values in the KV memory, by ggml's name. Default "f16". `ContextInitError`.
+    - `scale_range`: least and largest legal scale. Default (0.0, 1.0); a scale outside of it is an `InvalidScaleError`.
+    - `library`: a libllama, file or folder; one serves a whole process. Default: `llamafu lib list`'s first.
+      `LibraryNotFoundError`, `AbiMismatchError`.
+    - `embeddings`: whether `embed` is available. Default False.
+
+    What is not legal is a ValueError where no other error is named. Any thread may call any method; generations take turns.
+    """
+
+    def __init__(
+        self,
+        model_path: str | os.PathLike[str],
+        *,
+        n_ctx: int = 2048,
+        n_batch: int = 512,
+        n_threads: int | None = None,
+        n_gpu_layers: int = 0,
+        mmproj_path: str | os.PathLike[str] | None = None,
+        flash_attn: str = "auto",
+        type_k: str = "f16",
+        type_v: str = "f16",
+        scale_range: tuple[float, float] = (0.0, 1.0),
+        library: str | os.PathLike[str] | None = None,
+        embeddings: bool = False,
+    ) -> None:
+        check_whole("n_ctx", n_ctx, low=2, high=_INT32_MAX)
+        check_whole("n_batch", n_batch, low=1, high=_INT32_MAX)
+        n_threads = min(usable_cpus(), MOST_THREADS) if n_threads is None else n_threads
+        check_whole("n_threads", n_threads, low=1, high=MOST_THREADS)
+        check_whole("n_gpu_layers", n_gpu_layers, low=-1, high=_INT32_MAX)
+        if flash_attn not in FLASH_ATTENTION:
+            message = f"flash_attn={flash_attn!r} is none of {', '.join(map(repr, FLASH_ATTENTION))}"
+            raise ValueError(message)
+        if mmproj_path is not None:
+            message = f"mmproj_path={os.fspath(mmproj_path)!r}: this version reads no projectors; leave it out for text"
+            raise MultimodalError(message)
+        self.scale_range = check_scale_range(scale_range)
+        self.path = Path(model_path)
+        self._embeds = embeddings
+        options = ContextOptions(
+            n_ctx=n_ctx,
+            n_batch=n_batch,
+            n_threads=n_threads,
+            n_seq_max=SEQUENCES if embeddings else 1,
+            flash_attn=flash_attn,
+            type_k=type_k,
+            type_v=type_v,
+            offload=n_gpu_layers != 0,
+            unified=embeddings,
+        )
+        self._session = session = open_session(self.path, options, n_gpu_layers=n_gpu_layers, library=library)
+        self._adapters = ModelAdapters(session, self.scale_range)
+        # Freed when nothing refers to the adapters' owner any more: a running call of this object does, and so does a
+        # running call of a handle. The end of the process is the session's own business, since daemon threads may run.
+        weakref.finalize(self._adapters, session.free).atexit = False
+
+    # -- adapters ------------------------------------------------------------------------------------------------
+
+    def load_lora_adapter(
+        self, path: str | os.PathLike[str], *, name: str | None = None, drop: Sequence[str] = ()
+    ) -> LoraAdapter:
+        """Check and load an adapter, a GGUF file or a PEFT folder (converted in memory); it is not applied yet.
+
+        `name` defaults to the file's name without its suffix, or the folder's. The same content loaded again is the same
+        object under one more name. `drop` leaves modules of a folder out, such as those of "vision", as `convert_peft` does.
+
+        Raises `InvalidAdapterFileError`, `LoraIncompatibleError` (with every mismatch) or `LoraLoadError`; `LoraError` when
+        the name belongs to other content.
+        """
+        return self._adapters.load(path, name=name, drop=drop)
+
+    def apply_lora_adapter(self, adapter: LoraAdapter | str, scale: float = 1.0) -> None:
+        """Put an adapter into the active set; applied again, its scale is replaced. From the next generation on."""
+        self._adapters.apply(adapter, scale)
+
+    def set_lora_adapters(self, scales: Mapping[LoraAdapter | str, float]) -> None:
+        """Replace the whole active set; on any error nothing changes."""
+        self._adapters.set_active(scales)
+
+    def remove_lora_adapter(self, adapter: LoraAdapter | str) -> None:
+        """Take an adapter out of the active set; it stays loaded. No effect if it is not applied."""
+        self._adapters.remove(adapter)
+
+    def clear_all_lora_adapters(self) -> None:
+        """Empty the active set; all adapters stay loaded."""
+        self._adapters.set_active({})
+
+    def unload_lora_adapter(self, adapter: LoraAdapter | str) -> None:
+        """Take an adapter out of the active set and free it; a generation that runs with it ends with `ClosedError`."""
+        self._adapters.unload(adapter)
+
+    @contextmanager
+    def using(self, scales: Mapping[LoraAdapter | str, float]) -> Iterator[Self]:
+        """Set the active adapters for a `with` block; the previous set comes back, also after an error."""
+        with self._adapters.using(scales):
+            yield self
+
+    @property
+    def lora_adapters(self) -> tuple[LoraAdapter, ...]:
+        """Every loaded adapter, in order of loading."""
+        return self._adapters.loaded
+
+    @property
+    def active_lora_adapters(self) -> dict[str, float]:
+        """The active set as {name: scale}, scales of 0 included as given."""
+        return self._adapters.active
+
+    def validate_lora_compatibility(self, path: str | os.PathLike[str]) -> CompatibilityReport:
+        """Report everything that keeps an adapter, a file or a PEFT folder, from working with this model; nothing is loaded."""
+        return self._adapters.report(path)
+
+    # -- generating ----------------------------------------------------------------------------------------------
+
+    @takes_options
+    def complete(self, prompt: str, **options: Unpack[OptionArguments]) -> Completion:
+        """Continue `prompt` and return the finished completion. The options are described at `Options`.
+
+        Raises `ContextOverflowError` when the prompt does not fit, `DecodeError`, `InvalidScaleError`,
+        `LoraNotFoundError`, `GrammarError`, ValueError and TypeError for bad options.
+        """
+        return self._start(prompt, Options.of(options)).run()
+
+    @takes_options
+    def stream(self, prompt: str, **options: Unpack[OptionArguments]) -> Stream:
+        """Like `complete`, as an iterator of text pieces."""
+        return Stream(self._start(prompt, Options.of(options)), self)
+
+    @takes_chat_options
+    def chat(self, messages: Sequence[Mapping[str, Any]], **options: Unpack[ChatArguments]) -> Completion:
+        """Answer `messages`, OpenAI's ({"role", "content"} each), formatted by the model's own chat template.
+
+        An assistant's message at the end is continued. The options are those of `ChatOptions` and of `Options`. Raises what
+        `complete` raises, and `LlamafuError` where the template rejects the messages or would drop the tools.
+        """
+        return self._start_chat(messages, options).run()
+
+    @takes_chat_options
+    def stream_chat(self, messages: Sequence[Mapping[str, Any]], **options: Unpack[ChatArguments]) -> Stream:
+        """Like `chat`, as an iterator of text pieces."""
+        return Stream(self._start_chat(messages, options), self)
+
+    def embed(
+        self, text: Texts, *, pooling: Pooling | None = None, normalize: bool = True, lora: LoraScales | None = None
+    ) -> np.ndarray[Any, np.dtype[np.float32]]:
+        """Return the vector of a text, or of its token ids, shape [n_embd]; of a list of either, shape [n, n_embd].
+
+        - `pooling`: how one vector is made of those of a text's tokens: "mean", "cls" (the first token's) or "last". "none"
+          keeps the vectors of one text's tokens, shape [n_tokens, n_embd]. None: as the model's file says, else the mean.
+        - `normalize`: whether vectors are scaled to length 1.
+        - `lora`: as for `complete`.
+
+        The model must have been opened with `embeddings=True`. Holds the context for a batch of texts at a time. Raises
+        `ContextOverflowError` for a text that is too long, `UnsupportedError` for a model that ranks, `DecodeError`,
+        `LoraNotFoundError`, `InvalidScaleError`; TypeError and ValueError for what is not a text, or empty.
+        """
+        if not self._embeds:
+            message = "embeddings are off; open the model with Llamafu(..., embeddings=True)"
+            raise ValueError(message)
+        with self._session.model_in_use() as model:
+            given = EmbeddingInput.read(text, pooling=pooling, normalize=normalize, base=self._session.base, model=model)
+        check_text_lengths(given.texts, *longest_text(self._session.instance.context))
+        return embed(self._session, given, self._adapters.lora_set(lora))
+
+    def next_logits(
+        self, prompt: Sequence[int], said: Sequence[int] = (), *, lora: LoraScales | None = None
+    ) -> np.ndarray[Any, np.dtype[np.float32]]:
+        """Return the logits after the tokens `prompt`, and after each token of `said`, shape [1 + len(said), n_vocab].
+
+        `said` are the tokens of an answer that is given (teacher forcing). The adapters (`lora`, or the active set) act as
+        in a generation that chooses these tokens: a scale that is a function is called for the steps 0 to len(said). Holds
+        the context until it returns. Raises what `complete` raises.
+        """
+        with self._session.model_in_use() as model:
+            largest = model.n_vocab - 1
+        for token in (*prompt, *said):
+            check_whole("a token", token, low=0, high=largest)
+        chosen = self._adapters.lora_set(lora)
+        with self._session.between_steps(disturbs=True):
+            return forced_logits(self._session, prompt, said, chosen)
+
+    def tokenize(self, text: str, *, add_special: bool = True, parse_special: bool = True) -> list[int]:
+        """Return the token ids of `text`; `add_special` adds BOS where the model wants one."""
+        with self._session.model_in_use() as model:
+            return model.tokenize(text, add_special=add_special, parse_special=parse_special)
+
+    @takes_chat_options
+    def tokenize_chat(self, messages: Sequence[Mapping[str, Any]], **options: Unpack[ChatArguments]) -> list[int]:
+        """Return the token ids of `messages` as `chat` with the same options formats them, up to where the answer begins."""
+        chat, _ = split_options(options)
+        with self._session.model_in_use() as model:
+            return chat_template.tokenize(model, messages, chat)
+
+    def detokenize(self, tokens: Sequence[int], *, special: bool = False) -> str:
+        """Return the text of token ids; control tokens are spelled out when `special`."""
+        with self._session.model_in_use() as model:
+            return model.detokenize(tokens, special=special)
+
+    # -- state and end -------------------------------------------------------------------------------------------
+
+    def save_state(self, path: str | os.PathLike[str]) -> None:
+        """Write the KV memory of the computed prompt to a file, with the digests of the model and adapters that made it."""
+        with self._session.between_steps():
+            state_file.save(Path(path), self._session)
+
+    def load_state(self, path: str | os.PathLike[str]) -> int:
+        """Restore a saved state and return its number of tokens; `StateFileError` if another model or library wrote it."""
+        with self._session.between_steps(disturbs=True):
+            return state_file.load(Path(path), self._session)
+
+    def close(self) -> None:
+        """Free everything: waits for a running step, ends unfinished streams with `ClosedError`. Idempotent."""
+        self._session.close()
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
+        self.close()
+
+    def __repr__(self) -> str:
+        return f"<Llamafu {self.path.name}{' (closed)' if self._session.instance.closed else ''}>"
+
+    # -- helpers -------------------------------------------------------------------------------------------------
+
+    def _start_chat(self, messages: Sequence[Mapping[str, Any]], options: ChatArguments) -> Generation:
+        demand_continuing(self._session.instance.context)
+        checked = Options.of(split_options(options)[1])
+        return self._generation(self.tokenize_chat(messages, **options), checked)
+
+    def _start(self, prompt: str, options: Options) -> Generation:
+        if not isinstance(prompt, str):
+            message = f"prompt is {type(prompt).__name__}, not str"
+            raise TypeError(message)
+        return self._generation(self.tokenize(prompt), options)
+
+    def _generation(self, tokens: list[int], options: Options) -> Generation:
+        if options.media:
+            message = f"media has {len(options.media)} entries, but this model was opened without a projector"
+            raise MultimodalError(message)
+        lora = self._adapters.lora_set(options.lora)  # calls the user's scale functions, so before any lock is held
+        with self._session.model_in_use():
+            return Generation(self._session, tokens, options, lora)

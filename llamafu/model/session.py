@@ -1,0 +1,129 @@
+"""`Session`: an open model with its context, and what everything that computes on it shares."""
+
+from __future__ import annotations
+
+import atexit
+import os
+import weakref
+from contextlib import contextmanager
+from dataclasses import replace
+from typing import TYPE_CHECKING
+
+from llamafu._native.graph.unused_targets import Prober
+from llamafu._native.instance import Instance
+from llamafu._native.library import open_library
+from llamafu.adapters.file import read_adapter
+from llamafu.adapters.gguf.base_model import read_model
+from llamafu.errors import ClosedError
+from llamafu.libraries.discovery import find
+from llamafu.model.context_lock import ContextLock
+from llamafu.model.prefix_cache import PrefixCache
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterator
+    from pathlib import Path
+
+    from llamafu._native.context import Context
+    from llamafu._native.context_options import ContextOptions
+    from llamafu._native.model import Model
+    from llamafu.adapters.gguf.base_model import BaseModel
+    from llamafu.lora.active_set import LoraSet
+    from llamafu.lora.registry import LoadedAdapter
+    from llamafu.lora.scales import State
+
+_EXIT_TIMEOUT = 10.0
+"""Seconds that the end of the process waits for the running step of a daemon thread."""
+
+
+class Session:
+    """An open model and its context: the prefix cache over it, and the lock around it. Any thread.
+
+    `base` is the header of the model's file. `prober` computes which tensors the model's graph applies adapters to.
+    """
+
+    def __init__(self, instance: Instance, base: BaseModel) -> None:
+        self.instance = instance
+        self.base = base
+        self.cache = PrefixCache(instance.context)
+        self.lock = ContextLock()
+        self.prober = Prober(instance.model)
+        _open_sessions.add(self)
+
+    @contextmanager
+    def model_in_use(self) -> Iterator[Model]:
+        """Keep the model open for the length of a block, without waiting for generations."""
+        self.check_open()
+        with self.lock.model_in_use():
+            yield self.instance.model
+
+    @contextmanager
+    def between_steps(self, *, disturbs: bool = False) -> Iterator[None]:
+        """Hold the context between two steps of the running generation; `disturbs`: its KV memory may change."""
+        self.check_open()
+        with self.lock.exclusive(disturbs=disturbs):
+            self.check_open()
+            yield
+
+    def check_open(self) -> None:
+        """Raise `ClosedError` after the end, or in a forked child."""
+        self.instance.refuse_fork()
+        if self.instance.closed:
+            message = f"this Llamafu ({self.base.path.name}) is closed; open a new one"
+            raise ClosedError(message)
+
+    def close(self) -> None:
+        """Wait for the running step, then free everything; unfinished generations end with `ClosedError`. Idempotent."""
+        if self._can_be_freed and not self.lock.is_shut_down:
+            with self.lock.closing():
+                self.free()
+
+    def close_at_exit(self) -> None:
+        """Free everything because the process ends, unless a daemon thread stays inside a step for too long."""
+        if self._can_be_freed and self.lock.shutdown(_EXIT_TIMEOUT):
+            self.free()
+
+    def free(self) -> None:
+        """Free probing context, context, adapters and model, in this order. Idempotent; nothing may be running."""
+        if self.instance.is_ours:
+            self.prober.close()
+        self.instance.close()
+
+    @property
+    def _can_be_freed(self) -> bool:
+        return self.instance.is_ours and not self.instance.closed
+
+
+def open_session(path: Path, options: ContextOptions, *, n_gpu_layers: int, library: str | os.PathLike[str] | None) -> Session:
+    """Open the model at `path` with a context of these options, on the libllama that `library` names, or the best found.
+
+    Raises `ModelLoadError`, `LibraryNotFoundError`, `AbiMismatchError` or `ContextInitError`.
+    """
+    base = read_model(path)
+    verified = find(None if library is None else os.fspath(library))
+    instance = Instance(
+        open_library(verified.path, verified.family, gpu=n_gpu_layers != 0),
+        path,
+        replace(options, positions=base.positions),
+        reader=lambda adapter: read_adapter(adapter).content,
+        n_gpu_layers=n_gpu_layers,
+        frees_adapters=verified.frees_adapters is not False,
+    )
+    return Session(instance, base)
+
+
+def state_switch(context: Context, lora: LoraSet[LoadedAdapter]) -> Callable[[State], None]:
+    """Return a function that makes an adapter state the context's.
+
+    It raises `ClosedError` when one of the state's adapters was unloaded after `lora` was made.
+    """
+    native = {content.digest: content.native for content in lora.contents}
+    return lambda state: context.set_adapters({native[digest]: scale for digest, scale in state})
+
+
+_open_sessions: weakref.WeakSet[Session] = weakref.WeakSet()
+
+
+@atexit.register
+def _close_all() -> None:
+    for session in list(_open_sessions):
+        session.close_at_exit()

@@ -1,0 +1,36 @@
+"""Error bodies, in one form in which every known client finds its message."""
+
+from __future__ import annotations
+
+import math
+from typing import Any
+
+from llamafu.server.schemas.answers import OPENAI_TYPES
+from llamafu.service.errors import APIError, AuthenticationError, RateLimitError
+
+_RETRY_AFTER = 1.0
+"""Seconds, when nothing better is known."""
+
+
+def error_body(error: APIError) -> dict[str, Any]:
+    """Return OpenAI's `error` object, TabbyAPI's `detail` and go-tabbyapi's `message`, all in one."""
+    message = str(error)
+    return {
+        "error": {
+            "message": message,
+            "type": OPENAI_TYPES.get(error.code, error.code),
+            "param": None,
+            "code": error.code,
+        },
+        "detail": message,
+        "message": message,
+    }
+
+
+def error_headers(error: APIError) -> dict[str, str]:
+    """Return the headers that go with a refusal."""
+    if isinstance(error, AuthenticationError):
+        return {"WWW-Authenticate": "Bearer"}
+    if isinstance(error, RateLimitError):
+        return {"Retry-After": str(math.ceil(_RETRY_AFTER if error.retry_after is None else error.retry_after))}
+    return {}

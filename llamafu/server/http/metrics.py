@@ -1,0 +1,90 @@
+"""Numbers for Prometheus: requests, tokens by adapter, and what the engine counts."""
+
+from __future__ import annotations
+
+import dataclasses
+import threading
+from collections import Counter
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from collections.abc import Iterable, Iterator, Mapping
+
+    from llamafu.generation.completion import Completion
+
+KIND = "text/plain; version=0.0.4; charset=utf-8"
+_BASE = ""
+"""The label of requests that ran without an adapter."""
+
+
+class Metrics:
+    """Counts since the server started. Any thread."""
+
+    def __init__(self) -> None:
+        self._lock = threading.Lock()
+        self._requests: Counter[tuple[str, int]] = Counter()
+        self._finished: Counter[str] = Counter()
+        self._prompt: Counter[str] = Counter()
+        self._completion: Counter[str] = Counter()
+
+    def answered(self, route: str, status: int) -> None:
+        """Count a request; `route` is the pattern of its path, not the path."""
+        with self._lock:
+            self._requests[route, status] += 1
+
+    def finished(self, completion: Completion) -> None:
+        """Count an answer for every adapter that made it."""
+        with self._lock:
+            for name in [one.name for one in completion.lora] or [_BASE]:
+                self._finished[name] += 1
+                self._prompt[name] += completion.usage.prompt_tokens
+                self._completion[name] += completion.usage.completion_tokens
+
+    def text(self, stats: object = None, adapters: Mapping[str, Mapping[str, Any]] | None = None) -> str:
+        """Return everything as Prometheus reads it; of `stats`, a dataclass, every number; of `adapters`, size and last use."""
+        with self._lock:
+            requests = [({"route": route, "status": str(status)}, count) for (route, status), count in self._requests.items()]
+            tables = {
+                "answers": [({"adapter": name}, count) for name, count in self._finished.items()],
+                "prompt_tokens": [({"adapter": name}, count) for name, count in self._prompt.items()],
+                "completion_tokens": [({"adapter": name}, count) for name, count in self._completion.items()],
+            }
+        lines = list(_table("llamafu_http_requests_total", "counter", requests))
+        for name, rows in tables.items():
+            lines += _table(f"llamafu_{name}_total", "counter", rows)
+        for name, fact in (("llamafu_adapter_bytes", "size"), ("llamafu_adapter_last_used_timestamp_seconds", "last_used")):
+            known = {adapter: facts[fact] for adapter, facts in (adapters or {}).items() if facts[fact] is not None}
+            lines += _table(name, "gauge", [({"adapter": adapter}, float(number)) for adapter, number in known.items()])
+        if dataclasses.is_dataclass(stats):
+            for each in dataclasses.fields(stats):
+                lines += _table(f"llamafu_engine_{each.name}", "gauge", list(_rows(getattr(stats, each.name))))
+        return "\n".join([*lines, ""])
+
+
+def _rows(value: Any) -> Iterator[tuple[Mapping[str, str], float]]:
+    """Return the rows of one of the engine's numbers: itself, a row a key, or a row a quantile."""
+    if isinstance(value, bool | int | float):
+        yield {}, float(value)
+    elif isinstance(value, dict):
+        for key, count in value.items():
+            yield {"key": str(key)}, float(count)
+    elif dataclasses.is_dataclass(value) and not isinstance(value, type):
+        for each in dataclasses.fields(value):
+            yield {"quantile": each.name}, float(getattr(value, each.name))
+
+
+def _table(name: str, kind: str, rows: Iterable[tuple[Mapping[str, str], float]]) -> Iterator[str]:
+    written = [f"{name}{_labels(labels)} {number:.17g}" for labels, number in rows]
+    if written:
+        yield f"# TYPE {name} {kind}"
+        yield from written
+
+
+def _labels(labels: Mapping[str, str]) -> str:
+    if not labels:
+        return ""
+    return "{" + ",".join(f'{name}="{_escaped(text)}"' for name, text in labels.items()) + "}"
+
+
+def _escaped(text: str) -> str:
+    return text.replace("\\", r"\\").replace('"', r"\"").replace("\n", r"\n")

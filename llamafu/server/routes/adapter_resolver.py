@@ -1,0 +1,33 @@
+"""Which adapters of one server a request runs with."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from llamafu.server.schemas.adapter_choice import resolve_adapters
+
+if TYPE_CHECKING:
+    from llamafu.server.protocols import ServedEngine
+    from llamafu.server.storage.catalog import Catalog
+
+
+class AdapterResolver:
+    """Resolves `lora` and `model` of requests, and notes that the adapters are used. `base` is the base model's id."""
+
+    def __init__(self, engine: ServedEngine, catalog: Catalog, *, base: str) -> None:
+        self._engine = engine
+        self._catalog = catalog
+        self._base = base
+
+    def resolve(self, lora: object, model: str | None) -> dict[str, float] | None:
+        """Return {name: scale}, see `resolve_adapters`."""
+        scales = resolve_adapters(
+            lora,
+            model,
+            base=self._base,
+            names=self._engine.adapters,
+            name_of=self._catalog.name,
+            scale_range=self._engine.scale_range,
+        )
+        self._catalog.used(self._engine.active_lora_adapters if scales is None else scales)
+        return scales

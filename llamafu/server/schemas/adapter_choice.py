@@ -1,0 +1,119 @@
+"""Which adapters a request runs with."""
+
+from __future__ import annotations
+
+from collections import Counter
+from typing import TYPE_CHECKING, Annotated, Any, ClassVar
+
+from pydantic import ConfigDict, RootModel
+
+from llamafu.server.schemas.base import RequestBody, SmallBody
+from llamafu.server.schemas.field_types import JsonSchemaOf, Name, NumberId, Scale
+from llamafu.server.schemas.reading import validated
+from llamafu.service.errors import InvalidRequestError, NotFoundError
+from llamafu.service.fields import kind_of
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Collection
+
+
+class AdapterScale(SmallBody):
+    """One adapter, by name or by number, and its scale."""
+
+    model_config = ConfigDict(json_schema_extra={"anyOf": [{"required": ["id"]}, {"required": ["name"]}]})
+    scale: Scale = 1.0
+    id: NumberId | None = None
+    name: Name | None = None
+
+
+class NumberedScales(RootModel[list[AdapterScale]], RequestBody):
+    """Scales as llama-server's routes have them: a list."""
+
+    root_name: ClassVar[str] = "lora"
+
+    @classmethod
+    def form_problem(cls, data: object) -> str | None:
+        """Return what is wrong with anything but a list."""
+        return None if isinstance(data, list) else "the body is not a list; give [{'id': 0, 'scale': 0.5}]"
+
+    def contradictions(self) -> list[str]:
+        """Return problems of entries that name no adapter or name it twice over."""
+        found = []
+        for index, entry in enumerate(self.root):
+            if entry.id is not None and entry.name is not None:
+                found.append(f"lora[{index}].id is given beside name; give one of them")
+            if entry.id is None and entry.name is None:
+                found.append(f"lora[{index}].name is missing; give a string that is not empty")
+        return found
+
+    def by_name(self, name_of: Callable[[int], str | None]) -> dict[str, float]:
+        """Return {name: scale}; `name_of` says whose number an id is.
+
+        Raises `NotFoundError` for a number that is nobody's, `InvalidRequestError` for an adapter that is named twice.
+        """
+        names = []
+        for index, entry in enumerate(self.root):
+            name = entry.name if entry.id is None else name_of(entry.id)
+            if name is None:
+                message = f"no such adapter: id {entry.id} (lora[{index}])"
+                raise NotFoundError(message)
+            names.append(name)
+        if problems := [f"lora names {name!r} twice; name each adapter once" for name, n in Counter(names).items() if n > 1]:
+            raise InvalidRequestError("; ".join(problems), problems=tuple(problems))
+        return {name: entry.scale for name, entry in zip(names, self.root, strict=True)}
+
+
+class ScalesByName(RootModel[dict[str, Scale]], RequestBody):
+    """Scales as an object {name: scale}."""
+
+    root_name: ClassVar[str] = "lora"
+
+
+LoraChoice = Annotated[Any, JsonSchemaOf(ScalesByName | NumberedScales | None)]
+"""A request's `lora` as it came: `resolve_adapters` reads it, who knows the scale range and the adapters' numbers."""
+
+
+def resolve_adapters(
+    lora: object,
+    model: str | None,
+    *,
+    base: str,
+    names: Collection[str],
+    name_of: Callable[[int], str | None],
+    scale_range: tuple[float, float],
+) -> dict[str, float] | None:
+    """Return {name: scale} of the adapters that a request asks for; an empty dict is the base model, None the active set.
+
+    Args:
+        lora: a list of `{"name" or "id", "scale"}`, or an object {name: scale}; it beats `model`. None if it was not given.
+        model: an adapter's name is that adapter at scale 1.0; `base` or None is the active set.
+        base: id of the base model.
+        names: every registered adapter.
+        name_of: returns the adapter with a number, None for a number that is nobody's.
+        scale_range: the least and the greatest scale that is legal.
+
+    Raises `InvalidRequestError` with every problem, `NotFoundError` for an adapter or a model that does not exist.
+
+    """
+    if lora is not None:
+        scales = _read_scales(lora, name_of, scale_range)
+        if unknown := [name for name in scales if name not in names]:
+            message = f"no such adapter: {', '.join(map(repr, unknown))}"
+            raise NotFoundError(message)
+        return scales
+    if model is None or model == base:
+        return None
+    if model in names:
+        return {model: 1.0}
+    message = f"no such model: {model!r}; it may be {base!r} or an adapter's name (GET /v1/models lists them)"
+    raise NotFoundError(message)
+
+
+def _read_scales(lora: object, name_of: Callable[[int], str | None], scale_range: tuple[float, float]) -> dict[str, float]:
+    """Read either form of `lora`."""
+    if isinstance(lora, dict):
+        return validated(ScalesByName, lora, scale_range).root
+    if isinstance(lora, list):
+        return validated(NumberedScales, lora, scale_range).by_name(name_of)
+    message = f"lora is {kind_of(lora)}; give a list of objects with name and scale, or an object of scales by name"
+    raise InvalidRequestError(message)

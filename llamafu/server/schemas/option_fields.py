@@ -1,0 +1,55 @@
+"""Fields of request bodies that are made from the declared options: type, range and description are those of `Options`."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+from pydantic import AliasChoices, Field, create_model
+
+from llamafu.generation.options import OPTION_SPECS
+from llamafu.server.schemas.base import ObjectBody
+from llamafu.server.schemas.content import Texts
+
+MOST_STOPS = 16
+"""Stop strings of one request."""
+_OTHER_NAMES = {
+    "repeat_penalty": ("repetition_penalty", "rep_pen"),
+    "grammar": ("grammar_string",),
+    "ignore_eos": ("ban_eos_token",),
+}
+"""What TabbyAPI and llama-server call some options."""
+_OWN_FORM = ("grammar", "logprobs")
+"""Options that the bodies declare themselves: one of several forms of an answer, and one whose type the route decides."""
+_TYPES: dict[str, Any] = {"int": int, "float": float, "bool": bool, "text": str, "texts": Texts}
+_SPECS = {spec.name: spec for spec in OPTION_SPECS}
+OPTION_NAMES = tuple(name for name, spec in _SPECS.items() if spec.kind != "object")
+"""Options that JSON can say in the form that the library takes."""
+
+
+def option_field(name: str, preferred: str | None = None) -> Any:
+    """Return the field of the option `name`, absent by default; `preferred` is another name that is taken before it."""
+    spec = _SPECS[name]
+    names = [*([preferred] if preferred else []), name, *_OTHER_NAMES.get(name, ())]
+    limits = {"gt" if spec.above else "ge": spec.low, "le": spec.high}
+    constraints: dict[str, Any] = {key: _plain(limit) for key, limit in limits.items() if limit is not None}
+    if spec.kind == "texts":
+        constraints["max_length"] = MOST_STOPS
+    return Field(
+        None,
+        description=spec.doc,
+        validation_alias=AliasChoices(*names) if len(names) > 1 else None,
+        **constraints,
+    )
+
+
+def _plain(limit: float) -> float:
+    """Return a limit as it is written in a message: 0, not 0.0."""
+    return int(limit) if float(limit).is_integer() and abs(limit) < 2**53 else limit
+
+
+if TYPE_CHECKING:
+    SamplingBody = ObjectBody
+else:
+    _FIELDS = {name: (_TYPES[_SPECS[name].kind] | None, option_field(name)) for name in OPTION_NAMES if name not in _OWN_FORM}
+    SamplingBody = create_model("SamplingBody", __base__=ObjectBody, **_FIELDS)
+    SamplingBody.__doc__ = "Every option that has the same form in JSON as in Python; a newly declared one is a field here too."

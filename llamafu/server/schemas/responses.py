@@ -1,0 +1,121 @@
+"""Answers in OpenAI's form, whole and in chunks."""
+
+from __future__ import annotations
+
+import json
+import secrets
+import time
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any
+
+from llamafu.generation.completion import Piece
+from llamafu.server.schemas.logprobs import TokenReports
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+    from llamafu.generation.completion import Completion, TokenLogprob
+
+_AT_ONCE = 32
+"""Tokens whose probabilities are written at once: in between other threads get their turn."""
+_GOES_ON: dict[str, Any] = {"finish_reason": None, "logprobs": None}
+
+
+@dataclass(frozen=True, slots=True)
+class Writer:
+    """Writes the answers to one request. `chat` says in which of the two forms."""
+
+    model: str
+    chat: bool
+    created: int = field(default_factory=lambda: int(time.time()))
+    id: str = field(default_factory=lambda: secrets.token_hex(12))
+    _reports: dict[int, TokenReports] = field(default_factory=dict)
+
+    def whole(self, completions: Sequence[Completion]) -> str:
+        """Return the answer with one choice a completion, as JSON that is written piece by piece.
+
+        Sixteen answers with twenty alternatives a token have megabytes, which held up every stream while one call wrote them.
+        """
+        choices = []
+        for index, one in enumerate(completions):
+            text = {"message": {"role": "assistant", "content": one.text}} if self.chat else {"text": one.text}
+            choice = {"index": index, **text, "finish_reason": _reason(one)}
+            choices.append(f'{_json(choice)[:-1]},"logprobs":{self._written(index, one.logprobs)}}}')
+        rest = {"usage": usage(completions), "lora": lora(completions)}
+        return f'{_json(self._head(whole=True))[:-1]},"choices":[{",".join(choices)}],{_json(rest)[1:]}'
+
+    def first(self, index: int) -> dict[str, Any] | None:
+        """Return the chunk that says who speaks; completions have none."""
+        return self._chunk(index, {"role": "assistant", "content": ""}, _GOES_ON) if self.chat else None
+
+    def piece(self, index: int, text: str) -> dict[str, Any]:
+        """Return the chunk of one piece of text, with the probabilities that have come with it."""
+        found = self._probabilities(index, text.logprobs) if isinstance(text, Piece) else None
+        return self._chunk(index, {"content": text} if self.chat else text, {"finish_reason": None, "logprobs": found})
+
+    def last(self, index: int, completion: Completion) -> dict[str, Any]:
+        """Return the chunk that ends a choice, with the probabilities of tokens that no piece of text has come of."""
+        chunk = self._chunk(index, {} if self.chat else "", self._end(index, completion))
+        return {**chunk, "lora": lora([completion])}
+
+    def usage(self, completions: Sequence[Completion]) -> dict[str, Any]:
+        """Return the chunk after the last one that says what it took."""
+        return {**self._head(whole=False), "choices": [], "usage": usage(completions)}
+
+    def _chunk(self, index: int, text: object, end: dict[str, Any]) -> dict[str, Any]:
+        return {**self._head(whole=False), "choices": [{"index": index, "delta" if self.chat else "text": text, **end}]}
+
+    def _head(self, *, whole: bool) -> dict[str, Any]:
+        kind = ("chat.completion" if whole else "chat.completion.chunk") if self.chat else "text_completion"
+        prefix = "chatcmpl" if self.chat else "cmpl"
+        return {"id": f"{prefix}-{self.id}", "object": kind, "created": self.created, "model": self.model}
+
+    def _end(self, index: int, completion: Completion) -> dict[str, Any]:
+        found = completion.logprobs
+        told = self._reports[index].told if index in self._reports else 0
+        wanted = found is not None and (len(found) > told or not told)
+        probabilities = self._probabilities(index, (found or ())[told:]) if wanted else None
+        return {"finish_reason": _reason(completion), "logprobs": probabilities}
+
+    def _written(self, index: int, found: Sequence[TokenLogprob] | None) -> str:
+        """Return the probabilities of a whole answer as JSON: an object of lists, each of which grows by pieces."""
+        if found is None:
+            return "null"
+        pieces: dict[str, list[str]] = {}
+        for start in range(0, max(1, len(found)), _AT_ONCE):
+            for name, values in self._probabilities(index, found[start : start + _AT_ONCE]).items():
+                pieces.setdefault(name, []).append(_json(values)[1:-1])
+        return "{" + ",".join(f'"{name}":[{",".join(filter(None, texts))}]' for name, texts in pieces.items()) + "}"
+
+    def _probabilities(self, index: int, found: Sequence[TokenLogprob]) -> dict[str, Any]:
+        return self._reports.setdefault(index, TokenReports(chat=self.chat)).write(found)
+
+
+def _reason(completion: Completion) -> str:
+    """Return OpenAI's word for why it ended; what ran out of time was cut by a limit, which it calls length."""
+    return "length" if completion.finish_reason == "cancelled" else completion.finish_reason
+
+
+def _json(value: object) -> str:
+    return json.dumps(value, ensure_ascii=False, allow_nan=False, separators=(",", ":"))
+
+
+def usage(completions: Sequence[Completion]) -> dict[str, Any]:
+    """Return what all of them took together."""
+    prompt = sum(one.usage.prompt_tokens for one in completions)
+    completion = sum(one.usage.completion_tokens for one in completions)
+    cached = sum(one.usage.cached_tokens for one in completions)
+    return {
+        "prompt_tokens": prompt,
+        "completion_tokens": completion,
+        "total_tokens": prompt + completion,
+        "prompt_tokens_details": {"cached_tokens": cached},
+    }
+
+
+def lora(completions: Sequence[Completion]) -> list[dict[str, Any]]:
+    """Return which adapters made them; they all ran with the same."""
+    return [
+        {"name": one.name, "digest": one.digest, "scale": one.scale, "final_scale": one.final_scale}
+        for one in (completions[0].lora if completions else ())
+    ]
