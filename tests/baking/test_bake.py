@@ -15,6 +15,7 @@ import numpy as np
 import pytest
 from gguf import GGMLQuantizationType as Kind
 from gguf import GGUFReader, GGUFWriter, quants
+from helpers import baked_models
 from helpers.baked_models import PIRATE, TEXT, data, divergence, logits, write_model
 from helpers.doc_pages import ROOT, table
 from helpers.merge_cases import dense, make
@@ -38,6 +39,8 @@ from llamafu.errors import (
     ModelLoadError,
 )
 from llamafu.examples.model import example_model
+
+ggml, no_library = baked_models.ggml, baked_models.no_library  # fixtures
 
 BOTH = ("Q4_0", "Q4_1", "Q5_0", "Q5_1", "Q8_0", "BF16", "F16")
 BLOCKS = "Q2_K Q3_K Q4_K Q5_K Q6_K IQ4_NL IQ4_XS".split()

@@ -336,7 +336,7 @@ def test_a_server_that_says_nothing(talk, pauses):
     server, client = talk(stalled())
     before = time.monotonic()
     with pytest.raises(ServerTimeoutError, match="timeout="):
-        client.lora.list(timeout=0.1)
+        client.lora.list(timeout=0.5)  # connecting takes its time on a busy machine, and may be tried again
     assert time.monotonic() - before < 5
     assert not pauses, "it may be working on it"
     assert server.gone.wait(5)

@@ -107,25 +107,26 @@ def allocate_lists(threads: int, cells: int) -> tuple[NDArray[np.int64], list[ND
 
     The memory is zeros, which the system backs when they are first written. `cells` is the most that a row may see.
     """
-    from llamafu._native.batched_lora.attention_kernels import HEADS, MOST_ROWS
+    from llamafu._native.batched_lora.attention_kernels import HEADS, LEAST_ROWS, MOST_LISTED, MOST_ROWS
     from llamafu._native.batched_lora.attention_tiles import scratch_floats
     from llamafu._native.batched_lora.shared_state import CELL_LISTS_WORDS, CellListsWord
 
+    rows = max(LEAST_ROWS, min(MOST_ROWS, MOST_LISTED // cells))
     lists = np.zeros((threads, CELL_LISTS_WORDS), np.int64)
     kept: list[NDArray[Any]] = []
     for own in lists:
         arrays: dict[int, NDArray[Any]] = {
-            CellListsWord.SEEN: np.zeros(MOST_ROWS + 1, np.int32),
-            CellListsWord.CELL: np.zeros(MOST_ROWS * cells, np.int32),
-            CellListsWord.BIAS: np.zeros(MOST_ROWS * cells, np.float32),
+            CellListsWord.SEEN: np.zeros(rows + 1, np.int32),
+            CellListsWord.CELL: np.zeros(rows * cells, np.int32),
+            CellListsWord.BIAS: np.zeros(rows * cells, np.float32),
             CellListsWord.SCORES: np.zeros(HEADS * cells, np.float32),
-            CellListsWord.TILE: np.zeros(MOST_ROWS + 1, np.int32),
-            CellListsWord.TILE_OFFSET: np.zeros(MOST_ROWS, np.int64),
-            CellListsWord.TILE_BIAS: np.zeros(MOST_ROWS * cells, np.float32),
+            CellListsWord.TILE: np.zeros(rows + 1, np.int32),
+            CellListsWord.TILE_OFFSET: np.zeros(rows, np.int64),
+            CellListsWord.TILE_BIAS: np.zeros(rows * cells, np.float32),
             CellListsWord.SCRATCH: np.zeros(scratch_floats(), np.float32),
         }
         for index, array in arrays.items():
             own[index] = array.ctypes.data
-        own[CellListsWord.CAPACITY] = cells
+        own[CellListsWord.CAPACITY], own[CellListsWord.ROWS] = cells, rows
         kept += arrays.values()
     return lists, kept

@@ -34,8 +34,8 @@ from llamafu._native.batched_lora.shared_state import (
     store_i64,
 )
 
-MOST_ROWS = 512
-"""Of one decode; with more, the lists would take too much memory."""
+LEAST_ROWS, MOST_ROWS, MOST_LISTED = 64, 512, 1 << 25
+"""Of one decode: `MOST_ROWS`, or with a large memory fewer, so that a thread's lists stay within `MOST_LISTED` places."""
 HEADS = 4  # heads that are computed at once, so that K is converted to float32 once for all of them
 _F32, _F16 = 0, 1
 
@@ -48,17 +48,18 @@ def take_over(node, state):
     params = tensors.op_params(state, node)
     if mask == 0 or sinks != 0 or load_i32(params, 1) != 0 or load_i32(params, 2) != 0:  # ALiBi, capped scores
         return
-    if tensors.size(state, q, 1) > MOST_ROWS or tensors.size(state, q, 3) != 1 or tensors.size(state, k, 3) != 1:
+    if tensors.size(state, q, 3) != 1 or tensors.size(state, k, 3) != 1:
         return
     halves = tensors.kind(state, k) == _F16 and tensors.kind(state, v) == _F16 and tensors.kind(state, mask) == _F16
     if tensors.kind(state, q) != _F32 or not halves:
         return
-    if max(tensors.size(state, q, 0), tensors.size(state, v, 0)) > MOST_COLUMNS:
+    columns, heads = max(tensors.size(state, q, 0), tensors.size(state, v, 0)), tensors.size(state, q, 2)
+    if columns > MOST_COLUMNS or heads > MOST_HEADS * tensors.size(state, k, 2):
         return
-    if tensors.size(state, q, 2) > MOST_HEADS * tensors.size(state, k, 2):
+    lists = load_i64(state, StateWord.LISTS)
+    if tensors.size(state, q, 1) > load_i64(lists, CellListsWord.ROWS):
         return
-    capacity = load_i64(load_i64(state, StateWord.LISTS), CellListsWord.CAPACITY)
-    if tensors.size(state, mask, 2) != 1 or tensors.size(state, k, 1) > capacity:
+    if tensors.size(state, mask, 2) != 1 or tensors.size(state, k, 1) > load_i64(lists, CellListsWord.CAPACITY):
         return
     scale = load_f32(params, 0)
     for i in range(CUSTOM_WORDS):

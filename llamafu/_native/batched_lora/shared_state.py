@@ -110,7 +110,8 @@ class CellListsWord(_Words):
     SCORES = auto()
     """Address of the scores of some heads [heads, capacity], float32."""
     CAPACITY = auto()
-    """The most cells that a row may see."""
+    """The most cells that a row may see, and below the most rows of a decode."""
+    ROWS = auto()
     TILES = auto()
     """How many tiles there are: rows next to each other that are computed together, or one row."""
     TILE = auto()
