@@ -78,7 +78,7 @@ class Told:
     def metadata(self, key):
         assert key == "tokenizer.chat_template.tool_use"
 
-    def piece(self, token, *, special):
+    def token_bytes(self, token, *, special):
         assert special
         return [b"<s>", b"</s>"][token]
 

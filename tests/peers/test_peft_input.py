@@ -20,8 +20,6 @@ from llamafu.adapters.peft.torch_pickle import read_pickled
 from llamafu.errors import InvalidAdapterFileError
 
 FIELDS = {field.name for field in dataclasses.fields(LoraConfig)}
-OURS = {"invocation_string", "lora_dtype", "lorap_lr_ratio"}
-"""Fields that other programs write: IBM's first aLoRA and ModelScope's Swift."""
 
 
 def save(folder, **options):
@@ -44,7 +42,7 @@ def base(tmp_path_factory):
 
 
 def test_every_field_of_the_newest_configuration_is_judged():
-    assert (READ | HARMLESS | set(REFUSED)) - OURS == FIELDS
+    assert READ | HARMLESS | set(REFUSED) >= FIELDS  # and those of other versions and programs too
 
 
 def test_variants_are_among_the_judged():
