@@ -17,7 +17,7 @@ from numba import cfunc, njit
 from llamafu._native.batched_lora import ggml_tensor as tensors
 from llamafu._native.batched_lora.attention_tiles import MOST_COLUMNS, MOST_HEADS, attend_tile
 from llamafu._native.batched_lora.cell_lists import list_cells
-from llamafu._native.batched_lora.loops import add4_half, add_half
+from llamafu._native.batched_lora.loops import add4_half, add_half, dot4_half
 from llamafu._native.batched_lora.shared_state import (
     ATTEND_PARAMS,
     CELL_LISTS_WORDS,
@@ -26,7 +26,6 @@ from llamafu._native.batched_lora.shared_state import (
     MATH,
     CellListsWord,
     StateWord,
-    load_f16,
     load_f32,
     load_i32,
     load_i64,
@@ -78,19 +77,6 @@ def is_attention(node, state):
 
 
 @njit(inline="always")
-def _dots(k, q0, q1, q2, q3, n):
-    """Return the products of one row of K, float16, with four rows of q."""
-    s0 = s1 = s2 = s3 = np.float32(0)
-    for i in range(n):
-        x = load_f16(k, i)
-        s0 += x * load_f32(q0, i)
-        s1 += x * load_f32(q1, i)
-        s2 += x * load_f32(q2, i)
-        s3 += x * load_f32(q3, i)
-    return s0, s1, s2, s3
-
-
-@njit(inline="always")
 def _times(y, factor, n):
     for i in range(n):
         store_f32(y, i, load_f32(y, i) * factor)
@@ -131,7 +117,7 @@ def _attend_row(y, y_head, q, q_head, k, v, k_cell, v_cell, cell, bias, score, s
         q0, q1 = q + head * q_head, q + min(head + 1, last) * q_head
         q2, q3 = q + min(head + 2, last) * q_head, q + min(head + 3, last) * q_head
         for j in range(count):
-            s0, s1, s2, s3 = _dots(k + np.int64(load_i32(cell, j)) * k_cell, q0, q1, q2, q3, n_k)
+            s0, s1, s2, s3 = dot4_half(k + np.int64(load_i32(cell, j)) * k_cell, q0, q1, q2, q3, n_k)
             added = load_f32(bias, j)
             store_f32(score, j, scale * s0 + added)
             store_f32(score, capacity + j, scale * s1 + added)

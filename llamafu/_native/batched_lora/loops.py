@@ -34,6 +34,30 @@ def dot_float(a, x, n):
 
 
 @njit(inline="always")
+def dot4_half(a, x0, x1, x2, x3, n):
+    s0 = s1 = s2 = s3 = np.float32(0)
+    for i in range(n):
+        value = load_f16(a, i)
+        s0 += value * load_f32(x0, i)
+        s1 += value * load_f32(x1, i)
+        s2 += value * load_f32(x2, i)
+        s3 += value * load_f32(x3, i)
+    return s0, s1, s2, s3
+
+
+@njit(inline="always")
+def dot4_float(a, x0, x1, x2, x3, n):
+    s0 = s1 = s2 = s3 = np.float32(0)
+    for i in range(n):
+        value = load_f32(a, i)
+        s0 += value * load_f32(x0, i)
+        s1 += value * load_f32(x1, i)
+        s2 += value * load_f32(x2, i)
+        s3 += value * load_f32(x3, i)
+    return s0, s1, s2, s3
+
+
+@njit(inline="always")
 def add4_half(y, b0, b1, b2, b3, h0, h1, h2, h3, first, last):
     for i in range(first, last):
         part = h0 * load_f16(b0, i) + h1 * load_f16(b1, i) + h2 * load_f16(b2, i) + h3 * load_f16(b3, i)

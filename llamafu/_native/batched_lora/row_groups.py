@@ -8,7 +8,7 @@ from __future__ import annotations
 import numpy as np
 from numba import njit
 
-from llamafu._native.batched_lora.loops import dot_float, dot_half, round_to_half
+from llamafu._native.batched_lora.loops import dot4_float, dot_float, dot_half, round_to_half
 from llamafu._native.batched_lora.shared_state import as_half, load_f16, load_f32, load_i32, store_f32
 from llamafu._native.batched_lora.vector_ops import matmul4
 
@@ -19,7 +19,7 @@ UNITS, COLUMNS = 32, 256
 
 def scratch_floats(longest: int) -> int:
     """How many floats a thread's scratch memory needs, where the longest row of inputs has `longest`."""
-    return (ROWS + 1) * longest + UNITS * COLUMNS + COLUMNS
+    return max((ROWS + 1) * longest, UNITS * COLUMNS)  # of the first kernel, of the last
 
 
 @njit(inline="always")
@@ -49,19 +49,6 @@ def begins_group(starts, units, scales, row, rows):
 
 
 @njit(inline="always")
-def _dots(a, x0, x1, x2, x3, n):
-    """Return the products of one vector with four."""
-    s0 = s1 = s2 = s3 = np.float32(0)
-    for i in range(n):
-        value = load_f32(a, i)
-        s0 += value * load_f32(x0, i)
-        s1 += value * load_f32(x1, i)
-        s2 += value * load_f32(x2, i)
-        s3 += value * load_f32(x3, i)
-    return s0, s1, s2, s3
-
-
-@njit(inline="always")
 def first_of_group(h, x, by_row, a, units, scales, strength, count, n, half, scratch):
     """Compute h [4, count] of four rows of inputs x [4, n]; `units` and `scales` are those of the first row."""
     x0, x1, x2, x3 = x, x + by_row, x + 2 * by_row, x + 3 * by_row
@@ -79,14 +66,14 @@ def first_of_group(h, x, by_row, a, units, scales, strength, count, n, half, scr
             if half:
                 for i in range(n):
                     store_f32(factors, i, load_f16(at, i))
-                s0, s1, s2, s3 = _dots(factors, x0, x1, x2, x3, n)
+                s0, s1, s2, s3 = dot4_float(factors, x0, x1, x2, x3, n)
                 s0, s1, s2, s3 = as_half(s0), as_half(s1), as_half(s2), as_half(s3)
             else:
-                s0, s1, s2, s3 = _dots(at, x0, x1, x2, x3, n)
-        store_f32(h, j, factor * s0 if factor != 0 else s0)
-        store_f32(h, count + j, factor * s1 if factor != 0 else s1)
-        store_f32(h, 2 * count + j, factor * s2 if factor != 0 else s2)
-        store_f32(h, 3 * count + j, factor * s3 if factor != 0 else s3)
+                s0, s1, s2, s3 = dot4_float(at, x0, x1, x2, x3, n)
+        store_f32(h, j, factor * s0)
+        store_f32(h, count + j, factor * s1)
+        store_f32(h, 2 * count + j, factor * s2)
+        store_f32(h, 3 * count + j, factor * s3)
 
 
 @njit(inline="always")
