@@ -5,6 +5,7 @@ import tempfile
 
 import numpy as np
 import pytest
+from helpers.hf_configs import TWO_LAYERS
 from helpers.peft_folders import arrays_of, base_of, safetensors_bytes, write_folder
 from helpers.torch_bytes import torch_bytes
 
@@ -15,22 +16,12 @@ from llamafu.cli.main import main
 from llamafu.errors import InvalidAdapterFileError, LoraError
 from llamafu.server.storage.adapter_folder import AdapterFolder
 
-CONFIG = {
-    "model_type": "llama",
-    "hidden_size": 64,
-    "intermediate_size": 96,
-    "num_hidden_layers": 2,
-    "num_attention_heads": 4,
-    "num_key_value_heads": 2,
-    "vocab_size": 317,
-}
-
 
 @pytest.fixture
 def config(tmp_path):
     """The config.json of the model that the folders of `test_convert` are for."""
     (tmp_path / "base").mkdir()
-    (tmp_path / "base" / "config.json").write_text(json.dumps(CONFIG))
+    (tmp_path / "base" / "config.json").write_text(json.dumps(TWO_LAYERS))
     return tmp_path / "base" / "config.json"
 
 
@@ -108,7 +99,7 @@ def test_a_config_does_wherever_a_base_is_asked_for(whole_folder, config, tmp_pa
 
 def test_a_config_is_compared_like_a_model(config, tmp_path, capsys):
     folder = write_folder(tmp_path / "folder", arrays_of())
-    config.write_text(json.dumps(CONFIG | {"intermediate_size": 95}))
+    config.write_text(json.dumps(TWO_LAYERS | {"intermediate_size": 95}))
     assert main(["check", str(folder), "-m", str(config)]) == 1
     assert "the base model is 64 in, 95 out" in capsys.readouterr().out
 

@@ -4,6 +4,7 @@ import json
 
 import numpy as np
 import pytest
+from helpers.hf_configs import TWO_LAYERS
 from helpers.model_folders import arrays_of as all_arrays_of
 from helpers.model_folders import base_of as base_of_kind
 from helpers.peft_folders import arrays_of, base_of, changes, check_changes, write_folder
@@ -107,23 +108,12 @@ def test_other_parts_are_said_and_left_out_when_asked(tmp_path, capsys):
     dropped = info.metadata["llamafu.convert.dropped"]
     assert len(dropped) == 5
     assert dropped[0] == "model.vision_tower.vision_model.encoder.layers.0.self_attn.q_proj"
-    (tmp_path / "base.json").write_text(json.dumps(CONFIG))
+    (tmp_path / "base.json").write_text(json.dumps(TWO_LAYERS))
     arguments = ["convert", str(folder), "-o", str(tmp_path / "out.gguf"), "--base", str(tmp_path / "base.json")]
     assert main([*arguments, "--force", "--drop", "vision", "--drop", "projector"]) == 0
     assert "left out 5 modules: model.vision_tower.vision_model" in capsys.readouterr().out
     assert main([*arguments, "--force", "--drop", "vision"]) == 1
     assert "--drop projector" in capsys.readouterr().err
-
-
-CONFIG = {
-    "model_type": "llama",
-    "hidden_size": 64,
-    "intermediate_size": 96,
-    "num_hidden_layers": 2,
-    "num_attention_heads": 4,
-    "num_key_value_heads": 2,
-    "vocab_size": 317,
-}
 
 
 def test_modules_of_the_decoder_are_left_out_by_name(tmp_path):

@@ -11,3 +11,4 @@ TINY = {
     "num_key_value_heads": 2,
     "vocab_size": 317,
 }
+TWO_LAYERS = TINY | {"num_hidden_layers": 2}
