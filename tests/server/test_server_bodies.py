@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 
 from llamafu._util.nulls import without_nulls
 from llamafu.generation.options import Options
-from llamafu.server.schemas.adapter_choice import resolve_adapters
+from llamafu.server.schemas.adapter_choice import NumberedScales, resolve_adapters
 from llamafu.server.schemas.adapter_requests import LoraLoadBody
 from llamafu.server.schemas.json_body import read_json
 from llamafu.server.schemas.reading import read_body
@@ -366,8 +366,15 @@ def test_what_does_not_exist(lora, model):
         ([{"name": "pirate", "scaling": 1}], "did you mean 'scale'"),
         ([{"name": "pirate"}, {"id": 0}], "names 'pirate' twice"),
         (["pirate"], r"lora\[0\] is a string; give an object"),
+        ([{"name": "pirate"}] * 1001, "lora names 1,001 adapters, of at most 1,000"),
+        ({f"a{i}": 1 for i in range(1001)}, "lora names 1,001 adapters, of at most 1,000"),
     ],
 )
 def test_bad_choices(lora, problem):
     with pytest.raises(InvalidRequestError, match=problem):
         resolve_adapters(lora, None, **THERE)
+
+
+def test_a_list_of_numbered_scales_has_a_bound():
+    (found,) = problems(NumberedScales, [{"id": 0, "scale": 1}] * 1001)
+    assert found == "lora names 1,001 adapters, of at most 1,000; name each adapter once"

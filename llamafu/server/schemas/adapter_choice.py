@@ -14,7 +14,11 @@ from llamafu.service.errors import InvalidRequestError, NotFoundError
 from llamafu.service.fields import kind_of
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Collection
+    from collections.abc import Callable, Collection, Sized
+
+
+MOST_ADAPTERS = 1000
+"""Adapters that one `lora` may name: each entry is checked in one call, which every stream waits for."""
 
 
 class AdapterScale(SmallBody):
@@ -34,7 +38,9 @@ class NumberedScales(RootModel[list[AdapterScale]], RequestBody):
     @classmethod
     def form_problem(cls, data: object) -> str | None:
         """Return what is wrong with anything but a list."""
-        return None if isinstance(data, list) else "the body is not a list; give [{'id': 0, 'scale': 0.5}]"
+        if not isinstance(data, list):
+            return "the body is not a list; give [{'id': 0, 'scale': 0.5}]"
+        return _count_problem(data)
 
     def contradictions(self) -> list[str]:
         """Return problems of entries that name no adapter or name it twice over."""
@@ -111,9 +117,18 @@ def resolve_adapters(
 
 def _read_scales(lora: object, name_of: Callable[[int], str | None], scale_range: tuple[float, float]) -> dict[str, float]:
     """Read either form of `lora`."""
+    if isinstance(lora, dict | list) and (problem := _count_problem(lora)) is not None:
+        raise InvalidRequestError(problem)
     if isinstance(lora, dict):
         return validated(ScalesByName, lora, scale_range).root
     if isinstance(lora, list):
         return validated(NumberedScales, lora, scale_range).by_name(name_of)
     message = f"lora is {kind_of(lora)}; give a list of objects with name and scale, or an object of scales by name"
     raise InvalidRequestError(message)
+
+
+def _count_problem(lora: Sized) -> str | None:
+    """Return what is wrong with a `lora` of too many entries."""
+    if len(lora) <= MOST_ADAPTERS:
+        return None
+    return f"lora names {len(lora):,} adapters, of at most {MOST_ADAPTERS:,}; name each adapter once"
