@@ -33,6 +33,8 @@ class Model:
     def __init__(self, library: Library, path: Path, *, n_gpu_layers: int = 0, checked: CheckedModel | None = None) -> None:
         self.library = library
         self._derived: dict[Callable[[Model], Any], Any] = {}
+        # Each call of libllama gives the interpreter away, and log probabilities would make twenty for every token.
+        self._token_bytes: tuple[dict[int, bytes], dict[int, bytes]] = ({}, {})
         self._long_texts = None if checked is None else LongTexts(library, checked)
         params = library.lib.llama_model_default_params()
         params.n_gpu_layers = n_gpu_layers
@@ -169,6 +171,12 @@ class Model:
 
     def token_bytes(self, token: int, *, special: bool = False) -> bytes:
         """Return the bytes of one token: perhaps a part of a character."""
+        known = self._token_bytes[special].get(token)
+        if known is None:
+            known = self._token_bytes[special][token] = self._read_token_bytes(token, special)
+        return known
+
+    def _read_token_bytes(self, token: int, special: bool) -> bytes:  # noqa: FBT001 - a private half of the method above
         ffi, lib = self.library.ffi, self.library.lib
         buffer = ffi.new(f"char[{_BUFFER_BYTES}]")
         size = lib.llama_token_to_piece(self._open_vocab(), token, buffer, _BUFFER_BYTES, 0, special)

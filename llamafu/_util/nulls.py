@@ -26,6 +26,8 @@ def without_nulls(value: Any) -> Any:
 
 def _clean(value: Any, *, names: bool) -> Any:
     """Return `value` without nulls; with `names`, its own keys are names that the caller chose."""
+    if type(value) in _PLAIN:
+        return value
     if isinstance(value, Mapping):
         return {
             key: item if not names and key in _DATA | _FREE else _clean(item, names=not names and key in _BY_NAME)

@@ -125,8 +125,10 @@ def as_number(value: object) -> float | None:
 
 def shown(value: object) -> str:
     """Return a value for a message: its repr where that is short, else its JSON type."""
+    if isinstance(value, dict | list):  # whose repr may take a tenth of a second
+        return kind_of(value)
     text = repr(value)
-    return text if len(text) <= 60 and not isinstance(value, dict | list) else kind_of(value)  # noqa: PLR2004 - one glance
+    return text if len(text) <= 60 else kind_of(value)  # noqa: PLR2004 - one glance
 
 
 def kind_of(value: object) -> str:

@@ -111,7 +111,12 @@ def endpoint(
             return Response(status_code=_GONE)
         except Exception as error:  # noqa: BLE001 - whatever it is, it gets an answer
             return refusal(error)
-        return JSONResponse(answered.model_dump(exclude_unset=True)) if isinstance(answered, BaseModel) else answered
+        # pydantic writes a million token ids in a fifth of the time that json takes, which every stream waits for.
+        return (
+            Response(answered.model_dump_json(exclude_unset=True), media_type=JSON)
+            if isinstance(answered, BaseModel)
+            else answered
+        )
 
     return answer
 
