@@ -45,7 +45,6 @@ class Scheduler:
         self._quarantine = Quarantine(self.pool)
         self._decode_step = DecodeStep(runtime, self.pool.native_adapters, self.recorder)
         self._max_sequences = max_sequences
-        self._token_bytes: dict[int, bytes] = {}
         self._end_tokens = runtime.instance.model.end_tokens
 
     def step(self) -> None:
@@ -221,7 +220,7 @@ class Scheduler:
                 self.pool.finish(sequence, "stop")
                 return 0
             since, is_first = sequence.last_token, sequence.first_token is None
-            reason = sequence.accept(token, report, self._bytes_of(token), now)
+            reason = sequence.accept(token, report, self.runtime.instance.model.token_bytes(token), now)
             if sequence.sampler.is_complete:
                 reason = "stop"
         except DecodeError as error:
@@ -239,9 +238,3 @@ class Scheduler:
         else:
             self._quarantine.report_token(sequence)
         return 1
-
-    def _bytes_of(self, token: int) -> bytes:
-        found = self._token_bytes.get(token)
-        if found is None:
-            found = self._token_bytes[token] = self.runtime.instance.model.token_bytes(token)
-        return found
