@@ -69,6 +69,7 @@ def serve_with(settings: Settings) -> int:
         path,
         max_sequences=settings.max_sequences,
         max_queue=settings.max_queue,
+        target_itl_ms=settings.target_itl_ms,
         bank_rank=settings.bank_rank,
         n_ctx=settings.n_ctx,
         n_threads=settings.threads,

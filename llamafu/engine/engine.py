@@ -54,6 +54,7 @@ class Engine:
       operations of ggml; "none": a decode call for each distinct set of adapters; "auto" (default): the fastest there is.
     - `n_ctx`: tokens of KV memory, shared by all sequences, at least 2. Default 8192. `ContextInitError` when they do not fit.
     - `n_batch`: the most tokens of one decode call, at least 64. Default 512.
+    - `target_itl_ms`: milliseconds between two tokens of an answer that prompts of other requests may fill, above 0. Default 250.
     - `n_threads`: CPU threads, from 1 to 512. Default: one for each CPU that this process may use.
     - `n_gpu_layers`: layers that a GPU computes, -1 is all. Default 0; with any, the bank is off.
     - `flash_attn`: "auto" (default), "on" or "off".
@@ -77,6 +78,7 @@ class Engine:
         kernel: Literal["auto", "compiled", "python", "none"] = "auto",
         n_ctx: int = 8192,
         n_batch: int = 512,
+        target_itl_ms: float = 250.0,
         n_threads: int | None = None,
         n_gpu_layers: int = 0,
         flash_attn: str = "auto",
@@ -93,6 +95,7 @@ class Engine:
             kernel=kernel,
             n_ctx=n_ctx,
             n_batch=n_batch,
+            target_itl_ms=target_itl_ms,
             n_threads=n_threads,
             n_gpu_layers=n_gpu_layers,
             flash_attn=flash_attn,
@@ -103,7 +106,7 @@ class Engine:
         self.path = Path(model_path)
         # None of the parts refers to the engine: it is freed as soon as nobody else does.
         self._runtime = EngineRuntime(read_model(self.path), options, library)
-        self._scheduler = Scheduler(self._runtime, max_sequences=max_sequences)
+        self._scheduler = Scheduler(self._runtime, max_sequences=max_sequences, target_itl_ms=target_itl_ms)
         self._registry = AdapterRegistry(self._runtime.base, partial(demand_usable, self._runtime))
         self._worker = Worker(self._scheduler, max_sequences=max_sequences, max_queue=max_queue)
         self._adapters = AdapterManager(self._registry, self._runtime, self._worker, self.scale_range)

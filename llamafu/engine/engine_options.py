@@ -9,7 +9,7 @@ import numpy as np
 
 from llamafu._native.context_options import FLASH_ATTENTION, MOST_THREADS, ContextOptions
 from llamafu._native.cpu import usable_cpus
-from llamafu._util.arguments import check_whole
+from llamafu._util.arguments import check_number, check_whole
 
 if TYPE_CHECKING:
     from llamafu.adapters.gguf.base_model import BaseModel
@@ -32,6 +32,7 @@ class EngineOptions:
     kernel: Kernel
     n_ctx: int
     n_batch: int
+    target_itl_ms: float
     n_threads: int | None
     n_gpu_layers: int
     flash_attn: str
@@ -49,6 +50,7 @@ class EngineOptions:
             ("n_gpu_layers", self.n_gpu_layers, -1, _INT32_MAX),
         ):
             check_whole(name, value, low=low, high=high)
+        check_number("target_itl_ms", self.target_itl_ms, low=0, above=True)
         if self.max_sequences > self.n_batch:
             message = f"max_sequences={self.max_sequences} is more than n_batch={self.n_batch}: raise that"
             raise ValueError(message)

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING
 from llamafu.engine.batch import groups_of
 from llamafu.engine.batching import pack
 from llamafu.engine.decode_step import DecodeStep
+from llamafu.engine.prompt_budget import PromptBudget
 from llamafu.engine.quarantine import Quarantine
 from llamafu.engine.recorder import Recorder
 from llamafu.engine.sequence_pool import SequencePool
@@ -38,12 +39,13 @@ _PATIENCE = 64
 class Scheduler:
     """Runs sequences, one batch a step. Every method is the engine thread's."""
 
-    def __init__(self, runtime: EngineRuntime, *, max_sequences: int) -> None:
+    def __init__(self, runtime: EngineRuntime, *, max_sequences: int, target_itl_ms: float) -> None:
         self.runtime = runtime
         self.recorder = Recorder()
         self.pool = SequencePool(runtime, self.recorder)
         self._quarantine = Quarantine(self.pool)
         self._decode_step = DecodeStep(runtime, self.pool.native_adapters, self.recorder)
+        self._prompt_budget = PromptBudget(target_itl_ms / 1000)
         self._max_sequences = max_sequences
         self._end_tokens = runtime.instance.model.end_tokens
 
@@ -58,15 +60,20 @@ class Scheduler:
         self._admit(deadline)
         if bank is not None:
             bank.forget_failures()
-        parts = self._fit_in_memory(pack(self.pool.running, self.runtime.instance.context.n_batch))
+        most = self.runtime.instance.context.n_batch
+        parts = self._fit_in_memory(pack(self.pool.running, most, self._prompt_budget.tokens))
         if bank is not None and not bank.store.compiled:  # the rewriting store computes less where rows are in the bank's order
             parts.sort(key=lambda part: bank.first_unit(part.sequence.states[part.start]))
+        answers = sum(part.sequence.is_decoding for part in parts)
+        prompt_tokens = sum(part.count for part in parts) - answers
         tokens = 0
+        computing = time.perf_counter()
         together = not self.runtime.instance.model.is_recurrent
         for group in groups_of(parts, self.pool.fallback_reason, together=together):
             tokens += self._compute(group)
         if parts:
             self.recorder.step(began, len(parts), tokens)
+            self._prompt_budget.record(time.perf_counter() - computing, prompt_tokens, beside=answers > 0)
 
     def fail_running(self, error: BaseException) -> None:
         """End what runs with an error: a step failed in a way that leaves unknown what it has computed."""

@@ -64,16 +64,20 @@ def whole(low: int, high: int | None = None) -> Callable[[str], int]:
     return read
 
 
-def seconds(text: str) -> float:
-    """Read a number of seconds above 0."""
-    try:
-        value = float(text)
-    except ValueError:
-        value = math.nan
-    if not (math.isfinite(value) and value > 0):
-        message = f"{text!r} is not a number of seconds above 0"
-        raise ValueError(message)
-    return value
+def duration(unit: str) -> Callable[[str], float]:
+    """Return a reader of a number above 0 of this unit, named as in "seconds"."""
+
+    def read(text: str) -> float:
+        try:
+            value = float(text)
+        except ValueError:
+            value = math.nan
+        if not (math.isfinite(value) and value > 0):
+            message = f"{text!r} is not a number of {unit} above 0"
+            raise ValueError(message)
+        return value
+
+    return read
 
 
 def number(text: str) -> float:
@@ -134,15 +138,16 @@ class Settings:
     n_ctx: int = setting(whole(2), "context in tokens, shared by all sequences", 8192)
     max_sequences: int = setting(whole(1), "sequences that run at a time", 16)
     max_queue: int = setting(whole(1), "requests that may wait for their turn; more are refused with 429", 256)
+    target_itl_ms: float = setting(duration("milliseconds"), "milliseconds between two tokens that other requests' prompts may fill", 250.0)
     bank_rank: int = setting(whole(1), "rank units that adapters share", 128)
     threads: int | None = setting(whole(1), "threads to compute with (default: every CPU)", None)
     library: str | None = setting(not_empty, "libllama to use, a file or a folder (default: search)", None)
     max_body: int = setting(whole(1), "largest body of a request in bytes, uploads excepted", 4 * 1024 * 1024)
     max_upload: int = setting(whole(1), "largest adapter that may be uploaded, in bytes", 4 * 1024**3)
     max_prompt: int | None = setting(whole(1), "longest prompt in tokens (default: the context)", None)
-    max_time: float = setting(seconds, "seconds after which a request is ended with what there is", 600.0)
-    ping: float = setting(seconds, "seconds without a token after which a stream gets a comment", 15.0)
-    grace: float = setting(seconds, "seconds that running requests have to finish after SIGTERM", 30.0)
+    max_time: float = setting(duration("seconds"), "seconds after which a request is ended with what there is", 600.0)
+    ping: float = setting(duration("seconds"), "seconds without a token after which a stream gets a comment", 15.0)
+    grace: float = setting(duration("seconds"), "seconds that running requests have to finish after SIGTERM", 30.0)
 
     def __post_init__(self) -> None:
         """Refuse settings that exclude each other; `ValueError`."""

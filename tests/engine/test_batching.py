@@ -1,0 +1,115 @@
+"""Which tokens a step computes: prompts beside answers, long ones beside short ones, in whole blocks."""
+
+from dataclasses import dataclass, field
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from llamafu.engine.batching import pack
+from llamafu.engine.prompt_budget import PromptBudget
+from llamafu.generation.prompt import PREFIX_BLOCK
+
+
+@dataclass
+class Sequence:
+    """As much of a running sequence as packing reads."""
+
+    length: int
+    computed: int = 0
+    is_decoding: bool = False
+    tokens: list = field(init=False)
+
+    def __post_init__(self):
+        self.tokens = [0] * self.length
+
+
+def decoding():
+    return Sequence(100, 99, is_decoding=True)
+
+
+def packed(running, most, beside):
+    return [(running.index(part.sequence), part.start, part.count) for part in pack(running, most, beside)]
+
+
+def test_a_long_prompt_alone_takes_all_whole_blocks():
+    assert packed([Sequence(1000)], 512, 64) == [(0, 0, 512)]
+
+
+def test_the_last_block_comes_by_itself():
+    assert packed([Sequence(200)], 512, 64) == [(0, 0, 192)]
+    assert packed([Sequence(200, 192)], 512, 64) == [(0, 192, 8)]
+    assert packed([Sequence(192)], 512, 64) == [(0, 0, 128)]
+
+
+def test_prompts_beside_answers_get_the_budget():
+    assert packed([decoding(), Sequence(1000)], 512, 128) == [(0, 99, 1), (1, 0, 128)]
+
+
+def test_a_short_prompt_does_not_wait_for_a_long_one():
+    running = [Sequence(2000, 640), decoding(), Sequence(900), Sequence(50)]
+    assert packed(running, 512, 256) == [(1, 99, 1), (0, 640, 128), (3, 0, 50), (2, 0, 64)]
+
+
+def test_the_first_prompt_advances_beside_short_ones():
+    running = [Sequence(2000), *[Sequence(40) for _ in range(20)]]
+    assert (0, 0, 256) in packed(running, 512, 64)
+
+
+def test_what_the_others_leave_is_the_first_ones():
+    assert packed([decoding(), Sequence(2000), Sequence(50)], 512, 256) == [(0, 99, 1), (1, 0, 192), (2, 0, 50)]
+
+
+def test_where_no_block_fits_a_shorter_part_is_computed():
+    assert packed([*[decoding() for _ in range(40)], Sequence(300)], 64, 256)[-1] == (40, 0, 24)
+
+
+@given(st.lists(st.tuples(st.integers(1, 700), st.booleans()), min_size=1, max_size=20), st.integers(64, 600), st.integers(1, 9))
+def test_packing_ends_and_keeps_to_its_bounds(drawn, most, blocks):
+    running = [Sequence(length, length - 1 if answers else 0, is_decoding=answers) for length, answers in drawn]
+    while prompts := [each for each in running if not each.is_decoding]:
+        parts = pack(running, most, blocks * PREFIX_BLOCK)
+        answers = sum(each.is_decoding for each in running)
+        count = sum(part.count for part in parts) - answers
+        assert 0 < count <= (min(most - answers, blocks * PREFIX_BLOCK) if answers else most)
+        assert len({id(part.sequence) for part in parts}) == len(parts)
+        for part in parts:
+            if part.sequence.is_decoding:
+                assert part.count == 1
+                continue
+            assert part.start == part.sequence.computed
+            if most - answers >= PREFIX_BLOCK:
+                assert part.end % PREFIX_BLOCK == 0 or part.end == part.sequence.length
+            part.sequence.computed = part.end
+        assert any(part.sequence is prompts[0] for part in parts)
+        running = [each for each in running if each.is_decoding or each.computed < each.length]
+
+
+def test_a_budget_follows_the_time_between_tokens():
+    budget = PromptBudget(0.25)
+    assert budget.tokens == 64
+    for _ in range(30):
+        budget.record(0.05, 0, beside=True)
+        budget.record(0.05 + budget.tokens * 0.0005, budget.tokens, beside=True)
+    assert budget.tokens == 384  # 400 would fit
+    for _ in range(30):
+        budget.record(0.05 + budget.tokens * 0.002, budget.tokens, beside=True)
+    assert budget.tokens == 64
+
+
+def test_a_budget_is_found_where_no_step_is_without_prompts():
+    budget = PromptBudget(0.25)
+    for _ in range(30):
+        budget.record(0.05 + budget.tokens * 0.001, budget.tokens, beside=True)
+    assert budget.tokens in {128, 192}
+
+
+@pytest.mark.parametrize("seconds", [10.0, 1e-9])
+@pytest.mark.parametrize("tokens", [1, 64])
+def test_one_slow_or_quick_step_changes_little(seconds, tokens):
+    budget = PromptBudget(0.25)
+    for _ in range(30):
+        budget.record(0.0005 * 64, 64, beside=False)
+    before = budget.tokens
+    budget.record(seconds, tokens, beside=False)
+    assert 0.5 < budget.tokens / before < 1.3
