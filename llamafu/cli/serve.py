@@ -70,6 +70,7 @@ def serve_with(settings: Settings) -> int:
         max_sequences=settings.max_sequences,
         max_queue=settings.max_queue,
         target_itl_ms=settings.target_itl_ms,
+        prompt_lookup_num_tokens=settings.prompt_lookup_num_tokens,
         bank_rank=settings.bank_rank,
         n_ctx=settings.n_ctx,
         n_threads=settings.threads,

@@ -44,6 +44,7 @@ class GenerationArguments(TypedDict, total=False):
     json_schema: Mapping[str, Any] | None
     response_format: Mapping[str, Any] | None
     ignore_eos: bool | None
+    prompt_lookup_num_tokens: int | None
     extra_body: Mapping[str, Any] | None
 
 

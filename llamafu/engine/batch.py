@@ -17,29 +17,54 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True, slots=True)
 class Part:
-    """`count` consecutive tokens of one sequence, from index `start` on."""
+    """`count` consecutive tokens of one sequence, from index `start` on, and after them the tokens of a guess.
+
+    The logits of the last token come out, and those of each one of the guess.
+    """
 
     sequence: SequenceRun
     start: int
     count: int
+    draft: tuple[int, ...] = ()
 
     @property
     def end(self) -> int:
-        """One past the last token."""
+        """One past the last token, guesses not counted."""
         return self.start + self.count
 
+    @property
+    def rows(self) -> int:
+        """Rows of the batch."""
+        return self.count + len(self.draft)
+
+    @property
+    def outputs(self) -> int:
+        """Rows whose logits come out: the last ones."""
+        return 1 + len(self.draft)
+
+    @property
+    def tokens(self) -> list[int]:
+        """The tokens of its rows."""
+        return [*self.sequence.tokens[self.start : self.end], *self.draft]
+
     def runs(self) -> Iterator[tuple[int, State]]:
-        """Yield runs of tokens with one adapter state: how many tokens, and the state."""
+        """Yield runs of rows with one adapter state: how many rows, and the state."""
         states = self.sequence.states
-        if self.count == 1:
+        if self.rows == 1:
             yield 1, states[self.start]
             return
-        start = self.start
-        for place in range(self.start + 1, self.end):
-            if states[place] != states[start]:
-                yield place - start, states[start]
+        every = [*states[self.start : self.end], *self.sequence.states_of_guess(len(self.draft))]
+        start = 0
+        for place in range(1, len(every)):
+            if every[place] != every[start]:
+                yield place - start, every[start]
                 start = place
-        yield self.end - start, states[start]
+        yield len(every) - start, every[start]
+
+    def first_run(self) -> Part:
+        """Return the part up to where the adapter state changes, which it does not within a guess."""
+        count, _ = next(self.runs())
+        return self if count == self.rows else Part(self.sequence, self.start, count)
 
 
 @dataclass(frozen=True, slots=True)
@@ -58,14 +83,18 @@ class Group:
         known: dict[State, tuple[object, object]] = {}
         rows, outputs = [], []
         for part in parts:
+            before = part.rows - part.outputs
             for count, state in part.runs():
                 found = known.get(state)
                 if found is None:
                     found = known[state] = bank.units(dict(state))
                 rows.append((count, *found))
-            outputs.append((1, *rows[-1][1:]))
+                if count > before:
+                    outputs.append((count - before, *found))
+                before = max(before - count, 0)
         every = RowTable.of(rows)  # type: ignore[arg-type] # arrays of units and scales
-        return every, every if every.rows == len(outputs) else RowTable.of(outputs)  # type: ignore[arg-type]
+        is_all = every.rows == sum(part.outputs for part in parts)
+        return every, every if is_all else RowTable.of(outputs)  # type: ignore[arg-type]
 
 
 def groups_of(parts: Iterable[Part], fallback_reason: Callable[[SequenceRun], str], *, together: bool) -> list[Group]:
@@ -80,10 +109,10 @@ def groups_of(parts: Iterable[Part], fallback_reason: Callable[[SequenceRun], st
         if not (reason := fallback_reason(part.sequence)):
             mixed.append(part)
         else:
-            count, state = next(part.runs())
             # One state a call: where a prompt's state changes in the middle, the rest is left for the next step.
-            first = Part(part.sequence, part.start, count)
-            alone.setdefault((state, together or count == 1), []).append(first)
+            first = part.first_run()
+            state = part.sequence.states[part.start]
+            alone.setdefault((state, together or first.rows == 1), []).append(first)
             reasons[state] = reason
     groups = [Group(mixed, mixed=True)] if mixed else []
     crowded = len(alone) + len(groups) > 1

@@ -16,11 +16,16 @@ if TYPE_CHECKING:
 def pack(running: Sequence[SequenceRun], most: int, beside_answers: int) -> list[Part]:
     """Choose at most `most` tokens: one of each decoding sequence, then of prompts, `beside_answers` of them if any decode.
 
-    Half of what prompts get goes to the one that started first, so that it ends; the other half to the shortest of the
-    others, so that their first tokens do not wait behind a long one.
+    What decodes brings its guess too, where there is room. Half of what prompts get goes to the one that started first, so
+    that it ends; the other half to the shortest of the others, so that their first tokens do not wait behind a long one.
     """
-    parts = [Part(sequence, sequence.computed, 1) for sequence in running if sequence.is_decoding]
-    room = min(most - len(parts), beside_answers) if parts else most
+    answering = [sequence for sequence in running if sequence.is_decoding]
+    spare = most - len(answering)
+    parts: list[Part] = []
+    for sequence in answering:
+        parts.append(Part(sequence, sequence.computed, 1, sequence.guess(spare)))
+        spare -= len(parts[-1].draft)
+    room = min(spare, beside_answers) if parts else most
     prompts = [sequence for sequence in running if not sequence.is_decoding]
     if not prompts or room <= 0:
         return parts

@@ -38,10 +38,10 @@ class DecodeStep:
         sequences: list[int | None] = []
         outputs: list[bool] = []
         for part in parts:
-            tokens += part.sequence.tokens[part.start : part.end]
-            positions += range(part.start, part.end)
-            sequences += [part.sequence.number] * part.count
-            outputs += [False] * (part.count - 1) + [True]
+            tokens += part.tokens
+            positions += range(part.start, part.start + part.rows)
+            sequences += [part.sequence.number] * part.rows
+            outputs += [False] * (part.rows - part.outputs) + [True] * part.outputs
         code = context.compute(tokens, positions, sequences, outputs)  # type: ignore[arg-type] # running ones have a number
         if code == 0 and bank is not None:
             bank.store.check()
@@ -55,7 +55,7 @@ class DecodeStep:
         return bank if bank.store.compiled or any(state for part in parts for _, state in part.runs()) else None
 
     def _count_mixed(self, parts: Sequence[Part]) -> None:
-        states = {part.sequence.states[i] for part in parts for i in {part.start, part.end - 1}}
+        states = {state for part in parts for _, state in part.runs()}
         if len(states) > 1:
             self._recorder.mixed_steps += 1
         else:

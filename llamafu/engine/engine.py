@@ -54,7 +54,8 @@ class Engine:
       operations of ggml; "none": a decode call for each distinct set of adapters; "auto" (default): the fastest there is.
     - `n_ctx`: tokens of KV memory, shared by all sequences, at least 2. Default 8192. `ContextInitError` when they do not fit.
     - `n_batch`: the most tokens of one decode call, at least 64. Default 512.
-    - `target_itl_ms`: milliseconds between two tokens of an answer that prompts of other requests may fill, above 0. Default 250.
+    - `target_itl_ms`: milliseconds between two tokens of an answer that others' prompts may fill, above 0. Default 250.
+    - `prompt_lookup_num_tokens`: the default of the option, from 0 (default) to 64. It pays where answers copy their prompts.
     - `n_threads`: CPU threads, from 1 to 512. Default: one for each CPU that this process may use.
     - `n_gpu_layers`: layers that a GPU computes, -1 is all. Default 0; with any, the bank is off.
     - `flash_attn`: "auto" (default), "on" or "off".
@@ -79,6 +80,7 @@ class Engine:
         n_ctx: int = 8192,
         n_batch: int = 512,
         target_itl_ms: float = 250.0,
+        prompt_lookup_num_tokens: int = 0,
         n_threads: int | None = None,
         n_gpu_layers: int = 0,
         flash_attn: str = "auto",
@@ -96,6 +98,7 @@ class Engine:
             n_ctx=n_ctx,
             n_batch=n_batch,
             target_itl_ms=target_itl_ms,
+            prompt_lookup_num_tokens=prompt_lookup_num_tokens,
             n_threads=n_threads,
             n_gpu_layers=n_gpu_layers,
             flash_attn=flash_attn,
@@ -110,7 +113,7 @@ class Engine:
         self._registry = AdapterRegistry(self._runtime.base, partial(demand_usable, self._runtime))
         self._worker = Worker(self._scheduler, max_sequences=max_sequences, max_queue=max_queue)
         self._adapters = AdapterManager(self._registry, self._runtime, self._worker, self.scale_range)
-        self._submission = Submission(self._runtime, self._worker, self._adapters)
+        self._submission = Submission(self._runtime, self._worker, self._adapters, prompt_lookup=prompt_lookup_num_tokens)
         self._embedder = Embedder(self._runtime, self._worker, self._adapters)
         self._finalizer = weakref.finalize(self, _stop, self._worker, self._registry)
         try:

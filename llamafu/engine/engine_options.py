@@ -10,6 +10,7 @@ import numpy as np
 from llamafu._native.context_options import FLASH_ATTENTION, MOST_THREADS, ContextOptions
 from llamafu._native.cpu import usable_cpus
 from llamafu._util.arguments import check_number, check_whole
+from llamafu.generation.options import MOST_DRAFTED
 
 if TYPE_CHECKING:
     from llamafu.adapters.gguf.base_model import BaseModel
@@ -33,6 +34,7 @@ class EngineOptions:
     n_ctx: int
     n_batch: int
     target_itl_ms: float
+    prompt_lookup_num_tokens: int
     n_threads: int | None
     n_gpu_layers: int
     flash_attn: str
@@ -46,6 +48,7 @@ class EngineOptions:
             ("bank_rank", self.bank_rank, 0, _INT32_MAX),
             ("n_ctx", self.n_ctx, 2, _INT32_MAX),
             ("n_batch", self.n_batch, 64, _INT32_MAX),
+            ("prompt_lookup_num_tokens", self.prompt_lookup_num_tokens, 0, MOST_DRAFTED),
             ("n_threads", self.threads, 1, MOST_THREADS),
             ("n_gpu_layers", self.n_gpu_layers, -1, _INT32_MAX),
         ):

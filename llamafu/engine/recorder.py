@@ -15,7 +15,7 @@ class Recorder:
 
     def __init__(self) -> None:
         self.finished = self.cancelled = self.failed = 0
-        self.prompt_tokens = self.completion_tokens = self.cached_tokens = 0
+        self.prompt_tokens = self.completion_tokens = self.cached_tokens = self.drafted = self.drafts_held = 0
         self.preemptions = self.mixed_steps = self.plain_steps = self.fallback_steps = self.failed_steps = 0
         self.fallback_reasons: Counter[str] = Counter()
         self.batch_sizes: Counter[int] = Counter()

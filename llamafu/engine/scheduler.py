@@ -137,7 +137,7 @@ class Scheduler:
 
     def _fit_in_memory(self, parts: list[Part]) -> list[Part]:
         """Free KV memory for all parts: evict kept prefixes first, then preempt the youngest sequences, whose parts go."""
-        while not self.pool.kv.make_space(sum(part.count for part in parts)):
+        while not self.pool.kv.make_space(sum(part.rows for part in parts)):
             youngest = max(self.pool.running, key=lambda sequence: sequence.arrived)
             parts = [part for part in parts if part.sequence is not youngest]
             self.pool.preempt(youngest)
@@ -174,7 +174,7 @@ class Scheduler:
             if code == 0:
                 break
             if code != 1:
-                raise context.failure(code, f"decoding {sum(p.count for p in parts)} rows failed")
+                raise context.failure(code, f"decoding {sum(p.rows for p in parts)} rows failed")
             # Code 1: libllama finds no place although the count fits (it may need contiguous cells).
             if not self.pool.kv.evict_one():
                 youngest = max((part.sequence for part in parts), key=lambda sequence: sequence.arrived)
@@ -183,7 +183,7 @@ class Scheduler:
                 else:
                     self.pool.preempt(youngest)
                 parts = [part for part in parts if part.sequence is not youngest]
-        return parts, context.output_rows(len(parts))
+        return parts, context.output_rows(sum(part.outputs for part in parts))
 
     def _roll_back(self, parts: Sequence[Part], error: Exception) -> None:
         """Cut what a failed call has left in the KV memory; a single part's sequence ends with the error."""
@@ -202,10 +202,10 @@ class Scheduler:
         """Account for computed tokens, and sample a token for each sequence whose newest one is now computed."""
         now = time.perf_counter()
         made = 0
-        last_row = -1
-        for place, part in enumerate(parts):
+        row = output = 0
+        for part in parts:
             sequence = part.sequence
-            last_row += part.count
+            row, output = row + part.rows, output + part.outputs
             if sequence.number is None:  # preempted by the quarantine: an earlier row of this batch was not finite
                 continue
             span = slice(part.start, part.end)
@@ -215,7 +215,31 @@ class Scheduler:
                 self.recorder.prompt_tokens += min(part.end, sequence.prompt_length) - part.start
             if part.end < len(sequence.tokens):
                 continue
-            made += self._sample(sequence, last_row, rows[place], now)
+            first = row - part.outputs
+            made += self._sample(sequence, first, rows[output - part.outputs], now)
+            if part.draft:
+                made += self._accept_draft(part, first, rows[output - part.outputs : output], now)
+        return made
+
+    def _accept_draft(self, part: Part, first: int, rows: NDArray[np.float32], now: float) -> int:
+        """Sample on while what was sampled is what had been guessed; forget the rest of the guess.
+
+        `first` is the batch's row of the part's newest token, whose successor is sampled already. Each token is drawn from
+        its own row, as without a guess, so that none is likelier for having been guessed.
+        """
+        sequence, made, held = part.sequence, 0, 0
+        for place, guessed in enumerate(part.draft, 1):
+            if sequence.number is None or sequence.tokens[-1] != guessed:
+                break
+            held += 1
+            self.pool.kv.append(sequence.number, [guessed], [sequence.states[-1]])
+            sequence.computed += 1
+            made += self._sample(sequence, first + place, rows[place], now)
+        self.recorder.drafted += len(part.draft)
+        self.recorder.drafts_held += held
+        if sequence.number is not None:  # it goes on: an ended one's memory is cut already
+            sequence.lookup.learn(len(part.draft), held)  # type: ignore[union-attr] # it made the guess
+            self.runtime.instance.context.cut(sequence.computed, sequence.number)
         return made
 
     def _sample(self, sequence: SequenceRun, row: int, logits: object, now: float) -> int:

@@ -17,8 +17,10 @@ if TYPE_CHECKING:
     from llamafu.engine.request import Request
     from llamafu.engine.request_handle import RequestHandle
     from llamafu.generation.grammar.constraint import Constraint
+    from llamafu.generation.prompt_lookup import PromptLookup
     from llamafu.generation.sampling import TokenSampler
     from llamafu.lora.active_set import LoraSet
+    from llamafu.lora.scales import State
 
 
 class SequenceRun:
@@ -57,6 +59,8 @@ class SequenceRun:
         self.deadline = None if request.timeout is None else self.arrived + request.timeout
         self.first_token: float | None = None
         self.last_token = self.arrived
+        self.lookup: PromptLookup | None = None
+        """Guesses its next tokens, where its request wants that."""
         self.set_lora(lora)
 
     def set_lora(self, lora: LoraSet[Content]) -> None:
@@ -85,9 +89,21 @@ class SequenceRun:
         """Whether it has to end before the next step: cancelled, or past its timeout."""
         return self.handle.cancelled or (self.deadline is not None and now >= self.deadline)
 
+    def guess(self, most: int) -> tuple[int, ...]:
+        """Return at most `most` tokens that may follow those there are; one more than these may still be made."""
+        if self.lookup is None:
+            return ()
+        return tuple(self.lookup.guess(min(most, self.answer.max_tokens - self.new_tokens - 1)))
+
+    def states_of_guess(self, count: int) -> list[State]:
+        """Return the adapter states of `count` tokens after those there are; with changing scales nothing is guessed."""
+        return [self.states[-1]] * count
+
     def accept(self, token: int, report: TokenLogprob | None, token_bytes: bytes, now: float) -> FinishReason | None:
         """Take a new token; return why it ends the sequence, None when it does not."""
         self.tokens.append(token)
+        if self.lookup is not None:
+            self.lookup.append(token)
         if self.first_token is None:
             self.first_token = now
         self.last_token = now

@@ -47,6 +47,9 @@ class EngineStats:
     """Prompt tokens that were computed; `cached_tokens` were taken from the prefix cache instead."""
     completion_tokens: int
     cached_tokens: int
+    draft_tokens: int
+    """Tokens that were guessed from earlier places of their texts; `draft_tokens_held` of them were right."""
+    draft_tokens_held: int
     batch_sizes: dict[int, int]
     """How many steps computed so many sequences."""
     ttft: Percentiles
@@ -94,6 +97,8 @@ class EngineStats:
             prompt_tokens=recorder.prompt_tokens,
             completion_tokens=recorder.completion_tokens,
             cached_tokens=recorder.cached_tokens,
+            draft_tokens=recorder.drafted,
+            draft_tokens_held=recorder.drafts_held,
             batch_sizes=dict(recorder.batch_sizes),
             ttft=Percentiles.of(recorder.ttft),
             itl=Percentiles.of(recorder.itl),

@@ -10,12 +10,13 @@ from llamafu.engine.async_stream import AsyncRequestStream
 from llamafu.engine.request import Request
 from llamafu.engine.request_handle import RequestHandle
 from llamafu.engine.sequence import SequenceRun
-from llamafu.errors import ContextOverflowError, MultimodalError
+from llamafu.errors import ContextOverflowError, MultimodalError, UnsupportedError
 from llamafu.generation import chat_template as chat_module
 from llamafu.generation.chat_options import split_options
 from llamafu.generation.completion import Completion
 from llamafu.generation.options import Options
 from llamafu.generation.prompt import check_prompt, demand_continuing
+from llamafu.generation.prompt_lookup import PromptLookup
 from llamafu.generation.sampling import constrain
 
 if TYPE_CHECKING:
@@ -23,11 +24,13 @@ if TYPE_CHECKING:
 
     from llamafu._native.model import Model
     from llamafu.engine.adapter_manager import AdapterManager
+    from llamafu.engine.registry import Content
     from llamafu.engine.request_handle import Event
     from llamafu.engine.runtime import EngineRuntime
     from llamafu.engine.worker import Worker
     from llamafu.generation.chat_options import ChatArguments
     from llamafu.generation.options import OptionArguments
+    from llamafu.lora.active_set import LoraSet
 
 
 class Submission:
@@ -36,7 +39,8 @@ class Submission:
     A prompt or an adapter that can never run raises here, before the request is queued.
     """
 
-    def __init__(self, runtime: EngineRuntime, worker: Worker, adapters: AdapterManager) -> None:
+    def __init__(self, runtime: EngineRuntime, worker: Worker, adapters: AdapterManager, *, prompt_lookup: int) -> None:
+        self._prompt_lookup = prompt_lookup
         self._runtime = runtime
         self._worker = worker
         self._adapters = adapters
@@ -123,7 +127,22 @@ class Submission:
         with self._runtime.sharing() as model:
             constraint = constrain(model, request)
         longest = self._runtime.instance.context.longest
-        return SequenceRun(request, prompt, lora, handle, limit=longest, constraint=constraint)
+        sequence = SequenceRun(request, prompt, lora, handle, limit=longest, constraint=constraint)
+        if (guessed := self._guessed(request.prompt_lookup_num_tokens, lora)) > 0:
+            sequence.lookup = PromptLookup(prompt, guessed)
+        return sequence
+
+    def _guessed(self, asked: int | None, lora: LoraSet[Content]) -> int:
+        """Return how many tokens a step may guess for a request; UnsupportedError where it asks for what cannot be done."""
+        why = ""
+        if not lora.is_steady:
+            why = "a scale is a function of the step, and the steps of guessed tokens may never come; give a number"
+        elif self._runtime.instance.model.is_recurrent:
+            why = "this model's memory is recurrent and cannot forget a guess that does not hold"
+        if why and asked:
+            message = f"prompt_lookup_num_tokens={asked}: {why}, or leave it at 0"
+            raise UnsupportedError(message)
+        return 0 if why else (self._prompt_lookup if asked is None else asked)
 
     def _tokens_of(self, prompt: str | Sequence[int], model: Model) -> Sequence[int]:
         """Return the tokens of a prompt; their number is checked before each of them is."""

@@ -25,6 +25,8 @@ LEAST_SEED, MOST_SEED = -(2**63), 2**64 - 1
 """What 64 bits hold, with a sign or without."""
 MOST_TOP_K = 2**31 - 1
 """What libllama's type for it holds."""
+MOST_DRAFTED = 64
+"""Tokens that one step checks for one text beside its next one."""
 _F = TypeVar("_F", bound=Callable[..., Any])
 
 
@@ -47,6 +49,7 @@ class OptionArguments(TypedDict, total=False):
     lora: LoraScales | None
     logprobs: int | None
     ignore_eos: bool
+    prompt_lookup_num_tokens: int | None
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -116,6 +119,16 @@ class Options:
         ),
     )
     ignore_eos: bool = field(default=False, metadata=about("True never chooses an end-of-text token", flag=False))
+    prompt_lookup_num_tokens: int | None = field(
+        default=None,
+        metadata=about(
+            "guess up to this many next tokens from earlier places of the text, and check them in one step; an `Engine` only; "
+            "0 is off, None the engine's default",
+            low=0,
+            high=MOST_DRAFTED,
+            flag=False,
+        ),
+    )
 
     def __post_init__(self) -> None:
         for spec in OPTION_SPECS:

@@ -59,8 +59,14 @@ def vocabulary_of(model: Model) -> Vocabulary:
 class TokenSampler:
     """Chooses the tokens of one generation, with a random stream of its own. One thread at a time.
 
-    Order: penalties, grammar, top-k, top-p, min-p, temperature, draw. libllama does the last five. Greedy decoding uses
-    NumPy's argmax instead, which is faster than building libllama's list of candidates.
+    Order: penalties, top-k, top-p, min-p, temperature, draw. libllama does the last five. Greedy decoding uses NumPy's argmax
+    instead, which is faster than building libllama's list of candidates.
+
+    A grammar is asked about the token that was chosen without it. Only where it refuses that one are all tokens looked at
+    that it allows, and one of them chosen by the same samplers. So a token x that it allows has the probability
+    p(x) + (1 - P) p(x) / P = p(x) / P, where P is the sum over those that it allows: the same as if the others had been
+    taken out before the draw. Only where top-k, top-p or min-p take candidates away is it another one, since they do so
+    among all tokens first: llama.cpp's order.
     """
 
     def __init__(self, model: Model, options: Options, prompt: Sequence[int], constraint: Constraint | None) -> None:
@@ -121,15 +127,15 @@ class TokenSampler:
         if self._recent is not None:
             self._penalise(logits, self._recent)
             token = best = int(logits.argmax())
-        if self._constraint is not None:
-            token = self._allowed(logits, self._constraint)
-            if token == ENDED:
-                return ENDED, None
-        elif self._chain is not None:
+        if self._chain is not None:
             _bring_near(logits, best)
             token = self._chain.sample(context, row)
             if logits[token] == -math.inf:  # a draw next to 1, in 32 bits
                 token = best
+        if self._constraint is not None and not self._constraint.try_accept(token):
+            token = self._allowed(logits, self._constraint)
+            if token == ENDED:
+                return ENDED, None
         if self._recent is not None:
             self._recent.append(token)
         return token, None if wanted is None else report(self._model, raw, token, wanted)

@@ -6,7 +6,7 @@ import threading
 import time
 from typing import TYPE_CHECKING
 
-from llamafu.errors import ContextOverflowError, LlamafuError
+from llamafu.errors import ContextOverflowError, LlamafuError, UnsupportedError
 from llamafu.generation.answer import AnswerBuilder, applied_adapters
 from llamafu.generation.completion import Completion, FinishReason, Timings
 from llamafu.generation.prompt import check_prompt, demand_continuing
@@ -34,6 +34,12 @@ class Generation:
         self._session = session
         self._lora = lora
         self._prompt = tuple(prompt)
+        if options.prompt_lookup_num_tokens:
+            message = (
+                f"prompt_lookup_num_tokens={options.prompt_lookup_num_tokens}: only an Engine checks guessed tokens; use one, "
+                "or leave it at 0"
+            )
+            raise UnsupportedError(message)
         model, context = session.instance.model, session.instance.context
         demand_continuing(context)
         check_prompt(prompt, model)

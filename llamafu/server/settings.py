@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from llamafu._util.suggestions import did_you_mean
+from llamafu.generation.options import MOST_DRAFTED
 from llamafu.lora.scales import check_scale_range
 from llamafu.service.keys import check_key
 
@@ -138,7 +139,12 @@ class Settings:
     n_ctx: int = setting(whole(2), "context in tokens, shared by all sequences", 8192)
     max_sequences: int = setting(whole(1), "sequences that run at a time", 16)
     max_queue: int = setting(whole(1), "requests that may wait for their turn; more are refused with 429", 256)
-    target_itl_ms: float = setting(duration("milliseconds"), "milliseconds between two tokens that other requests' prompts may fill", 250.0)
+    target_itl_ms: float = setting(
+        duration("milliseconds"), "milliseconds between two tokens that prompts of others may fill", 250.0
+    )
+    prompt_lookup_num_tokens: int = setting(
+        whole(0, MOST_DRAFTED), "next tokens that a step guesses from earlier places of each text; 0 is off", 0
+    )
     bank_rank: int = setting(whole(1), "rank units that adapters share", 128)
     threads: int | None = setting(whole(1), "threads to compute with (default: every CPU)", None)
     library: str | None = setting(not_empty, "libllama to use, a file or a folder (default: search)", None)

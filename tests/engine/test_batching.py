@@ -18,10 +18,14 @@ class Sequence:
     length: int
     computed: int = 0
     is_decoding: bool = False
+    guessed: int = 0
     tokens: list = field(init=False)
 
     def __post_init__(self):
         self.tokens = [0] * self.length
+
+    def guess(self, most):
+        return tuple(range(min(most, self.guessed)))
 
 
 def decoding():
@@ -64,7 +68,9 @@ def test_where_no_block_fits_a_shorter_part_is_computed():
     assert packed([*[decoding() for _ in range(40)], Sequence(300)], 64, 256)[-1] == (40, 0, 24)
 
 
-@given(st.lists(st.tuples(st.integers(1, 700), st.booleans()), min_size=1, max_size=20), st.integers(64, 600), st.integers(1, 9))
+@given(
+    st.lists(st.tuples(st.integers(1, 700), st.booleans()), min_size=1, max_size=20), st.integers(64, 600), st.integers(1, 9)
+)
 def test_packing_ends_and_keeps_to_its_bounds(drawn, most, blocks):
     running = [Sequence(length, length - 1 if answers else 0, is_decoding=answers) for length, answers in drawn]
     while prompts := [each for each in running if not each.is_decoding]:
@@ -113,3 +119,10 @@ def test_one_slow_or_quick_step_changes_little(seconds, tokens):
     before = budget.tokens
     budget.record(seconds, tokens, beside=False)
     assert 0.5 < budget.tokens / before < 1.3
+
+
+def test_guesses_come_where_there_is_room():
+    running = [Sequence(100, 99, is_decoding=True, guessed=8) for _ in range(8)]
+    parts = pack([*running, Sequence(1000)], 64, 128)
+    assert sum(part.rows for part in parts) == 64
+    assert [len(part.draft) for part in parts] == [*[8] * 7, 0]

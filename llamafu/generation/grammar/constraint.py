@@ -68,6 +68,19 @@ class Constraint:
             known = self._allowed[outlook] = self._find()
         return known
 
+    def try_accept(self, token: int) -> bool:
+        """Append a token to the text if it is allowed, and tell whether it was: the other tokens need not be looked at."""
+        piece = self._vocabulary.token_bytes[token]
+        if token in self._vocabulary.ends:
+            is_allowed = self.may_end
+        elif not piece:  # a control token, which the grammar may name
+            is_allowed = token in self.allowed()
+        else:
+            is_allowed = self._automaton.read(self._state, token, piece) != NOTHING
+        if is_allowed:
+            self.accept(token)
+        return is_allowed
+
     def accept(self, token: int) -> None:
         """Append one of the allowed tokens to the text."""
         self._budget.refill(STEADY)
