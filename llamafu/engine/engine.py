@@ -109,11 +109,11 @@ class Engine:
         self.path = Path(model_path)
         # None of the parts refers to the engine: it is freed as soon as nobody else does.
         self._runtime = EngineRuntime(read_model(self.path), options, library)
-        self._scheduler = Scheduler(self._runtime, max_sequences=max_sequences, target_itl_ms=target_itl_ms)
+        self._scheduler = Scheduler(self._runtime, options)
         self._registry = AdapterRegistry(self._runtime.base, partial(demand_usable, self._runtime))
         self._worker = Worker(self._scheduler, max_sequences=max_sequences, max_queue=max_queue)
         self._adapters = AdapterManager(self._registry, self._runtime, self._worker, self.scale_range)
-        self._submission = Submission(self._runtime, self._worker, self._adapters, prompt_lookup=prompt_lookup_num_tokens)
+        self._submission = Submission(self._runtime, self._worker, self._adapters, options)
         self._embedder = Embedder(self._runtime, self._worker, self._adapters)
         self._finalizer = weakref.finalize(self, _stop, self._worker, self._registry)
         try:

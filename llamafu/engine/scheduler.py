@@ -24,6 +24,7 @@ if TYPE_CHECKING:
     from numpy.typing import NDArray
 
     from llamafu.engine.batch import Group, Part
+    from llamafu.engine.engine_options import EngineOptions
     from llamafu.engine.registry import Content
     from llamafu.engine.runtime import EngineRuntime
     from llamafu.engine.sequence import SequenceRun
@@ -39,14 +40,14 @@ _PATIENCE = 64
 class Scheduler:
     """Runs sequences, one batch a step. Every method is the engine thread's."""
 
-    def __init__(self, runtime: EngineRuntime, *, max_sequences: int, target_itl_ms: float) -> None:
+    def __init__(self, runtime: EngineRuntime, options: EngineOptions) -> None:
         self.runtime = runtime
         self.recorder = Recorder()
         self.pool = SequencePool(runtime, self.recorder)
         self._quarantine = Quarantine(self.pool)
         self._decode_step = DecodeStep(runtime, self.pool.native_adapters, self.recorder)
-        self._prompt_budget = PromptBudget(target_itl_ms / 1000)
-        self._max_sequences = max_sequences
+        self._prompt_budget = PromptBudget(options.target_itl_ms / 1000)
+        self._max_sequences = options.max_sequences
         self._end_tokens = runtime.instance.model.end_tokens
 
     def step(self) -> None:

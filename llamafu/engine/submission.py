@@ -24,6 +24,7 @@ if TYPE_CHECKING:
 
     from llamafu._native.model import Model
     from llamafu.engine.adapter_manager import AdapterManager
+    from llamafu.engine.engine_options import EngineOptions
     from llamafu.engine.registry import Content
     from llamafu.engine.request_handle import Event
     from llamafu.engine.runtime import EngineRuntime
@@ -39,8 +40,8 @@ class Submission:
     A prompt or an adapter that can never run raises here, before the request is queued.
     """
 
-    def __init__(self, runtime: EngineRuntime, worker: Worker, adapters: AdapterManager, *, prompt_lookup: int) -> None:
-        self._prompt_lookup = prompt_lookup
+    def __init__(self, runtime: EngineRuntime, worker: Worker, adapters: AdapterManager, options: EngineOptions) -> None:
+        self._prompt_lookup = options.prompt_lookup_num_tokens
         self._runtime = runtime
         self._worker = worker
         self._adapters = adapters
