@@ -20,6 +20,7 @@ if TYPE_CHECKING:
 
     from llamafu._native.context import Context
     from llamafu._native.model import Model
+    from llamafu.generation.grammar.compiled import GrammarCache
     from llamafu.generation.grammar.constraint import Constraint
     from llamafu.generation.grammar.vocabulary import Vocabulary
     from llamafu.generation.options import Options
@@ -41,12 +42,20 @@ def constrain(model: Model, options: Options) -> Constraint | None:
 
     Raises GrammarError.
     """
-    grammar = _grammar(options)
-    if grammar is None:
+    source = _grammar_source(options)
+    if source is None:
         return None
+    from llamafu.generation.grammar import schema_to_gbnf
     from llamafu.generation.grammar.constraint import Constraint
 
-    return Constraint(grammar, model.derived(vocabulary_of))
+    name, text = source
+    return Constraint(model.derived(_grammars_of).get(source, lambda: text if name == "grammar" else schema_to_gbnf(text)))
+
+
+def _grammars_of(model: Model) -> GrammarCache:
+    from llamafu.generation.grammar.compiled import GrammarCache
+
+    return GrammarCache(model.derived(vocabulary_of))
 
 
 def vocabulary_of(model: Model) -> Vocabulary:
@@ -221,16 +230,17 @@ def _seed(seed: int | None) -> int:
     return int.from_bytes(digest, "little") % _SEEDS
 
 
-def _grammar(options: Options) -> str | None:
+def _grammar_source(options: Options) -> tuple[str, str] | None:
+    """Return the option that a grammar comes from and its text, None where there is none."""
     if options.json_schema is None:
         if options.grammar is not None and not isinstance(options.grammar, str):
             message = f"grammar: {options.grammar!r} is no text; legal is GBNF as str"
             raise GrammarError(message)
-        return options.grammar
+        return None if options.grammar is None else ("grammar", options.grammar)
     if not isinstance(options.json_schema, str | Mapping):
         message = f"json_schema: {options.json_schema!r} is no schema; legal are a mapping and JSON text"
         raise GrammarError(message)
-    from llamafu.generation.grammar import schema_to_gbnf
+    from llamafu.generation.grammar import schema_text
 
     schema = options.json_schema
-    return schema_to_gbnf(schema if isinstance(schema, str) else dict(schema))
+    return "json_schema", schema if isinstance(schema, str) else schema_text(dict(schema))

@@ -14,6 +14,7 @@ from hypothesis import strategies as st
 from llamafu.errors import GrammarError
 from llamafu.generation.grammar import schema_to_gbnf
 from llamafu.generation.grammar.automaton import NOTHING, Automaton, Budget
+from llamafu.generation.grammar.compiled import CompiledGrammar
 from llamafu.generation.grammar.constraint import Constraint
 from llamafu.generation.grammar.gbnf import parse
 from llamafu.generation.grammar.network import Network
@@ -115,7 +116,7 @@ def test_refusals_say_where_and_how_much(name):
     grammar, message = REFUSED[name]
     began = time.process_time()
     with pytest.raises(GrammarError, match=f"^grammar: .*{message}" if "|" not in message else message) as caught:
-        Constraint(grammar, vocabulary())
+        Constraint(CompiledGrammar(grammar, vocabulary()))
     assert "\n" not in str(caught.value)
     assert time.process_time() - began < 10
 
@@ -129,7 +130,7 @@ def test_a_kilobyte_of_options_is_cheap():
         'root ::= (("a"*)*)*',
     ):
         began = time.process_time()
-        constraint = Constraint(grammar, vocabulary(*(b"a" * count + b"b" for count in range(1, 40))))
+        constraint = Constraint(CompiledGrammar(grammar, vocabulary(*(b"a" * count + b"b" for count in range(1, 40)))))
         for _ in range(20):
             constraint.allowed()
             constraint.accept(1 + ord("a"))
@@ -177,7 +178,7 @@ def test_it_matches_what_an_independent_matcher_matches(grammar, seed, other):
 def test_allowed_tokens_are_those_that_a_text_can_go_on_with(grammar, seed):
     """Whatever is drawn among them is a match when it may end, and every token is judged as its bytes one by one are."""
     words = vocabulary(b"ab", b"ba", "é".encode(), "aé😀".encode(), b"a\xf0\x9f", b"\x98\x80b", b"bb")
-    constraint, dice = Constraint(grammar, words), random.Random(seed)  # noqa: S311 - test data
+    constraint, dice = Constraint(CompiledGrammar(grammar, words)), random.Random(seed)  # noqa: S311 - test data
     made, text = automaton(grammar), b""
     for _ in range(12):
         allowed = constraint.allowed().tolist()
@@ -201,7 +202,7 @@ def test_allowed_tokens_are_those_that_a_text_can_go_on_with(grammar, seed):
 def test_no_text_is_worse_than_an_error(tail):
     for grammar in (tail, f"root ::= {tail}"):
         try:
-            Constraint(grammar, vocabulary())
+            Constraint(CompiledGrammar(grammar, vocabulary()))
         except GrammarError as error:
             assert "\n" not in str(error)  # noqa: PT017 - either is right
 
@@ -217,7 +218,7 @@ def test_cut_grammars_are_errors_or_grammars(cut):
 
 def test_tokens_by_name_and_number():
     words = vocabulary(*(b"t%d" % i for i in range(50)))
-    constraint = Constraint('root ::= <x> "a" <[299]> !<[299]>', words)
+    constraint = Constraint(CompiledGrammar('root ::= <x> "a" <[299]> !<[299]>', words))
     assert constraint.allowed().tolist() == [300]
     constraint.accept(300)
     constraint.accept(1 + ord("a"))
@@ -231,19 +232,19 @@ def test_tokens_by_name_and_number():
 
 def test_control_tokens_write_nothing_and_are_never_allowed():
     words = Vocabulary([b"</s>", b"", b"a", b"b"], [0], lambda _: None)
-    constraint = Constraint("root ::= .*", words)
+    constraint = Constraint(CompiledGrammar("root ::= .*", words))
     assert constraint.allowed().tolist() == [0, 2, 3]
 
 
 def test_what_cannot_be_spelt_is_left_out_or_refused():
     words = Vocabulary([b"", b"a", b"b", b'"'], [END], lambda _: None)
-    assert Constraint('root ::= "a" | "b" "c" | "d"*', words).allowed().tolist() == [END, 1]
+    assert Constraint(CompiledGrammar('root ::= "a" | "b" "c" | "d"*', words)).allowed().tolist() == [END, 1]
     with pytest.raises(GrammarError, match=r"no tokens for U\+40000"):
-        Constraint(r'root ::= "\"\U00040000\""', words)
+        Constraint(CompiledGrammar(r'root ::= "\"\U00040000\""', words))
     halves = Vocabulary([b"", b"a", b"\xf1", b"\x80"], [END], lambda _: None)
-    assert Constraint(r'root ::= "\U00040000"', halves).allowed().tolist() == [2]
+    assert Constraint(CompiledGrammar(r'root ::= "\U00040000"', halves)).allowed().tolist() == [2]
     lost = Vocabulary([b"", b"a\xc3", b"\xa9\xa9", b"b"], [END], lambda _: None)
-    constraint = Constraint('root ::= "aé"', lost)
+    constraint = Constraint(CompiledGrammar('root ::= "aé"', lost))
     constraint.accept(1)
     assert not len(constraint.allowed())
     with pytest.raises(GrammarError, match="after 1 tokens nothing"):
@@ -251,7 +252,9 @@ def test_what_cannot_be_spelt_is_left_out_or_refused():
 
 
 def test_long_texts_forget_what_they_passed():
-    constraint = Constraint("root ::= " + "|".join(f'"{c}" root "{c}"' for c in "abc") + ' | "."', vocabulary())
+    constraint = Constraint(
+        CompiledGrammar("root ::= " + "|".join(f'"{c}" root "{c}"' for c in "abc") + ' | "."', vocabulary())
+    )
     dice = np.random.default_rng(0)
     sent = dice.integers(0, 3, 5200)
     for number in sent:
@@ -283,7 +286,7 @@ def test_states_that_look_alike_allow_the_same(name):
     known = vocabulary(b"aa", b"aaa", b"ab", b"bc", b"123", b'","', b'", "')
     dice = random.Random(name)  # noqa: S311
     for _ in range(4):
-        constraint = Constraint(REPEATED[name], known)
+        constraint = Constraint(CompiledGrammar(REPEATED[name], known))
         for _ in range(120):
             allowed = constraint.allowed()
             assert np.array_equal(allowed, constraint._find())
@@ -298,7 +301,7 @@ def test_states_that_look_alike_allow_the_same(name):
 def test_a_bound_costs_no_more_than_none(bound):
     """Each place in a counted text was a state of its own, for which the whole vocabulary was walked."""
     known = vocabulary(b"aa")
-    constraint = Constraint(schema_to_gbnf({"type": "string", "maxLength": bound}), known)
+    constraint = Constraint(CompiledGrammar(schema_to_gbnf({"type": "string", "maxLength": bound}), known))
     constraint.accept(known.token_bytes.index(b'"'))
     for _ in range(90):
         constraint.allowed()

@@ -15,6 +15,7 @@ from helpers.schema_oracle import is_valid
 
 from llamafu.errors import GrammarError
 from llamafu.generation.grammar import schema_to_gbnf
+from llamafu.generation.grammar.compiled import CompiledGrammar
 from llamafu.generation.grammar.constraint import Constraint
 from llamafu.generation.grammar.keywords import _LEFT_OUT
 from llamafu.generation.grammar.vocabulary import Vocabulary
@@ -382,7 +383,7 @@ def test_multiples_have_an_end_and_never_too_many_alternatives(step: int) -> Non
     draw = random.Random(step)  # noqa: S311
     grammar = schema_to_gbnf({"type": "integer", "multipleOf": step})
     for width in (1, 2, 3):
-        text, constraint = b"", Constraint(grammar, vocabulary)
+        text, constraint = b"", Constraint(CompiledGrammar(grammar, vocabulary))
         while not constraint.is_complete and any(constraint.allowed()):
             tokens = [token for token in constraint.allowed().tolist() if token]
             token = draw.choice([each for each in tokens if len(pieces[each]) == width and each > 1] or tokens)

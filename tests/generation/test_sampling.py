@@ -198,3 +198,41 @@ def test_libllama_reads_what_is_read_here(llm):
         link = model.library.lib.llama_sampler_init_grammar(model.vocab, grammar.encode(), b"root")
         assert link != model.library.ffi.NULL, grammar
         model.library.lib.llama_sampler_free(link)
+
+
+def test_a_grammar_draws_as_if_what_it_refuses_had_been_taken_out_before(llm):
+    logits = np.random.default_rng(3).normal(size=VOCAB).astype(np.float32)
+    allowed = [llm.tokenize(letter)[-1] for letter in "abcd"]
+    logits[allowed] += [3.0, 2.5, 2.0, 1.0]
+    free = {"top_k": 0, "top_p": 1.0, "min_p": 0.0, "temperature": 1.0}
+    draws = [picked(llm, logits, grammar="root ::= [a-d]", seed=seed, **free)[0] for seed in range(3000)]
+    assert set(draws) == set(allowed)
+    chances = np.exp(logits[allowed].astype(np.float64))
+    expected = len(draws) * chances / chances.sum()
+    counts = np.array([draws.count(token) for token in allowed])
+    assert ((counts - expected) ** 2 / expected).sum() < 16.3  # one in a thousand, three degrees of freedom
+    assert 0.05 < chances.sum() / np.exp(logits.astype(np.float64)).sum() < 0.9  # both ways were taken
+
+
+def test_a_refused_token_leaves_the_text_as_it_was(llm):
+    model = llm._session.instance.model
+    constraint = constrain(model, Options(grammar='root ::= "ab" | "ac"'))
+    a, b, x = (model.tokenize(letter, add_special=False, parse_special=False)[-1] for letter in "abx")
+    assert not constraint.try_accept(x)
+    assert not constraint.try_accept(b)
+    assert not constraint.try_accept(next(iter(model.end_tokens)))
+    assert constraint.try_accept(a)
+    assert not constraint.try_accept(a)
+    assert constraint.try_accept(b)
+    assert constraint.is_complete
+
+
+def test_one_grammar_serves_many_texts(llm):
+    model = llm._session.instance.model
+    first, second = (constrain(model, Options(json_schema={"type": "integer", "maximum": 99})) for _ in range(2))
+    one = model.tokenize("1", add_special=False, parse_special=False)[-1]
+    assert first.try_accept(one)
+    assert first.try_accept(one)
+    assert not first.try_accept(one)
+    assert second.try_accept(one)
+    assert second.try_accept(one)

@@ -13,7 +13,8 @@ bounds have no exponents.
 from __future__ import annotations
 
 import json
-from typing import Any
+from contextlib import contextmanager
+from typing import TYPE_CHECKING, Any
 
 from llamafu.errors import GrammarError
 from llamafu.generation.grammar.branches import as_list, tags, unsure_pairs
@@ -35,6 +36,9 @@ from llamafu.generation.grammar.schema import Schema, Schemas, is_closed, merge,
 from llamafu.generation.grammar.unique import MOST_DISTINCT, distinct
 from llamafu.generation.grammar.validity import Validity
 
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
 
 def schema_to_gbnf(schema: dict[str, Any] | str) -> str:
     """Return the GBNF grammar, rule `root`, of a JSON Schema given as a dict or as JSON text.
@@ -44,16 +48,28 @@ def schema_to_gbnf(schema: dict[str, Any] | str) -> str:
     (title, description, default, examples, x-..., ...) are ignored; those that ask for something, such as a format of no
     pattern here, and `uniqueItems` of items that are not few, are logged once by `llamafu.grammar`.
     """
-    try:
-        root = json.loads(schema if isinstance(schema, str) else json.dumps(schema))
-    except (TypeError, ValueError, RecursionError) as error:
-        message = f"JSON schema: not JSON: {error}"
-        raise GrammarError(message) from error
+    with _json_errors():
+        root = json.loads(schema if isinstance(schema, str) else schema_text(schema))
     try:
         return _Compiler(root).grammar()
     except RecursionError:
         message = "JSON schema: nested too deep, or allOf joins recursive schemas into ever new ones"
         raise GrammarError(message) from None
+
+
+def schema_text(schema: dict[str, Any]) -> str:
+    """Return a schema as JSON text; GrammarError where it is none."""
+    with _json_errors():
+        return json.dumps(schema)
+
+
+@contextmanager
+def _json_errors() -> Iterator[None]:
+    try:
+        yield
+    except (TypeError, ValueError, RecursionError) as error:
+        message = f"JSON schema: not JSON: {error}"
+        raise GrammarError(message) from error
 
 
 class _Compiler:

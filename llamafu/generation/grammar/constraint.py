@@ -8,14 +8,12 @@ import numpy as np
 
 from llamafu.errors import GrammarError
 from llamafu.generation.grammar.automaton import NOTHING, Automaton, Budget
-from llamafu.generation.grammar.gbnf import parse
-from llamafu.generation.grammar.network import Network
 from llamafu.generation.grammar.vocabulary import Steps
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
 
-    from llamafu.generation.grammar.vocabulary import Vocabulary
+    from llamafu.generation.grammar.compiled import CompiledGrammar
 
 MOST_TO_COMPILE = 250_000
 """Steps for the first token, taken on the thread that makes the request."""
@@ -27,25 +25,24 @@ _MASK_BYTES = 16_000_000
 
 
 class Constraint:
-    """One text under a GBNF grammar. One thread at a time. The constructor compiles the grammar, which takes longest.
+    """One text under a GBNF grammar. One thread at a time.
 
-    Raises GrammarError, also from `allowed` and `accept`, when the grammar cannot be read, allows nothing that the vocabulary
-    can spell, or exceeds a bound.
+    Raises GrammarError, also from `allowed` and `accept`, when the grammar allows nothing that the vocabulary can spell, or
+    exceeds a bound.
     """
 
-    def __init__(self, grammar: str, vocabulary: Vocabulary) -> None:
-        self._vocabulary = vocabulary
-        network = Network(parse(grammar, vocabulary.token_id), max(map(len, vocabulary.token_bytes), default=0))
-        network.prune(lambda number: vocabulary.can_spell(network.grammar.classes[number]))
+    def __init__(self, grammar: CompiledGrammar) -> None:
+        self._vocabulary = vocabulary = grammar.vocabulary
         self._budget = Budget(MOST_TO_COMPILE)
-        self._automaton = Automaton(network, self._budget)
+        self._automaton = Automaton(grammar.network, self._budget)
         self._state = self._automaton.start
         self._steps = Steps()
         self._allowed: dict[object, NDArray[np.int64]] = {}
         self._most_masks = max(4, _MASK_BYTES // (8 * len(vocabulary)))
         self._accepted = 0
-        if not len(self.allowed()) and not self.may_end:
+        if not grammar.begins and not len(self.allowed()) and not self.may_end:
             self.refuse()
+        grammar.begins = True
         self._budget.renew(MOST_FOR_A_TOKEN)
 
     @property
