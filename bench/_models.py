@@ -1,6 +1,7 @@
 """The models and adapters that the engine is measured with, made once and kept in the cache folder.
 
-`MODELS` are the example model requantised, and a model of 2048 hidden units with random weights and the same tokenizer.
+`MODELS` are the example model requantised, one with 151,936 tokens in its vocabulary, and a model of 2048 hidden units with
+random weights and the same tokenizer.
 The adapters have rank 8 on all seven projections, alpha 16 and small random values.
 
     python bench/_models.py      makes all models and prints where they are
@@ -33,6 +34,7 @@ RANK, ALPHA = 8, 16.0
 PROJECTIONS = ("attn_q", "attn_k", "attn_v", "attn_output", "ffn_gate", "ffn_up", "ffn_down")
 _RECIPE = 1  # raise it when what is written changes: the files of before stay under their old names
 _SIGN_AND_MANTISSA = np.uint16(0x83FF)
+_VOCABULARY = 151_936
 _STRENGTH = 0.05  # of what a projection adds, beside inputs of unit variance
 
 
@@ -143,7 +145,33 @@ def _wide(source: Path, output: Path) -> None:
     _finish(writer)
 
 
-MODELS: dict[str, Callable[[Path, Path], None]] = {"q4_0": _q4_0, "f16": _f16, "wide": _wide}
+def _words(source: Path, output: Path) -> None:
+    """Write `source` with as many tokens as Qwen's vocabulary has: the new ones are random words with the rows of old ones."""
+    from gguf import GGUFReader, GGUFWriter
+
+    reader, writer = GGUFReader(source), GGUFWriter(output, "llama")
+    texts = reader.fields["tokenizer.ggml.tokens"].contents()
+    kinds = reader.fields["tokenizer.ggml.token_type"].contents()
+    dice, known = np.random.Generator(np.random.PCG64(1)), set(texts)
+    letters = np.array(list("abcdefghijklmnopqrstuvwxyz"))
+    while len(known) < _VOCABULARY:
+        known.add("\u0120" * int(dice.integers(2)) + "".join(dice.choice(letters, dice.integers(4, 12))))
+    added = sorted(known.difference(texts))
+    changed = {
+        "tokenizer.ggml.tokens": [*texts, *added],
+        "tokenizer.ggml.token_type": [*kinds, *[1] * len(added)],
+        "llama.vocab_size": _VOCABULARY,
+    }
+    _copy_metadata(reader, writer, changed)
+    for tensor in reader.tensors:
+        values = np.array(tensor.data)
+        if tensor.name == "token_embd.weight":
+            values = np.concatenate([values, values[dice.integers(100, len(values), len(added))]])
+        writer.add_tensor(tensor.name, values, raw_dtype=tensor.tensor_type)
+    _finish(writer)
+
+
+MODELS: dict[str, Callable[[Path, Path], None]] = {"q4_0": _q4_0, "f16": _f16, "wide": _wide, "words": _words}
 
 
 def adapters(base: Path, folder: Path, count: int, rank: int = RANK) -> list[Path]:
