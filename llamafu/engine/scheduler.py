@@ -137,11 +137,11 @@ class Scheduler:
         return False
 
     def _fit_in_memory(self, parts: list[Part]) -> list[Part]:
-        """Free KV memory for all parts: evict kept prefixes first, then preempt the youngest sequences, whose parts go."""
+        """Free KV memory for all parts: evict kept prefixes first, then preempt sequences, whose parts go."""
         while not self.pool.kv.make_space(sum(part.rows for part in parts)):
-            youngest = max(self.pool.running, key=lambda sequence: sequence.arrived)
-            parts = [part for part in parts if part.sequence is not youngest]
-            self.pool.preempt(youngest)
+            last = max(self.pool.running, key=lambda sequence: sequence.precedence)
+            parts = [part for part in parts if part.sequence is not last]
+            self.pool.preempt(last)
         return parts
 
     # -- what is computed ----------------------------------------------------------------------------------------
@@ -178,12 +178,12 @@ class Scheduler:
                 raise context.failure(code, f"decoding {sum(p.rows for p in parts)} rows failed")
             # Code 1: libllama finds no place although the count fits (it may need contiguous cells).
             if not self.pool.kv.evict_one():
-                youngest = max((part.sequence for part in parts), key=lambda sequence: sequence.arrived)
+                last = max((part.sequence for part in parts), key=lambda sequence: sequence.precedence)
                 if len(self.pool.running) == 1:
-                    self.pool.end(youngest, context.failure(code, "the sequence does not fit"))
+                    self.pool.end(last, context.failure(code, "the sequence does not fit"))
                 else:
-                    self.pool.preempt(youngest)
-                parts = [part for part in parts if part.sequence is not youngest]
+                    self.pool.preempt(last)
+                parts = [part for part in parts if part.sequence is not last]
         return parts, context.output_rows(sum(part.outputs for part in parts))
 
     def _roll_back(self, parts: Sequence[Part], error: Exception) -> None:

@@ -81,6 +81,11 @@ class SequenceRun:
         return self.computed >= self.prompt_length and self.computed == len(self.tokens) - 1
 
     @property
+    def precedence(self) -> tuple[bool, float]:
+        """Order of who keeps its memory, and gets it back: first those whose answer somebody reads already, then the older."""
+        return self.first_token is None, self.arrived
+
+    @property
     def new_tokens(self) -> int:
         """Number of tokens that were generated."""
         return len(self.tokens) - self.prompt_length

@@ -38,9 +38,9 @@ class WaitingQueue:
         self._groups.setdefault((sequence.request.priority, sequence.group), []).append(sequence)
 
     def put_back(self, sequence: SequenceRun) -> None:
-        """Queue a preempted sequence before all others: suspects first, then by arrival."""
+        """Queue a preempted sequence before all others: suspects first, then those whose answer has begun, then by arrival."""
         self._preempted.append(sequence)
-        self._preempted.sort(key=lambda other: (not other.status.is_suspect, other.arrived))
+        self._preempted.sort(key=lambda other: (not other.status.is_suspect, *other.precedence))
 
     def candidates(self) -> Iterator[SequenceRun]:
         """Yield the sequences that may start next, in order: the first preempted one, or else the first one of each group."""

@@ -136,13 +136,17 @@ class TokenSampler:
         if self._recent is not None:
             self._penalise(logits, self._recent)
             token = best = int(logits.argmax())
+        penalised = logits
         if self._chain is not None:
+            if self._constraint is not None and _is_far(logits[best]):
+                penalised = logits.copy()  # what the grammar allows may be farther away than float32 reaches
+                raw = penalised if raw is logits else raw
             _bring_near(logits, best)
             token = self._chain.sample(context, row)
             if logits[token] == -math.inf:  # a draw next to 1, in 32 bits
                 token = best
         if self._constraint is not None and not self._constraint.try_accept(token):
-            token = self._allowed(logits, self._constraint)
+            token = self._allowed(penalised, self._constraint)
             if token == ENDED:
                 return ENDED, None
         if self._recent is not None:
@@ -181,9 +185,13 @@ class TokenSampler:
         return token
 
 
+def _is_far(logit: float) -> bool:
+    return abs(logit) > _SHIFTED
+
+
 def _bring_near(logits: np.ndarray[Any, np.dtype[np.float32]], best: int) -> None:
     """Subtract the best logit from all when it is far from 0; probabilities do not change."""
-    if abs(logits[best]) > _SHIFTED:
+    if _is_far(logits[best]):
         import numpy as np
 
         with np.errstate(over="ignore"):  # an overflow to -inf is a probability of 0 either way

@@ -16,7 +16,8 @@ SHORT = {"temperature": 0, "ignore_eos": True, "max_tokens": 4}
 
 @pytest.fixture
 def engine(tiny_model, tiny_adapter_a, tiny_adapter_b):
-    with Engine(tiny_model, **STRICT, n_ctx=4096, n_batch=512, bank_dtype="f32", max_sequences=4) as engine:
+    options = {"n_ctx": 4096, "n_batch": 512, "bank_dtype": "f32", "max_sequences": 4, "target_itl_ms": 0.001}
+    with Engine(tiny_model, **STRICT, **options) as engine:
         for path in (tiny_adapter_a, tiny_adapter_b):
             engine.add_adapter(path)
         yield engine
@@ -44,7 +45,7 @@ def speaking(engine, prompt="hello", **options):
 
 
 def test_a_long_prompt_lets_the_others_speak(engine, monkeypatch):
-    """A block of it a step, and nobody's row is left out; alone it is computed at once."""
+    """A block of it a step where no more fits into the target, and nobody's row is left out; alone it is computed at once."""
     prompt = engine.tokenize("ten green bottles " * 60)[:330]
     alone = engine.complete(prompt[::-1], **SHORT)
     assert alone.usage.cached_tokens == 0
@@ -65,6 +66,17 @@ def test_a_long_prompt_lets_the_others_speak(engine, monkeypatch):
     assert [max(rows) for rows in calls if max(rows) > 1] == [320, 9]
     with Engine(engine.path, **STRICT, n_ctx=4096, n_batch=512) as other:
         assert other.complete(prompt, **SHORT).tokens == crowded.tokens
+
+
+def test_a_long_prompt_takes_the_blocks_that_fit_into_the_target(tiny_model, monkeypatch):
+    with Engine(tiny_model, **STRICT, n_ctx=4096, n_batch=512, target_itl_ms=10_000) as engine:
+        prompt = engine.tokenize("ten green bottles " * 60)[:330]
+        engine.complete(prompt[::-1], **SHORT)  # measures what a token of a prompt takes
+        ticket = speaking(engine)
+        calls = spied(engine, monkeypatch)
+        engine.complete(prompt, **SHORT)
+        ticket.cancel()
+    assert [max(rows) for rows in calls if max(rows) > 1] == [320, 330 % PREFIX_BLOCK]
 
 
 def test_short_prompts_are_not_cut(engine, monkeypatch):

@@ -205,7 +205,7 @@ def calling(*arguments):
             {"messages": [{"role": "user", "content": [{"type": "image_url", "image_url": {}}]}]},
             "messages[0].content[0].type is 'image_url'; this model takes text parts only",
         ),
-        ({"messages": HI * 10_001}, "messages is a list; give at most 10,000 messages, not 10,001"),
+        ({"messages": HI * 3001}, "messages is a list; give at most 3,000 messages, not 3,001"),
         (
             {"messages": [{"role": "user", "content": [{"text": "a"}] * 20_001}]},
             "messages is a list; give at most 20,000 parts",

@@ -10,7 +10,7 @@ from llamafu.generation.messages import read_messages
 from llamafu.server.schemas.field_types import JsonSchemaOf, Legal, Name, TokenIds, must_be, refuse
 from llamafu.service.fields import kind_of, shown
 
-MOST_MESSAGES = 10_000
+MOST_MESSAGES = 3000
 MOST_PARTS = 20_000
 """Parts of texts, and calls of tools, in all messages together."""
 MOST_TOKENS = 1_000_000
