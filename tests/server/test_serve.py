@@ -192,7 +192,7 @@ def test_bodies_have_what_every_client_looks_for(url):
         ("/v1/lora/load", ADMIN, load, 404, "not_found"),
         ("/v1/lora/load", ADMIN, b'{"loras": [{"name": "a", "scaling": -1}]}', 400, "invalid_request"),
         ("/v1/lora/load", ADMIN, b'{"loras": [{"name": "a"}, {"name": "a"}]}', 400, "invalid_request"),
-        ("/v1/completions", API, b'{"prompt": "hello", "max_tokens": 0}', 400, "invalid_request"),
+        ("/v1/completions", API, b'{"prompt": "hello", "max_tokens": -2}', 400, "invalid_request"),
     ):
         headers = {"Authorization": f"Bearer {key}"} if key else {}
         answer = httpx.post(f"{url}{path}", content=content, headers=headers)

@@ -169,7 +169,7 @@ def test_what_clients_send_without_effect():
         ({"prompt": {"a": 1}}, f"prompt is an object; {PROMPTS}"),
         ({"prompt": "a", "temperature": -1}, "temperature is -1; it should be greater than or equal to 0"),
         ({"prompt": "a", "temperature": "1"}, "temperature is '1'; it should be a valid number"),
-        ({"prompt": "a", "max_tokens": 0}, "max_tokens is 0; it should be greater than or equal to 1"),
+        ({"prompt": "a", "max_tokens": -2}, "max_tokens is -2; it should be greater than or equal to -1"),
         ({"prompt": "a", "max_tokens": 1.5}, "max_tokens is 1.5; it should be a valid integer"),
         ({"prompt": "a", "max_tokens": True}, "max_tokens is True; it should be a valid integer"),
         ({"prompt": "a", "seed": 2**64}, f"seed is {2**64}; it should be less than or equal to {2**64 - 1}"),
