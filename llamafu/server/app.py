@@ -84,12 +84,12 @@ def _handlers(engine: ServedEngine, settings: Settings, catalog: Catalog, metric
     model = Path(settings.model)
     base = model.stem
     created = int(model.stat().st_mtime) if model.exists() else 0
-    adapters = AdapterResolver(engine, catalog, base=base)
+    adapters = AdapterResolver(engine, catalog, base=base, aliases=settings.alias)
     describe = partial(document, ROUTES, scale_range=engine.scale_range, keyless=settings.no_auth)
     return Handlers(
         page=MixerPage(engine.scale_range),
         monitoring=MonitoringRoutes(engine, catalog, metrics, describe),
-        models=ModelAndTokenRoutes(engine, base=base, created=created),
+        models=ModelAndTokenRoutes(engine, base=base, aliases=settings.alias, created=created),
         generation=GenerationRoutes(engine, adapters, metrics, base=base, settings=settings),
         embeddings=EmbeddingRoute(engine, adapters, base=base, most_waiting=settings.max_queue),
         adapters=AdapterRoutes(engine, catalog),

@@ -126,8 +126,17 @@ def test_no_token_is_made_where_none_is_asked_for(engine, options):
 
 
 def test_an_answer_may_fill_the_context(engine):
+    assert engine.model_facts.context_length == 1024
     told = engine.complete("x", max_tokens=-1, ignore_eos=True, temperature=0)
     assert (told.usage.total_tokens, told.finish_reason) == (1024, "length")
+
+
+def test_facts_of_the_model(engine):
+    facts = engine.model_facts
+    assert (facts.vocabulary_size, facts.embedding_length) == (317, 64)
+    assert facts.trained_context_length > 0
+    assert facts.parameter_count > facts.vocabulary_size * facts.embedding_length
+    assert facts.size > facts.parameter_count  # at least a byte a weight
 
 
 def test_unknown_option(engine):

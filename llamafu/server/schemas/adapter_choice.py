@@ -87,6 +87,7 @@ def resolve_adapters(
     names: Collection[str],
     name_of: Callable[[int], str | None],
     scale_range: tuple[float, float],
+    aliases: Collection[str] = (),
 ) -> dict[str, float] | None:
     """Return {name: scale} of the adapters that a request asks for; an empty dict is the base model, None the active set.
 
@@ -97,6 +98,7 @@ def resolve_adapters(
         names: every registered adapter.
         name_of: returns the adapter with a number, None for a number that is nobody's.
         scale_range: the least and the greatest scale that is legal.
+        aliases: further names of the base model.
 
     Raises `InvalidRequestError` with every problem, `NotFoundError` for an adapter or a model that does not exist.
 
@@ -107,11 +109,12 @@ def resolve_adapters(
             message = f"no such adapter: {', '.join(map(repr, unknown))}"
             raise NotFoundError(message)
         return scales
-    if model is None or model == base:
+    if model is None or model == base or model in aliases:
         return None
     if model in names:
         return {model: 1.0}
-    message = f"no such model: {model!r}; it may be {base!r} or an adapter's name (GET /v1/models lists them)"
+    own = " or ".join(map(repr, [base, *aliases]))
+    message = f"no such model: {model!r}; it may be {own} or an adapter's name (GET /v1/models lists them)"
     raise NotFoundError(message)
 
 
