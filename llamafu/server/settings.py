@@ -130,6 +130,7 @@ class Settings:
     )
     scale_range: tuple[float, float] = setting(number, "scales that are allowed", (0.0, 1.0), words=("LOW", "HIGH"))
     alias: tuple[str, ...] = setting(not_empty, "further name of the base model, listed and taken as `model`", (), many=True)
+    strict: bool = setting(flag, "refuse fields of requests that are not known here, which are ignored else", default=False)
     host: str = setting(not_empty, "address to listen on", "127.0.0.1")
     port: int = setting(whole(0, 65535), "port to listen on; 0 takes a free one", 8080)
     api_key: tuple[str, ...] = setting(check_key, "key that may generate", (), many=True, secret=True)

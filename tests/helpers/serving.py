@@ -43,7 +43,7 @@ class FakePieces:
 
     async def __anext__(self):
         limit = self.options.get("max_tokens", 128)
-        if self.closed or len(self.said) >= min(limit, len(self.words)):
+        if self.closed or len(self.said) >= (len(self.words) if limit < 0 else min(limit, len(self.words))):
             self.engine.running.discard(self)
             raise StopAsyncIteration
         await asyncio.sleep(self.engine.pace)

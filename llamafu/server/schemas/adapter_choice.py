@@ -24,6 +24,7 @@ MOST_ADAPTERS = 1000
 class AdapterScale(SmallBody):
     """One adapter, by name or by number, and its scale."""
 
+    tolerant: ClassVar[bool] = False
     model_config = ConfigDict(json_schema_extra={"anyOf": [{"required": ["id"]}, {"required": ["name"]}]})
     scale: Scale = 1.0
     id: NumberId | None = None

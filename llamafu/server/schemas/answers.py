@@ -29,7 +29,7 @@ class ErrorObject(Answer):
 
     message: str
     type: Annotated[str, Field(json_schema_extra={"enum": list(_ERROR_TYPES)})]
-    param: None
+    param: Annotated[str | None, Field(description="path of the request's field that is at fault, where it is one")]
     code: Annotated[str, Field(json_schema_extra={"enum": sorted(KINDS)})]
 
 
