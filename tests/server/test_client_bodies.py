@@ -1,10 +1,12 @@
 """Bodies as widely used clients send them by default: each is answered, and what nothing here reads is named in a header.
 
-Field names and shapes are the clients' own, values are ours. Read from source: Cline 0162b828 (`openai.ts`), Continue 0228b897
-(`openaiTypeConverters.ts`), LibreChat 00b3bc32 (`llm.ts`, sent by LangChain's JavaScript package), SillyTavern
-(`chat-completions.js`, source "custom"). Open WebUI's has every field that its page sends; its backend takes some out again,
-which ones depends on its version. SillyTavern's second one has the fields of its text completions, at the values of its
-default preset. Chainlit has no body of its own: it is that of its cookbook, by the openai package.
+Field names and shapes are the clients' own, values are ours. Recorded from the packages: openai 3.57.0, langchain-openai 1.7.4
+(but for token ids, which its embeddings make with a tokenizer from the network), litellm 1.110.2. Read from source: Cline
+0162b828 (`openai.ts`), Continue 0228b897 (`openaiTypeConverters.ts`), LibreChat 00b3bc32 (`llm.ts`, sent by LangChain's
+JavaScript package), SillyTavern (`chat-completions.js`, source "custom"). Open WebUI's has every field that its page sends; its
+backend takes some out again, which ones depends on its version. SillyTavern's second one has the fields of its text
+completions, at the values of its default preset. Chainlit has no body of its own: it is that of its cookbook, by the openai
+package.
 """
 
 import httpx
@@ -26,7 +28,10 @@ HISTORY = [
 ]
 LOOK_UP = {"type": "object", "properties": {"query": {"type": "string"}}, "required": ["query"]}
 EVENT = {
-    "properties": {"name": {"title": "Name", "type": "string"}, "day": {"anyOf": [{"type": "string"}, {"type": "null"}]}},
+    "properties": {
+        "name": {"title": "Name", "type": "string"},
+        "day": {"anyOf": [{"type": "string"}, {"type": "null"}], "title": "Day"},
+    },
     "required": ["name", "day"],
     "title": "CalendarEvent",
     "type": "object",
@@ -200,8 +205,6 @@ LANGCHAIN = {
     ],
     "model": "smol",
     "stream": False,
-    "temperature": 0.0,
-    "max_completion_tokens": None,
     "tools": [{"type": "function", "function": {"name": "look_up", "description": "Look up.", "parameters": LOOK_UP}}],
 }  # fmt: skip
 LANGCHAIN_EMBEDDINGS = {"input": [[97, 98], [99]], "model": "smol", "encoding_format": "base64"}
@@ -214,7 +217,9 @@ OPENAI_PARSE = {
     },
     "stream": False,
 }
-LITELLM = {"model": "smol", "messages": HISTORY, "stream": True, "stream_options": USAGE, "metadata": {"hidden": "x"}, "n": 1}
+LANGCHAIN_JSON_MODE = {"model": "smol", "stream": False, "messages": HISTORY, "response_format": {"type": "json_object"}}
+LITELLM = {"model": "smol", "messages": HISTORY, "stream": True}
+LITELLM_EMBEDDINGS = {"model": "smol", "input": ["ahoy"]}
 
 IGNORED_OF_OPEN_WEBUI = (
     *("params", "files", "filter_ids", "tool_ids", "tool_servers", "features", "variables", "model_item", "session_id"),
@@ -233,9 +238,11 @@ BODIES = {
     "SillyTavern, texts": (TEXT, SILLYTAVERN_TEXT, IGNORED_OF_SILLYTAVERN),
     "LibreChat": (CHAT, LIBRECHAT, ()),
     "LangChain": (CHAT, LANGCHAIN, ()),
+    "LangChain, with_structured_output": (CHAT, LANGCHAIN_JSON_MODE, ()),
     "LangChain, embedding": (EMBED, LANGCHAIN_EMBEDDINGS, ()),
     "openai, parse": (CHAT, OPENAI_PARSE, ()),
     "LiteLLM": (CHAT, LITELLM, ()),
+    "LiteLLM, embedding": (EMBED, LITELLM_EMBEDDINGS, ()),
 }
 
 

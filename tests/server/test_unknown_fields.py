@@ -160,6 +160,11 @@ def test_empty_and_neutral_values_are_taken(given, options):
     assert header == ""
 
 
+def test_hints_to_models_of_other_kinds_are_taken():
+    hints = {"reasoning_effort": "low", "verbosity": "high", "prediction": {"type": "content", "content": "a"}}
+    assert read(ChatBody, {"messages": HI, **hints})[0].options() == read(ChatBody, {"messages": HI})[0].options()
+
+
 @pytest.mark.parametrize("fields", [{"seed": 1.5}, {"top_k": 1e300}, {"max_tokens": -2}, {"n": 0.0}, {"top_k": -2}])
 def test_other_numbers_are_not(fields):
     assert refused(CompletionBody, {"prompt": "a", **fields})
