@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from functools import lru_cache
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
@@ -26,20 +27,31 @@ def did_you_mean(name: object, known: Collection[str], *, cutoff: float = 0.6) -
     return f"; did you mean {near[0]!r}?" if near else ""
 
 
-def is_misspelling(name: str, known: Collection[str]) -> bool:
+@lru_cache(maxsize=1024)
+def is_misspelling(name: str, known: frozenset[str]) -> bool:
     """Whether `name` is one of the `known` names but for one or two letters, or but for its case and underscores.
 
     A letter too many, missing, another one, or two that changed places count as one. In names of fewer than 8 letters one
-    may be wrong, in names of fewer than 4 none.
+    may be wrong, in names of fewer than 4 none. Clients send the same names again: answers are kept.
     """
     if len(name) > _LONGEST:
         return False
-    plain = _letters(name)
+    if _letters(name) in _letters_of(known):
+        return True
+    characters = set(name)
     for other in known:
+        if abs(len(name) - len(other)) > 2:  # noqa: PLR2004 - letters, as said above
+            continue
         allowed = (min(len(name), len(other)) >= _SHORT) + (min(len(name), len(other)) >= _LONG)
-        if plain == _letters(other) or (allowed and _distance(name, other, allowed) <= allowed):
+        is_near = allowed and len(characters.symmetric_difference(other)) <= 2 * allowed  # a change is of two at most
+        if is_near and _distance(name, other, allowed) <= allowed:
             return True
     return False
+
+
+@lru_cache(maxsize=64)
+def _letters_of(known: frozenset[str]) -> frozenset[str]:
+    return frozenset(map(_letters, known))
 
 
 def _letters(name: str) -> str:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from functools import cache
 from typing import TYPE_CHECKING, Any
 from urllib.parse import quote
 
@@ -12,7 +13,7 @@ from llamafu._util.suggestions import is_misspelling
 from llamafu.server.schemas.base import ObjectBody, RequestBody, field_names, model_in
 
 if TYPE_CHECKING:
-    from collections.abc import Collection, Sequence
+    from collections.abc import Collection, Mapping, Sequence
 
 HEADER = "Llamafu-Ignored"
 """Response header with the paths of ignored fields."""
@@ -43,7 +44,7 @@ class IgnoredFields:
         path = path[:_LONGEST]
         self._paths.setdefault(re.sub(r"\[\d+\]", "[]", path), path)
 
-    def take(self, path: str, name: str, known: Collection[str]) -> bool:
+    def take(self, path: str, name: str, known: frozenset[str]) -> bool:
         """Note the unknown field `name` and return True; False where it has to be refused: it is a misspelled known one."""
         if self._strict or (len(self._paths) <= MOST_IGNORED and is_misspelling(name, known)):
             return False
@@ -92,10 +93,7 @@ def without_unknown(kind: type[RequestBody], data: Any, ignored: IgnoredFields, 
         return data if inner is None else _nested(inner, data, ignored, where)
     if not (isinstance(data, dict) and issubclass(kind, ObjectBody) and kind.tolerant):
         return data
-    inner_of: dict[str, type[RequestBody] | None] = {}
-    for names, field in zip(field_names(kind), kind.model_fields.values(), strict=True):
-        inner_of |= dict.fromkeys(names, model_in(field.annotation))
-    meaningful = {*inner_of, *kind.unsupported}
+    inner_of, meaningful = _fields_of(kind)
     found = {}
     for name, value in data.items():
         path = f"{where}.{name}" if where else name
@@ -107,10 +105,19 @@ def without_unknown(kind: type[RequestBody], data: Any, ignored: IgnoredFields, 
         elif (
             name in meaningful
             or name in kind.without_effect
-            or not ignored.take(path, name, () if name in kind.foreign else meaningful)
+            or not ignored.take(path, name, frozenset() if name in kind.foreign else meaningful)
         ):
             found[name] = value
     return _one_name_each(kind, found, ignored)
+
+
+@cache
+def _fields_of(kind: type[ObjectBody]) -> tuple[Mapping[str, type[RequestBody] | None], frozenset[str]]:
+    """Return the model that is in each field of `kind`, by every name of it, and the names that mean something."""
+    inner_of: dict[str, type[RequestBody] | None] = {}
+    for names, field in zip(field_names(kind), kind.model_fields.values(), strict=True):
+        inner_of |= dict.fromkeys(names, model_in(field.annotation))
+    return inner_of, frozenset({*inner_of, *kind.unsupported})
 
 
 def _nested(kind: type[RequestBody], value: Any, ignored: IgnoredFields, where: str) -> Any:
@@ -122,6 +129,8 @@ def _nested(kind: type[RequestBody], value: Any, ignored: IgnoredFields, where: 
 def _one_name_each(kind: type[ObjectBody], data: dict[str, Any], ignored: IgnoredFields) -> dict[str, Any]:
     """Drop further names of a field that was given: those with the same value, and one that the first is meant to replace."""
     for names in field_names(kind):
+        if len(names) == 1:
+            continue
         first, *others = [name for name in names if name in data] or [""]
         for name in others:
             if data[name] == data[first]:
