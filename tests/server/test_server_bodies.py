@@ -334,6 +334,7 @@ THERE = {"base": "smol", "names": ["pirate", "shout"], "name_of": {0: "pirate", 
     [
         (None, None, None),
         (None, "smol", None),
+        (None, "", None),
         (None, "pirate", {"pirate": 1.0}),
         ({}, "pirate", {}),
         ([], None, {}),
@@ -350,7 +351,7 @@ def test_choice(lora, model, expected):
 
 
 @pytest.mark.parametrize(
-    ("lora", "model"), [(None, "gpt-4"), (None, ""), ({"gone": 1}, None), ([{"id": 1}], None), ([{"name": "gone"}], None)]
+    ("lora", "model"), [(None, "gpt-4"), ({"gone": 1}, None), ([{"id": 1}], None), ([{"name": "gone"}], None)]
 )
 def test_what_does_not_exist(lora, model):
     with pytest.raises(NotFoundError, match="no such"):

@@ -171,6 +171,12 @@ def test_empty_and_neutral_values_are_taken(given, options):
     assert header == ""
 
 
+def test_an_empty_model_is_none(raw):
+    for path, body in (("completions", {"prompt": "a"}), ("embeddings", {"input": "a"})):
+        told = raw.post(f"/v1/{path}", json={**body, "model": ""})
+        assert (told.status_code, told.json()["model"]) == (200, "smol")
+
+
 def test_hints_to_models_of_other_kinds_are_taken():
     hints = {"reasoning_effort": "low", "verbosity": "high", "prediction": {"type": "content", "content": "a"}}
     assert read(ChatBody, {"messages": HI, **hints})[0].options() == read(ChatBody, {"messages": HI})[0].options()

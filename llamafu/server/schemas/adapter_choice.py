@@ -94,7 +94,7 @@ def resolve_adapters(
 
     Args:
         lora: a list of `{"name" or "id", "scale"}`, or an object {name: scale}; it beats `model`. None if it was not given.
-        model: an adapter's name is that adapter at scale 1.0; `base` or None is the active set.
+        model: an adapter's name is that adapter at scale 1.0; `base`, None or "" is the active set.
         base: id of the base model.
         names: every registered adapter.
         name_of: returns the adapter with a number, None for a number that is nobody's.
@@ -110,7 +110,7 @@ def resolve_adapters(
             message = f"no such adapter: {', '.join(map(repr, unknown))}"
             raise NotFoundError(message)
         return scales
-    if model is None or model == base or model in aliases:
+    if not model or model == base or model in aliases:
         return None
     if model in names:
         return {model: 1.0}
