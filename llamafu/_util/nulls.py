@@ -7,6 +7,8 @@ from typing import Any
 
 _DATA = frozenset({"const", "default", "enum", "example", "examples"})
 """Keywords of JSON Schema under which null is a value like any other."""
+_TEXT = frozenset({"content"})
+"""A message's field: null is an empty text there, while a message without it lacks one."""
 _FREE = frozenset({"arguments", "lora", "logit_bias"})
 """Fields whose values have keys that the caller chose: null may mean something there."""
 _BY_NAME = frozenset({"properties", "patternProperties", "dependentSchemas", "$defs", "definitions"})
@@ -19,7 +21,7 @@ def without_nulls(value: Any) -> Any:
     """Return `value` without fields that are null, mappings as dicts and sequences as lists; elements of lists stay.
 
     What is data and not a field stays as it is: `const`, `default`, `enum` and `examples` of a schema, the arguments of a
-    tool call, the scales of `lora`.
+    tool call, the scales of `lora`, and a message's `content`.
     """
     return _clean(value, names=False)
 
@@ -32,7 +34,7 @@ def _clean(value: Any, *, names: bool) -> Any:
         return {
             key: item if not names and key in _DATA | _FREE else _clean(item, names=not names and key in _BY_NAME)
             for key, item in value.items()
-            if item is not None or (not names and key in _DATA)
+            if item is not None or (not names and key in _DATA | _TEXT)
         }
     if isinstance(value, list | tuple):
         if _PLAIN.issuperset(map(type, value)):  # a million token ids are not looked at one by one

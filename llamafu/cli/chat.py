@@ -155,7 +155,7 @@ class _Conversation:
             self.say("(stopped)")
         elif completion.finish_reason == "length":
             used = completion.usage
-            if used.completion_tokens < self._arguments.max_tokens:
+            if used.completion_tokens != self._arguments.max_tokens:
                 self.say(f"(the context is full, {used.total_tokens} tokens; /clear forgets the conversation)")
             else:
                 self.say(f"(stopped after {used.completion_tokens} tokens; --max-tokens allows more)")

@@ -13,7 +13,7 @@ from llamafu.errors import LlamafuError, LoraNotFoundError
 
 if TYPE_CHECKING:
     import argparse
-    from collections.abc import Mapping
+    from collections.abc import Collection, Mapping
 
     from llamafu.server.settings import Settings
 
@@ -57,7 +57,9 @@ def serve_with(settings: Settings) -> int:
     from llamafu.server.storage.adapter_folder import AdapterFolder
 
     folder = AdapterFolder(settings.adapters) if settings.adapters else None
-    _demand_adapters(dict(settings.lora), folder.scan() if folder else {})
+    found = folder.scan() if folder else {}
+    _demand_adapters(dict(settings.lora), found)
+    _demand_free_aliases(settings.alias, found)
     try:
         guard = load_startup_keys(settings, _print_line)
     except ValueError as error:
@@ -92,6 +94,15 @@ def _demand_adapters(wanted: Mapping[str, float], there: Mapping[str, object]) -
             f"(adapters: {', '.join(there) or 'none'})"
         )
         raise LoraNotFoundError(message)
+
+
+def _demand_free_aliases(aliases: Collection[str], adapters: Collection[str]) -> None:
+    if taken := sorted(set(aliases) & set(adapters)):
+        message = (
+            f"--alias names {', '.join(map(repr, taken))}, which is an adapter in the folder of --adapters, and then could not "
+            "be chosen as model; give the base another name"
+        )
+        raise LlamafuError(message)
 
 
 def _print_line(text: str) -> None:

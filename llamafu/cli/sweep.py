@@ -7,6 +7,7 @@ import dataclasses
 import json
 import math
 import sys
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -73,7 +74,7 @@ def _add_answers(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--chat", action="store_true", help="ask each prompt as a chat message")
     parser.add_argument(
         "--max-tokens",
-        type=option(options["max_tokens"]),
+        type=option(replace(options["max_tokens"], low=1)),
         default=64,
         metavar="N",
         help="at most N tokens an answer (%(default)s)",

@@ -8,6 +8,7 @@ from llamafu._util.lazy import lazy_names
 
 if TYPE_CHECKING:
     from llamafu.engine.engine import Engine
+    from llamafu.engine.model_facts import ModelFacts
     from llamafu.engine.request import Request
     from llamafu.engine.request_handle import RequestHandle
     from llamafu.engine.stats import EngineStats
@@ -15,6 +16,7 @@ if TYPE_CHECKING:
 __all__ = [
     "Engine",
     "EngineStats",
+    "ModelFacts",
     "Request",
     "RequestHandle",
 ]
@@ -24,6 +26,7 @@ __getattr__, __dir__ = lazy_names(
     {
         "Engine": ".engine",
         "EngineStats": ".stats",
+        "ModelFacts": ".model_facts",
         "Request": ".request",
         "RequestHandle": ".request_handle",
     },

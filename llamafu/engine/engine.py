@@ -12,6 +12,7 @@ from llamafu.adapters.gguf.base_model import read_model
 from llamafu.engine.adapter_manager import AdapterManager, demand_usable
 from llamafu.engine.embedder import Embedder
 from llamafu.engine.engine_options import EngineOptions
+from llamafu.engine.model_facts import ModelFacts
 from llamafu.engine.registry import AdapterRegistry
 from llamafu.engine.runtime import EngineRuntime
 from llamafu.engine.scheduler import Scheduler
@@ -109,6 +110,7 @@ class Engine:
         self.path = Path(model_path)
         # None of the parts refers to the engine: it is freed as soon as nobody else does.
         self._runtime = EngineRuntime(read_model(self.path), options, library)
+        self.model_facts = ModelFacts.of(self._runtime.instance.context)
         self._scheduler = Scheduler(self._runtime, options)
         self._registry = AdapterRegistry(self._runtime.base, partial(demand_usable, self._runtime))
         self._worker = Worker(self._scheduler, max_sequences=max_sequences, max_queue=max_queue)

@@ -246,6 +246,9 @@ class Scheduler:
     def _sample(self, sequence: SequenceRun, row: int, logits: object, now: float) -> int:
         """Sample one token; return how many new tokens that makes, 0 when the sequence ended without one."""
         assert sequence.sampler is not None  # noqa: S101 - it runs
+        if (reason := sequence.answer.finish_reason) is not None:  # max_tokens is 0: only the prompt was to be computed
+            self.pool.finish(sequence, reason)
+            return 0
         try:
             token, report = sequence.sampler.pick(self.runtime.instance.context, row, logits)  # type: ignore[arg-type]
             if token == ENDED or token in self._end_tokens:

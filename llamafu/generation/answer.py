@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any
 
 from llamafu.generation.completion import AppliedLora, Completion, Piece, Usage
+from llamafu.generation.options import REST_OF_CONTEXT
 from llamafu.generation.stop_strings import TextAssembler
 
 if TYPE_CHECKING:
@@ -16,12 +17,12 @@ if TYPE_CHECKING:
 class AnswerBuilder:
     """Collects the tokens of one generation and their log probabilities, and releases their text. One thread at a time.
 
-    `capacity`: how many tokens the context has left after the prompt; the answer ends there if `max_tokens` is larger.
+    `capacity`: how many tokens the context has left after the prompt; the answer ends there at the latest.
     """
 
     def __init__(self, options: Options, *, capacity: int) -> None:
         self.tokens: list[int] = []
-        self.max_tokens = min(options.max_tokens, capacity)
+        self.max_tokens = capacity if options.max_tokens == REST_OF_CONTEXT else min(options.max_tokens, capacity)
         self._text = TextAssembler(options.stops)
         self._logprobs: list[TokenLogprob] | None = None if options.logprobs is None else []
         self._sent = 0  # log probabilities that a `piece` has had
@@ -35,7 +36,7 @@ class AnswerBuilder:
 
     @property
     def finish_reason(self) -> FinishReason | None:
-        """Why the last token was the last one: a stop string or the limit of tokens; None when it was not."""
+        """Why no further token may come: a stop string or the limit of tokens, which may be 0; None when one may."""
         if self._text.stopped:
             return "stop"
         return "length" if len(self.tokens) >= self.max_tokens else None

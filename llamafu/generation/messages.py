@@ -15,11 +15,14 @@ from llamafu._util.suggestions import did_you_mean
 _TEXTS = ("name", "tool_call_id", "reasoning_content")
 _ANSWERS_ONLY = ("refusal", "annotations", "audio", "function_call")
 """Fields of OpenAI's answers that clients send back as history; no template reads them."""
-_KNOWN = ("role", "content", "tool_calls", *_TEXTS, *_ANSWERS_ONLY)
+MESSAGE_FIELDS = ("role", "content", "tool_calls", *_TEXTS, *_ANSWERS_ONLY)
+"""Fields of a message that are read here."""
+PART_FIELDS = ("type", "text", "refusal")
+"""Fields of a text part."""
 _NEAR = 0.85
 """Similarity from which an unknown field counts as a misspelled one; templates may have fields of their own."""
-_MOST_COMPARED, _LONGEST_NAME = 20, 40
-"""The most unknown fields of a message, and characters of each, that are compared with the known ones: bounds the cost."""
+_MOST_COMPARED = 100
+"""The most unknown names in all messages that are compared with the known ones: bounds the cost."""
 _MAY_BE_SILENT = ("assistant", "tool", "function")
 
 
@@ -38,6 +41,7 @@ def read_messages(given: object, problems: list[str]) -> list[dict[str, Any]]:
         return []
     if not given:
         problems.append("messages is empty; give at least one, such as {'role': 'user', 'content': 'hi'}")
+    problems += _misspelled(given)
     return [_message(message, f"messages[{index}]", problems) for index, message in enumerate(given)]
 
 
@@ -53,6 +57,21 @@ def read_tools(given: object, problems: list[str]) -> list[dict[str, Any]]:
     if why := _why_no_json(cleaned):
         problems.append(f"tools {why}")
     return cleaned
+
+
+def _misspelled(messages: Sequence[object]) -> list[str]:
+    """Return a problem for each unknown name that is like a known one, at its first place."""
+    unknown: dict[object, str] = {}
+    for index, message in enumerate(messages):
+        if isinstance(message, Mapping):
+            for name, value in message.items():
+                if value is not None and name not in MESSAGE_FIELDS:
+                    unknown.setdefault(name, f"messages[{index}].{name}")
+    return [
+        f"{path} is not a field{near}"
+        for name, path in islice(unknown.items(), _MOST_COMPARED)
+        if (near := did_you_mean(name, MESSAGE_FIELDS, cutoff=_NEAR))
+    ]
 
 
 def arguments_of(call: Mapping[str, Any]) -> dict[str, Any] | None:
@@ -113,26 +132,23 @@ def _message(given: object, where: str, problems: list[str]) -> dict[str, Any]:
     elif not isinstance(role, str) or not role:
         problems.append(f"{where}.role is {reprlib.repr(role)}; give 'system', 'user', 'assistant' or 'tool'")
     problems += [
-        f"{where}.{name} is not a field{near}"
-        for name in islice((name for name in message if name not in _KNOWN), _MOST_COMPARED)
-        if (near := did_you_mean(name, _KNOWN, cutoff=_NEAR))
-    ]
-    problems += [
         f"{where}.{name} is {reprlib.repr(message[name])}; give a string"
         for name in _TEXTS
         if name in message and not isinstance(message[name], str)
     ]
     calls = _calls(message, where, problems)
-    content = _content(message, where, problems, may_be_silent=bool(calls) or role in _MAY_BE_SILENT)
+    silent = bool(calls) or role in _MAY_BE_SILENT or "content" in message
+    content = _content(message, where, problems, may_be_silent=silent)
     kept = {name: value for name, value in message.items() if name not in {*_ANSWERS_ONLY, "tool_calls", "content"}}
     return {**kept, "content": content, **({"tool_calls": calls} if calls else {})}
 
 
 def _content(message: Mapping[str, Any], where: str, problems: list[str], *, may_be_silent: bool) -> str:
     """Return the text of a message; for an answer of OpenAI's without content, its refusal."""
-    if "audio" in message and "content" not in message:
+    said = message.get("content")
+    if "audio" in message and said is None:
         problems.append(f"{where}.audio refers to a sound that is not here; give its transcript as content")
-    given = message.get("content", message.get("refusal"))
+    given = message.get("refusal") if said is None else said
     if given is None:
         if not may_be_silent:
             problems.append(f"{where}.content is missing; give a string, or a list of text parts")

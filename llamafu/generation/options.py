@@ -23,6 +23,8 @@ if TYPE_CHECKING:
 
 LEAST_SEED, MOST_SEED = -(2**63), 2**64 - 1
 """What 64 bits hold, with a sign or without."""
+REST_OF_CONTEXT = -1
+"""The value of `max_tokens` without a limit of its own."""
 MOST_TOP_K = 2**31 - 1
 """What libllama's type for it holds."""
 MOST_DRAFTED = 64
@@ -56,12 +58,20 @@ class OptionArguments(TypedDict, total=False):
 class Options:
     """Checked options of one generation: a value outside its limits is a ValueError that says what is legal."""
 
-    max_tokens: int = field(default=128, metadata=about("the answer ends after this many new tokens", low=1))
+    max_tokens: int = field(
+        default=128,
+        metadata=about(
+            "the answer ends after this many new tokens; 0 computes the prompt alone, -1 goes on until the context is full",
+            low=REST_OF_CONTEXT,
+        ),
+    )
     temperature: float = field(
         default=0.8,
         metadata=about("divides the logits before a token is drawn; 0 draws nothing and takes the likeliest token", low=0.0),
     )
-    top_k: int = field(default=40, metadata=about("draw from this many likeliest tokens; 0 is off", low=0, high=MOST_TOP_K))
+    top_k: int = field(
+        default=40, metadata=about("draw from this many likeliest tokens; 0 and -1 are off", low=-1, high=MOST_TOP_K)
+    )
     top_p: float = field(
         default=0.95,
         metadata=about("draw from the likeliest tokens that make up this probability together; 1 is off", low=0.0, high=1.0),

@@ -117,6 +117,8 @@ class Generation:
         instance = self._session.instance
         if self._cancelled or not self._compute(continued=continued):
             return self._finish("cancelled")
+        if (ended := self._answer.finish_reason) is not None:  # max_tokens is 0: only the prompt was to be computed
+            return self._finish(ended)
         token, logprob = self._sampler.pick(instance.context)
         if token == ENDED or instance.model.is_end(token):
             return self._finish("stop")

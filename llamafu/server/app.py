@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import logging
+import re
 from concurrent.futures import ThreadPoolExecutor
 from functools import partial
 from pathlib import Path
@@ -31,6 +32,7 @@ from llamafu.server.routes.monitoring import MonitoringRoutes
 from llamafu.server.routes.route import Handlers
 from llamafu.server.routes.table import ROUTES
 from llamafu.server.routes.upload import UploadRoute
+from llamafu.server.schemas.ignored_fields import HEADER
 from llamafu.server.storage.adapter_folder import AdapterFolder
 from llamafu.server.storage.catalog import Catalog
 from llamafu.service.errors import InvalidRequestError, NotFoundError
@@ -63,6 +65,9 @@ def make_app(engine: ServedEngine, settings: Settings, guard: Guard) -> Starlett
         keyless=settings.no_auth,
         origins=settings.allow_origin,
         scale_range=engine.scale_range,
+        strict=settings.strict,
+        metrics=metrics,
+        template_words=frozenset(re.findall(r"\w+", engine.model_facts.chat_template or "")),
     )
     app = Starlette(
         routes=[
@@ -84,12 +89,12 @@ def _handlers(engine: ServedEngine, settings: Settings, catalog: Catalog, metric
     model = Path(settings.model)
     base = model.stem
     created = int(model.stat().st_mtime) if model.exists() else 0
-    adapters = AdapterResolver(engine, catalog, base=base)
+    adapters = AdapterResolver(engine, catalog, base=base, aliases=settings.alias)
     describe = partial(document, ROUTES, scale_range=engine.scale_range, keyless=settings.no_auth)
     return Handlers(
         page=MixerPage(engine.scale_range),
         monitoring=MonitoringRoutes(engine, catalog, metrics, describe),
-        models=ModelAndTokenRoutes(engine, base=base, created=created),
+        models=ModelAndTokenRoutes(engine, base=base, aliases=settings.alias, created=created),
         generation=GenerationRoutes(engine, adapters, metrics, base=base, settings=settings),
         embeddings=EmbeddingRoute(engine, adapters, base=base, most_waiting=settings.max_queue),
         adapters=AdapterRoutes(engine, catalog),
@@ -104,7 +109,15 @@ def _middleware(settings: Settings, metrics: Metrics) -> list[Middleware]:
     if settings.allow_origin:
         methods, headers = ["GET", "POST", "DELETE"], ["Authorization", "Content-Type", "X-Api-Key", "X-Admin-Key"]
         origins = settings.allow_origin
-        middleware.append(Middleware(CORSMiddleware, allow_origins=origins, allow_methods=methods, allow_headers=headers))
+        middleware.append(
+            Middleware(
+                CORSMiddleware,
+                allow_origins=origins,
+                allow_methods=methods,
+                allow_headers=headers,
+                expose_headers=[HEADER],
+            )
+        )
     return middleware
 
 

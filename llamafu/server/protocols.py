@@ -13,6 +13,7 @@ if TYPE_CHECKING:
 
     import numpy as np
 
+    from llamafu.engine.model_facts import ModelFacts
     from llamafu.engine.request import Request
     from llamafu.generation.completion import Completion
 
@@ -33,6 +34,10 @@ class AnswerStream(AsyncIterator[str], Protocol):
 
 class ServedEngine(AdapterEngine, Protocol):
     """An engine as the server uses it, from one event loop; all of it may be called from any thread."""
+
+    @property
+    def model_facts(self) -> ModelFacts:
+        """What does not change of the model."""
 
     def request_of_chat(self, messages: Sequence[Mapping[str, Any]], options: Mapping[str, Any]) -> Request:
         """Make a request of messages and the options of `chat`, by the model's chat template.

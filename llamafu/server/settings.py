@@ -129,6 +129,8 @@ class Settings:
         name_and_scale, "adapter that is active from the start, NAME[=SCALE]", (), many=True
     )
     scale_range: tuple[float, float] = setting(number, "scales that are allowed", (0.0, 1.0), words=("LOW", "HIGH"))
+    alias: tuple[str, ...] = setting(not_empty, "further name of the base model, listed and taken as `model`", (), many=True)
+    strict: bool = setting(flag, "refuse fields of requests that are not known here, which are ignored else", default=False)
     host: str = setting(not_empty, "address to listen on", "127.0.0.1")
     port: int = setting(whole(0, 65535), "port to listen on; 0 takes a free one", 8080)
     api_key: tuple[str, ...] = setting(check_key, "key that may generate", (), many=True, secret=True)
@@ -166,6 +168,9 @@ class Settings:
         names = [name for name, _ in self.lora]
         if twice := sorted({name for name in names if names.count(name) > 1}):
             message = f"lora names {', '.join(map(repr, twice))} more than once"
+            raise ValueError(message)
+        if twice := sorted({name for name in self.alias if self.alias.count(name) > 1}):
+            message = f"alias names {', '.join(map(repr, twice))} more than once"
             raise ValueError(message)
         check_scale_range(self.scale_range)
         low, high = self.scale_range

@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, cast
 
+from llamafu._util.arguments import check_whole
 from llamafu.sweep.divergence import divergences
 from llamafu.sweep.mixes import check_size
 
@@ -99,7 +100,7 @@ def sweep(
     prompts: at least one, none empty.
     mixes: each is {adapter or name: scale}; equal ones are answered once.
     chat: True asks each prompt as a user's message, False continues it as plain text.
-    max_tokens: most new tokens of each answer.
+    max_tokens: most new tokens of each answer, at least 1.
     temperature: as in `Options`; 0 always takes the likeliest token.
     seed: of every answer; without effect at temperature 0.
     watch: called before each answer with its index, from 0, and the number of answers.
@@ -110,6 +111,7 @@ def sweep(
     if isinstance(prompts, str) or not prompts or not all(isinstance(prompt, str) and prompt for prompt in prompts):
         message = f"prompts={prompts!r} is not a list of one prompt or more, none of them empty"
         raise ValueError(message)
+    check_whole("max_tokens", max_tokens, low=1)
     kept = _distinct([_checked(llm, mix) for mix in mixes])
     check_size(len(prompts), len(kept))
     runner = _Runner(llm, {"max_tokens": max_tokens, "temperature": temperature, "seed": seed}, chat=chat)

@@ -106,7 +106,7 @@ def test_every_sampling_option_reaches_the_library(llm, tiny_model, capsys):
         (["--lora", "x.gguf=nan"], "the scale nan of x.gguf"),
         (["--scale-range", "2", "1"], "low <= high"),
         (["--top-p", "3"], "top_p=3.0 is not a number from 0 to 1"),
-        (["--max-tokens", "0"], "max_tokens=0"),
+        (["--max-tokens", "-2"], "max_tokens=-2"),
         (["--temperature", "warm"], "'warm'"),
         (["--stop", ""], "stop=''"),
         (["--n-ctx", "1"], "'1' is not a whole number of at least 2"),

@@ -104,13 +104,39 @@ def test_adapters_dir(tiny_model, tiny_dir, tmp_path):
         ({"lora": ["a"]}, TypeError, "no mapping"),
         ({"lora": {5: 1.0}}, TypeError, "by name, not by 5"),
         ({"media": ["x.png"]}, MultimodalError, "text only"),
-        ({"max_tokens": 0}, ValueError, "max_tokens=0"),
+        ({"max_tokens": -2}, ValueError, "max_tokens=-2"),
     ],
 )
 def test_bad_requests(engine, options, error, says):
     with pytest.raises(error, match=says):
         engine.submit(Request(**{"prompt": "x", **options}))
     assert len(engine.complete("x", **SHORT).tokens) == 4
+
+
+@pytest.mark.parametrize("options", [{}, {"stop": "x"}, {"logprobs": 1}, {"grammar": 'root ::= "yes"'}, {"lora": {"a": 1.0}}])
+def test_no_token_is_made_where_none_is_asked_for(engine, options):
+    """The prompt is computed, and kept: the next one that begins with it is answered from there."""
+    prompt = list(range(5, 205))
+    told = engine.submit(Request(prompt=prompt, max_tokens=0, **options)).result(PATIENCE)
+    assert (told.text, told.tokens, told.finish_reason) == ("", (), "length")
+    assert (told.usage.prompt_tokens, told.usage.completion_tokens) == (200, 0)
+    assert told.logprobs == (() if "logprobs" in options else None)
+    again = engine.submit(Request(prompt=prompt, **{**SHORT, "lora": options.get("lora")})).result(PATIENCE)
+    assert again.usage.cached_tokens >= 128
+
+
+def test_an_answer_may_fill_the_context(engine):
+    assert engine.model_facts.context_length == 1024
+    told = engine.complete("x", max_tokens=-1, ignore_eos=True, temperature=0)
+    assert (told.usage.total_tokens, told.finish_reason) == (1024, "length")
+
+
+def test_facts_of_the_model(engine):
+    facts = engine.model_facts
+    assert (facts.vocabulary_size, facts.embedding_length) == (317, 64)
+    assert facts.trained_context_length > 0
+    assert facts.parameter_count > facts.vocabulary_size * facts.embedding_length
+    assert facts.size > facts.parameter_count  # at least a byte a weight
 
 
 def test_unknown_option(engine):

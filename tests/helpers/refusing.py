@@ -40,7 +40,7 @@ REFUSED = [
     Refused("a model that is not there", API, "POST", "/v1/completions", {**ASK, "model": "gone"}, 404, "not_found"),
     Refused("a route that is not there", API, "GET", "/v1/nothing", None, 404, "not_found"),
     Refused("a bad scale", ADMIN, "POST", "/v1/lora/load", {"loras": [{"name": "a", "scaling": -1}]}, 400, "invalid_request"),
-    Refused("a bad option", API, "POST", "/v1/completions", {**ASK, "max_tokens": 0}, 400, "invalid_request"),
+    Refused("a bad option", API, "POST", "/v1/completions", {**ASK, "max_tokens": -2}, 400, "invalid_request"),
     Refused(
         "a prompt that is too long", API, "POST", "/v1/completions", {"prompt": "hello " * 3000}, 400, "context_length_exceeded"
     ),

@@ -12,7 +12,7 @@ from unittest import mock
 import numpy as np
 import uvicorn
 
-from llamafu.engine import Request
+from llamafu.engine import ModelFacts, Request
 from llamafu.errors import ContextOverflowError, InvalidAdapterFileError, LoraNotFoundError, QueueFullError
 from llamafu.generation.chat_options import split_options
 from llamafu.generation.completion import AppliedLora, Completion, Timings, TokenLogprob, Usage
@@ -43,7 +43,7 @@ class FakePieces:
 
     async def __anext__(self):
         limit = self.options.get("max_tokens", 128)
-        if self.closed or len(self.said) >= min(limit, len(self.words)):
+        if self.closed or len(self.said) >= (len(self.words) if limit < 0 else min(limit, len(self.words))):
             self.engine.running.discard(self)
             raise StopAsyncIteration
         await asyncio.sleep(self.engine.pace)
@@ -77,6 +77,7 @@ class FakeEngine:
     """Echoes prompts; with pirate applied it says Arrr first."""
 
     scale_range = (0.0, 1.0)
+    model_facts = ModelFacts(1000, 2000, 300, 2, 600, 1200, "{{ messages }} {{ message.mood }}")
 
     def __init__(self):
         self.adapters = {}

@@ -41,7 +41,7 @@ PIECES = ['"a"', '"ab"', "[a-z]", "[^a]", ".", '"\\n"', '"\\U0001F600"', "other"
 TYPES = ["object", "array", "string", "number", "integer", "boolean", "null"]
 BORDERS: dict[str, list[Any]] = {
     "temperature": [0, 1e-30, 1e-7, 0.8, 1, 2, 100, 1e30],
-    "top_k": [0, 1, 2, 40, 2**31 - 1],
+    "top_k": [-1, 0, 1, 2, 40, 2**31 - 1],
     "top_p": [0, 1e-30, 0.5, 0.999999, 1],
     "min_p": [0, 1e-30, 0.5, 0.999999, 1],
     "repeat_penalty": [1e-30, 1e-3, 1, 1.1, 1e3, 1e30],

@@ -120,10 +120,29 @@ def test_narrow_sampling_is_greedy(llm):
         assert llm.complete("Once", max_tokens=10, temperature=1.0, **option).tokens == greedy
 
 
+def test_no_token_is_made_where_none_is_asked_for(llm):
+    told = llm.complete("Once", max_tokens=0, logprobs=1)
+    assert (told.text, told.tokens, told.finish_reason, told.logprobs) == ("", (), "length", ())
+    stream = llm.stream("Once", max_tokens=0)
+    assert list(stream) == []
+    assert (stream.completion.usage.prompt_tokens, stream.completion.usage.completion_tokens) == (told.usage.prompt_tokens, 0)
+
+
+def test_an_answer_may_fill_the_context(llm):
+    told = llm.complete("Once", max_tokens=-1, temperature=0, ignore_eos=True)
+    assert told.finish_reason == "length"
+    assert told.usage.total_tokens == llm.complete("Once", max_tokens=10**6, temperature=0, ignore_eos=True).usage.total_tokens
+
+
+def test_top_k_is_off_at_0_and_at_minus_1(llm):
+    options = {"temperature": 1.5, "top_p": 1.0, "min_p": 0.0, "seed": 5, "max_tokens": 12}
+    assert llm.complete("Once", top_k=-1, **options).tokens == llm.complete("Once", top_k=0, **options).tokens
+
+
 @pytest.mark.parametrize(
     ("option", "value"),
     [
-        ("max_tokens", 0), ("max_tokens", 1.5), ("temperature", -1), ("temperature", math.nan), ("top_k", -1), ("top_p", 1.5),
+        ("max_tokens", -2), ("max_tokens", 1.5), ("temperature", -1), ("temperature", math.nan), ("top_k", -2), ("top_p", 1.5),
         ("min_p", -0.1), ("repeat_penalty", 0), ("frequency_penalty", math.inf), ("presence_penalty", "x"),
         ("seed", -(2**63) - 1), ("seed", 2**64), ("stop", ["a", ""]), ("stop", [1]), ("logprobs", -1), ("logprobs", True),
     ],

@@ -88,6 +88,8 @@ def test_the_manual_has_every_route_with_its_key():
             keys = line.split(" | ")[1].split(", ")  # one for all, or one each
             told |= zip(routes, keys if len(keys) == len(routes) else keys * len(routes), strict=True)
     told |= {(method, path.replace("/token/", "/tokens/")): key for (method, path), key in told.items()}
+    openai = ("/v1/models", "/v1/completions", "/v1/chat/completions", "/v1/embeddings")  # with and without /v1
+    told |= {(method, path[3:]): key for (method, path), key in told.items() if path.startswith(openai)}
     assert told == {(route.method, path): route.needed or "none" for route in ROUTES for path in route.paths}
 
 
@@ -124,19 +126,28 @@ def with_json(document):
     ]
 
 
-def test_readers_take_the_fields_that_it_names(server, document):
+@pytest.fixture(scope="module")
+def strict_server(tmp_path_factory):
+    """A server that refuses unknown fields, with which it says what it knows."""
+    folder = tmp_path_factory.mktemp("none")
+    key = {"X-Admin-Key": ADMIN}
+    with serving(FakeEngine(), strict=True, adapters=folder) as address, httpx.Client(base_url=address, headers=key) as client:
+        yield client
+
+
+def test_readers_take_the_fields_that_it_names(strict_server, document):
     """A reader that meets a field it does not know says so; one that lists what it knows has to list these."""
     listing = 0
     for method, path, operation in with_json(document):
         properties, in_list = fields_of(document, operation)
         for body in [{name: {"no": "value"}} for name in properties] + [{"zzz": 1}]:
-            told = server.request(method, path, json=[body] if in_list else body).json()["message"]
+            told = strict_server.request(method, path, json=[body] if in_list else body).json()["message"]
             unknown = re.findall(r"'(\w+)' is not a field|(?<=\.)'?zzz'? is not", told)
             assert bool(unknown) == ("zzz" in body), (path, body, told)
             if listed := re.search(r"\(fields: ([\w, ]+)\)", told):
                 listing += 1
                 assert set(listed[1].split(", ")) == set(properties), path
-    assert listing == 10  # every reader but those of completions and chats, whose schemas are made of the readers themselves
+    assert listing == 11  # every reader but those of completions and chats, whose schemas are made of the readers themselves
 
 
 def test_required_fields_are_demanded(server, document):
@@ -160,6 +171,9 @@ GOOD = {
         "model": "a",
     },
     "/v1/embeddings": {"input": ["a", "b"]},
+    "/completions": {"prompt": "a", "max_tokens": 2},
+    "/chat/completions": {"messages": [{"role": "user", "content": "a"}], "max_tokens": 2},
+    "/embeddings": {"input": "a"},
     "/v1/token/encode": {"text": "a"},
     "/v1/tokens/encode": {"text": "a"},
     "/v1/token/decode": {"tokens": [1]},

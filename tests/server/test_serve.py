@@ -192,7 +192,7 @@ def test_bodies_have_what_every_client_looks_for(url):
         ("/v1/lora/load", ADMIN, load, 404, "not_found"),
         ("/v1/lora/load", ADMIN, b'{"loras": [{"name": "a", "scaling": -1}]}', 400, "invalid_request"),
         ("/v1/lora/load", ADMIN, b'{"loras": [{"name": "a"}, {"name": "a"}]}', 400, "invalid_request"),
-        ("/v1/completions", API, b'{"prompt": "hello", "max_tokens": 0}', 400, "invalid_request"),
+        ("/v1/completions", API, b'{"prompt": "hello", "max_tokens": -2}', 400, "invalid_request"),
     ):
         headers = {"Authorization": f"Bearer {key}"} if key else {}
         answer = httpx.post(f"{url}{path}", content=content, headers=headers)
@@ -304,6 +304,7 @@ def test_a_signal_under_sixteen_streams(real, tiny_model, folder):
     ("flags", "status", "said"),
     [
         (["--lora", "zz"], 1, "--lora names 'zz', which the folder of --adapters does not hold (adapters: a, b)"),
+        (["--alias", "a"], 1, "--alias names 'a', which is an adapter in the folder of --adapters"),
         (["--lora", "a=3"], 2, "the scale 3 of 'a' is not within 0 to 1"),
         (["--port", "x"], 2, "port: 'x' is not a whole number"),
         (["--lora", "a", "--lora", "a=0.5"], 2, "more than once"),
@@ -325,6 +326,27 @@ def test_what_is_active_from_the_start_is_looked_at_before_the_model(folder, lor
         assert server.process.wait(10) in {1, 2}
     assert "nowhere" not in server.log[-1]
     assert "lora" in server.log[-1]
+
+
+def test_the_length_of_an_answer(url, alone):
+    """Without `max_tokens` it may fill the context; with 0 only the prompt is computed."""
+    with httpx.Client(base_url=url, headers={"X-Api-Key": API}) as client:
+        (card, *_) = client.get("/v1/models").json()["data"]
+        context = card["max_model_len"]
+        assert context == 2048
+        prompt = alone.tokenize("hello")
+        body = {"prompt": prompt, "temperature": 0, "ignore_eos": True}
+        for more in ({}, {"max_tokens": -1}, {"max_tokens": None}):
+            told = client.post("/v1/completions", json={**body, **more}).json()
+            assert told["usage"]["total_tokens"] == context, more
+            assert told["choices"][0]["finish_reason"] == "length"
+        told = client.post("/v1/completions", json={**body, "max_tokens": 0, "logprobs": 1}).json()
+        (choice,) = told["choices"]
+        assert (choice["text"], choice["finish_reason"], choice["logprobs"]["tokens"]) == ("", "length", [])
+        assert (told["usage"]["prompt_tokens"], told["usage"]["completion_tokens"]) == (len(prompt), 0)
+        told = client.post("/v1/completions", json={**body, "max_tokens": 0, "stream": True}).text
+        assert told.endswith("data: [DONE]\n\n")
+        assert '"finish_reason":"length"' in told
 
 
 def test_a_wider_range_of_scales(real, tiny_model, folder):

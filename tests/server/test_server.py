@@ -128,7 +128,8 @@ def test_which_adapters(user, engine):
 def test_options_reach_the_engine(user, engine):
     user.completions.create("a", temperature=0, seed=4, n=2, stop="x", json_schema={"type": "object"})
     assert [options.pop("seed") for _, options in engine.asked] == [4, 5]
-    assert engine.asked[0] == ("a", {"temperature": 0.0, "stop": ["x"], "json_schema": {"type": "object"}})
+    wanted = {"max_tokens": -1, "temperature": 0.0, "stop": ["x"], "json_schema": {"type": "object"}}
+    assert engine.asked[0] == ("a", wanted)
 
 
 def test_several_prompts_and_answers(raw):

@@ -105,10 +105,20 @@ def test_best_of_is_what_n_says(raw):
             {"messages": [{"role": "user", "content": "a", **{f"contents{i}": 1 for i in range(9000)}}]},
             "contents0",
         ),
-        ("embeddings", {"input": "a", **{f"dimension{i}": 1 for i in range(20_000)}}, "and 19980 more"),
-        ("completions", {"prompt": "a", "temperature" * 50_000: 1}, "is not a field"),
+        ("embeddings", {"input": "a", **{f"dimension{i}": 1 for i in range(20_000)}}, "the body has 20001 fields"),
+        ("completions", {"prompt": "a", **{f"temperatur{i}": 1 for i in range(200)}}, "and 80 more"),
+        (
+            "completions",
+            {"prompt": "a", "response_format": {"type": "text", **{f"schem{i}": 1 for i in range(100_000)}}},
+            "'response_format.schem0' is not a field",
+        ),
+        (
+            "chat/completions",
+            {"messages": [{"role": "user", "content": "a", **{f"x{i}{j}": 1 for j in range(9)}} for i in range(3000)]},
+            "unknown fields, of at most 256",
+        ),
     ],
-    ids=range(6),
+    ids=range(8),
 )
 def test_a_body_of_many_faults_is_answered_soon_and_briefly(raw, path, body, told):
     """What is wrong is told of as far as anyone reads it: no answer is larger than what was asked, and nobody waits for it."""
@@ -117,3 +127,8 @@ def test_a_body_of_many_faults_is_answered_soon_and_briefly(raw, path, body, tol
     assert time.process_time() - began < 3
     assert (answer.status_code, told in answer.json()["detail"]) == (400, True), answer.text[:300]
     assert len(answer.content) < 20_000
+
+
+def test_an_unknown_field_with_a_long_name_is_named_briefly(raw):
+    answer = raw.post("/v1/completions", json={"prompt": "a", "temperature" * 50_000: 1})
+    assert (answer.status_code, answer.headers["llamafu-ignored"]) == (200, ("temperature" * 6)[:64])

@@ -40,6 +40,8 @@ def test_flags():
     assert settings.adapters == Path("folder")
     assert settings.lora == (("pirate", 0.5), ("my=shout", 0.0), ("x", 1.0))
     assert (settings.api_key, settings.admin_key, settings.port, settings.max_time) == (("k1", "k2"), ("k3",), 0, 1.5)
+    settings = parse("-m", "a.gguf", "--alias", "gpt-4o", "--alias", "mine", "--strict")
+    assert (settings.alias, settings.strict) == (("gpt-4o", "mine"), True)
 
 
 def test_every_setting_has_a_flag():
@@ -99,6 +101,8 @@ def test_no_key_is_shown():
         (("-m", "a", "--scale-range", "0", "x"), "scale_range: 'x' is not a number"),
         (("-m", "a", "--adapters", "d", "--lora", "x", "--lora", "x=0"), "'x' more than once"),
         (("-m", "a", "--lora", "x"), "without adapters"),
+        (("-m", "a", "--alias", "x", "--alias", "x"), "alias names 'x' more than once"),
+        (("-m", "a", "--alias", ""), "alias: it is empty"),
         (("-m", "a", "--no-auth", "--host", "0.0.0.0"), "loopback only"),  # noqa: S104 - it is refused
         (("-m", "a", "--no-auth", "--api-key", "k"), "together with keys"),
         (("-m", "a", "--no-auth", "--allow-origin", "*"), "every web page"),

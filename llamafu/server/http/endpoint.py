@@ -14,6 +14,7 @@ from starlette.responses import JSONResponse, Response
 from llamafu.errors import LlamafuError
 from llamafu.server.http.error_body import error_body, error_headers
 from llamafu.server.schemas.base import RequestBody
+from llamafu.server.schemas.ignored_fields import HEADER, IgnoredFields
 from llamafu.server.schemas.json_body import read_json
 from llamafu.server.schemas.reading import read_body
 from llamafu.server.settings import is_loopback
@@ -22,9 +23,10 @@ from llamafu.service.errors import APIError, InvalidRequestError, PermissionDeni
 if TYPE_CHECKING:
     from collections.abc import Awaitable, Callable, Collection, Mapping
 
-    from starlette.types import ASGIApp
+    from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
     from llamafu.server.auth.keys import Guard, Rights
+    from llamafu.server.http.metrics import Metrics
     from llamafu.server.schemas.base import Answer
 
 _LOG = logging.getLogger("llamafu.server")
@@ -80,6 +82,8 @@ class RequestRules:
             lead here would name itself. Nor may a page of another origin than this server's and `origins` change anything.
         origins: web origins that may call.
         scale_range: least and greatest legal scale.
+        strict: unknown fields of bodies are refused; else they are ignored, and counted in `metrics`.
+        template_words: words of the model's chat template.
 
     """
 
@@ -88,6 +92,32 @@ class RequestRules:
     keyless: bool
     origins: Collection[str]
     scale_range: tuple[float, float]
+    strict: bool
+    metrics: Metrics
+    template_words: frozenset[str]
+
+    def tell_ignored(self, ignored: IgnoredFields) -> None:
+        """Count ignored fields, and log those that are ignored for the first time."""
+        for name in self.metrics.ignored(ignored.names):
+            _LOG.warning("ignored a field that is not known here: %r", name)
+
+
+class _WithIgnored:
+    """An answer with the header that names ignored fields."""
+
+    def __init__(self, app: ASGIApp, ignored: IgnoredFields) -> None:
+        self._app = app
+        self._header = (HEADER.lower().encode(), ignored.header().encode("ascii"))
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        """Answer."""
+
+        async def with_header(message: Message) -> None:
+            if message["type"] == "http.response.start":
+                message = {**message, "headers": [*message.get("headers", []), self._header]}
+            await send(message)
+
+        await self._app(scope, receive, with_header)
 
 
 def endpoint(
@@ -99,13 +129,21 @@ def endpoint(
     """
 
     async def answer(request: Request) -> ASGIApp:
+        ignored = IgnoredFields(strict=rules.strict, read_by_template=rules.template_words)
+        answered = await respond(request, ignored)
+        if not ignored.names:
+            return answered
+        rules.tell_ignored(ignored)
+        return _WithIgnored(answered, ignored)
+
+    async def respond(request: Request, ignored: IgnoredFields) -> ASGIApp:
         try:
             if rules.keyless:
                 demand_local(request.headers.get("host", ""))
                 if request.method not in {"GET", "HEAD"}:
                     demand_own_page(request.headers, rules.origins)
             rights = rules.guard.demand(needed, request.headers)
-            read = None if body is None else await _read_body(request, body, rules)
+            read = None if body is None else await _read_body(request, body, rules, ignored)
             answered = await handler(AuthedRequest(request, rights, read))
         except ClientDisconnect:
             return Response(status_code=_GONE)
@@ -121,7 +159,7 @@ def endpoint(
     return answer
 
 
-async def _read_body(request: Request, kind: type[RequestBody], rules: RequestRules) -> RequestBody:
+async def _read_body(request: Request, kind: type[RequestBody], rules: RequestRules, ignored: IgnoredFields) -> RequestBody:
     """Return the body as its model, a large one read on a thread beside the event loop.
 
     `InvalidRequestError` for what is no JSON or does not fit the model, with status 413 for what is too large.
@@ -139,7 +177,7 @@ async def _read_body(request: Request, kind: type[RequestBody], rules: RequestRu
         raise InvalidRequestError(message, status=408) from None
 
     def read() -> RequestBody:
-        return read_body(kind, read_json(content), rules.scale_range)
+        return read_body(kind, read_json(content), rules.scale_range, ignored)
 
     return read() if len(content) <= _LARGE else await asyncio.to_thread(read)
 

@@ -15,6 +15,8 @@ if TYPE_CHECKING:
 KIND = "text/plain; version=0.0.4; charset=utf-8"
 _BASE = ""
 """The label of requests that ran without an adapter."""
+_MOST_NAMES = 200
+"""Names of ignored fields that are counted by name: clients may invent any number. The others go by no name."""
 
 
 class Metrics:
@@ -26,6 +28,7 @@ class Metrics:
         self._finished: Counter[str] = Counter()
         self._prompt: Counter[str] = Counter()
         self._completion: Counter[str] = Counter()
+        self._ignored: Counter[str] = Counter()
 
     def answered(self, route: str, status: int) -> None:
         """Count a request; `route` is the pattern of its path, not the path."""
@@ -40,6 +43,17 @@ class Metrics:
                 self._prompt[name] += completion.usage.prompt_tokens
                 self._completion[name] += completion.usage.completion_tokens
 
+    def ignored(self, names: Iterable[str]) -> list[str]:
+        """Count fields of one request that were ignored; return those that never were before."""
+        new = []
+        with self._lock:
+            for name in names:
+                known = name in self._ignored
+                if not known and len(self._ignored) < _MOST_NAMES:
+                    new.append(name)
+                self._ignored[name if known or len(self._ignored) < _MOST_NAMES else ""] += 1
+        return new
+
     def text(self, stats: object = None, adapters: Mapping[str, Mapping[str, Any]] | None = None) -> str:
         """Return everything as Prometheus reads it; of `stats`, a dataclass, every number; of `adapters`, size and last use."""
         with self._lock:
@@ -49,7 +63,9 @@ class Metrics:
                 "prompt_tokens": [({"adapter": name}, count) for name, count in self._prompt.items()],
                 "completion_tokens": [({"adapter": name}, count) for name, count in self._completion.items()],
             }
+            ignored = [({"field": name}, count) for name, count in self._ignored.items()]
         lines = list(_table("llamafu_http_requests_total", "counter", requests))
+        lines += _table("llamafu_ignored_fields_total", "counter", ignored)
         for name, rows in tables.items():
             lines += _table(f"llamafu_{name}_total", "counter", rows)
         for name, fact in (("llamafu_adapter_bytes", "size"), ("llamafu_adapter_last_used_timestamp_seconds", "last_used")):

@@ -7,17 +7,23 @@ from typing import TYPE_CHECKING
 from llamafu.server.schemas.adapter_choice import resolve_adapters
 
 if TYPE_CHECKING:
+    from collections.abc import Collection
+
     from llamafu.server.protocols import ServedEngine
     from llamafu.server.storage.catalog import Catalog
 
 
 class AdapterResolver:
-    """Resolves `lora` and `model` of requests, and notes that the adapters are used. `base` is the base model's id."""
+    """Resolves `lora` and `model` of requests, and notes that the adapters are used.
 
-    def __init__(self, engine: ServedEngine, catalog: Catalog, *, base: str) -> None:
+    `base` is the base model's id, `aliases` are further names of it.
+    """
+
+    def __init__(self, engine: ServedEngine, catalog: Catalog, *, base: str, aliases: Collection[str]) -> None:
         self._engine = engine
         self._catalog = catalog
         self._base = base
+        self._aliases = aliases
 
     def resolve(self, lora: object, model: str | None) -> dict[str, float] | None:
         """Return {name: scale}, see `resolve_adapters`."""
@@ -25,6 +31,7 @@ class AdapterResolver:
             lora,
             model,
             base=self._base,
+            aliases=self._aliases,
             names=self._engine.adapters,
             name_of=self._catalog.name,
             scale_range=self._engine.scale_range,

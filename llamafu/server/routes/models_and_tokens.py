@@ -6,12 +6,12 @@ import asyncio
 from typing import TYPE_CHECKING, Any, TypeVar
 
 from llamafu.errors import LlamafuError
-from llamafu.server.schemas.answers import ModelAnswer, ModelsAnswer, PermissionAnswer, TextAnswer, TokensAnswer
+from llamafu.server.schemas.answers import ModelAnswer, ModelMeta, ModelsAnswer, PermissionAnswer, TextAnswer, TokensAnswer
 from llamafu.service.errors import InvalidRequestError, NotFoundError
 from llamafu.service.local import LocalLoraService
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
+    from collections.abc import Callable, Sequence
 
     from llamafu.server.http.endpoint import AuthedRequest
     from llamafu.server.protocols import ServedEngine
@@ -21,12 +21,13 @@ _T = TypeVar("_T")
 
 
 class ModelAndTokenRoutes:
-    """Handlers over one engine. `base` is the base model's id, `created` its Unix time."""
+    """Handlers over one engine. `base` is the base model's id, `aliases` are further ones, `created` is its Unix time."""
 
-    def __init__(self, engine: ServedEngine, *, base: str, created: int) -> None:
+    def __init__(self, engine: ServedEngine, *, base: str, aliases: Sequence[str], created: int) -> None:
         self._engine = engine
         self._service = LocalLoraService(engine)
         self._base = base
+        self._bases = (base, *aliases)
         self._created = created
 
     async def models(self, request: AuthedRequest[None]) -> ModelsAnswer:  # noqa: ARG002 - a handler
@@ -69,10 +70,18 @@ class ModelAndTokenRoutes:
         return self._engine.tokenize(prompt) if isinstance(prompt, str) else list(prompt)
 
     def _models(self) -> list[ModelAnswer]:
-        same: dict[str, Any] = {"object": "model", "owned_by": "llamafu"}
+        facts = self._engine.model_facts
+        same: dict[str, Any] = {"object": "model", "owned_by": "llamafu", "max_model_len": facts.context_length}
+        meta = ModelMeta(
+            n_vocab=facts.vocabulary_size,
+            n_ctx_train=facts.trained_context_length,
+            n_embd=facts.embedding_length,
+            n_params=facts.parameter_count,
+            size=facts.size,
+        )
         cards = self._service.list().data
         return [
-            ModelAnswer(**same, id=self._base, created=self._created),
+            *(ModelAnswer(**same, id=name, created=self._created, meta=meta) for name in self._bases),
             *(ModelAnswer(**same, id=card.id, created=card.created, parent=self._base) for card in cards),
         ]
 

@@ -24,6 +24,7 @@ MOST_ADAPTERS = 1000
 class AdapterScale(SmallBody):
     """One adapter, by name or by number, and its scale."""
 
+    tolerant: ClassVar[bool] = False
     model_config = ConfigDict(json_schema_extra={"anyOf": [{"required": ["id"]}, {"required": ["name"]}]})
     scale: Scale = 1.0
     id: NumberId | None = None
@@ -87,16 +88,18 @@ def resolve_adapters(
     names: Collection[str],
     name_of: Callable[[int], str | None],
     scale_range: tuple[float, float],
+    aliases: Collection[str] = (),
 ) -> dict[str, float] | None:
     """Return {name: scale} of the adapters that a request asks for; an empty dict is the base model, None the active set.
 
     Args:
         lora: a list of `{"name" or "id", "scale"}`, or an object {name: scale}; it beats `model`. None if it was not given.
-        model: an adapter's name is that adapter at scale 1.0; `base` or None is the active set.
+        model: an adapter's name is that adapter at scale 1.0; `base`, None or "" is the active set.
         base: id of the base model.
         names: every registered adapter.
         name_of: returns the adapter with a number, None for a number that is nobody's.
         scale_range: the least and the greatest scale that is legal.
+        aliases: further names of the base model.
 
     Raises `InvalidRequestError` with every problem, `NotFoundError` for an adapter or a model that does not exist.
 
@@ -107,11 +110,12 @@ def resolve_adapters(
             message = f"no such adapter: {', '.join(map(repr, unknown))}"
             raise NotFoundError(message)
         return scales
-    if model is None or model == base:
+    if not model or model == base or model in aliases:
         return None
     if model in names:
         return {model: 1.0}
-    message = f"no such model: {model!r}; it may be {base!r} or an adapter's name (GET /v1/models lists them)"
+    own = " or ".join(map(repr, [base, *aliases]))
+    message = f"no such model: {model!r}; it may be {own} or an adapter's name (GET /v1/models lists them)"
     raise NotFoundError(message)
 
 

@@ -15,6 +15,7 @@ from llamafu.service.loading import LoraLoadInfo, LoraLoadRequest
 class LoraLoadEntry(SmallBody):
     """One adapter of the set that is to be active."""
 
+    tolerant: ClassVar[bool] = False
     name: Name
     scaling: LooseScale = 1.0
 
@@ -22,6 +23,7 @@ class LoraLoadEntry(SmallBody):
 class LoraLoadBody(SmallBody):
     """`POST /v1/lora/load`: the set that is to be active."""
 
+    tolerant: ClassVar[bool] = False
     loras: Annotated[list[LoraLoadEntry], Legal("a list"), Field(json_schema_extra={"minItems": 1})]
     skip_queue: Flag = False
 

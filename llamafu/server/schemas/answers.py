@@ -29,7 +29,7 @@ class ErrorObject(Answer):
 
     message: str
     type: Annotated[str, Field(json_schema_extra={"enum": list(_ERROR_TYPES)})]
-    param: None
+    param: Annotated[str | None, Field(description="path of the request's field that is at fault, where it is one")]
     code: Annotated[str, Field(json_schema_extra={"enum": sorted(KINDS)})]
 
 
@@ -54,14 +54,26 @@ class PermissionAnswer(Answer):
     permission: Literal["admin", "api"]
 
 
+class ModelMeta(Answer):
+    """llama-server's facts of a model."""
+
+    n_vocab: Annotated[Count, Field(description="token ids")]
+    n_ctx_train: Annotated[Count, Field(description="tokens of context that it was trained with")]
+    n_embd: Annotated[Count, Field(description="numbers in the vector of a token")]
+    n_params: Annotated[Count, Field(description="weights")]
+    size: Annotated[Count, Field(description="bytes of the weights")]
+
+
 class ModelAnswer(Answer):
-    """The base model, or an adapter, whose `parent` is the base model."""
+    """The base model, or an adapter, whose `parent` is the base model. `meta` is the base model's."""
 
     object: Literal["model"]
     owned_by: str
     id: str
     created: UnixTime
+    max_model_len: Annotated[Count, Field(description="most tokens of one request, prompt and answer together")]
     parent: str = sometimes()
+    meta: ModelMeta = sometimes()
 
 
 class ModelsAnswer(Answer):

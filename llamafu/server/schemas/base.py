@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
-import math
+import types
 from collections.abc import Mapping
+from functools import cache
 from itertools import chain
-from typing import TYPE_CHECKING, Any, ClassVar
+from typing import TYPE_CHECKING, Annotated, Any, ClassVar, Union, get_args, get_origin
 
 from pydantic import AliasChoices, BaseModel, ConfigDict, Field, model_validator
 
 from llamafu._util.nulls import without_nulls
+from llamafu.server.schemas.unsupported_fields import Unsupported
 from llamafu.service.fields import kind_of
 
 if TYPE_CHECKING:
@@ -24,9 +26,9 @@ class RequestBody(BaseModel):
     root_name: ClassVar[str] = ""
     """What messages call a body that is no object and so has no field names at its top."""
     without_effect: ClassVar[frozenset[str]] = frozenset()
-    """Fields that clients send and that could not change an answer here: they are accepted and ignored."""
-    neutral: ClassVar[Mapping[str, object]] = {}
-    """Fields of what this server cannot do, with the value at which they ask for nothing; any other value is refused."""
+    """Fields that clients send and that could not change an answer here: they are accepted and left out."""
+    unsupported: ClassVar[Mapping[str, Unsupported]] = {}
+    """Fields of what this server cannot do: taken where they ask for nothing, else refused."""
 
     @classmethod
     def form_problem(cls, data: object) -> str | None:
@@ -44,10 +46,16 @@ class RequestBody(BaseModel):
 
 
 class ObjectBody(RequestBody):
-    """A JSON object. An unknown field is refused, and one that is null is absent, at every depth."""
+    """A JSON object. A field that is null is absent, at every depth; an unknown one is left out before, see `IgnoredFields`."""
 
     model_config = ConfigDict(strict=True, extra="forbid", frozen=True, allow_inf_nan=False)
-    most_fields: ClassVar[float] = 256
+    most_fields: ClassVar[int] = 256
+    tolerant: ClassVar[bool] = True
+    """Whether unknown fields may be ignored; what says which adapters act, and how strongly, is never guessed at."""
+    foreign: ClassVar[frozenset[str]] = frozenset()
+    """Unknown fields that other servers have and that are no misspelled ones of ours."""
+    replacing: ClassVar[frozenset[tuple[str, str]]] = frozenset()
+    """Pairs of names of one field; where both are given with different values, the first counts and the second is ignored."""
 
     @classmethod
     def form_problem(cls, data: object) -> str | None:
@@ -61,6 +69,15 @@ class ObjectBody(RequestBody):
         """Return the body without any null but those that are data."""
         return without_nulls(data)
 
+    @model_validator(mode="before")
+    @classmethod
+    def _whole_floats(cls, data: Any) -> Any:
+        """Read 1.0 as 1 where a whole number belongs: some languages have one type of numbers only."""
+        if not isinstance(data, dict):
+            return data
+        found = {name: int(data[name]) for name in whole_fields(cls) & data.keys() if _is_whole_float(data[name])}
+        return {**data, **found} if found else data
+
     @classmethod
     def __get_pydantic_json_schema__(cls, core_schema: CoreSchema, handler: GetJsonSchemaHandler) -> JsonSchemaValue:
         """Add what the reader takes beside the fields themselves: their other names, null, fields that ask for nothing."""
@@ -71,17 +88,16 @@ class ObjectBody(RequestBody):
         for names in field_names(cls):
             for name in names:
                 properties[name] = own[names[0]] if names[0] in required else or_null(own[names[0]])
-        properties |= {name: {"enum": [value, None]} for name, value in cls.neutral.items()}
-        properties |= {name: {"description": "accepted, without effect"} for name in sorted(cls.without_effect)}
-        described["properties"] = properties
+        asks_nothing = {name: {"enum": [*each.neutral, None]} for name, each in cls.unsupported.items()}
+        accepted = {name: {"description": "accepted, without effect"} for name in sorted(cls.without_effect)}
+        described["properties"] = {**asks_nothing, **accepted, **properties}
+        if cls.tolerant:
+            described.pop("additionalProperties", None)
         return schema
 
 
 class SmallBody(ObjectBody):
-    """A JSON object of few fields: an unknown one is refused also where it is null, and the message lists the known ones."""
-
-    most_fields: ClassVar[float] = math.inf
-    """Few of the unknown ones are told of, and none is looked at otherwise."""
+    """A JSON object of few fields: messages about an unknown one list the known ones."""
 
     @classmethod
     def known_fields(cls) -> set[str]:
@@ -99,7 +115,7 @@ class SmallBody(ObjectBody):
         if not isinstance(data, dict):
             return data
         known = cls.known_fields()
-        return {name: value for name, value in data.items() if value is not None or name not in known}
+        return {name: value for name, value in data.items() if value is not None or not (cls.tolerant or name in known)}
 
 
 class Answer(BaseModel):
@@ -113,6 +129,7 @@ def sometimes() -> Any:
     return Field(default=None)
 
 
+@cache
 def field_names(kind: type[BaseModel]) -> list[list[str]]:
     """Return every name that each field of `kind` goes by, the first one first."""
     aliases = {name: field.validation_alias for name, field in kind.model_fields.items()}
@@ -120,6 +137,31 @@ def field_names(kind: type[BaseModel]) -> list[list[str]]:
         [str(choice) for choice in alias.choices] if isinstance(alias, AliasChoices) else [str(alias or name)]
         for name, alias in aliases.items()
     ]
+
+
+@cache
+def whole_fields(kind: type[BaseModel]) -> frozenset[str]:
+    """Return every name of the fields of `kind` that are whole numbers."""
+    fields = zip(field_names(kind), kind.model_fields.values(), strict=True)
+    return frozenset(chain.from_iterable(names for names, field in fields if _is_whole(field.annotation)))
+
+
+def _is_whole(annotation: Any) -> bool:
+    """Whether a type is that of whole numbers, or of those and others."""
+    if get_origin(annotation) in {Annotated, Union, types.UnionType}:
+        return any(map(_is_whole, get_args(annotation)))
+    return annotation is int
+
+
+def _is_whole_float(value: object) -> bool:
+    return isinstance(value, float) and value.is_integer()
+
+
+def model_in(annotation: Any) -> type[RequestBody] | None:
+    """Return the model that a type is made of: itself, or the first one among its arguments."""
+    if isinstance(annotation, type) and issubclass(annotation, RequestBody):
+        return annotation
+    return next((found for each in get_args(annotation) if (found := model_in(each)) is not None), None)
 
 
 def or_null(schema: JsonSchemaValue) -> JsonSchemaValue:

@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
-from typing import Annotated, Any, Literal, TypeGuard
+from typing import TYPE_CHECKING, Annotated, Any, Literal, TypeGuard
 
 from pydantic import BaseModel, BeforeValidator, Field, SkipValidation, ValidationInfo
 
-from llamafu.generation.messages import read_messages
+from llamafu.generation.messages import MESSAGE_FIELDS, PART_FIELDS, read_messages
 from llamafu.server.schemas.field_types import JsonSchemaOf, Legal, Name, TokenIds, must_be, refuse
 from llamafu.service.fields import kind_of, shown
+
+if TYPE_CHECKING:
+    from llamafu.server.schemas.ignored_fields import IgnoredFields
 
 MOST_MESSAGES = 3000
 MOST_PARTS = 20_000
@@ -57,14 +60,17 @@ class ChatMessage(BaseModel):
     reasoning_content: str | None = None
 
 
-def _messages(given: object) -> object:
-    """Read messages as the library does, and tell pydantic every problem."""
+def _messages(given: object, info: ValidationInfo) -> object:
+    """Read messages as the library does, and tell pydantic every problem. The validation context has `IgnoredFields`."""
     problems: list[str] = []
     if isinstance(given, list):
         _bound(len(given), MOST_MESSAGES, "messages")
         held = [part for one in given if isinstance(one, dict) for part in (one.get("content"), one.get("tool_calls"))]
         _bound(sum(len(part) for part in held if isinstance(part, list)), MOST_PARTS, "parts of texts and calls of tools")
     messages = read_messages(given, problems)
+    if isinstance(given, list) and not problems:
+        ignored: IgnoredFields = (info.context or {})["ignored"]
+        problems += ignored.look_through(given, MESSAGE_FIELDS, PART_FIELDS)
     refuse(problems)
     return messages
 
@@ -76,6 +82,12 @@ def _list_of_texts(value: object, info: ValidationInfo) -> object:
         raise must_be(_TEXTS)
     refuse([f"{info.field_name}[{i}] is {shown(text)}; give a string" for i, text in enumerate(texts) if not _is_text(text)])
     return texts
+
+
+def _list_of_stops(value: object, info: ValidationInfo) -> object:
+    """Leave out empty stop strings: they ask for nothing."""
+    texts = _list_of_texts(value, info)
+    return [text for text in texts if text != ""] if isinstance(texts, list) else texts
 
 
 def _list_of_prompts(value: object, info: ValidationInfo) -> object:
@@ -118,10 +130,10 @@ def _is_text(value: object) -> bool:
     return isinstance(value, str)
 
 
-def _text_or_messages(value: object) -> object:
+def _text_or_messages(value: object, info: ValidationInfo) -> object:
     """Take a text as it is and a list as the messages of a chat."""
     if isinstance(value, list):
-        return _messages(value)
+        return _messages(value, info)
     if not isinstance(value, str):
         raise must_be(_STRING)
     return value
@@ -166,6 +178,7 @@ _SomeTexts = Annotated[list[Name | TokenIds], Field(min_length=1)]
 _SomeMessages = Annotated[list[ChatMessage], Field(min_length=1)]
 # Items are checked by the functions alone: pydantic would look at each of a million token ids once more.
 Texts = Annotated[list[str], BeforeValidator(_list_of_texts), JsonSchemaOf(str | list[str])]
+StopTexts = Annotated[list[str], BeforeValidator(_list_of_stops), JsonSchemaOf(str | list[str])]
 Prompts = Annotated[
     list[SkipValidation[str | list[int]]], BeforeValidator(_list_of_prompts), JsonSchemaOf(str | TokenIds | _SomePrompts)
 ]

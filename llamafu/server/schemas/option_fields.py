@@ -8,11 +8,13 @@ from pydantic import AliasChoices, Field, create_model
 
 from llamafu.generation.options import OPTION_SPECS
 from llamafu.server.schemas.base import ObjectBody
-from llamafu.server.schemas.content import Texts
+from llamafu.server.schemas.content import StopTexts, Texts
 
 MOST_STOPS = 16
 """Stop strings of one request."""
 _OTHER_NAMES = {
+    "max_tokens": ("max_completion_tokens", "n_predict", "max_new_tokens"),
+    "stop": ("stopping_strings",),
     "repeat_penalty": ("repetition_penalty", "rep_pen"),
     "grammar": ("grammar_string",),
     "ignore_eos": ("ban_eos_token",),
@@ -21,6 +23,8 @@ _OTHER_NAMES = {
 _OWN_FORM = ("grammar", "logprobs")
 """Options that the bodies declare themselves: one of several forms of an answer, and one whose type the route decides."""
 _TYPES: dict[str, Any] = {"int": int, "float": float, "bool": bool, "text": str, "texts": Texts}
+_OWN_TYPES: dict[str, Any] = {"stop": StopTexts}
+"""Types of options that take more over HTTP than their kind says."""
 _SPECS = {spec.name: spec for spec in OPTION_SPECS}
 OPTION_NAMES = tuple(name for name, spec in _SPECS.items() if spec.kind != "object")
 """Options that JSON can say in the form that the library takes."""
@@ -29,7 +33,7 @@ OPTION_NAMES = tuple(name for name, spec in _SPECS.items() if spec.kind != "obje
 def option_field(name: str, preferred: str | None = None) -> Any:
     """Return the field of the option `name`, absent by default; `preferred` is another name that is taken before it."""
     spec = _SPECS[name]
-    names = [*([preferred] if preferred else []), name, *_OTHER_NAMES.get(name, ())]
+    names = list(dict.fromkeys([*([preferred] if preferred else []), name, *_OTHER_NAMES.get(name, ())]))
     limits = {"gt" if spec.above else "ge": spec.low, "le": spec.high}
     constraints: dict[str, Any] = {key: _plain(limit) for key, limit in limits.items() if limit is not None}
     if spec.kind == "texts":
@@ -50,6 +54,10 @@ def _plain(limit: float) -> float:
 if TYPE_CHECKING:
     SamplingBody = ObjectBody
 else:
-    _FIELDS = {name: (_TYPES[_SPECS[name].kind] | None, option_field(name)) for name in OPTION_NAMES if name not in _OWN_FORM}
+    _FIELDS = {
+        name: (_OWN_TYPES.get(name, _TYPES[_SPECS[name].kind]) | None, option_field(name))
+        for name in OPTION_NAMES
+        if name not in _OWN_FORM
+    }
     SamplingBody = create_model("SamplingBody", __base__=ObjectBody, **_FIELDS)
     SamplingBody.__doc__ = "Every option that has the same form in JSON as in Python; a newly declared one is a field here too."

@@ -8,8 +8,9 @@ from typing import TYPE_CHECKING, Any, TypeVar, get_args
 from pydantic import RootModel, ValidationError
 
 from llamafu._util.suggestions import did_you_mean
-from llamafu.server.schemas.base import RequestBody, SmallBody, field_names
+from llamafu.server.schemas.base import RequestBody, SmallBody, field_names, model_in
 from llamafu.server.schemas.field_types import PROBLEMS, Legal
+from llamafu.server.schemas.ignored_fields import IgnoredFields, without_unknown
 from llamafu.service.errors import InvalidRequestError
 from llamafu.service.fields import kind_of, shown
 
@@ -24,39 +25,62 @@ _MOST_TOLD = 20
 """Problems that are told of one, and characters of an unknown field's name that are compared."""
 
 
-def read_body(kind: type[_Body], data: object, scale_range: tuple[float, float] | None = None) -> _Body:
-    """Read and check a body; `InvalidRequestError` with every problem. `scale_range` is what scales in it may be."""
+def read_body(
+    kind: type[_Body],
+    data: object,
+    scale_range: tuple[float, float] | None = None,
+    ignored: IgnoredFields | None = None,
+) -> _Body:
+    """Read and check a body; `InvalidRequestError` with every problem.
+
+    `scale_range` is what scales in it may be; `ignored` gets its unknown fields, without it they are refused.
+    """
     if (problem := kind.form_problem(data)) is not None:
         raise InvalidRequestError(problem)
-    return validated(kind, kind.without_absent(data), scale_range)
+    return validated(kind, kind.without_absent(data), scale_range, ignored)
 
 
-def validated(kind: type[_Body], given: Any, scale_range: tuple[float, float] | None) -> _Body:
+def validated(
+    kind: type[_Body], given: Any, scale_range: tuple[float, float] | None, ignored: IgnoredFields | None = None
+) -> _Body:
     """Return the model of a body whose form is right; `InvalidRequestError` with every problem."""
+    ignored = IgnoredFields(strict=True) if ignored is None else ignored
     problems: list[str] = []
+    given = without_unknown(kind, given, ignored)
     if isinstance(given, dict):
-        problems += [
-            f"{name} is {shown(value)}; this server cannot do that, leave it out"
-            for name, value in given.items()
-            if name in kind.neutral and value != kind.neutral[name]
-        ]
-        given = {name: value for name, value in given.items() if name not in kind.without_effect and name not in kind.neutral}
+        given, refused = _without_unsupported(kind, given)
+        problems += refused
     body = None
     more = 0
     try:
-        body = kind.model_validate(given, context={"scale_range": scale_range})
+        body = kind.model_validate(given, context={"scale_range": scale_range, "ignored": ignored})
     except ValidationError as error:
         for each in error.errors(include_url=False):
             if len(problems) < _MOST_TOLD:  # a message costs a search for the name that was meant
                 problems += _problems(kind, each)
             else:
                 more += len(each["ctx"]["problems"]) if each["type"] == PROBLEMS else 1
+    problems += filter(None, [ignored.problem()])
     if body is not None:
         problems += body.contradictions()
     if body is None or problems:
         told, more = problems[:_MOST_TOLD], more + max(0, len(problems) - _MOST_TOLD)
-        raise InvalidRequestError("; ".join(told) + (f"; and {more} more" if more else ""), problems=tuple(told))
+        message = "; ".join(told) + (f"; and {more} more" if more else "")
+        raise InvalidRequestError(message, problems=tuple(told))
     return body
+
+
+def _without_unsupported(kind: type[RequestBody], given: dict[str, Any]) -> tuple[dict[str, Any], list[str]]:
+    """Return a body without the fields that have no effect, and problems of those whose effect cannot be given."""
+    fields = {*chain.from_iterable(field_names(kind))}
+    kept, problems = {}, []
+    for name, value in given.items():
+        if name in fields or name not in {*kind.without_effect, *kind.unsupported}:
+            kept[name] = value
+        elif name in kind.unsupported and value not in kind.unsupported[name].neutral:
+            instead = kind.unsupported[name].instead
+            problems.append(f"{name} is {shown(value)}; this server cannot do that: {instead}")
+    return kept, problems
 
 
 def _problems(kind: type[RequestBody], error: Mapping[str, Any]) -> list[str]:
@@ -92,7 +116,7 @@ def _unknown_field(kind: type[RequestBody], loc: Sequence[int | str]) -> str:
         where = ".".join(filter(None, [_path(kind, loc[:-1]), shown(name)]))
         return f"{where} is not a field{did_you_mean(name, known)} (fields: {', '.join(known)})"
     if len(loc) > 1:
-        return f"{shown(_path(kind, loc))} is not a field"
+        return f"{shown(_path(kind, loc))} is not a field{did_you_mean(name, known)}"
     if name in known:
         return f"{name!r} is another name of a field that was given; give one of them"
     return f"{shown(name)} is not a field{did_you_mean(name, known)}"
@@ -108,21 +132,14 @@ def _path(kind: type[RequestBody], loc: Sequence[int | str]) -> str:
 def _fields_along(kind: type[RequestBody], loc: Sequence[int | str]) -> Iterator[tuple[type[RequestBody], FieldInfo | None]]:
     """Follow the path of an error through models; yield the model reached and the field that led on, at each step."""
     if issubclass(kind, RootModel):
-        kind = _model_in(kind.model_fields["root"].annotation) or kind
+        kind = model_in(kind.model_fields["root"].annotation) or kind
     yield kind, None
     for part in loc:
         if isinstance(part, str):
             found = [field for names, field in zip(field_names(kind), kind.model_fields.values(), strict=True) if part in names]
             field = found[0] if found else None
-            kind = (field and _model_in(field.annotation)) or kind
+            kind = (field and model_in(field.annotation)) or kind
             yield kind, field
-
-
-def _model_in(annotation: Any) -> type[RequestBody] | None:
-    """Return the model that a type is made of: itself, or the first one among its arguments."""
-    if isinstance(annotation, type) and issubclass(annotation, RequestBody):
-        return annotation
-    return next((found for each in get_args(annotation) if (found := _model_in(each)) is not None), None)
 
 
 def _legal(field: FieldInfo) -> str | None:

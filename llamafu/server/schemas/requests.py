@@ -11,6 +11,7 @@ from llamafu.server.schemas.adapter_choice import LoraChoice
 from llamafu.server.schemas.base import ObjectBody
 from llamafu.server.schemas.content import Messages, Prompts
 from llamafu.server.schemas.option_fields import OPTION_NAMES, SamplingBody, option_field
+from llamafu.server.schemas.unsupported_fields import FOREIGN, UNSUPPORTED, WITHOUT_EFFECT, Unsupported
 
 if TYPE_CHECKING:
     from llamafu.generation.options import OptionArguments
@@ -19,34 +20,6 @@ MOST_CHOICES = 16
 """Answers to one request, prompts times `n`."""
 MOST_LOGPROBS = 20
 MOST_TOOLS = 1000
-
-WITHOUT_EFFECT = frozenset(
-    {
-        *("user", "metadata", "store", "safety_identifier", "prompt_cache_key", "service_tier", "parallel_tool_calls"),
-        *("cache_prompt", "id_slot", "timings_per_token", "return_progress"),
-    }
-)
-_UNSUPPORTED: dict[str, object] = {
-    "echo": False,
-    "suffix": "",
-    "logit_bias": {},
-    "add_bos_token": True,
-    "typical": 1.0,
-    "typical_p": 1.0,
-    "tfs": 1.0,
-    "top_a": 0.0,
-    "mirostat": 0,
-    "mirostat_mode": 0,
-    "min_tokens": 0,
-    "dry_multiplier": 0.0,
-    "xtc_probability": 0.0,
-    "smoothing_factor": 0.0,
-    "skew": 0.0,
-    "token_healing": False,
-    "modalities": ["text"],
-}
-"""Fields of what no version could do so far, with the value at which they ask for nothing."""
-NEUTRAL = {name: value for name, value in _UNSUPPORTED.items() if name not in OPTION_NAMES}
 
 
 class StreamOptions(ObjectBody):
@@ -66,17 +39,20 @@ class JsonSchemaFormat(ObjectBody):
 
 
 class ResponseFormat(ObjectBody):
-    """The form of the answer."""
+    """The form of the answer. `schema` beside the type is llama-server's."""
 
     type: Literal["text", "json_object", "json_schema"]
     json_schema: JsonSchemaFormat | None = None
+    bare_schema: dict[str, Any] | None = Field(None, alias="schema")
 
 
 class GenerationBody(SamplingBody):
     """What completions and chats share: the options of a generation, and how the answer comes."""
 
     without_effect: ClassVar[frozenset[str]] = WITHOUT_EFFECT
-    neutral: ClassVar[Mapping[str, object]] = NEUTRAL
+    unsupported: ClassVar[Mapping[str, Unsupported]] = UNSUPPORTED
+    foreign: ClassVar[frozenset[str]] = FOREIGN
+    replacing: ClassVar[frozenset[tuple[str, str]]] = frozenset({("max_completion_tokens", "max_tokens")})
 
     model: str | None = None
     lora: LoraChoice = None
@@ -89,8 +65,14 @@ class GenerationBody(SamplingBody):
     response_format: ResponseFormat | None = None
 
     def options(self) -> OptionArguments:
-        """Return the engine's options, without `lora`, and without what was not given: that is the engine's choice."""
+        """Return the engine's options, without `lora`, and without what was not given: that is the engine's choice.
+
+        Without `max_tokens` an answer may fill the context.
+        """
         given: dict[str, Any] = {name: getattr(self, name) for name in OPTION_NAMES}
+        if given["max_tokens"] is None:
+            given["max_tokens"] = -1
+        given["grammar"] = self.grammar or None  # an empty one asks for nothing
         given["json_schema"] = self.schema_wanted()
         given["logprobs"] = self.alternatives()
         found: OptionArguments = {name: value for name, value in given.items() if value is not None}  # type: ignore[assignment] # names and types are those of the fields
@@ -101,9 +83,9 @@ class GenerationBody(SamplingBody):
         wanted = self.response_format
         if wanted is None or wanted.type == "text":
             return self.json_schema
-        if wanted.type == "json_object":
-            return {"type": "object"}
-        return wanted.json_schema.json_schema if wanted.json_schema else None
+        if wanted.json_schema is not None:
+            return wanted.json_schema.json_schema
+        return wanted.bare_schema or ({"type": "object"} if wanted.type == "json_object" else None)
 
     def alternatives(self) -> int | None:
         """Return how many alternatives to report beside each token, None for no probabilities."""
@@ -116,11 +98,11 @@ class GenerationBody(SamplingBody):
             found.append(f"best_of is {self.best_of}; this server makes n={self.n} answers and gives them all, leave it out")
         if self.response_format is not None and self.response_format.type == "json_schema" and self.schema_wanted() is None:
             found.append("response_format.json_schema is missing; give {'schema': {...}}")
+        if self.response_format is not None and self.response_format.json_schema and self.response_format.bare_schema:
+            found.append("response_format.schema was given beside response_format.json_schema; give one of them")
         forms = [self.grammar, self.json_schema, self.response_format and self.response_format.type != "text"]
         if sum(bool(form) for form in forms) > 1:
             found.append("grammar, json_schema and response_format were given together; give one of them")
-        if self.stream_options is not None and not self.stream:
-            found.append("stream_options was given without stream: true")
         return found
 
 
@@ -175,6 +157,6 @@ class ChatBody(GenerationBody):
     def contradictions(self) -> list[str]:
         """Return options that exclude each other."""
         found = super().contradictions()
-        if self.top_logprobs is not None and not self.logprobs:
+        if self.top_logprobs and not self.logprobs:
             found.append("top_logprobs was given without logprobs: true")
         return found

@@ -9,7 +9,7 @@ from pydantic import Field
 from llamafu.server.schemas.adapter_choice import LoraChoice
 from llamafu.server.schemas.base import SmallBody
 from llamafu.server.schemas.content import AnyTokens, TextOrMessages, TextsToEmbed
-from llamafu.server.schemas.field_types import Flag, Legal, Name
+from llamafu.server.schemas.field_types import Flag, Legal
 
 
 class EncodeRequest(SmallBody):
@@ -44,6 +44,6 @@ class EmbeddingRequest(SmallBody):
 
     input: TextsToEmbed
     encoding_format: Annotated[Literal["float", "base64"], Legal("'float' or 'base64'")] = "float"
-    model: Name | None = None
+    model: str | None = None
     lora: LoraChoice = None
     dimensions: Annotated[int, Field(ge=1), Legal("a whole number of at least 1")] | None = None
