@@ -132,7 +132,7 @@ class Options:
     prompt_lookup_num_tokens: int | None = field(
         default=None,
         metadata=about(
-            "guess up to this many next tokens from earlier places of the text, and check them in one step; an `Engine` only; "
+            "guess up to this many next tokens from earlier places of the text, and check them in one step; an Engine only; "
             "0 is off, None the engine's default",
             low=0,
             high=MOST_DRAFTED,
