@@ -18,6 +18,7 @@ from llamafu.server.schemas.requests import ChatBody, CompletionBody
 from llamafu.service import InvalidRequestError, LoraLoadRequest, NotFoundError
 
 HI = [{"role": "user", "content": "hi"}]
+BIAS = "an object of token ids or texts with numbers, or a list of such pairs"
 PROMPTS = "give a string, or token ids, or a list of strings, or a list of lists of token ids"
 SCHEMA = {"type": "object", "properties": {"a": {"type": "integer"}}}
 
@@ -149,7 +150,7 @@ def test_what_the_template_is_given_goes_by_two_names():
 
 def test_what_clients_send_without_effect():
     assert chat(user="me", store=False, metadata={}, parallel_tool_calls=True, service_tier="auto").options() == {}
-    assert completion(echo=False, best_of=1, logit_bias={}, mirostat=0, suffix=None).options() == {}
+    assert completion(echo=False, best_of=1, tfs=1.0, suffix=None).options() == {}
 
 
 # -- what is refused ----------------------------------------------------------------------------------------------
@@ -177,7 +178,10 @@ def test_what_clients_send_without_effect():
         ({"prompt": "a", "messages": []}, "'messages' is not a field"),
         ({"prompt": "a", "stop": [3]}, "stop[0] is 3; give a string"),
         ({"prompt": "a", "echo": True}, "echo is True; this server cannot do that, leave it out"),
-        ({"prompt": "a", "logit_bias": {"5": 1}}, "logit_bias is an object; this server cannot do that, leave it out"),
+        ({"prompt": "a", "logit_bias": {"5": 101}}, "logit_bias[5]=101: give a number from -100 to 100, or False for never"),
+        ({"prompt": "a", "logit_bias": [["a", 1], ["a", 2]]}, "logit_bias holds 'a' twice; give it once"),
+        ({"prompt": "a", "logit_bias": [5]}, f"logit_bias holds 5; give {BIAS}"),
+        ({"prompt": "a", "logit_bias": "a"}, f"logit_bias is 'a'; give {BIAS}"),
         ({"prompt": "a", "n": 17}, "n is 17; it should be less than or equal to 16"),
         (
             {"prompt": ["a"] * 4, "n": 5},
@@ -219,7 +223,7 @@ def calling(*arguments):
         ({"top_logprobs": 3}, "top_logprobs was given without logprobs: true"),
         ({"response_format": {"type": "xml"}}, "response_format.type is 'xml'; it should be"),
         ({"response_format": {"type": "json_schema"}}, "response_format.json_schema is missing"),
-        ({"json_schema": SCHEMA, "grammar": "x"}, "grammar, json_schema and response_format were given together"),
+        ({"json_schema": SCHEMA, "grammar": "x"}, "grammar and json_schema were given together"),
     ],
 )
 def test_bad_chats(fields, problem):

@@ -9,21 +9,31 @@ from pydantic import AliasChoices, Field, create_model
 from llamafu.generation.options import OPTION_SPECS
 from llamafu.server.schemas.base import ObjectBody
 from llamafu.server.schemas.content import Texts
+from llamafu.server.schemas.sampler_fields import Bias, Breakers, Samplers
 
 MOST_STOPS = 16
-"""Stop strings of one request."""
+"""Stop strings of one request, and texts of most other options."""
+_MOST_TEXTS = {"choices": 10_000}
 _OTHER_NAMES = {
     "repeat_penalty": ("repetition_penalty", "rep_pen"),
+    "repeat_last_n": ("penalty_range", "repetition_range", "repetition_penalty_range"),
+    "typical_p": ("typical",),
+    "top_n_sigma": ("nsigma",),
+    "mirostat": ("mirostat_mode",),
+    "min_tokens": ("min_length",),
     "grammar": ("grammar_string",),
+    "regex": ("guided_regex", "regex_pattern"),
+    "choices": ("guided_choice",),
     "ignore_eos": ("ban_eos_token",),
 }
-"""What TabbyAPI and llama-server call some options."""
+"""What TabbyAPI, llama-server and vLLM call some options."""
 _OWN_FORM = ("grammar", "logprobs")
 """Options that the bodies declare themselves: one of several forms of an answer, and one whose type the route decides."""
 _TYPES: dict[str, Any] = {"int": int, "float": float, "bool": bool, "text": str, "texts": Texts}
+_OWN_TYPES: dict[str, Any] = {"dry_sequence_breakers": Breakers, "samplers": Samplers, "logit_bias": Bias}
 _SPECS = {spec.name: spec for spec in OPTION_SPECS}
-OPTION_NAMES = tuple(name for name, spec in _SPECS.items() if spec.kind != "object")
-"""Options that JSON can say in the form that the library takes."""
+OPTION_NAMES = tuple(name for name, spec in _SPECS.items() if spec.kind != "object" or name in _OWN_TYPES)
+"""Options that JSON can say in the form that the library takes, or that are brought into it here."""
 
 
 def option_field(name: str, preferred: str | None = None) -> Any:
@@ -33,7 +43,7 @@ def option_field(name: str, preferred: str | None = None) -> Any:
     limits = {"gt" if spec.above else "ge": spec.low, "le": spec.high}
     constraints: dict[str, Any] = {key: _plain(limit) for key, limit in limits.items() if limit is not None}
     if spec.kind == "texts":
-        constraints["max_length"] = MOST_STOPS
+        constraints["max_length"] = _MOST_TEXTS.get(name, MOST_STOPS)
     return Field(
         None,
         description=spec.doc,
@@ -50,6 +60,10 @@ def _plain(limit: float) -> float:
 if TYPE_CHECKING:
     SamplingBody = ObjectBody
 else:
-    _FIELDS = {name: (_TYPES[_SPECS[name].kind] | None, option_field(name)) for name in OPTION_NAMES if name not in _OWN_FORM}
+    _FIELDS = {
+        name: ((_OWN_TYPES.get(name) or _TYPES[_SPECS[name].kind]) | None, option_field(name))
+        for name in OPTION_NAMES
+        if name not in _OWN_FORM
+    }
     SamplingBody = create_model("SamplingBody", __base__=ObjectBody, **_FIELDS)
     SamplingBody.__doc__ = "Every option that has the same form in JSON as in Python; a newly declared one is a field here too."

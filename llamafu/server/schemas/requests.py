@@ -29,17 +29,9 @@ WITHOUT_EFFECT = frozenset(
 _UNSUPPORTED: dict[str, object] = {
     "echo": False,
     "suffix": "",
-    "logit_bias": {},
     "add_bos_token": True,
-    "typical": 1.0,
-    "typical_p": 1.0,
     "tfs": 1.0,
     "top_a": 0.0,
-    "mirostat": 0,
-    "mirostat_mode": 0,
-    "min_tokens": 0,
-    "dry_multiplier": 0.0,
-    "xtc_probability": 0.0,
     "smoothing_factor": 0.0,
     "skew": 0.0,
     "token_healing": False,
@@ -116,9 +108,11 @@ class GenerationBody(SamplingBody):
             found.append(f"best_of is {self.best_of}; this server makes n={self.n} answers and gives them all, leave it out")
         if self.response_format is not None and self.response_format.type == "json_schema" and self.schema_wanted() is None:
             found.append("response_format.json_schema is missing; give {'schema': {...}}")
-        forms = [self.grammar, self.json_schema, self.response_format and self.response_format.type != "text"]
-        if sum(bool(form) for form in forms) > 1:
-            found.append("grammar, json_schema and response_format were given together; give one of them")
+        named = {name: getattr(self, name) for name in ("grammar", "json_schema", "regex", "choices")}
+        named["response_format"] = self.response_format and self.response_format.type != "text"
+        forms = [name for name, form in named.items() if form]
+        if len(forms) > 1:
+            found.append(f"{', '.join(forms[:-1])} and {forms[-1]} were given together; give one of them")
         if self.stream_options is not None and not self.stream:
             found.append("stream_options was given without stream: true")
         return found
