@@ -153,7 +153,7 @@ class Options(SamplingOptions):
         if len(forms) > 1:
             message = f"{' and '.join(forms)} were given together; give one of them"
             raise ValueError(message)
-        if self.min_tokens > self.max_tokens:
+        if 0 <= self.max_tokens < self.min_tokens:
             message = f"min_tokens={self.min_tokens} is more than max_tokens={self.max_tokens}; give fewer"
             raise ValueError(message)
         check_logit_bias(self.logit_bias)

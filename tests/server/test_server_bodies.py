@@ -10,6 +10,7 @@ from hypothesis import strategies as st
 
 from llamafu._util.nulls import without_nulls
 from llamafu.generation.options import Options
+from llamafu.generation.sampler_order import SAMPLERS
 from llamafu.server.schemas.adapter_choice import NumberedScales, resolve_adapters
 from llamafu.server.schemas.adapter_requests import LoraLoadBody
 from llamafu.server.schemas.json_body import read_json
@@ -60,14 +61,83 @@ def test_null_is_absent():
 def test_every_option_reaches_the_engine():
     given = {"max_tokens": 3, "temperature": 0.5, "top_k": 4, "top_p": 0.9, "min_p": 0.1, "repeat_penalty": 1.1, "seed": 5}
     given |= {"frequency_penalty": -0.5, "presence_penalty": 0.5, "stop": "a", "grammar": 'root ::= "a"', "logprobs": 2}
+    given |= {"min_keep": 2, "typical_p": 0.9, "top_n_sigma": 2.0, "xtc_probability": 0.5, "xtc_threshold": 0.2, "mirostat": 1}
+    given |= {"mirostat_tau": 3.0, "mirostat_eta": 0.2, "repeat_last_n": -1, "dry_multiplier": 0.8, "dry_base": 1.5}
+    given |= {"dry_allowed_length": 3, "dry_penalty_last_n": 9, "dry_sequence_breakers": ["a"], "samplers": ["top_k", "dry"]}
+    given |= {"logit_bias": {" a": 1.0}, "min_tokens": 2}
     options = Options.of(completion(**given).options())
     assert options.stops == ("a",)
     assert {name: getattr(options, name) for name in given if name != "stop"} == {k: v for k, v in given.items() if k != "stop"}
 
 
-@pytest.mark.parametrize("name", ["repeat_penalty", "repetition_penalty", "rep_pen"])
-def test_other_names_for_the_same(name):
-    assert completion(**{name: 1.5}).options() == {"repeat_penalty": 1.5}
+OTHER_NAMES = {
+    "repeat_penalty": (1.5, ["repetition_penalty", "rep_pen"]),
+    "repeat_last_n": (-1, ["penalty_range", "repetition_range", "repetition_penalty_range"]),
+    "typical_p": (0.5, ["typical"]),
+    "top_n_sigma": (1.5, ["nsigma"]),
+    "mirostat": (2, ["mirostat_mode"]),
+    "min_tokens": (2, ["min_length"]),
+    "regex": ("a", ["guided_regex", "regex_pattern"]),
+    "choices": (["a", "b"], ["guided_choice"]),
+    "grammar": ("a", ["grammar_string", "guided_grammar"]),
+    "json_schema": ({"type": "null"}, ["guided_json"]),
+}
+
+
+@pytest.mark.parametrize("option", OTHER_NAMES)
+def test_other_names_for_the_same(option):
+    value, others = OTHER_NAMES[option]
+    for name in (option, *others):
+        assert completion(**{name: value}).options() == {option: value}
+
+
+@pytest.mark.parametrize(
+    ("given", "bias"),
+    [
+        ({"50256": -100, " a": 2.5}, {50256: -100, " a": 2.5}),
+        ([[5, 1.5], ["b", False]], {5: 1.5, "b": False}),
+        ({"9" * 5000: 1}, {"9" * 5000: 1}),
+        ({}, {}),
+    ],
+)
+def test_biases_as_clients_write_them(given, bias):
+    assert completion(logit_bias=given).options() == {"logit_bias": bias}
+
+
+@pytest.mark.parametrize(
+    ("given", "samplers"),
+    [
+        ("edskypmxt", list(SAMPLERS)),
+        ("tki", ["temperature", "top_k"]),
+        ("dry", ["dry"]),
+        (["penalties", "tfs_z", "typ_p", "infill"], ["penalties", "typ_p"]),
+        ([], []),
+    ],
+)
+def test_orders_of_samplers_as_clients_write_them(given, samplers):
+    assert completion(samplers=given).options() == {"samplers": samplers}
+
+
+def test_breakers_as_json_text():
+    for breakers in ('["\\n", ":"]', ["\n", ":"]):
+        assert completion(dry_sequence_breakers=breakers).options() == {"dry_sequence_breakers": ["\n", ":"]}
+    assert completion(dry_sequence_breakers="[").options() == {"dry_sequence_breakers": ["["]}
+
+
+@pytest.mark.parametrize(
+    ("given", "options"),
+    [
+        ({"json": {"type": "null"}}, {"json_schema": {"type": "null"}}),
+        ({"json": '{"type": "null"}'}, {"json_schema": '{"type": "null"}'}),
+        ({"json_object": True}, {"json_schema": {"type": "object"}}),
+        ({"regex": "a"}, {"regex": "a"}),
+        ({"choice": ["a"]}, {"choices": ["a"]}),
+        ({"grammar": "a"}, {"grammar": "a"}),
+        ({}, {}),
+    ],
+)
+def test_structured_outputs(given, options):
+    assert completion(structured_outputs=given).options() == options
 
 
 def test_max_tokens_of_chats():
@@ -224,6 +294,14 @@ def calling(*arguments):
         ({"response_format": {"type": "xml"}}, "response_format.type is 'xml'; it should be"),
         ({"response_format": {"type": "json_schema"}}, "response_format.json_schema is missing"),
         ({"json_schema": SCHEMA, "grammar": "x"}, "grammar and json_schema were given together"),
+        (
+            {"choices": ["a"], "structured_outputs": {"regex": "x"}},
+            "choices and structured_outputs.regex were given together; give one of them",
+        ),
+        (
+            {"structured_outputs": {"regex": "x", "choice": ["y"]}},
+            "structured_outputs.regex and structured_outputs.choices were given together; give one of them",
+        ),
     ],
 )
 def test_bad_chats(fields, problem):

@@ -21,7 +21,7 @@ _OTHER_NAMES = {
     "top_n_sigma": ("nsigma",),
     "mirostat": ("mirostat_mode",),
     "min_tokens": ("min_length",),
-    "grammar": ("grammar_string",),
+    "grammar": ("grammar_string", "guided_grammar"),
     "regex": ("guided_regex", "regex_pattern"),
     "choices": ("guided_choice",),
     "ignore_eos": ("ban_eos_token",),

@@ -8,6 +8,7 @@ from typing import Annotated, Any
 from pydantic import BeforeValidator, SkipValidation
 
 from llamafu.generation.logit_bias import check_logit_bias
+from llamafu.generation.sampler_order import SAMPLERS
 from llamafu.server.schemas.content import Texts
 from llamafu.server.schemas.field_types import JsonSchemaOf, must_be, refuse
 from llamafu.service.fields import shown
@@ -16,6 +17,20 @@ _LONGEST_ID = 10
 """Digits of a token id."""
 _OFF_HERE = frozenset({"infill", "adaptive_p", "tfs_z"})
 """llama-server's samplers that are not here, and that its own default leaves off."""
+_LETTERS = {
+    "e": "penalties",
+    "d": "dry",
+    "s": "top_n_sigma",
+    "k": "top_k",
+    "y": "typical_p",
+    "p": "top_p",
+    "m": "min_p",
+    "x": "xtc",
+    "t": "temperature",
+    "i": "infill",
+    "a": "adaptive_p",
+}
+"""What llama-server calls samplers in a text that has a letter for each."""
 _BIAS = "an object of token ids or texts with numbers, or a list of such pairs"
 
 
@@ -52,7 +67,9 @@ def _breakers(value: object) -> object:
 
 
 def _samplers(value: object) -> object:
-    """Leave out the names of samplers that would be off."""
+    """Read names, or llama-server's letters, and leave out the names of samplers that would be off."""
+    if isinstance(value, str) and value not in SAMPLERS and value and _LETTERS.keys() >= set(value):
+        value = [_LETTERS[letter] for letter in value]
     return [name for name in value if name not in _OFF_HERE] if isinstance(value, list) else value
 
 
