@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import math
 import re
 import threading
@@ -197,6 +198,7 @@ def test_mirostat_holds_the_surprise_at_its_target(llm, version):
             kept = row[:count] / row[:count].sum()
             surprises.append(-math.log2(kept[order[:count].tolist().index(token)]))
             most -= 0.2 * (surprises[-1] - 2.0)
+            assert sampler._pipeline.mirostat._most == pytest.approx(most, abs=1e-4)
     sampler.close()
     if version == 2:
         assert np.mean(surprises[50:]) == pytest.approx(2.0, abs=0.15)
@@ -301,8 +303,10 @@ def test_dry_sees_breakers_that_several_tokens_write(model, letters):
     if not libllama_samplers.knows_dry(model):
         pytest.skip(f"dry of {model.library.family} takes other arguments")
     a, b, x, y = (letters[letter] for letter in "abxy")
-    for text in ([a, b, x, y, a, b] * 4, [a, b, x, a, b] * 5, [x, y, x, y, a] * 4, [a, b, a, b, x, y], [a, b, x, y, b, x, y]):
-        options = Options(dry_multiplier=1.0, dry_allowed_length=1, dry_sequence_breakers="xy")
+    texts = [a, b, x, y, a, b] * 4, [a, b, x, a, b] * 5, [x, y, x, y, a] * 4, [a, b, a, b, x, y], [a, b, x, y, b, x, y]
+    texts += [x, y, y, y, y, y], [a, x, y, a, a, a]
+    for text, last, breaker in itertools.product(texts, [-1, 3, 5], ["xy", "xyy"]):
+        options = Options(dry_multiplier=1.0, dry_allowed_length=1, dry_sequence_breakers=breaker, dry_penalty_last_n=last)
         memory = TextMemory(model, options, text[:3])
         for token in text[3:]:
             memory.append(token)
@@ -311,7 +315,7 @@ def test_dry_sees_breakers_that_several_tokens_write(model, letters):
         memory.steps["dry"].apply(ours)
         whole.steps["dry"].apply(again)
         assert np.array_equal(ours, again)
-        own = libllama_samplers.dry(model, text, ["xy"], multiplier=1.0, base=1.75, allowed=1, last=-1)
+        own = libllama_samplers.dry(model, text, [breaker], multiplier=1.0, base=1.75, allowed=1, last=last)
         left = libllama_samplers.sampled(model, own, np.zeros(VOCAB, np.float32))
         assert np.allclose(ours, [left[token] for token in range(VOCAB)])
 
