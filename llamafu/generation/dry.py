@@ -46,9 +46,7 @@ class Dry:
         self._lengths[: len(history)] = _common_suffixes(history.tokens.tolist())
         self._break: tuple[int, int] | None = None
         """The newest breaker: where it begins, and where what follows it begins."""
-        for place in range(len(history) - 1, -1, -1):
-            if self._look_for_break(place):
-                break
+        self._look_for_break(len(history))
 
     def append(self, token: int) -> None:
         """Take the newest token, which the history has already."""
@@ -60,19 +58,18 @@ class Dry:
         longer = np.where(tokens[start + 1 :] == token, lengths[start : count - 1] + 1, 0)
         lengths[start] = tokens[start] == token
         lengths[start + 1 : count] = longer
-        for place in range(count - 1, max(-1, count - 2 - MOST_TAIL), -1):
-            if self._look_for_break(place):
-                break
+        self._look_for_break(MOST_TAIL + 1)
 
-    def _look_for_break(self, place: int) -> bool:
-        """Note the longest breaker that begins with the token at `place`; False where none does."""
-        tokens = self._history.tokens
-        tails = self._breakers.tails.get(int(tokens[place]), ())
-        following = tokens[place + 1 : place + 1 + MOST_TAIL].tolist()
-        found = [len(tail) for tail in tails if following[: len(tail)] == list(tail)]
-        if found:
-            self._break = place, place + 1 + max(found)
-        return bool(found)
+    def _look_for_break(self, most: int) -> None:
+        """Note the newest breaker that begins within the last `most` tokens, if one does, and the longest that begins there."""
+        start = max(0, len(self._history) - most)
+        tokens = self._history.tokens[start:].tolist()
+        for place in range(len(tokens) - 1, -1, -1):
+            tails = self._breakers.tails.get(tokens[place], ())
+            found = [len(tail) for tail in tails if tokens[place + 1 : place + 1 + len(tail)] == list(tail)]
+            if found:
+                self._break = start + place, start + place + 1 + max(found)
+                return
 
     def apply(self, logits: NDArray[np.float32]) -> None:
         """Change the logits of all tokens, shape [n_vocab], in place."""
@@ -85,6 +82,8 @@ class Dry:
         tokens = self._history.tokens
         lengths = np.minimum(np.minimum(self._lengths[first : count - 1], np.arange(1, window)), limit)
         repeats = lengths >= self._allowed
+        if not repeats.any():
+            return
         following, places = np.unique(tokens[first + 1 :][repeats], return_inverse=True)
         longest = np.zeros(len(following), np.int64)
         np.maximum.at(longest, places, lengths[repeats])

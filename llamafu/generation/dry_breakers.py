@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import re
+import threading
 from collections import OrderedDict
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable, Sequence
+    from collections.abc import Sequence
 
     from llamafu._native.model import Model
 
@@ -15,8 +17,8 @@ MOST_TAIL = 20
 """Tokens of a breaker after its first one: what follows them is not looked at, as in libllama."""
 _MOST_BYTES = 40
 """Of a breaker, as in libllama."""
-_MOST_KEPT = 64
-"""Breakers whose tokens are kept for other requests."""
+_MOST_KEPT = 16
+"""Lists of breakers whose tables are kept for other requests."""
 
 Tails = dict[int, frozenset[tuple[int, ...]]]
 
@@ -32,48 +34,54 @@ class BreakTable:
         return () in self.tails.get(token, ())
 
 
-def break_table_of(model: Model, breakers: Iterable[str]) -> BreakTable:
-    """Return the tokens of all `breakers`. Slow for those that nobody asked for lately: each looks at the whole vocabulary."""
-    cache = model.derived(_BreakerCache)
-    joined: Tails = {}
-    for breaker in breakers:
-        for token, tails in cache.get(breaker.encode("utf-8", "surrogatepass")[:_MOST_BYTES]).items():
-            joined[token] = joined.get(token, frozenset()) | tails
-    return BreakTable(joined)
+def break_table_of(model: Model, breakers: tuple[str, ...]) -> BreakTable:
+    """Return the tokens of all `breakers`. Slow for those that nobody asked for lately: the whole vocabulary is looked at."""
+    return model.derived(_BreakerCache).get(breakers)
 
 
 class _BreakerCache:
-    """The tails of the breakers that were asked for last. Any thread; two may compute the same one at a time."""
+    """The tables that were asked for last. Any thread; two may compute the same one at a time."""
 
     def __init__(self, model: Model) -> None:
         self._model = model
-        self._kept: OrderedDict[bytes, Tails] = OrderedDict()
+        self._lock = threading.Lock()
+        self._kept: OrderedDict[tuple[str, ...], BreakTable] = OrderedDict()
 
-    def get(self, breaker: bytes) -> Tails:
-        found = self._kept.get(breaker)
-        if found is None:
-            found = self._kept[breaker] = _tails(self._model, breaker)
+    def get(self, breakers: tuple[str, ...]) -> BreakTable:
+        with self._lock:
+            known = self._kept.get(breakers)
+            if known is not None:
+                self._kept.move_to_end(breakers)
+                return known
+        texts = [breaker.encode("utf-8", "surrogatepass")[:_MOST_BYTES] for breaker in breakers]
+        table = BreakTable(_tails(self._model, texts))
+        with self._lock:
+            self._kept[breakers] = table
             if len(self._kept) > _MOST_KEPT:
                 self._kept.popitem(last=False)
-        return found
+        return table
 
 
-def _tails(model: Model, breaker: bytes) -> Tails:
-    """Return what has to follow each token that ends with a beginning of the breaker, or holds it."""
+def _tails(model: Model, breakers: Sequence[bytes]) -> Tails:
+    """Return what has to follow each token that ends with a beginning of a breaker, or holds one."""
 
-    def after(start: int) -> tuple[int, ...]:
-        return tuple(model.tokenize(breaker[start:], add_special=False, parse_special=False)[:MOST_TAIL])
+    def after(text: bytes) -> tuple[int, ...]:
+        return tuple(model.tokenize(text, add_special=False, parse_special=False)[:MOST_TAIL])
 
+    anything = re.compile(b"|".join(re.escape(breaker[:1]) for breaker in breakers))
     found: Tails = {}
     for token in range(model.n_vocab):
         text = model.token_bytes(token, special=True)
-        if breaker in text:
-            found[token] = frozenset({()})
-        elif starts := _overlaps(text, breaker):
-            found[token] = frozenset(map(after, starts))
+        if breakers and anything.search(text):
+            rests = [rest for breaker in breakers for rest in _rests(text, breaker)]
+            if rests:
+                found[token] = frozenset(after(rest) if rest else () for rest in rests)
     return found
 
 
-def _overlaps(text: bytes, breaker: bytes) -> Sequence[int]:
-    """Return the lengths of the beginnings of `breaker` that `text` ends with, the whole left out."""
-    return [n for n in range(1, min(len(breaker) - 1, len(text)) + 1) if text.endswith(breaker[:n])]
+def _rests(text: bytes, breaker: bytes) -> list[bytes]:
+    """Return what is left of a breaker after the end of a token: nothing where the token holds it."""
+    if breaker in text:
+        return [b""]
+    longest = min(len(breaker) - 1, len(text))
+    return [breaker[n:] for n in range(1, longest + 1) if text.endswith(breaker[:n])]

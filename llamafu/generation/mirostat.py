@@ -33,12 +33,11 @@ class Mirostat:
         self._kept: tuple[NDArray[np.int64], NDArray[np.float64]] | None = None
 
     def filter(self, tokens: NDArray[np.int64], logits: NDArray[np.float32]) -> tuple[NDArray[np.int64], NDArray[np.float32]]:
-        """Return the tokens that may be drawn now, likeliest first, with their logits."""
-        order = np.argsort(-logits, kind="stable")
-        chances = np.exp(logits[order].astype(np.float64) - float(logits[order[0]]))
+        """Return the tokens that may be drawn now, with their logits."""
+        chances = np.exp(logits.astype(np.float64) - float(logits.max()))
         chances /= chances.sum()
-        count = self._likeliest(chances) if self._version == 1 else self._unsurprising(chances)
-        kept, chances = order[:count], chances[:count]
+        kept = self._likeliest(chances) if self._version == 1 else self._unsurprising(chances)
+        chances = chances[kept]
         self._kept = tokens[kept], chances / chances.sum()
         return tokens[kept], logits[kept]
 
@@ -51,23 +50,28 @@ class Mirostat:
         if len(found):
             self._most -= self._eta * (-math.log2(chances[found[0]]) - self._tau)
 
-    def _unsurprising(self, chances: NDArray[np.float64]) -> int:
-        with np.errstate(divide="ignore"):
-            beyond = np.flatnonzero(-np.log2(chances) > self._most)
-        return max(1, int(beyond[0])) if len(beyond) else len(chances)
+    def _unsurprising(self, chances: NDArray[np.float64]) -> NDArray[np.int64]:
+        kept = np.flatnonzero(chances >= np.exp2(-self._most))
+        return kept if len(kept) else np.array([chances.argmax()])
 
-    def _likeliest(self, chances: NDArray[np.float64]) -> int:
-        """Return k of version 1: how many likeliest tokens have the target's cross entropy if the chances follow Zipf's law."""
-        top = chances[:_CONSIDERED]
+    def _likeliest(self, chances: NDArray[np.float64]) -> NDArray[np.int64]:
+        """Return the k likeliest of version 1: as many as have the target's cross entropy if the chances follow Zipf's law."""
+        if len(chances) > _CONSIDERED:
+            top = np.sort(np.partition(chances, -_CONSIDERED)[-_CONSIDERED:])[::-1]
+        else:
+            top = np.sort(chances)[::-1]
         top = top[top > 0]
-        if len(top) < 2:  # noqa: PLR2004 - one token has no exponent
-            return 1
+        count = self._count(top) if len(top) > 1 else 1.0  # one token has no exponent
+        if not count < len(chances):
+            return np.arange(len(chances))
+        return np.argpartition(-chances, max(0, int(count) - 1))[: max(1, int(count))]
+
+    def _count(self, top: NDArray[np.float64]) -> float:
+        """Return k as a real number, perhaps infinite, from the likeliest tokens in falling order."""
         ranks = np.arange(1, len(top))
         steps = np.log((ranks + 1) / ranks)
-        exponent = float((steps * np.log(top[:-1] / top[1:])).sum() / (steps * steps).sum())
+        exponent = (steps * np.log(top[:-1] / top[1:])).sum() / (steps * steps).sum()
         with np.errstate(all="ignore"):
-            excess = np.float64(exponent - 1)
-            k = ((excess * np.exp2(np.float64(self._most))) / (1 - np.float64(self._n_vocab) ** -excess)) ** (
-                1 / np.float64(exponent)
-            )
-        return len(chances) if not k < len(chances) else max(1, int(k))
+            excess = exponent - 1
+            size = excess * np.exp2(np.float64(self._most)) / (1 - np.float64(self._n_vocab) ** -excess)
+            return float(size ** (1 / exponent))

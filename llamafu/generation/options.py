@@ -148,7 +148,9 @@ class Options(SamplingOptions):
 
     def __post_init__(self) -> None:
         for spec in OPTION_SPECS:
-            spec.check(getattr(self, spec.name))
+            value = getattr(self, spec.name)
+            if value is not spec.default:
+                spec.check(value)
         forms = [name for name in _FORMS if getattr(self, name) is not None and getattr(self, name) not in ((), [])]
         if len(forms) > 1:
             message = f"{' and '.join(forms)} were given together; give one of them"

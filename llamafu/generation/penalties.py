@@ -16,14 +16,16 @@ if TYPE_CHECKING:
 
 FAR = 1e30
 """Bound of changed logits and of temperatures, so that 32-bit arithmetic yields no infinities or NaN."""
+_MOST = 1e150
+"""Bound of the penalties themselves: larger ones give the same results, which have bounds, but infinities on the way."""
 
 
 class Penalties:
     """The penalties of one text over its last `repeat_last_n` tokens, by libllama's formula. One thread at a time."""
 
     def __init__(self, options: Options, prompt: Sequence[int]) -> None:
-        self._repeat = options.repeat_penalty
-        self._frequency = options.frequency_penalty
+        self._repeat = min(max(options.repeat_penalty, 1 / _MOST), _MOST)
+        self._frequency = min(max(options.frequency_penalty, -_MOST), _MOST)
         self._presence = options.presence_penalty
         last = options.repeat_last_n
         self._recent = deque(prompt, maxlen=None if last < 0 else last)
@@ -44,7 +46,10 @@ class Penalties:
         tokens = np.fromiter(self._counts, np.int64, len(self._counts))
         counts = np.fromiter(self._counts.values(), np.float64, len(self._counts))
         found = logits[tokens].astype(np.float64)
-        with np.errstate(over="ignore"):
-            changed = np.where(found > 0, found / self._repeat, found * self._repeat)
-            changed = np.clip(changed, -FAR, FAR) - (counts * self._frequency + self._presence)
-        logits[tokens] = np.where(found == -np.inf, found, np.clip(changed, -FAR, FAR))
+        changed = _bounded(np.where(found > 0, found / self._repeat, found * self._repeat))
+        changed = _bounded(changed - (counts * self._frequency + self._presence))
+        logits[tokens] = np.where(found == -np.inf, found, changed)
+
+
+def _bounded(logits: NDArray[np.float64]) -> NDArray[np.float64]:
+    return np.minimum(np.maximum(logits, -FAR), FAR)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from itertools import takewhile
 from typing import TYPE_CHECKING, Protocol
 
 import numpy as np
@@ -55,29 +56,14 @@ class SamplerPipeline:
         self._stages: list[Stage] = []
         self._last: SamplerChain | None = None
         self.mirostat = Mirostat(options, model.n_vocab) if options.mirostat and options.temperature > 0 else None
-        names = [name for name in order_of(options.sampler_names) if self._acts(name)]
-        self.leading = tuple(name for i, name in enumerate(names) if all(each in steps for each in names[: i + 1]))
+        acting = _filters_of(options) | steps.keys()
+        names = [name for name in order_of(options.sampler_names) if name in acting]
+        self.leading = tuple(takewhile(steps.__contains__, names))
         try:
             self._build(names[len(self.leading) :])
         except BaseException:
             self.close()
             raise
-
-    def _acts(self, name: str) -> bool:
-        options = self._options
-        if name in {"penalties", "dry"}:
-            return name in self._steps
-        if name == "temperature":
-            return True
-        is_on = {
-            "top_n_sigma": options.top_n_sigma > 0,
-            "top_k": options.top_k > 0,
-            "typical_p": options.typical_p < 1,
-            "top_p": options.top_p < 1,
-            "min_p": options.min_p > 0,
-            "xtc": options.xtc_probability > 0,
-        }
-        return not options.mirostat and is_on[name]
 
     def _build(self, names: Sequence[str]) -> None:
         is_greedy = self._options.temperature == 0
@@ -182,6 +168,22 @@ class SamplerPipeline:
         if self._last is None:
             return int(tokens[logits == logits.max()].min())
         return self._last.choose(tokens, logits)
+
+
+def _filters_of(options: Options) -> set[str]:
+    """Return the names of the samplers that are on, those that change logits left out."""
+    if options.mirostat:
+        return {"temperature"}
+    found = {
+        "top_n_sigma": options.top_n_sigma > 0,
+        "top_k": options.top_k > 0,
+        "typical_p": options.typical_p < 1,
+        "top_p": options.top_p < 1,
+        "min_p": options.min_p > 0,
+        "xtc": options.xtc_probability > 0,
+        "temperature": True,
+    }
+    return {name for name, is_on in found.items() if is_on}
 
 
 def _finite(chain: SamplerChain) -> Stage:

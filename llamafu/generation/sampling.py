@@ -132,8 +132,9 @@ class TokenSampler:
         if not math.isfinite(logits[best]):  # NaN counts as largest
             message = f"the model's logits are not finite (token {best}: {logits[best]}); an adapter's weights may overflow"
             raise DecodeError(message)
-        if self._alters:
-            self._change(logits, is_bound=is_bound)
+        if self._bias is not None or self._options.logits_processor is not None:
+            best = self._change(logits, is_bound=is_bound)
+        if self._steps:
             for step in self._steps:
                 step.apply(logits)
             best = int(logits.argmax())
@@ -148,8 +149,11 @@ class TokenSampler:
             self._stopped = bool(self._options.stopping(self._memory.tokens))
         return token, None if wanted is None else report(self._model, raw, token, wanted)
 
-    def _change(self, logits: np.ndarray[Any, np.dtype[np.float32]], *, is_bound: bool) -> None:
-        """Apply what the request itself does to the logits; ValueError where that leaves no token or what is no number."""
+    def _change(self, logits: np.ndarray[Any, np.dtype[np.float32]], *, is_bound: bool) -> int:
+        """Apply what the request itself does to the logits, and return the likeliest token.
+
+        Raises ValueError where no token is left, or what is no number.
+        """
         if self._bias is not None:
             self._bias.apply(logits)
         if self._options.logits_processor is not None:
@@ -162,6 +166,7 @@ class TokenSampler:
             what = "leaves no token" if logits[best] == -math.inf else f"makes the logit of token {best} {logits[best]}"
             message = f"{who} {what}; at least one logit has to be finite, and none infinite or NaN"
             raise ValueError(message)
+        return best
 
     def _allowed(self, logits: np.ndarray[Any, np.dtype[np.float32]], constraint: Constraint) -> int:
         """Choose one of the tokens that the grammar allows, `ENDED` when there is none and the text may end."""

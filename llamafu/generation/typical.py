@@ -22,7 +22,7 @@ def typical_tokens(logits: NDArray[np.float32], p: float, min_keep: int) -> NDAr
     total = chances.sum()
     chances /= total
     surprise = np.log(total) - scaled
-    order = np.argsort(np.abs(surprise - (chances * surprise).sum()), kind="stable")
+    order = np.argsort(np.abs(surprise - (chances * surprise).sum()))
     beyond = np.flatnonzero(np.cumsum(chances[order]) > p)
     count = int(beyond[0]) + 1 if len(beyond) else len(order)
     return order[: max(count, min_keep)]
