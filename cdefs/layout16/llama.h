@@ -125,6 +125,8 @@ struct llama_sampler * llama_sampler_init_top_k (int32_t k);
 struct llama_sampler * llama_sampler_init_top_p (float p, size_t min_keep);
 struct llama_sampler * llama_sampler_init_min_p (float p, size_t min_keep);
 struct llama_sampler * llama_sampler_init_temp (float t);
+struct llama_sampler * llama_sampler_init_xtc (float p, float t, size_t min_keep, uint32_t seed);
+struct llama_sampler * llama_sampler_init_top_n_sigma(float n);
 struct llama_sampler * llama_sampler_init_grammar( const struct llama_vocab * vocab, const char * grammar_str, const char * grammar_root);
 llama_token llama_sampler_sample(struct llama_sampler * smpl, struct llama_context * ctx, int32_t idx);
 const char * llama_print_system_info(void);

@@ -33,15 +33,34 @@ class GenerationArguments(TypedDict, total=False):
     top_k: int | None
     top_p: float | None
     min_p: float | None
+    min_keep: int | None
+    typical_p: float | None
+    top_n_sigma: float | None
+    xtc_probability: float | None
+    xtc_threshold: float | None
+    mirostat: int | None
+    mirostat_tau: float | None
+    mirostat_eta: float | None
     repeat_penalty: float | None
     frequency_penalty: float | None
     presence_penalty: float | None
+    repeat_last_n: int | None
+    dry_multiplier: float | None
+    dry_base: float | None
+    dry_allowed_length: int | None
+    dry_penalty_last_n: int | None
+    dry_sequence_breakers: str | Sequence[str] | None
+    samplers: str | Sequence[str] | None
+    logit_bias: Mapping[int | str, float] | None
     seed: int | None
     stop: str | Sequence[str] | None
+    min_tokens: int | None
     n: int | None
     logprobs: int | bool | None
     grammar: str | None
     json_schema: Mapping[str, Any] | None
+    regex: str | None
+    choices: str | Sequence[str] | None
     response_format: Mapping[str, Any] | None
     ignore_eos: bool | None
     prompt_lookup_num_tokens: int | None

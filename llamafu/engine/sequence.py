@@ -130,4 +130,5 @@ class SequenceRun:
             cached_tokens=self.cached,
             timings=Timings(first - self.arrived, now - first),
             lora=applied_adapters(self.lora, self._activation.dormant),
+            seed=None if self.sampler is None else self.sampler.seed,
         )

@@ -17,7 +17,7 @@ from llamafu.generation.completion import Completion
 from llamafu.generation.options import Options
 from llamafu.generation.prompt import check_prompt, demand_continuing
 from llamafu.generation.prompt_lookup import PromptLookup
-from llamafu.generation.sampling import constrain
+from llamafu.generation.sampling import constrain, prepare
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Callable, Iterable, Iterator, Mapping, Sequence
@@ -126,6 +126,7 @@ class Submission:
             check_prompt(prompt, model)
         lora = self._adapters.lora_set(request.lora)
         with self._runtime.sharing() as model:
+            prepare(model, request)
             constraint = constrain(model, request)
         longest = self._runtime.instance.context.longest
         sequence = SequenceRun(request, prompt, lora, handle, limit=longest, constraint=constraint)

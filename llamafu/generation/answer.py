@@ -23,6 +23,7 @@ class AnswerBuilder:
     def __init__(self, options: Options, *, capacity: int) -> None:
         self.tokens: list[int] = []
         self.max_tokens = capacity if options.max_tokens == REST_OF_CONTEXT else min(options.max_tokens, capacity)
+        self._min_tokens = options.min_tokens
         self._text = TextAssembler(options.stops)
         self._logprobs: list[TokenLogprob] | None = None if options.logprobs is None else []
         self._sent = 0  # log probabilities that a `piece` has had
@@ -32,7 +33,7 @@ class AnswerBuilder:
         self.tokens.append(token)
         if logprob is not None and self._logprobs is not None:
             self._logprobs.append(logprob)
-        return self._text.push(token_bytes)
+        return self._text.push(token_bytes, may_stop=len(self.tokens) > self._min_tokens)
 
     @property
     def finish_reason(self) -> FinishReason | None:
@@ -54,7 +55,14 @@ class AnswerBuilder:
         return piece
 
     def completion(
-        self, reason: FinishReason, *, prompt_tokens: int, cached_tokens: int, timings: Timings, lora: tuple[AppliedLora, ...]
+        self,
+        reason: FinishReason,
+        *,
+        prompt_tokens: int,
+        cached_tokens: int,
+        timings: Timings,
+        lora: tuple[AppliedLora, ...],
+        seed: int | None,
     ) -> Completion:
         """Return the completion; `finish` comes first."""
         return Completion(
@@ -65,6 +73,7 @@ class AnswerBuilder:
             timings=timings,
             lora=lora,
             logprobs=None if self._logprobs is None else tuple(self._logprobs),
+            seed=seed,
         )
 
 

@@ -92,6 +92,8 @@ class Completion:
     timings: Timings
     lora: tuple[AppliedLora, ...] = ()
     logprobs: tuple[TokenLogprob, ...] | None = field(default=None, repr=False)
+    seed: int | None = None
+    """The option of that name that makes the same draws again: what was given, or was drawn; None where it never started."""
 
     def __str__(self) -> str:
         return self.text

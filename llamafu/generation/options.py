@@ -2,7 +2,8 @@
 
 `complete`, `stream`, `chat` and `stream_chat` take them as keyword arguments; an unknown one is a `TypeError`.
 
-A new option is a field of `Options` and a line of `OptionArguments`, a step of generation/sampling.py, and its test. The
+A new option is a field of `Options`, or of `SamplingOptions`, and a line of `OptionArguments`, a step of
+generation/sampling.py or of what that calls, and its test. The
 flag of the command line and the fields of the server's bodies follow from the field. The client's `GenerationArguments` and
 the table in docs/generating.md are compared with it by tests/test_options.py and tests/test_docs.py, which fail until they
 agree.
@@ -16,19 +17,25 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, Self, TypedDict, TypeVar
 
 from llamafu._util.suggestions import did_you_mean
+from llamafu.generation.logit_bias import check_logit_bias
 from llamafu.generation.option_spec import OptionSpec, about, list_options, specs_of, texts_of
+from llamafu.generation.sampler_order import order_of
+from llamafu.generation.sampling_options import SamplingOptions
 
 if TYPE_CHECKING:
+    import numpy as np
+    from numpy.typing import NDArray
+
     from llamafu.lora.scales import LoraScales
 
 LEAST_SEED, MOST_SEED = -(2**63), 2**64 - 1
 """What 64 bits hold, with a sign or without."""
 REST_OF_CONTEXT = -1
 """The value of `max_tokens` without a limit of its own."""
-MOST_TOP_K = 2**31 - 1
-"""What libllama's type for it holds."""
 MOST_DRAFTED = 64
 """Tokens that one step checks for one text beside its next one."""
+_FORMS = ("grammar", "json_schema", "regex", "choices")
+"""Options that say what the whole text must be."""
 _F = TypeVar("_F", bound=Callable[..., Any])
 
 
@@ -40,13 +47,34 @@ class OptionArguments(TypedDict, total=False):
     top_k: int
     top_p: float
     min_p: float
+    min_keep: int
+    typical_p: float
+    top_n_sigma: float
+    xtc_probability: float
+    xtc_threshold: float
+    mirostat: int
+    mirostat_tau: float
+    mirostat_eta: float
     repeat_penalty: float
     frequency_penalty: float
     presence_penalty: float
+    repeat_last_n: int
+    dry_multiplier: float
+    dry_base: float
+    dry_allowed_length: int
+    dry_penalty_last_n: int
+    dry_sequence_breakers: str | Sequence[str]
+    samplers: str | Sequence[str] | None
+    logit_bias: Mapping[int | str, float] | None
+    logits_processor: Callable[[NDArray[np.int32], NDArray[np.float32]], None] | None
     seed: int | None
     stop: str | Sequence[str]
+    stopping: Callable[[NDArray[np.int32]], bool] | None
+    min_tokens: int
     grammar: str | None
     json_schema: Mapping[str, Any] | str | None
+    regex: str | None
+    choices: str | Sequence[str]
     media: Sequence[Any]
     lora: LoraScales | None
     logprobs: int | None
@@ -55,7 +83,7 @@ class OptionArguments(TypedDict, total=False):
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Options:
+class Options(SamplingOptions):
     """Checked options of one generation: a value outside its limits is a ValueError that says what is legal."""
 
     max_tokens: int = field(
@@ -64,36 +92,6 @@ class Options:
             "the answer ends after this many new tokens; 0 computes the prompt alone, -1 goes on until the context is full",
             low=REST_OF_CONTEXT,
         ),
-    )
-    temperature: float = field(
-        default=0.8,
-        metadata=about("divides the logits before a token is drawn; 0 draws nothing and takes the likeliest token", low=0.0),
-    )
-    top_k: int = field(
-        default=40, metadata=about("draw from this many likeliest tokens; 0 and -1 are off", low=-1, high=MOST_TOP_K)
-    )
-    top_p: float = field(
-        default=0.95,
-        metadata=about("draw from the likeliest tokens that make up this probability together; 1 is off", low=0.0, high=1.0),
-    )
-    min_p: float = field(
-        default=0.05,
-        metadata=about("drop tokens less likely than this fraction of the likeliest; 0 is off", low=0.0, high=1.0),
-    )
-    repeat_penalty: float = field(
-        default=1.0,
-        metadata=about(
-            "the logit of a token among the last 64 is divided by this if positive, else multiplied; 1 is off",
-            low=0.0,
-            above=True,
-        ),
-    )
-    frequency_penalty: float = field(
-        default=0.0,
-        metadata=about("subtracted from a token's logit for each time that it is among the last 64 tokens; 0 is off"),
-    )
-    presence_penalty: float = field(
-        default=0.0, metadata=about("subtracted once from the logit of each token among the last 64; 0 is off")
     )
     seed: int | None = field(
         default=None,
@@ -104,13 +102,29 @@ class Options:
     stop: str | Sequence[str] = field(
         default=(), metadata=about("the text ends before this string, or before the first of several")
     )
+    stopping: Callable[[NDArray[np.int32]], bool] | None = field(
+        default=None,
+        metadata=about(
+            "a function of the prompt's and the answer's tokens, called after each new one; the answer ends where it says True",
+            flag=False,
+        ),
+    )
+    min_tokens: int = field(
+        default=0, metadata=about("end-of-text tokens and stop strings count only after this many new tokens", low=0)
+    )
     grammar: str | None = field(
-        default=None, metadata=about("GBNF that the text must follow; not beside json_schema", flag=False)
+        default=None,
+        metadata=about("GBNF that the text must follow; of it, json_schema, regex and choices only one", flag=False),
     )
     json_schema: Mapping[str, Any] | str | None = field(
         default=None,
         metadata=about("a JSON Schema, as a mapping or as JSON text, that the text must be valid under", flag=False),
     )
+    regex: str | None = field(
+        default=None,
+        metadata=about("a regular expression, as JSON Schema's patterns, that the whole text must match", flag=False),
+    )
+    choices: str | Sequence[str] = field(default=(), metadata=about("the text must be one of these", flag=False))
     media: Sequence[Any] = field(
         default=(), metadata=about("images or sounds; this version reads none, so that anything here is an error", flag=False)
     )
@@ -142,10 +156,22 @@ class Options:
 
     def __post_init__(self) -> None:
         for spec in OPTION_SPECS:
-            spec.check(getattr(self, spec.name))
-        if self.grammar is not None and self.json_schema is not None:
-            message = "grammar and json_schema were both given; give one"
+            value = getattr(self, spec.name)
+            if value is not spec.default:
+                spec.check(value)
+        forms = [name for name in _FORMS if getattr(self, name) is not None and getattr(self, name) not in ((), [])]
+        if len(forms) > 1:
+            message = f"{' and '.join(forms)} were given together; give one of them"
             raise ValueError(message)
+        if 0 <= self.max_tokens < self.min_tokens:
+            message = f"min_tokens={self.min_tokens} is more than max_tokens={self.max_tokens}; give fewer"
+            raise ValueError(message)
+        check_logit_bias(self.logit_bias)
+        order_of(self.sampler_names)
+        for name in ("logits_processor", "stopping"):
+            if getattr(self, name) is not None and not callable(getattr(self, name)):
+                message = f"{name}={getattr(self, name)!r} cannot be called; give a function"
+                raise ValueError(message)
 
     @classmethod
     def of(cls, arguments: OptionArguments) -> Self:
@@ -157,11 +183,6 @@ class Options:
     def stops(self) -> tuple[str, ...]:
         """The stop strings as a tuple."""
         return texts_of(self.stop)
-
-    @property
-    def penalises(self) -> bool:
-        """True when any penalty is on."""
-        return self.repeat_penalty != 1.0 or self.frequency_penalty != 0.0 or self.presence_penalty != 0.0
 
 
 OPTION_SPECS: tuple[OptionSpec, ...] = specs_of(Options)

@@ -5,13 +5,13 @@ from __future__ import annotations
 import hashlib
 import math
 import secrets
-from collections import Counter, deque
 from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
-from llamafu._native.sampler import SamplerChain
 from llamafu.errors import DecodeError, GrammarError
 from llamafu.generation.completion import TokenLogprob
+from llamafu.generation.logit_bias import logit_bias_of
+from llamafu.generation.option_spec import texts_of
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -25,16 +25,10 @@ if TYPE_CHECKING:
     from llamafu.generation.grammar.vocabulary import Vocabulary
     from llamafu.generation.options import Options
 
-PENALTY_WINDOW = 64
-"""Tokens that penalties look back at, the prompt's included: libllama's own default."""
 ENDED = -1
 """Returned in place of a token when the grammar is complete and no end-of-text token can be chosen."""
 _SEEDS = 2**32 - 1
 """Number of libllama's seeds; it reads 2**32 - 1 itself as "draw one"."""
-_FAR = 1e30
-"""Bound of penalised logits and of temperatures, so that 32-bit arithmetic yields no infinities or NaN."""
-_SHIFTED = 1e6
-"""Logits of at least this size are shifted so that the best is 0: libllama sorts by integer buckets."""
 
 
 def constrain(model: Model, options: Options) -> Constraint | None:
@@ -45,11 +39,21 @@ def constrain(model: Model, options: Options) -> Constraint | None:
     source = _grammar_source(options)
     if source is None:
         return None
-    from llamafu.generation.grammar import schema_to_gbnf
     from llamafu.generation.grammar.constraint import Constraint
 
-    name, text = source
-    return Constraint(model.derived(_grammars_of).get(source, lambda: text if name == "grammar" else schema_to_gbnf(text)))
+    return Constraint(model.derived(_grammars_of).get(source, lambda: _gbnf_of(*source)))
+
+
+def prepare(model: Model, options: Options) -> None:
+    """Check what depends on the vocabulary, and keep what takes time to find in it, for the samplers of these options.
+
+    Slow, as `constrain` is. Raises ValueError.
+    """
+    logit_bias_of(model, options.logit_bias)
+    if options.uses_dry:
+        from llamafu.generation.dry_breakers import break_table_of
+
+        break_table_of(model, options.breakers)
 
 
 def _grammars_of(model: Model) -> GrammarCache:
@@ -68,53 +72,46 @@ def vocabulary_of(model: Model) -> Vocabulary:
 class TokenSampler:
     """Chooses the tokens of one generation, with a random stream of its own. One thread at a time.
 
-    Order: penalties, top-k, top-p, min-p, temperature, draw. libllama does the last five. Greedy decoding uses NumPy's argmax
-    instead, which is faster than building libllama's list of candidates.
+    Order: logit bias, logits processor, then what `samplers` names, by default penalties, DRY, top-n-sigma, top-k, typical,
+    top-p, min-p, XTC, temperature, then the draw. libllama does the filters but for typical, temperature and draw; what
+    remembers the text is done here, since libllama's own would remember tokens that a grammar refuses. Greedy decoding uses
+    NumPy's argmax instead, which is faster than building libllama's list of candidates.
 
     A grammar is asked about the token that was chosen without it. Only where it refuses that one are all tokens looked at
     that it allows, and one of them chosen by the same samplers. So a token x that it allows has the probability
     p(x) + (1 - P) p(x) / P = p(x) / P, where P is the sum over those that it allows: the same as if the others had been
-    taken out before the draw. Only where top-k, top-p or min-p take candidates away is it another one, since they do so
-    among all tokens first: llama.cpp's order.
+    taken out before the draw. Only where a filter (top-n-sigma, top-k, typical, top-p, min-p, XTC, mirostat) takes candidates
+    away is it another one, since they do so among all tokens first: llama.cpp's order.
     """
 
     def __init__(self, model: Model, options: Options, prompt: Sequence[int], constraint: Constraint | None) -> None:
+        from llamafu.generation.sampler_pipeline import SamplerPipeline
+        from llamafu.generation.text_memory import TextMemory
+
         self._model = model
         self._options = options
         self._constraint = constraint
-        self._banned = list(model.end_tokens) if options.ignore_eos else []
-        self._recent = deque(prompt[-PENALTY_WINDOW:], maxlen=PENALTY_WINDOW) if options.penalises else None
-        self.seed = _seed(options.seed)
-        self._chain: SamplerChain | None = None
-        if options.temperature == 0:
-            return
-        self._chain = chain = SamplerChain(model)
-        try:
-            self._build(chain)
-        except BaseException:
-            chain.close()
-            raise
-
-    def _build(self, chain: SamplerChain) -> None:
-        options = self._options
-        if options.top_k > 0:
-            chain.add_top_k(options.top_k)
-        if options.top_p < 1.0:
-            chain.add_top_p(options.top_p)
-        if options.min_p > 0.0:
-            chain.add_min_p(options.min_p)
-        chain.add_temperature(min(max(options.temperature, 1 / _FAR), _FAR))
-        chain.add_distribution(self.seed)
+        self._ends = list(model.end_tokens)
+        self._made = 0
+        self._stopped = False
+        self._bias = logit_bias_of(model, options.logit_bias)
+        self._memory = memory = TextMemory(model, options, prompt)
+        self.seed = secrets.randbelow(_SEEDS) if options.seed is None or options.seed == -1 else options.seed
+        """What makes the same draws again: the one that was asked for, or was drawn."""
+        self._pipeline = pipeline = SamplerPipeline(model, options, _seed(self.seed), memory.steps)
+        self._steps = tuple(memory.steps[name] for name in pipeline.leading)
+        self._alters = bool(self._bias or options.logits_processor or self._steps)
+        if pipeline.mirostat is not None:
+            memory.learners.append(pipeline.mirostat)
 
     def close(self) -> None:
-        """Free the chain."""
-        if self._chain is not None:
-            self._chain.close()
+        """Free the samplers."""
+        self._pipeline.close()
 
     @property
     def is_complete(self) -> bool:
-        """Whether the grammar allows nothing after the text so far."""
-        return self._constraint is not None and self._constraint.is_complete
+        """Whether the answer ends with its newest token: the grammar allows nothing after it, or `stopping` says so."""
+        return self._stopped or (self._constraint is not None and self._constraint.is_complete)
 
     def pick(
         self, context: Context, row: int = -1, logits: np.ndarray[Any, np.dtype[np.float32]] | None = None
@@ -122,47 +119,54 @@ class TokenSampler:
         """Return the next token of one output row, and its log probabilities if they were asked for.
 
         `row` is its place in the batch, the last output by default; `logits` are its own, where the caller has them. Raises
-        DecodeError when the logits are not finite, GrammarError when the grammar leaves nothing to choose from.
+        DecodeError when the logits are not finite, GrammarError when the grammar leaves nothing to choose from, ValueError
+        when logit bias or logits processor do, and what the caller's own functions raise.
         """
         logits = context.logits(row) if logits is None else logits
-        if self._banned:
-            logits[self._banned] = -float("inf")
+        is_bound = self._options.ignore_eos or self._made < self._options.min_tokens
+        if is_bound:
+            logits[self._ends] = -math.inf
         wanted = self._options.logprobs
-        raw = logits if wanted is None or self._recent is None else logits.copy()
-        token = best = int(logits.argmax())
+        raw = logits.copy() if wanted is not None and self._alters else logits
+        best = int(logits.argmax())
         if not math.isfinite(logits[best]):  # NaN counts as largest
             message = f"the model's logits are not finite (token {best}: {logits[best]}); an adapter's weights may overflow"
             raise DecodeError(message)
-        if self._recent is not None:
-            self._penalise(logits, self._recent)
-            token = best = int(logits.argmax())
-        penalised = logits
-        if self._chain is not None:
-            if self._constraint is not None and _is_far(logits[best]):
-                penalised = logits.copy()  # what the grammar allows may be farther away than float32 reaches
-                raw = penalised if raw is logits else raw
-            _bring_near(logits, best)
-            token = self._chain.sample(context, row)
-            if logits[token] == -math.inf:  # a draw next to 1, in 32 bits
-                token = best
+        if self._bias is not None or self._options.logits_processor is not None:
+            best = self._change(logits, is_bound=is_bound)
+        if self._steps:
+            for step in self._steps:
+                step.apply(logits)
+            best = int(logits.argmax())
+        token = self._pipeline.sample(context, row, logits, best)
         if self._constraint is not None and not self._constraint.try_accept(token):
-            token = self._allowed(penalised, self._constraint)
+            token = self._allowed(logits, self._constraint)
             if token == ENDED:
                 return ENDED, None
-        if self._recent is not None:
-            self._recent.append(token)
+        self._made += 1
+        self._memory.append(token)
+        if self._options.stopping is not None:
+            self._stopped = bool(self._options.stopping(self._memory.tokens))
         return token, None if wanted is None else report(self._model, raw, token, wanted)
 
-    def _penalise(self, logits: np.ndarray[Any, np.dtype[np.float32]], recent: deque[int]) -> None:
-        """Apply the penalties to the recent tokens, by libllama's formula, with results bounded by `_FAR`."""
-        options = self._options
-        for token, count in Counter(recent).items():
-            logit = float(logits[token])
-            if logit == -math.inf:
-                continue
-            logit = logit / options.repeat_penalty if logit > 0 else logit * options.repeat_penalty
-            logit = min(max(logit, -_FAR), _FAR) - (count * options.frequency_penalty + options.presence_penalty)
-            logits[token] = min(max(logit, -_FAR), _FAR)
+    def _change(self, logits: np.ndarray[Any, np.dtype[np.float32]], *, is_bound: bool) -> int:
+        """Apply what the request itself does to the logits, and return the likeliest token.
+
+        Raises ValueError where no token is left, or what is no number.
+        """
+        if self._bias is not None:
+            self._bias.apply(logits)
+        if self._options.logits_processor is not None:
+            self._options.logits_processor(self._memory.tokens, logits)
+            if is_bound:
+                logits[self._ends] = -math.inf
+        best = int(logits.argmax())
+        if not math.isfinite(logits[best]):
+            who = "logit_bias" if self._options.logits_processor is None else "logits_processor"
+            what = "leaves no token" if logits[best] == -math.inf else f"makes the logit of token {best} {logits[best]}"
+            message = f"{who} {what}; at least one logit has to be finite, and none infinite or NaN"
+            raise ValueError(message)
+        return best
 
     def _allowed(self, logits: np.ndarray[Any, np.dtype[np.float32]], constraint: Constraint) -> int:
         """Choose one of the tokens that the grammar allows, `ENDED` when there is none and the text may end."""
@@ -175,27 +179,9 @@ class TokenSampler:
                 constraint.refuse()
             message = f"grammar: the model gives each of the {len(tokens)} tokens that it allows here the probability 0"
             raise GrammarError(message)
-        best = int(chosen.argmax())
-        token = int(tokens[best])
-        if self._chain is not None:
-            _bring_near(chosen, best)
-            possible = chosen > -math.inf
-            token = self._chain.choose(tokens[possible], chosen[possible])
+        token = self._pipeline.choose(tokens, chosen)
         constraint.accept(token)
         return token
-
-
-def _is_far(logit: float) -> bool:
-    return abs(logit) > _SHIFTED
-
-
-def _bring_near(logits: np.ndarray[Any, np.dtype[np.float32]], best: int) -> None:
-    """Subtract the best logit from all when it is far from 0; probabilities do not change."""
-    if _is_far(logits[best]):
-        import numpy as np
-
-        with np.errstate(over="ignore"):  # an overflow to -inf is a probability of 0 either way
-            logits -= logits[best]
 
 
 def report(model: Model, logits: np.ndarray[Any, np.dtype[np.float32]], token: int, count: int) -> TokenLogprob:
@@ -228,23 +214,27 @@ def _text(piece: bytes) -> str:
     return piece.decode("utf-8", "replace")
 
 
-def _seed(seed: int | None) -> int:
+def _seed(seed: int) -> int:
     """Return a seed for libllama, which takes 32 bits: the same number where it fits, else a digest of it."""
-    if seed is None or seed == -1:
-        return secrets.randbelow(_SEEDS)
     if 0 <= seed < _SEEDS:
         return seed
     digest = hashlib.blake2b((seed % 2**64).to_bytes(8, "little"), digest_size=8).digest()
     return int.from_bytes(digest, "little") % _SEEDS
 
 
-def _grammar_source(options: Options) -> tuple[str, str] | None:
-    """Return the option that a grammar comes from and its text, None where there is none."""
+def _grammar_source(options: Options) -> tuple[str, object] | None:
+    """Return the option that a grammar comes from and its value, which can be compared; None where there is none."""
+    if options.choices:
+        return "choices", texts_of(options.choices)
+    for name in ("grammar", "regex"):
+        text = getattr(options, name)
+        if text is not None:
+            if not isinstance(text, str):
+                message = f"{name}: {text!r} is no text; legal is {'GBNF' if name == 'grammar' else 'a pattern'} as str"
+                raise GrammarError(message)
+            return name, text
     if options.json_schema is None:
-        if options.grammar is not None and not isinstance(options.grammar, str):
-            message = f"grammar: {options.grammar!r} is no text; legal is GBNF as str"
-            raise GrammarError(message)
-        return None if options.grammar is None else ("grammar", options.grammar)
+        return None
     if not isinstance(options.json_schema, str | Mapping):
         message = f"json_schema: {options.json_schema!r} is no schema; legal are a mapping and JSON text"
         raise GrammarError(message)
@@ -252,3 +242,12 @@ def _grammar_source(options: Options) -> tuple[str, str] | None:
 
     schema = options.json_schema
     return "json_schema", schema if isinstance(schema, str) else schema_text(dict(schema))
+
+
+def _gbnf_of(name: str, value: Any) -> str:
+    """Return the grammar that the option `name` asks for."""
+    if name == "grammar":
+        return str(value)
+    from llamafu.generation.grammar import choices_to_gbnf, regex_to_gbnf, schema_to_gbnf
+
+    return {"json_schema": schema_to_gbnf, "regex": regex_to_gbnf, "choices": choices_to_gbnf}[name](value)

@@ -38,10 +38,10 @@ class TextAssembler:
         self._parts = [joined]
         return joined
 
-    def push(self, token_bytes: bytes) -> str:
+    def push(self, token_bytes: bytes, *, may_stop: bool = True) -> str:
         """Add the bytes of one token; return the text that is now safe to show, "" once stopped.
 
-        Raises ValueError after `finish`.
+        `may_stop`: False where no stop string may begin in them, nor in any before. Raises ValueError after `finish`.
         """
         if self._closed:
             if self.stopped:
@@ -52,7 +52,7 @@ class TextAssembler:
             token_bytes = self._tail + token_bytes
         text, used = utf_8_decode(token_bytes, "replace", False)  # noqa: FBT003 (a C function without keywords)
         self._tail = token_bytes[used:]
-        return self._release(text, final=False)
+        return self._release(text, final=False) if may_stop else self._release_as_it_is(text)
 
     def finish(self) -> str:
         """End the text: return what was held back, with U+FFFD for an unfinished UTF-8 character.
@@ -68,6 +68,9 @@ class TextAssembler:
         held = self._held
         if self._watches and (held or not self._first_chars.isdisjoint(text)):
             text, self._held = self._cut(held, text, final=final)
+        return self._release_as_it_is(text)
+
+    def _release_as_it_is(self, text: str) -> str:
         if text:
             self._parts.append(text)
         return text

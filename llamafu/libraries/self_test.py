@@ -172,7 +172,8 @@ def _logits_agree(model: Model, expected: dict[str, Any]) -> None:
 def _samplers_work(model: Model) -> None:
     sampler = SamplerChain(model)
     sampler.add_temperature(0.5)
-    seen = sorted(sampler.apply([0, 1, 2], [1.0, 2.0, 3.0]))
+    tokens, logits = sampler.filter([0, 1, 2], [1.0, 2.0, 3.0])
+    seen = sorted(zip(tokens.tolist(), logits.tolist(), strict=True))
     sampler.close()
     _demand("logits 1, 2, 3 at temperature 0.5", seen, [(0, 2.0), (1, 4.0), (2, 6.0)])
 

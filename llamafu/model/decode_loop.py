@@ -153,6 +153,7 @@ class Generation:
             cached_tokens=self._cached,
             timings=Timings(*self._seconds),
             lora=applied_adapters(self._lora, self._activation.dormant),
+            seed=self._sampler.seed,
         )
         return rest
 

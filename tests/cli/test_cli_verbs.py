@@ -87,6 +87,11 @@ def test_every_sampling_option_reaches_the_library(llm, tiny_model, capsys):
     words += "--repeat-penalty 1.1 --frequency-penalty -0.1 --presence-penalty 0.2".split()
     options = {"max_tokens": 20, "temperature": 1.5, "top_k": 9, "top_p": 0.9, "min_p": 0.01, "seed": 7, "stop": ["e", "zz"]}
     options |= {"repeat_penalty": 1.1, "frequency_penalty": -0.1, "presence_penalty": 0.2}
+    added = {"min_keep": 2, "typical_p": 0.95, "top_n_sigma": 3.0, "xtc_probability": 0.2, "xtc_threshold": 0.05}
+    added |= {"mirostat": 0, "mirostat_tau": 4.0, "mirostat_eta": 0.2, "repeat_last_n": 9, "min_tokens": 2}
+    added |= {"dry_multiplier": 0.1, "dry_base": 1.5, "dry_allowed_length": 1, "dry_penalty_last_n": 30}
+    words += [word for name, value in added.items() for word in (f"--{name.replace('_', '-')}", str(value))]
+    options |= added
     assert options.keys() == {spec.name for spec in OPTION_SPECS if spec.flag}
     expected = llm.complete("Once", **options)
     assert main(["complete", "-m", str(tiny_model), "Once", "--json", *words]) == 0

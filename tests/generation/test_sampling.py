@@ -105,21 +105,6 @@ def test_the_grammar_says_what_it_leaves(llm):
     assert picked(llm, banned, grammar='root ::= "a"?')[0] == ENDED
 
 
-def test_penalties_are_as_libllama_has_them(llm):
-    logits = np.linspace(-3, 3, VOCAB, dtype=np.float32)
-    recent = llm.tokenize("abcabc")
-    options = Options(repeat_penalty=2.0, frequency_penalty=0.5, presence_penalty=0.25)
-    sampler = TokenSampler(llm._session.instance.model, options, recent, None)
-    changed = logits.copy()
-    sampler._penalise(changed, sampler._recent)
-    sampler.close()
-    for token in range(VOCAB):
-        expected = float(logits[token])
-        if count := recent.count(token):
-            expected = (expected / 2 if expected > 0 else expected * 2) - 0.5 * count - 0.25
-        assert changed[token] == pytest.approx(expected, rel=1e-6)
-
-
 @pytest.mark.parametrize("seed", [0, 2**32 - 1, 2**32, 2**63, 2**64 - 1, -2, -(2**63)])
 def test_any_seed_of_64_bits_repeats(llm, seed):
     options = {"seed": seed, "temperature": 1.5, "max_tokens": 12, "ignore_eos": True}
@@ -200,12 +185,17 @@ def test_libllama_reads_what_is_read_here(llm):
         model.library.lib.llama_sampler_free(link)
 
 
-def test_a_grammar_draws_as_if_what_it_refuses_had_been_taken_out_before(llm):
+@pytest.mark.parametrize("presence_penalty", [0.0, 0.5])
+@pytest.mark.parametrize("bias", [0.0, 1.0])
+def test_a_grammar_draws_as_if_what_it_refuses_had_been_taken_out_before(llm, presence_penalty, bias):
     logits = np.random.default_rng(3).normal(size=VOCAB).astype(np.float32)
     allowed = [llm.tokenize(letter)[-1] for letter in "abcd"]
     logits[allowed] += [3.0, 2.5, 2.0, 1.0]
-    free = {"top_k": 0, "top_p": 1.0, "min_p": 0.0, "temperature": 1.0}
+    free = {"top_k": 0, "top_p": 1.0, "min_p": 0.0, "temperature": 1.0, "presence_penalty": presence_penalty}
+    free["logit_bias"] = {allowed[0]: bias}
     draws = [picked(llm, logits, grammar="root ::= [a-d]", seed=seed, **free)[0] for seed in range(3000)]
+    logits[allowed[0]] += bias
+    logits[list(set(llm.tokenize("abcabc")))] -= presence_penalty
     assert set(draws) == set(allowed)
     chances = np.exp(logits[allowed].astype(np.float64))
     expected = len(draws) * chances / chances.sum()

@@ -42,6 +42,7 @@ def forced(monkeypatch: Any) -> Iterator[dict[int, Case]]:
 
     class TokenSampler:
         is_complete = False
+        seed = 0
 
         def __init__(self, _model: Any, request: Request, _prompt: Sequence[int], _constraint: None) -> None:
             self.case = scripts[id(request)]

@@ -139,6 +139,10 @@ def test_options_do_what_they_do_without_a_server(user, alone):
     # Few tokens at a high temperature: an engine's attention and the plain model's differ in the last bits.
     for options in ({"seed": 7, "temperature": 1.0, "max_tokens": 6}, {"stop": "e", **GREEDY}, {"ignore_eos": True, **GREEDY}):
         assert user.completions.create("hello", **options).text == alone.complete("hello", **options).text, options
+    changed = [{"logit_bias": {"a": 4.0}}, {"dry_multiplier": 2.0}, {"choices": ["yes", "no"]}, {"regex": "a{3}b"}]
+    for options in changed:
+        told = user.completions.create("hello", **options, **GREEDY)
+        assert told.text == alone.complete("hello", **options, **GREEDY).text, options
     told = user.completions.create("hello", logprobs=2, **GREEDY).raw["choices"][0]["logprobs"]
     wanted = alone.complete("hello", logprobs=2, **GREEDY).logprobs
     assert told["token_logprobs"] == pytest.approx([one.logprob for one in wanted], abs=5e-3)
@@ -147,6 +151,8 @@ def test_options_do_what_they_do_without_a_server(user, alone):
 def test_answers_of_one_seed_differ_and_repeat(user):
     texts = [choice.text for choice in user.completions.create("hello", seed=4, n=3, temperature=1.0, max_tokens=8).choices]
     assert len(set(texts)) == 3
+    told = user.completions.create("hello", seed=4, n=2, max_tokens=1).raw["choices"]
+    assert [choice["seed"] for choice in told] == [4, 5]
     assert user.completions.create("hello", seed=5, temperature=1.0, max_tokens=8).text == texts[1]
 
 

@@ -10,6 +10,7 @@ from hypothesis import strategies as st
 
 from llamafu._util.nulls import without_nulls
 from llamafu.generation.options import Options
+from llamafu.generation.sampler_order import SAMPLERS
 from llamafu.server.schemas.adapter_choice import NumberedScales, resolve_adapters
 from llamafu.server.schemas.adapter_requests import LoraLoadBody
 from llamafu.server.schemas.json_body import read_json
@@ -18,6 +19,7 @@ from llamafu.server.schemas.requests import ChatBody, CompletionBody
 from llamafu.service import InvalidRequestError, LoraLoadRequest, NotFoundError
 
 HI = [{"role": "user", "content": "hi"}]
+BIAS = "an object of token ids or texts with numbers, or a list of such pairs"
 PROMPTS = "give a string, or token ids, or a list of strings, or a list of lists of token ids"
 SCHEMA = {"type": "object", "properties": {"a": {"type": "integer"}}}
 
@@ -28,6 +30,13 @@ def completion(**fields):
 
 def chat(**fields):
     return read_body(ChatBody, {"messages": HI, **fields})
+
+
+def asked(**fields):
+    """What a completion asks of the engine beside its length."""
+    options = completion(**fields).options()
+    assert options.pop("max_tokens") == -1
+    return options
 
 
 def problems(kind, data):
@@ -60,15 +69,83 @@ def test_null_is_absent():
 def test_every_option_reaches_the_engine():
     given = {"max_tokens": 3, "temperature": 0.5, "top_k": 4, "top_p": 0.9, "min_p": 0.1, "repeat_penalty": 1.1, "seed": 5}
     given |= {"frequency_penalty": -0.5, "presence_penalty": 0.5, "stop": "a", "grammar": 'root ::= "a"', "logprobs": 2}
+    given |= {"min_keep": 2, "typical_p": 0.9, "top_n_sigma": 2.0, "xtc_probability": 0.5, "xtc_threshold": 0.2, "mirostat": 1}
+    given |= {"mirostat_tau": 3.0, "mirostat_eta": 0.2, "repeat_last_n": -1, "dry_multiplier": 0.8, "dry_base": 1.5}
+    given |= {"dry_allowed_length": 3, "dry_penalty_last_n": 9, "dry_sequence_breakers": ["a"], "samplers": ["top_k", "dry"]}
+    given |= {"logit_bias": {" a": 1.0}, "min_tokens": 2}
     options = Options.of(completion(**given).options())
     assert options.stops == ("a",)
     assert {name: getattr(options, name) for name in given if name != "stop"} == {k: v for k, v in given.items() if k != "stop"}
 
 
-@pytest.mark.parametrize("name", ["repeat_penalty", "repetition_penalty", "rep_pen"])
-def test_other_names_for_the_same(name):
-    assert completion(**{name: 1.5}).options()["repeat_penalty"] == 1.5
-    assert completion(**{name: 1.5, "repetition_penalty": 1.5}).options()["repeat_penalty"] == 1.5
+OTHER_NAMES = {
+    "repeat_penalty": (1.5, ["repetition_penalty", "rep_pen"]),
+    "repeat_last_n": (-1, ["penalty_range", "repetition_range", "repetition_penalty_range"]),
+    "typical_p": (0.5, ["typical"]),
+    "top_n_sigma": (1.5, ["nsigma"]),
+    "mirostat": (2, ["mirostat_mode"]),
+    "min_tokens": (2, ["min_length"]),
+    "regex": ("a", ["guided_regex", "regex_pattern"]),
+    "choices": (["a", "b"], ["guided_choice"]),
+    "grammar": ("a", ["grammar_string", "guided_grammar"]),
+    "json_schema": ({"type": "null"}, ["guided_json"]),
+}
+
+
+@pytest.mark.parametrize("option", OTHER_NAMES)
+def test_other_names_for_the_same(option):
+    value, others = OTHER_NAMES[option]
+    for name in (option, *others):
+        assert asked(**{name: value}) == {option: value}
+
+
+@pytest.mark.parametrize(
+    ("given", "bias"),
+    [
+        ({"50256": -100, " a": 2.5}, {50256: -100, " a": 2.5}),
+        ([[5, 1.5], ["b", False]], {5: 1.5, "b": False}),
+        ({"9" * 5000: 1}, {"9" * 5000: 1}),
+        ({}, {}),
+    ],
+)
+def test_biases_as_clients_write_them(given, bias):
+    assert asked(logit_bias=given) == {"logit_bias": bias}
+
+
+@pytest.mark.parametrize(
+    ("given", "samplers"),
+    [
+        ("edskypmxt", list(SAMPLERS)),
+        ("tki", ["temperature", "top_k"]),
+        ("dry", ["dry"]),
+        (["penalties", "tfs_z", "typ_p", "infill"], ["penalties", "typ_p"]),
+        ([], []),
+    ],
+)
+def test_orders_of_samplers_as_clients_write_them(given, samplers):
+    assert asked(samplers=given) == {"samplers": samplers}
+
+
+def test_breakers_as_json_text():
+    for breakers in ('["\\n", ":"]', ["\n", ":"]):
+        assert asked(dry_sequence_breakers=breakers) == {"dry_sequence_breakers": ["\n", ":"]}
+    assert asked(dry_sequence_breakers="[") == {"dry_sequence_breakers": ["["]}
+
+
+@pytest.mark.parametrize(
+    ("given", "options"),
+    [
+        ({"json": {"type": "null"}}, {"json_schema": {"type": "null"}}),
+        ({"json": '{"type": "null"}'}, {"json_schema": '{"type": "null"}'}),
+        ({"json_object": True}, {"json_schema": {"type": "object"}}),
+        ({"regex": "a"}, {"regex": "a"}),
+        ({"choice": ["a"]}, {"choices": ["a"]}),
+        ({"grammar": "a"}, {"grammar": "a"}),
+        ({}, {}),
+    ],
+)
+def test_structured_outputs(given, options):
+    assert asked(structured_outputs=given) == options
 
 
 def test_max_tokens_of_chats():
@@ -151,7 +228,11 @@ def test_what_the_template_is_given_goes_by_two_names():
 
 def test_what_clients_send_without_effect():
     assert chat(user="me", store=False, metadata={}, parallel_tool_calls=True, service_tier="auto") == chat()
-    assert completion(echo=False, best_of=1, logit_bias={}, mirostat=0, suffix=None).options() == completion().options()
+    assert completion(echo=False, best_of=1, tfs=1.0, logit_bias={}, mirostat=0, suffix=None).options() == {
+        "logit_bias": {},
+        "max_tokens": -1,
+        "mirostat": 0,
+    }
 
 
 # -- what is refused ----------------------------------------------------------------------------------------------
@@ -184,6 +265,10 @@ def test_what_clients_send_without_effect():
             {"prompt": "a", "echo": True},
             "echo is True; this server cannot do that: put the prompt before the answer where it is received",
         ),
+        ({"prompt": "a", "logit_bias": {"5": 101}}, "logit_bias[5]=101: give a number from -100 to 100, or False for never"),
+        ({"prompt": "a", "logit_bias": [["a", 1], ["a", 2]]}, "logit_bias holds 'a' twice; give it once"),
+        ({"prompt": "a", "logit_bias": [5]}, f"logit_bias holds 5; give {BIAS}"),
+        ({"prompt": "a", "logit_bias": "a"}, f"logit_bias is 'a'; give {BIAS}"),
         ({"prompt": "a", "n": 17}, "n is 17; it should be less than or equal to 16"),
         (
             {"prompt": ["a"] * 4, "n": 5},
@@ -225,7 +310,15 @@ def calling(*arguments):
         ({"top_logprobs": 3}, "top_logprobs was given without logprobs: true"),
         ({"response_format": {"type": "xml"}}, "response_format.type is 'xml'; it should be"),
         ({"response_format": {"type": "json_schema"}}, "response_format.json_schema is missing"),
-        ({"json_schema": SCHEMA, "grammar": "x"}, "grammar, json_schema and response_format were given together"),
+        ({"json_schema": SCHEMA, "grammar": "x"}, "grammar and json_schema were given together"),
+        (
+            {"choices": ["a"], "structured_outputs": {"regex": "x"}},
+            "choices and structured_outputs.regex were given together; give one of them",
+        ),
+        (
+            {"structured_outputs": {"regex": "x", "choice": ["y"]}},
+            "structured_outputs.regex and structured_outputs.choices were given together; give one of them",
+        ),
     ],
 )
 def test_bad_chats(fields, problem):

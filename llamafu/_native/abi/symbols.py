@@ -32,6 +32,7 @@ OPTIONAL = frozenset(
     """
     llama_version llama_n_ctx_seq llama_model_is_hybrid llama_model_n_embd_out
     llama_encode llama_model_has_decoder
+    llama_sampler_init_xtc llama_sampler_init_top_n_sigma
     llama_set_adapters_lora llama_set_adapter_lora llama_clear_adapter_lora
     llama_adapter_lora_init_from_file_ptr
     """.split()

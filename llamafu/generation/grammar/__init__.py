@@ -20,6 +20,7 @@ from llamafu.errors import GrammarError
 from llamafu.generation.grammar.branches import as_list, tags, unsure_pairs
 from llamafu.generation.grammar.keywords import ImpossibleError, check, impossible, is_annotation, join, leave_out, refuse
 from llamafu.generation.grammar.names import undeclared, with_allowed_names
+from llamafu.generation.grammar.plain import choices_to_gbnf, regex_to_gbnf
 from llamafu.generation.grammar.rules import Rules
 from llamafu.generation.grammar.scalars import (
     COMMA,
@@ -38,6 +39,8 @@ from llamafu.generation.grammar.validity import Validity
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
+
+__all__ = ["choices_to_gbnf", "regex_to_gbnf", "schema_text", "schema_to_gbnf"]
 
 
 def schema_to_gbnf(schema: dict[str, Any] | str) -> str:

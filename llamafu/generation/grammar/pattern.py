@@ -1,4 +1,4 @@
-"""Syntax trees of regular expressions: the lengths of their matches, and their translation to GBNF inside a JSON string."""
+"""Syntax trees of regular expressions: the lengths of their matches, and their translation to GBNF."""
 
 from __future__ import annotations
 
@@ -8,6 +8,8 @@ from typing import TYPE_CHECKING
 from llamafu.generation.grammar.rules import EVERY_CHAR, json_chars
 
 if TYPE_CHECKING:
+    from collections.abc import Callable
+
     from llamafu.generation.grammar.rules import Ranges, Rules
 
 
@@ -92,21 +94,21 @@ def limit_length(node: Node, low: int, high: int | None) -> Node | None:
     return None
 
 
-def emit(node: Node, rules: Rules) -> str:
-    """Return `node` as a GBNF sequence of characters inside a JSON string, quotes not included."""
+def emit(node: Node, rules: Rules, chars: Callable[[Rules, Ranges], str] = json_chars) -> str:
+    """Return `node` as a GBNF sequence of characters, by default of those inside a JSON string, quotes not included."""
     rules.count(1)
     match node:
         case Chars(ranges):
-            return json_chars(rules, ranges)
+            return chars(rules, ranges)
         case Seq(items):
-            return " ".join(filter(None, (emit(item, rules) for item in items)))
+            return " ".join(filter(None, (emit(item, rules, chars) for item in items)))
         case Alt(options):
-            return rules.add("choice", " | ".join(emit(option, rules) or '""' for option in options))
+            return rules.add("choice", " | ".join(emit(option, rules, chars) or '""' for option in options))
         case Repeat(item, low, high):
             if length_range(item)[0] == 0:  # llama.cpp reports a repeated empty match as left recursion
                 inner = _never_empty(item)
-                return "" if inner is None else emit(Repeat(inner, 0, high), rules)
-            atom = emit(item, rules)
+                return "" if inner is None else emit(Repeat(inner, 0, high), rules, chars)
+            atom = emit(item, rules, chars)
             if not isinstance(item, Chars):
                 atom = rules.add("part", atom)
             return rules.repeat(atom, low, high)

@@ -1,4 +1,4 @@
-"""Reading the regular expressions of JSON Schema: `pattern`, and the `format`s, which are written as patterns.
+"""Reading regular expressions: JSON Schema's `pattern`, its `format`s, which are written as patterns, and the option `regex`.
 
 The subset is ECMAScript's: literals, `.`, classes, groups, alternation, quantifiers, `^` and `$` at the ends of the pattern
 or of its outermost alternatives. Everything else (look-around, back references, word borders, ...) is refused by name.
@@ -50,14 +50,20 @@ FORMATS = {
 
 def parse_pattern(pattern: str, path: str) -> Node:
     """Return the tree of a pattern; `path` is where it stands in the schema, for the GrammarError of what is refused."""
-    return _PatternParser(pattern, path).parse()
+    return _PatternParser(pattern, f"JSON schema: {path}: pattern").parse()
+
+
+def parse_whole(pattern: str, name: str) -> Node:
+    """Return the tree of a pattern that a whole text has to match, with `^` and `$` or without; errors begin with `name`."""
+    return _PatternParser(pattern, name, whole=True).parse()
 
 
 class _PatternParser:
     """Recursive descent over one pattern."""
 
-    def __init__(self, pattern: str, path: str) -> None:
-        self.pattern, self.path, self.at = pattern, path, 0
+    def __init__(self, pattern: str, name: str, *, whole: bool = False) -> None:
+        self.pattern, self.name, self.at = pattern, name, 0
+        self.around = () if whole else (ANYTHING,)
 
     def parse(self) -> Node:
         options = [self._anchored()]
@@ -69,9 +75,9 @@ class _PatternParser:
 
     def _anchored(self) -> Node:
         """Parse one outermost alternative: without `^` any text may come before it, without `$` any text after it."""
-        before = () if self._take("^") else (ANYTHING,)
+        before = () if self._take("^") else self.around
         body = self._sequence()
-        after = () if self._take("$") else (ANYTHING,)
+        after = () if self._take("$") else self.around
         if self._peek() not in {"", "|", ")"}:
             self._refuse("$ before the end of the pattern or of an outermost alternative")
         return Seq((*before, body, *after))
@@ -223,7 +229,7 @@ class _PatternParser:
 
     def _refuse(self, what: str) -> NoReturn:
         message = (
-            f"JSON schema: {self.path}: pattern {self.pattern!r} has {what} near character {self.at}; supported are literals, "
+            f"{self.name} {self.pattern!r} has {what} near character {self.at}; supported are literals, "
             "classes, groups, alternation, quantifiers, and ^ and $ at the ends"
         )
         raise GrammarError(message)

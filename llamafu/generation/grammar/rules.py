@@ -29,9 +29,13 @@ RAW_IN_JSON: Ranges = ((0x20, 0x21), (0x23, 0x5B), (0x5D, 0xD7FF), (0xE000, 0x10
 
 
 class Rules:
-    """The named rules of one grammar, in order of definition; `add` gives equal bodies one name."""
+    """The named rules of one grammar, in order of definition; `add` gives equal bodies one name.
 
-    def __init__(self) -> None:
+    `source` is what messages say the grammar is made from.
+    """
+
+    def __init__(self, source: str = "JSON schema") -> None:
+        self._source = source
         self._bodies: dict[str, str] = {}
         self._counts: dict[str, int] = {}  # names made from one hint
         self._names: dict[str, str] = {}  # body -> name, for `add`
@@ -66,7 +70,9 @@ class Rules:
         """Count `size` bytes more; GrammarError when the grammar becomes too long."""
         self._size += size
         if self._size > MOST_BYTES:
-            message = f"JSON schema: its grammar would have more than {MOST_BYTES:,} bytes; make its lists or patterns shorter"
+            message = (
+                f"{self._source}: its grammar would have more than {MOST_BYTES:,} bytes; make its lists or patterns shorter"
+            )
             raise GrammarError(message)
 
     def add(self, hint: str, body: str) -> str:

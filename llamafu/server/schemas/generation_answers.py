@@ -10,6 +10,7 @@ from llamafu.server.schemas.base import Answer, sometimes
 from llamafu.server.schemas.field_types import Count, UnixTime
 
 FinishReason = Literal["stop", "length"] | None
+Seed = Annotated[int, Field(description="what makes the same draws again")]
 
 
 class PromptTokensDetails(Answer):
@@ -75,6 +76,7 @@ class TextChoice(Answer):
     text: str
     finish_reason: FinishReason
     logprobs: TextLogprobs | None
+    seed: Seed = sometimes()
 
 
 class AssistantMessage(Answer):
@@ -91,6 +93,7 @@ class ChatChoice(Answer):
     message: AssistantMessage
     finish_reason: FinishReason
     logprobs: ChatLogprobs | None
+    seed: Seed = sometimes()
 
 
 class AssistantDelta(Answer):
@@ -107,6 +110,7 @@ class ChatDelta(Answer):
     delta: AssistantDelta
     finish_reason: FinishReason
     logprobs: ChatLogprobs | None
+    seed: Seed = sometimes()
 
 
 class _Generated(Answer):

@@ -11,6 +11,7 @@ from llamafu.server.schemas.adapter_choice import LoraChoice
 from llamafu.server.schemas.base import ObjectBody
 from llamafu.server.schemas.content import Messages, Prompts
 from llamafu.server.schemas.option_fields import OPTION_NAMES, SamplingBody, option_field
+from llamafu.server.schemas.structured_outputs import JsonSchema, StructuredOutputs
 from llamafu.server.schemas.unsupported_fields import FOREIGN, UNSUPPORTED, WITHOUT_EFFECT, Unsupported
 
 if TYPE_CHECKING:
@@ -61,8 +62,9 @@ class GenerationBody(SamplingBody):
     stream: bool = False
     stream_options: StreamOptions | None = None
     grammar: str | None = option_field("grammar")
-    json_schema: dict[str, Any] | None = None
+    json_schema: JsonSchema | None = Field(None, validation_alias=AliasChoices("json_schema", "guided_json"))
     response_format: ResponseFormat | None = None
+    structured_outputs: StructuredOutputs | None = None
 
     def options(self) -> OptionArguments:
         """Return the engine's options, without `lora`, and without what was not given: that is the engine's choice.
@@ -72,13 +74,15 @@ class GenerationBody(SamplingBody):
         given: dict[str, Any] = {name: getattr(self, name) for name in OPTION_NAMES}
         if given["max_tokens"] is None:
             given["max_tokens"] = -1
-        given["grammar"] = self.grammar or None  # an empty one asks for nothing
+        given |= {name: given[name] or None for name in ("grammar", "regex")}  # an empty one asks for nothing
         given["json_schema"] = self.schema_wanted()
         given["logprobs"] = self.alternatives()
+        if self.structured_outputs is not None:
+            given |= self.structured_outputs.forms()
         found: OptionArguments = {name: value for name, value in given.items() if value is not None}  # type: ignore[assignment] # names and types are those of the fields
         return found
 
-    def schema_wanted(self) -> dict[str, Any] | None:
+    def schema_wanted(self) -> JsonSchema | None:
         """Return the JSON Schema that the answer has to fit, if there is one."""
         wanted = self.response_format
         if wanted is None or wanted.type == "text":
@@ -100,9 +104,13 @@ class GenerationBody(SamplingBody):
             found.append("response_format.json_schema is missing; give {'schema': {...}}")
         if self.response_format is not None and self.response_format.json_schema and self.response_format.bare_schema:
             found.append("response_format.schema was given beside response_format.json_schema; give one of them")
-        forms = [self.grammar, self.json_schema, self.response_format and self.response_format.type != "text"]
-        if sum(bool(form) for form in forms) > 1:
-            found.append("grammar, json_schema and response_format were given together; give one of them")
+        named = {name: getattr(self, name) for name in ("grammar", "json_schema", "regex", "choices")}
+        named["response_format"] = self.response_format and self.response_format.type != "text"
+        wrapped = [] if self.structured_outputs is None else list(self.structured_outputs.forms())
+        named |= {f"structured_outputs.{name}": True for name in wrapped}
+        forms = [name for name, form in named.items() if form]
+        if len(forms) > 1:
+            found.append(f"{', '.join(forms[:-1])} and {forms[-1]} were given together; give one of them")
         return found
 
 

@@ -39,7 +39,7 @@ class Writer:
         choices = []
         for index, one in enumerate(completions):
             text = {"message": {"role": "assistant", "content": one.text}} if self.chat else {"text": one.text}
-            choice = {"index": index, **text, "finish_reason": _reason(one)}
+            choice = {"index": index, **text, "finish_reason": _reason(one), **_seed(one)}
             choices.append(f'{_json(choice)[:-1]},"logprobs":{self._written(index, one.logprobs)}}}')
         rest = {"usage": usage(completions), "lora": lora(completions)}
         return f'{_json(self._head(whole=True))[:-1]},"choices":[{",".join(choices)}],{_json(rest)[1:]}'
@@ -75,7 +75,7 @@ class Writer:
         told = self._reports[index].told if index in self._reports else 0
         wanted = found is not None and (len(found) > told or not told)
         probabilities = self._probabilities(index, (found or ())[told:]) if wanted else None
-        return {"finish_reason": _reason(completion), "logprobs": probabilities}
+        return {"finish_reason": _reason(completion), "logprobs": probabilities, **_seed(completion)}
 
     def _written(self, index: int, found: Sequence[TokenLogprob] | None) -> str:
         """Return the probabilities of a whole answer as JSON: an object of lists, each of which grows by pieces."""
@@ -94,6 +94,10 @@ class Writer:
 def _reason(completion: Completion) -> str:
     """Return OpenAI's word for why it ended; what ran out of time was cut by a limit, which it calls length."""
     return "length" if completion.finish_reason == "cancelled" else completion.finish_reason
+
+
+def _seed(completion: Completion) -> dict[str, int]:
+    return {} if completion.seed is None else {"seed": completion.seed}
 
 
 def _json(value: object) -> str:

@@ -22,8 +22,8 @@ class Unsupported:
 
 
 _BY_GRAMMAR = "say it as a JSON Schema in json_schema, or as GBNF in grammar"
-_TOKENS = "token ids cannot be forbidden or demanded here; hold the text to a grammar"
-_SAMPLER = "leave it out, and use temperature, top_k, top_p and min_p"
+_TOKENS = "forbid tokens by logit_bias, at false; demand a form by a grammar"
+_SAMPLER = "leave it out, and use temperature, top_k, top_p, min_p, typical_p or top_n_sigma"
 _LENGTH = "the length of an answer is max_tokens at most; ask for more in the prompt"
 _WHOLE_PROMPT = "a prompt is computed whole or refused; shorten it before it is sent"
 _ALWAYS_SO = "an answer never has special tokens or its stop string in it; add them to the text where they are wanted"
@@ -32,13 +32,11 @@ UNSUPPORTED: Mapping[str, Unsupported] = {
     # OpenAI
     "echo": Unsupported((False,), "put the prompt before the answer where it is received"),
     "suffix": Unsupported(("",), "write prefix and suffix into the prompt, in the form that the model was trained on"),
-    "logit_bias": Unsupported(({},), _TOKENS),
     "modalities": Unsupported((["text"], []), "answers are text; leave it out"),
     "web_search_options": Unsupported((), "nothing is searched here; give what was found as a message"),
     "functions": Unsupported(([],), "this older form is not read; give tools"),
     "function_call": Unsupported(("none", "auto"), "this older form is not read; give tools and tool_choice"),
     # vLLM
-    "min_tokens": Unsupported((0,), _LENGTH),
     "use_beam_search": Unsupported((False,), "answers are sampled; leave it out, and use n for several"),
     "length_penalty": Unsupported((1, 0), "it belongs to beam search, which is not done here; leave it out"),
     "early_stopping": Unsupported((False,), "it belongs to beam search, which is not done here; leave it out"),
@@ -49,19 +47,9 @@ UNSUPPORTED: Mapping[str, Unsupported] = {
     "prompt_logprobs": Unsupported((0, False), "only answers have log probabilities here; leave it out"),
     "allowed_token_ids": Unsupported(([],), _TOKENS),
     "bad_words": Unsupported(([],), _TOKENS),
-    "guided_json": Unsupported((), "give the schema as json_schema"),
-    "guided_grammar": Unsupported(("",), "give it as GBNF in grammar"),
-    "guided_regex": Unsupported(("",), "give it as the pattern of a string in json_schema, or as GBNF in grammar"),
-    "guided_choice": Unsupported(([],), "give the texts as alternatives of a GBNF in grammar"),
-    "structured_outputs": Unsupported(({},), _BY_GRAMMAR),
     "structural_tag": Unsupported((), _BY_GRAMMAR),
     "documents": Unsupported(([],), "give the documents as messages"),
     # llama-server
-    "mirostat": Unsupported((0,), _SAMPLER),
-    "typical_p": Unsupported((1,), _SAMPLER),
-    "top_n_sigma": Unsupported((-1, 0), _SAMPLER),
-    "xtc_probability": Unsupported((0,), _SAMPLER),
-    "dry_multiplier": Unsupported((0,), "leave it out, and use repeat_penalty"),
     "dynatemp_range": Unsupported((0,), "leave it out, and use temperature"),
     "t_max_predict_ms": Unsupported((-1, 0), "the server's --max-time ends long answers; give max_tokens"),
     "n_probs": Unsupported((0,), "give logprobs, in chats with top_logprobs"),
@@ -70,13 +58,10 @@ UNSUPPORTED: Mapping[str, Unsupported] = {
     "image_data": Unsupported(([],), "only text is read here; leave it out"),
     # TabbyAPI
     "add_bos_token": Unsupported((True,), "give the prompt as token ids, with or without it"),
-    "typical": Unsupported((1,), _SAMPLER),
     "tfs": Unsupported((1,), _SAMPLER),
     "top_a": Unsupported((0,), _SAMPLER),
-    "mirostat_mode": Unsupported((0,), _SAMPLER),
     "smoothing_factor": Unsupported((0,), _SAMPLER),
     "skew": Unsupported((0,), _SAMPLER),
-    "nsigma": Unsupported((0,), _SAMPLER),
     "dynamic_temperature": Unsupported((False,), "leave it out, and use temperature"),
     "temperature_last": Unsupported((False, True), "leave it out; temperature comes last here"),
     "do_sample": Unsupported((True,), "give temperature: 0"),
@@ -93,10 +78,7 @@ UNSUPPORTED: Mapping[str, Unsupported] = {
 _ABOUT_THE_REQUEST = ("user", "metadata", "store", "safety_identifier", "service_tier", "request_id", "priority")
 _ABOUT_CACHES_AND_SPEED = ("prompt_cache_key", "prompt_cache_retention", "prediction", "cache_salt", "cache_prompt", "id_slot")
 _ABOUT_REPORTS = ("timings_per_token", "return_progress")
-_OF_WHAT_IS_OFF = (
-    *("mirostat_tau", "mirostat_eta", "xtc_threshold", "smoothing_curve", "dynatemp_exponent", "dynatemp_low"),
-    *("dynatemp_high", "dry_base", "dry_allowed_length", "dry_penalty_last_n", "dry_sequence_breakers"),
-)
+_OF_WHAT_IS_OFF = (*("smoothing_curve", "dynatemp_exponent", "dynatemp_low", "dynatemp_high"),)
 WITHOUT_EFFECT = frozenset(
     {*_ABOUT_THE_REQUEST, *_ABOUT_CACHES_AND_SPEED, *_ABOUT_REPORTS, *_OF_WHAT_IS_OFF, "parallel_tool_calls"}
 )
