@@ -18,7 +18,7 @@ from llamafu.errors import GrammarError
 from llamafu.generation.grammar import choices_to_gbnf, regex_to_gbnf
 from llamafu.generation.mirostat import Mirostat
 from llamafu.generation.options import Options
-from llamafu.generation.sampling import TokenSampler, constrain
+from llamafu.generation.sampling import ENDED, TokenSampler, constrain
 from llamafu.generation.text_memory import TextMemory
 from llamafu.generation.typical import typical_tokens
 
@@ -320,6 +320,16 @@ def test_dry_sees_breakers_that_several_tokens_write(model, letters):
         assert np.allclose(ours, [left[token] for token in range(VOCAB)])
 
 
+def test_what_cannot_come_stays_so(model):
+    options = Options(dry_multiplier=1.0, repeat_penalty=2.0, presence_penalty=-5.0)
+    memory = TextMemory(model, options, [5, 6, 7] * 3)
+    for step in memory.steps.values():
+        row = np.where(np.arange(VOCAB) == 5, -np.inf, 1.0).astype(np.float32)
+        step.apply(row)
+        assert row[5] == -np.inf
+        assert row[6] != 1.0 or step is memory.steps["dry"]
+
+
 def test_dry_takes_a_long_repetition_without_infinities(model):
     options = Options(dry_multiplier=1e30, dry_base=1e30, dry_allowed_length=0)
     memory = TextMemory(model, options, [7] * 300)
@@ -558,3 +568,48 @@ def test_forms_that_are_none(llm):
         Options(regex="a", choices=["a"])
     with pytest.raises(ValueError, match="grammar and json_schema were given together"):
         Options(grammar="root ::= 'a'", json_schema={})
+
+
+# -- borders ------------------------------------------------------------------------------------------------------
+
+BORDERS = {
+    "temperature": (0, 1e-300, 1.0, 1e300),
+    "top_k": (0, 1, 40),
+    "min_keep": (0, 1, 2**31 - 1),
+    "typical_p": (0.0, 1e-300, 0.5, 1.0),
+    "top_n_sigma": (-1.0, 1e-300, 1e300),
+    "xtc_probability": (0.0, 1.0),
+    "xtc_threshold": (0.0, 0.5, 1.0),
+    "mirostat": (0, 0, 1, 2),
+    "mirostat_tau": (0.0, 1e300),
+    "mirostat_eta": (0.0, 1e300),
+    "repeat_penalty": (1e-320, 1.0, 1e300),
+    "presence_penalty": (-1e308, 0.0, 1e308),
+    "repeat_last_n": (-1, 0, 1),
+    "dry_multiplier": (0.0, 1e308),
+    "dry_base": (1.0, 1e308),
+    "dry_allowed_length": (0, 2**31 - 1),
+    "dry_penalty_last_n": (-1, 0, 1, 2),
+    "dry_sequence_breakers": ((), "a", ("é" * 50, "\ud800")),
+    "samplers": (None, [], ["xtc", "typ_p", "dry", "top_n_sigma", "penalties", "temperature"], ["top_k", "penalties", "min_p"]),
+    "logit_bias": (None, {}, {9: -100, 10: False}),
+    "grammar": (None, 'root ::= "a"* "b"'),
+    "logprobs": (None, 2),
+}
+ROWS = {
+    "plain": np.linspace(-3, 3, VOCAB, dtype=np.float32),
+    "equal": np.zeros(VOCAB, np.float32),
+    "far": np.linspace(-3e38, 3e38, VOCAB, dtype=np.float32),
+    "few": np.where(np.arange(VOCAB) % 100 == 1, 1.0, -np.inf).astype(np.float32),
+}
+
+
+@pytest.mark.filterwarnings("error")
+@pytest.mark.parametrize("row", ROWS)
+def test_any_combination_at_its_borders_gives_tokens_that_can_come(llm, row):
+    dice = np.random.default_rng(11)
+    for _ in range(150):
+        options = {name: values[dice.integers(len(values))] for name, values in BORDERS.items()}
+        for token in set(drawn(llm, ROWS[row], prompt=[97, 98, 97, 98, 9], count=3, **options)) - {ENDED}:
+            assert ROWS[row][token] > -math.inf, options
+            assert not (options["logit_bias"] and token == 10), options
