@@ -226,7 +226,7 @@ IGNORED_OF_OPEN_WEBUI = (
     *("chat_id", "id", "background_tasks"),
 )
 IGNORED_OF_SILLYTAVERN = (
-    *("min_length", "num_beams", "max_tokens_second", "truncation_length", "include_reasoning", "api_type", "api_server"),
+    *("num_beams", "max_tokens_second", "truncation_length", "include_reasoning", "api_type", "api_server"),
 )
 BODIES = {
     "Open WebUI": (CHAT, OPEN_WEBUI, IGNORED_OF_OPEN_WEBUI),
