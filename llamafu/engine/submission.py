@@ -11,8 +11,7 @@ from llamafu.engine.request import Request
 from llamafu.engine.request_handle import RequestHandle
 from llamafu.engine.sequence import SequenceRun
 from llamafu.errors import ContextOverflowError, MultimodalError, UnsupportedError
-from llamafu.generation import chat_template as chat_module
-from llamafu.generation.chat_options import split_options
+from llamafu.generation.chat_turn import prepare
 from llamafu.generation.completion import Completion
 from llamafu.generation.options import Options
 from llamafu.generation.prompt import check_prompt, demand_continuing
@@ -103,12 +102,11 @@ class Submission:
 
     def chat_request(self, messages: Sequence[Mapping[str, Any]], options: ChatArguments) -> Request:
         """Return the request whose prompt is `messages`, formatted by the chat template."""
-        chat, others = split_options(options)
         self._worker.demand_open()
         demand_continuing(self._runtime.instance.context)
         with self._runtime.sharing() as model:
-            tokens = chat_module.tokenize(model, messages, chat)
-        return request_of(tokens, others)
+            turn = prepare(model, messages, options)
+        return Request(prompt=turn.tokens, answer_format=turn.answer_format, **turn.options)
 
     def _submit(self, asked: Sequence[tuple[Request, RequestHandle]]) -> list[RequestHandle]:
         self._worker.demand_open()

@@ -50,11 +50,9 @@ def schema_to_gbnf(schema: dict[str, Any] | str) -> str:
     """
     with _json_errors():
         root = json.loads(schema if isinstance(schema, str) else schema_text(schema))
-    try:
-        return _Compiler(root).grammar()
-    except RecursionError:
-        message = "JSON schema: nested too deep, or allOf joins recursive schemas into ever new ones"
-        raise GrammarError(message) from None
+    rules = json_rules()
+    rules.define("root", add_schema(rules, root, root, "#", "document"))
+    return rules.text()
 
 
 def schema_text(schema: dict[str, Any]) -> str:
@@ -72,24 +70,41 @@ def _json_errors() -> Iterator[None]:
         raise GrammarError(message) from error
 
 
-class _Compiler:
-    """Compiles one schema to a grammar: each subschema becomes a rule, equal ones share it."""
+def json_rules() -> Rules:
+    """Return rules in which `root` is still to be defined, and to which `add_schema` can add schemas."""
+    rules = Rules()
+    for fixed in ("root", "ws", *(name for group in SCALARS.values() for name in group)):
+        rules.reserve(fixed)
+    rules.define("ws", '" "?')
+    return rules
 
-    def __init__(self, root: Any) -> None:
+
+def add_schema(rules: Rules, root: Any, schema: Any, path: str, hint: str) -> str:
+    """Add a schema, which stands at `path` of the document `root`, to `json_rules`; return the name of its rule.
+
+    Both are as `json.loads` returns them. Raises GrammarError as `schema_to_gbnf` does; the rules are then as before.
+    """
+    known = len(rules)
+    try:
+        return _Compiler(root, rules).value(schema, path, hint)
+    except RecursionError:
+        rules.undo(known)
+        message = "JSON schema: nested too deep, or allOf joins recursive schemas into ever new ones"
+        raise GrammarError(message) from None
+    except GrammarError:
+        rules.undo(known)
+        raise
+
+
+class _Compiler:
+    """Compiles one schema to rules: each subschema becomes a rule, equal ones share it."""
+
+    def __init__(self, root: Any, rules: Rules) -> None:
         self.schemas = Schemas(root)
         self.validity = Validity(self.schemas)
-        self.rules = Rules()
+        self.rules = rules
         self.names: dict[str, str] = {}  # subschema as JSON -> its rule
         self.lost: dict[str, ImpossibleError] = {}  # those that no value is valid under
-
-    def grammar(self) -> str:
-        """Return the whole grammar."""
-        self.rules.reserve("root")
-        for fixed in ("ws", *(name for group in SCALARS.values() for name in group)):
-            self.rules.reserve(fixed)
-        self.rules.define("ws", '" "?')
-        self.rules.define("root", self.value(self.schemas.root, "#", "document"))
-        return self.rules.text()
 
     def value(self, schema: Any, path: str, hint: str, above: frozenset[str] = frozenset()) -> str:
         """Return the rule of `schema`; `above` holds the enclosing subschemas that read no character before it."""

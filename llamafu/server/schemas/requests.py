@@ -9,7 +9,7 @@ from pydantic import AliasChoices, Field
 
 from llamafu.server.schemas.adapter_choice import LoraChoice
 from llamafu.server.schemas.base import ObjectBody
-from llamafu.server.schemas.content import Messages, Prompts
+from llamafu.server.schemas.content import Messages, Prompts, ToolChoice
 from llamafu.server.schemas.option_fields import OPTION_NAMES, SamplingBody, option_field
 
 if TYPE_CHECKING:
@@ -22,7 +22,7 @@ MOST_TOOLS = 1000
 
 WITHOUT_EFFECT = frozenset(
     {
-        *("user", "metadata", "store", "safety_identifier", "prompt_cache_key", "service_tier", "parallel_tool_calls"),
+        *("user", "metadata", "store", "safety_identifier", "prompt_cache_key", "service_tier"),
         *("cache_prompt", "id_slot", "timings_per_token", "return_progress"),
     }
 )
@@ -152,7 +152,9 @@ class ChatBody(GenerationBody):
     logprobs: bool | None = None
     top_logprobs: int | None = Field(None, ge=0, le=MOST_LOGPROBS)
     tools: list[dict[str, Any]] | None = Field(None, max_length=MOST_TOOLS)
-    tool_choice: Literal["none", "auto"] | None = None
+    tool_choice: ToolChoice | None = None
+    parallel_tool_calls: bool | None = None
+    reasoning_effort: str | None = None
     chat_template_kwargs: dict[str, Any] | None = Field(
         None, validation_alias=AliasChoices("chat_template_kwargs", "template_vars")
     )
@@ -161,9 +163,12 @@ class ChatBody(GenerationBody):
 
     def chat_options(self) -> dict[str, Any]:
         """Return how the messages become a prompt, as options of the engine's `chat`."""
+        variables = {} if self.reasoning_effort is None else {"reasoning_effort": self.reasoning_effort}
         return {
-            "tools": self.tools if self.tool_choice != "none" else None,
-            "chat_template_kwargs": self.chat_template_kwargs,
+            "tools": self.tools,
+            **({} if self.tool_choice is None else {"tool_choice": self.tool_choice}),
+            **({} if self.parallel_tool_calls is None else {"parallel_tool_calls": self.parallel_tool_calls}),
+            "chat_template_kwargs": {**variables, **(self.chat_template_kwargs or {})} or None,
             "add_generation_prompt": self.add_generation_prompt,
             "continue_final_message": self.continue_final_message,
         }
