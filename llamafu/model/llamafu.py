@@ -186,9 +186,8 @@ class Llamafu:
     def chat(self, messages: Sequence[Mapping[str, Any]], **options: Unpack[ChatArguments]) -> Completion:
         """Answer `messages`, OpenAI's ({"role", "content"} each), formatted by the model's own chat template.
 
-        An assistant's message at the end is continued. The options are those of `ChatOptions` and of `Options`. Calls of
-        `tools` are in `tool_calls` of the completion. Raises what `complete` raises, and `LlamafuError` where the template
-        rejects the messages.
+        An assistant's message at the end is continued. The options are those of `ChatOptions` and of `Options`. Raises what
+        `complete` raises, and `LlamafuError` where the template rejects the messages.
         """
         return self._start_chat(messages, options).run()
 
@@ -292,10 +291,10 @@ class Llamafu:
             raise TypeError(message)
         return self._generation(self.tokenize(prompt), options)
 
-    def _generation(self, tokens: list[int], options: Options, answer_format: AnswerFormat | None = None) -> Generation:
+    def _generation(self, tokens: list[int], options: Options, read_as: AnswerFormat | None = None) -> Generation:
         if options.media:
             message = f"media has {len(options.media)} entries, but this model was opened without a projector"
             raise MultimodalError(message)
         lora = self._adapters.lora_set(options.lora)  # calls the user's scale functions, so before any lock is held
         with self._session.model_in_use():
-            return Generation(self._session, tokens, options, lora, answer_format)
+            return Generation(self._session, tokens, options, lora, read_as)

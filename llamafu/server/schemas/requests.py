@@ -162,13 +162,15 @@ class ChatBody(GenerationBody):
     continue_final_message: bool | None = None
 
     def chat_options(self) -> dict[str, Any]:
-        """Return how the messages become a prompt, as options of the engine's `chat`."""
-        variables = {} if self.reasoning_effort is None else {"reasoning_effort": self.reasoning_effort}
+        """Return how the messages become a prompt, and what the answer may call, as options of the engine's `chat`."""
+        variables = self.chat_template_kwargs
+        if self.reasoning_effort is not None:
+            variables = {"reasoning_effort": self.reasoning_effort, **(variables or {})}
+        given = {"tool_choice": self.tool_choice, "parallel_tool_calls": self.parallel_tool_calls}
         return {
             "tools": self.tools,
-            **({} if self.tool_choice is None else {"tool_choice": self.tool_choice}),
-            **({} if self.parallel_tool_calls is None else {"parallel_tool_calls": self.parallel_tool_calls}),
-            "chat_template_kwargs": {**variables, **(self.chat_template_kwargs or {})} or None,
+            **{name: value for name, value in given.items() if value is not None},
+            "chat_template_kwargs": variables,
             "add_generation_prompt": self.add_generation_prompt,
             "continue_final_message": self.continue_final_message,
         }
