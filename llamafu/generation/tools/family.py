@@ -21,6 +21,7 @@ class Family:
     """One way of writing calls.
 
     signs: texts that are all in the chat templates of this family.
+    foreign: texts of which none is there: others write something else between the same marks.
     form: how its calls are read and written.
     id_length: characters of a call's id, where the templates ask for a number of them; 0 where they do not.
     """
@@ -29,6 +30,11 @@ class Family:
     signs: tuple[str, ...]
     form: Form
     id_length: int = 0
+    foreign: tuple[str, ...] = ()
+
+    def wrote(self, template: str) -> bool:
+        """Whether a chat template is one of this family."""
+        return all(sign in template for sign in self.signs) and not any(sign in template for sign in self.foreign)
 
 
 @dataclass(frozen=True, slots=True)
@@ -109,10 +115,10 @@ FAMILIES = (
     Family("FunctionGemma", ("<start_function_call>",), _FUNCTION_GEMMA),
     Family("Phi-4", ("<|tool|>", "<|/tool|>"), _PHI),
     Family("Granite", ("<|tool_call|>",), _GRANITE),
-    Family("Hermes", ("<tool_call>",), _TOOL_CALL),
+    Family("Hermes", ("<tool_call>",), _TOOL_CALL, foreign=("<arg_key>", "<tool_calls>", "<invoke name=")),
     Family("Llama 3", ("<|start_header_id|>", '"parameters"'), _LLAMA_3),
 )
-"""Every family, the more particular ones first: the first one whose signs are all there is the template's."""
+"""Every family, the more particular ones first: the first one that a template shows the signs of is its family."""
 
 _REASONING = (
     ReasoningMarks("[THINK]", "[/THINK]"),
@@ -126,7 +132,7 @@ _GRANITE_RESPONSE = ("<response>", "</response>")
 
 def family_of(template: str) -> Family | None:
     """Return the family of a chat template, None for none of the table."""
-    return next((family for family in FAMILIES if all(sign in template for sign in family.signs)), None)
+    return next((family for family in FAMILIES if family.wrote(template)), None)
 
 
 def reasoning_of(template: str) -> ReasoningMarks | None:
