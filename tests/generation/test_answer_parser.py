@@ -362,6 +362,34 @@ def test_any_arguments_come_through(name, value):
     assert parsed(format_of(name), [written.replace(PARIS, arguments)])[2] == [("weather", arguments)]
 
 
+def test_what_json_cannot_hold_is_never_made():
+    """Numbers that are not finite, and halves of surrogate pairs, which escapes may spell."""
+    name = "Qwen3-Coder"
+    for value, written in (("NaN", '"NaN"'), ("1e999", '"1e999"'), ('"\\ud800"', '"\\ud800"'), ("12", "12"), ("[1", '"[1"')):
+        text = f"<function=now>\n<parameter=x>\n{value}\n</parameter>\n</function>"
+        assert every_cut(format_of(name), text)[2] == [("now", f'{{"x": {written}}}')]
+    text = '<tool_call>{"name": "\\ud800", "arguments": {}}</tool_call>'
+    assert every_cut(format_of("Hermes"), text) == (text, "", [])
+
+
+def test_nothing_that_is_written_or_given_is_an_exception():
+    """The engine's thread reads answers: lists without an end, and schemas that are none."""
+    odd = callable_tools([{"name": "now", "parameters": {"properties": {"x": {"enum": 5}, "y": 3, "z": {"type": []}}}}])
+    for key in "xyz":
+        text = f"<function=now>\n<parameter={key}>\n{'[' * 100_000}{']' * 100_000}\n</parameter>\n</function>"
+        parser = AnswerParser(AnswerFormat(form=FORMS["Qwen3-Coder"].form, tools=odd))
+        parser.feed(text)
+        parser.finish()
+        assert json.loads(parser.tool_calls[0].arguments) == {key: "[" * 100_000 + "]" * 100_000}
+    deep = f"<tool_call>{{{'[' * 100_000}{']' * 100_000}: 1}}</tool_call>"
+    assert parsed(format_of("Hermes"), [deep]) == (deep, "", [])
+
+
+def test_a_tool_with_an_odd_name_is_called_by_it():
+    odd = AnswerFormat(form=FORMS["Mistral 2025"].form, tools=callable_tools([{"name": "my tool <1>"}]))
+    assert every_cut(odd, "[TOOL_CALLS]my tool <1>[ARGS]{}")[2] == [("my tool <1>", "{}")]
+
+
 def test_marks_do_not_hide_each_other():
     for family in [*FAMILIES, GENERIC, UNKNOWN]:
         for marks in (family.form.marks, family.form.inner_marks):

@@ -265,6 +265,36 @@ def test_where_calls_are_optional_there_is_one_at_most(family, seed):
         json.loads(call.arguments)
 
 
+@pytest.mark.parametrize("family", [*FAMILIES, GENERIC, UNKNOWN], ids=lambda family: family.name)
+@pytest.mark.parametrize("parameters", [
+    {"type": "object", "properties": {"a": {"type": "string", "minLength": 2, "not": {}}}, "required": ["a"]},
+    {"type": "object", "required": ["b"], "not": {}},
+    {"$ref": "#/$defs/a", "$defs": {"a": {"type": "object", "not": {}}}},
+])  # fmt: skip
+def test_what_cannot_be_held(family, parameters):
+    """A call that has to be, and a strict one, are refused by name; one that may be is held to its marks."""
+    odd = {"type": "function", "function": {"name": "odd", "parameters": parameters}}
+    strict = {"type": "function", "function": {**odd["function"], "strict": True}}
+    for tools, rules in (([NOW, odd], CallRules(choice="required")), ([NOW, strict], CallRules())):
+        with pytest.raises(GrammarError, match=r"^tools\[1\]\.function\.parameters"):
+            grammar_of(family, tools, rules)
+    answer_format, gbnf = grammar_of(family, [NOW, odd], CallRules(parallel=False))
+    for seed in range(6):
+        parser = AnswerParser(answer_format)
+        parser.feed(Walk(gbnf, dice(seed)).text())
+        parser.finish()
+        assert len(parser.tool_calls) <= 1
+
+
+def test_all_tools_together_are_bounded():
+    """Each schema by itself may take as many steps as one alone, but not a thousand of them."""
+    part = {f"p{i}": {"type": "string"} for i in range(40)}
+    heavy = {"type": "object", "allOf": [{"properties": {**part, f"x{i}": {}}} for i in range(40)]}
+    tools = [{"type": "function", "function": {"name": f"f{i}", "parameters": heavy}} for i in range(1000)]
+    with pytest.raises(GrammarError, match=r"^tools\[\d+\]\.function\.parameters: JSON schema: "):
+        grammar_of(GENERIC, tools, CallRules(choice="required"))
+
+
 def test_what_needs_no_grammar_has_none():
     for family in FAMILIES:
         assert grammar_of(family, [FULL, NOW], CallRules())[1] is None

@@ -73,8 +73,8 @@ def _json_errors() -> Iterator[None]:
 def json_rules() -> Rules:
     """Return rules in which `root` is still to be defined, and to which `add_schema` can add schemas."""
     rules = Rules()
-    for fixed in ("root", "ws", *(name for group in SCALARS.values() for name in group)):
-        rules.reserve(fixed)
+    for name in ("root", "ws", *(name for group in SCALARS.values() for name in group)):
+        rules.reserve(name)
     rules.define("ws", '" "?')
     return rules
 
@@ -82,25 +82,26 @@ def json_rules() -> Rules:
 def add_schema(rules: Rules, root: Any, schema: Any, path: str, hint: str) -> str:
     """Add a schema, which stands at `path` of the document `root`, to `json_rules`; return the name of its rule.
 
-    Both are as `json.loads` returns them. Raises GrammarError as `schema_to_gbnf` does; the rules are then as before.
+    Raises GrammarError as `schema_to_gbnf` does; the rules are then as before.
     """
-    known = len(rules)
+    known, compiler = len(rules), _Compiler(root, rules)
     try:
-        return _Compiler(root, rules).value(schema, path, hint)
-    except RecursionError:
+        return compiler.value(schema, path, hint)
+    except (GrammarError, RecursionError) as error:
         rules.undo(known)
+        if isinstance(error, GrammarError):
+            raise
         message = "JSON schema: nested too deep, or allOf joins recursive schemas into ever new ones"
         raise GrammarError(message) from None
-    except GrammarError:
-        rules.undo(known)
-        raise
+    finally:
+        rules.steps = compiler.schemas.steps
 
 
 class _Compiler:
     """Compiles one schema to rules: each subschema becomes a rule, equal ones share it."""
 
     def __init__(self, root: Any, rules: Rules) -> None:
-        self.schemas = Schemas(root)
+        self.schemas = Schemas(root, rules.steps)
         self.validity = Validity(self.schemas)
         self.rules = rules
         self.names: dict[str, str] = {}  # subschema as JSON -> its rule

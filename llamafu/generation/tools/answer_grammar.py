@@ -7,6 +7,7 @@ import json
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
+from llamafu.errors import GrammarError
 from llamafu.generation.grammar import add_schema
 from llamafu.generation.tools.grammar_writer import GrammarWriter
 from llamafu.generation.tools.tool import Tool, callable_tools, named_function
@@ -77,7 +78,7 @@ def answer_grammar(
     return _grammar(wanted)
 
 
-@functools.lru_cache(maxsize=32)
+@functools.lru_cache(maxsize=8)  # each may be as large as a request
 def _grammar(wanted: _Wanted) -> str:
     writer = GrammarWriter(dict(wanted.tokens), is_loose=not wanted.is_forced)
     form = wanted.form
@@ -99,9 +100,22 @@ def _grammar(wanted: _Wanted) -> str:
     return writer.rules.text()
 
 
+def _call(writer: GrammarWriter, form: Form, tool: Tool) -> str:
+    try:
+        try:
+            return form.call_rule(writer, tool)
+        except GrammarError:
+            if tool.strict or not writer.is_loose:
+                raise
+            return form.loose_rule(writer, tool)
+    except GrammarError as error:
+        message = f"tools[{tool.place}].function.parameters: {error}"
+        raise GrammarError(message) from error
+
+
 def _calls(writer: GrammarWriter, form: Form, tools: Sequence[Tool], *, parallel: bool) -> str:
     """Return the rule of one call or more, with the form's marks around them."""
-    call = writer.rules.add("call", " | ".join(form.call_rule(writer, tool) for tool in tools))
+    call = writer.rules.add("call", " | ".join(_call(writer, form, tool) for tool in tools))
     head, tail = writer.text(form.head), writer.text(form.tail)
     one = writer.rules.add("marked-call", " ".join(filter(None, [head, call, tail]))) if form.wraps_each else call
     further = ""

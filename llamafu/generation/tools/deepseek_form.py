@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-from llamafu.generation.tools.form import Form, Reading, checked_name
+from llamafu.generation.tools.form import Form, Reading
 from llamafu.generation.tools.reader import Marks, Steps
 
 if TYPE_CHECKING:
@@ -59,7 +59,7 @@ class DeepSeekForm(Form):
         if is_fenced:
             name, _ = yield from reader.word(Marks(["\n"]))
             yield from reader.expect("```json")
-        if (yield from reading.call(checked_name(name), Marks([_END]))):
+        if (yield from reading.call(reading.name_in(name), Marks([_END]))):
             if is_fenced:
                 yield from reader.accept("```")
             yield from reader.accept(_END)

@@ -7,6 +7,7 @@ import re
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
+from llamafu.generation.json_text import is_unicode
 from llamafu.generation.tools.reader import Marks, NotACallError, Reader, Steps
 
 if TYPE_CHECKING:
@@ -26,6 +27,13 @@ class Reading:
     reader: Reader
     out: Output
     tools: Mapping[str, Tool]
+
+    def name_in(self, text: str) -> str:
+        """Return a function's name without white space around it; NotACallError for what cannot be one."""
+        name = text.strip()
+        if name not in self.tools and not _NAME.fullmatch(name):
+            raise NotACallError
+        return name
 
     def begin(self, name: str) -> None:
         """Begin a call: from here on what was read of it cannot become text again."""
@@ -89,25 +97,24 @@ class Form:
         """Return the GBNF of one call, between `head` and `tail`."""
         raise NotImplementedError
 
+    def loose_rule(self, writer: GrammarWriter, tool: Tool) -> str:
+        """Return the GBNF of one call whose arguments have no grammar; JSON needs none, the writer takes any object there."""
+        return self.call_rule(writer, tool)
+
     def plain_rule(self, writer: GrammarWriter) -> str:
         """Return the GBNF of text in which no call begins."""
         return writer.without(self.marks)
 
 
-def checked_name(text: str) -> str:
-    """Return a function's name without white space around it; NotACallError for what cannot be one."""
-    name = text.strip()
-    if not _NAME.fullmatch(name):
-        raise NotACallError
-    return name
-
-
 def string_in(value: str) -> str:
     """Return the string that a JSON text is; NotACallError where it is none."""
+    if not value.startswith('"'):
+        raise NotACallError
     try:
         found = json.loads(value)
     except ValueError:
         raise NotACallError from None
-    if not isinstance(found, str):
+    text = str(found)
+    if not is_unicode(text):
         raise NotACallError
-    return found
+    return text

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-import json
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from llamafu.errors import GrammarError
+from llamafu.generation.grammar.keywords import check
 from llamafu.generation.grammar.rules import literal
-from llamafu.generation.tools.form import Form, Reading, checked_name
+from llamafu.generation.json_text import write_json
+from llamafu.generation.tools.form import Form, Reading
 from llamafu.generation.tools.reader import Marks, NotACallError, Steps
 
 if TYPE_CHECKING:
@@ -39,7 +40,7 @@ class GemmaForm(Form):
         del mark
         yield from reading.reader.expect("call:")
         name, _ = yield from reading.reader.word(Marks(["{"]))
-        reading.begin(checked_name(name))
+        reading.begin(reading.name_in(name))
         yield from self._members(reading, _DEEPEST)
         yield from reading.reader.accept(self._closing)
 
@@ -56,8 +57,8 @@ class GemmaForm(Form):
                 yield from reader.expect(":")
             else:
                 key, _ = yield from reader.word(Marks([":"]))
-                key = checked_name(key)
-            out.arguments(f"{', ' if separator == ',' else '{'}{json.dumps(key, ensure_ascii=False)}: ")
+                key = reading.name_in(key)
+            out.arguments(f"{', ' if separator == ',' else '{'}{write_json(key)}: ")
             yield from self._value(reading, depth - 1)
             separator = yield from reader.expect(",", "}")
         out.arguments("}")
@@ -84,7 +85,7 @@ class GemmaForm(Form):
         elif opening == "[":
             yield from self._items(reading, depth)
         elif opening:
-            reading.out.arguments(json.dumps((yield from self._string(reading)), ensure_ascii=False))
+            reading.out.arguments(write_json((yield from self._string(reading))))
         else:
             reading.out.arguments((yield from reading.reader.value()))
 
@@ -97,7 +98,13 @@ class GemmaForm(Form):
     def call_rule(self, writer: GrammarWriter, tool: Tool) -> str:
         """Return the GBNF of one call; GrammarError for schemas that cannot be held without JSON's quotes."""
         begin, end = writer.text(f"{self.marks[0]}call:{tool.name}"), writer.text(self._closing)
-        return f"{begin} {self._object_rule(writer, tool, tool.parameters, '')} {end}"
+        listed = {**tool.parameters, "properties": tool.listed_properties()}
+        return f"{begin} {self._object_rule(writer, tool, listed, '')} {end}"
+
+    def loose_rule(self, writer: GrammarWriter, tool: Tool) -> str:
+        """Return the GBNF of a call with anything for arguments."""
+        begin, end = writer.text(f"{self.marks[0]}call:{tool.name}"), writer.text(self._closing)
+        return f'{begin} "{{" {writer.without((self._closing,))} {end}'
 
     def _object_rule(self, writer: GrammarWriter, tool: Tool, schema: dict[str, Any], path: str) -> str:
         """Return the rule of an object whose properties are listed; those that are not required come last, each may lack."""
@@ -125,22 +132,23 @@ class GemmaForm(Form):
         return starts[::-1]
 
     def _value_rule(self, writer: GrammarWriter, tool: Tool, schema: Any, path: str) -> str:
-        kind = schema.get("type") if isinstance(schema, dict) else None
-        listed = [*schema.get("enum", ()), *([schema["const"]] if "const" in schema else [])] if kind or schema else []
-        used = set(schema) - _ANNOTATIONS if isinstance(schema, dict) else set()
-        if kind in {"integer", "number", "boolean", "null"}:
-            return writer.value(tool, schema, path)
-        if kind == "object" and used <= {"properties", "required", "additionalProperties"} and schema.get("properties"):
-            return self._object_rule(writer, tool, schema, f"{path}/")
-        if kind == "array" and used <= {"items"} and isinstance(schema.get("items"), dict):
-            item = self._value_rule(writer, tool, schema["items"], f"{path}/items")
-            return writer.rules.add("items", f'"[" ({item} ("," {item})*)? "]"')
-        if used <= {"enum", "const"} and listed and all(isinstance(value, str) for value in listed):
+        check(schema, f"#/{path}")
+        if isinstance(schema, dict):
+            kind, used = schema.get("type"), set(schema) - _ANNOTATIONS
+            listed = [*schema.get("enum", ()), *([schema["const"]] if "const" in schema else [])]
             quote = writer.text(self._quote)
-            return writer.rules.add("value", " | ".join(f"{quote} {literal(value)} {quote}" for value in listed))
-        if kind == "string" and not used:
-            quote = writer.text(self._quote)
-            return f"{quote} {writer.without((self._quote,))} {quote}"
+            if kind in {"integer", "number", "boolean", "null"}:
+                return writer.value(tool, schema, path)
+            is_listed = set(schema.get("required", ())) <= set(schema.get("properties") or ())
+            if kind == "object" and used <= {"properties", "required", "additionalProperties"} and is_listed:
+                return self._object_rule(writer, tool, schema, f"{path}/")
+            if kind == "array" and used <= {"items"} and isinstance(schema.get("items"), dict):
+                item = self._value_rule(writer, tool, schema["items"], f"{path}/items")
+                return writer.rules.add("items", f'"[" ({item} ("," {item})*)? "]"')
+            if used <= {"enum", "const"} and listed and all(isinstance(value, str) for value in listed):
+                return writer.rules.add("value", " | ".join(f"{quote} {literal(value)} {quote}" for value in listed))
+            if kind == "string" and not used:
+                return f"{quote} {writer.without((self._quote,))} {quote}"
         message = (
             f"tools[{tool.place}].function.parameters/{path}: this model writes arguments in a form of its own, in which this "
             "cannot be held; use plain types, enum, listed properties and items"

@@ -25,7 +25,7 @@ class GrammarWriter:
     def __init__(self, tokens: Mapping[str, int], *, is_loose: bool) -> None:
         self.rules = json_rules()
         self._tokens = tokens
-        self._is_loose = is_loose
+        self.is_loose = is_loose
         self._marks = re.compile(f"({'|'.join(map(re.escape, tokens)) or '(?!)'})")
 
     def text(self, text: str) -> str:
@@ -38,7 +38,7 @@ class GrammarWriter:
         try:
             return self.value(tool, tool.parameters, "")
         except GrammarError:
-            if tool.strict or not self._is_loose:
+            if tool.strict or not self.is_loose:
                 raise
         return add_schema(self.rules, {"type": "object"}, {"type": "object"}, "#", "object")
 

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from llamafu.generation.grammar.rules import literal
-from llamafu.generation.tools.form import Form, Reading, checked_name
+from llamafu.generation.tools.form import Form, Reading
 from llamafu.generation.tools.json_form import JsonForm
 from llamafu.generation.tools.reader import Marks, NotACallError, Steps
 
@@ -26,7 +26,7 @@ class TaggedForm(Form):
         """Read the call after its mark."""
         del mark
         name, _ = yield from reading.reader.word(Marks([">"]))
-        if (yield from reading.call(checked_name(name), Marks(["</function>"]))):
+        if (yield from reading.call(reading.name_in(name), Marks(["</function>"]))):
             yield from reading.reader.accept("</function>")
 
     def call_rule(self, writer: GrammarWriter, tool: Tool) -> str:
@@ -57,7 +57,7 @@ class MistralForm(Form):
         name, end = yield from reader.word(Marks(["[ARGS]", "[CALL_ID]"]))
         if end == "[CALL_ID]":
             yield from reader.word(Marks(["[ARGS]"]))
-        yield from reading.call(checked_name(name), Marks(["[TOOL_CALLS]"]))
+        yield from reading.call(reading.name_in(name), Marks(["[TOOL_CALLS]"]))
 
     def call_rule(self, writer: GrammarWriter, tool: Tool) -> str:
         """Return the GBNF of one call."""

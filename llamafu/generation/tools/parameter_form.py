@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-import json
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from llamafu.errors import GrammarError
 from llamafu.generation.grammar.rules import literal
-from llamafu.generation.tools.form import Form, Reading, checked_name
+from llamafu.generation.json_text import read_json, write_json
+from llamafu.generation.tools.form import Form, Reading
 from llamafu.generation.tools.reader import Marks, Steps
 
 if TYPE_CHECKING:
@@ -36,7 +36,7 @@ class ParameterForm(Form):
         reader, out = reading.reader, reading.out
         if mark == "<tool_call>":
             yield from reader.expect("<function=")
-        name = checked_name((yield from reader.word(Marks([">"])))[0])
+        name = reading.name_in((yield from reader.word(Marks([">"])))[0])
         tag = yield from reader.expect(_PARAMETER, _END)
         reading.begin(name)
         tool = reading.tools.get(name)
@@ -47,8 +47,8 @@ class ParameterForm(Form):
             parts: list[str] = []
             if not (yield from reader.until(Marks([_PARAMETER_END]), parts.append)):
                 return  # the text ended in the middle
-            value = json.dumps(_value("".join(parts), schemas.get(key)), ensure_ascii=False)
-            out.arguments(f"{before}{json.dumps(key, ensure_ascii=False)}: {value}")
+            value = _json_of("".join(parts), schemas.get(key))
+            out.arguments(f"{before}{write_json(key)}: {value}")
             before = ", "
             tag = yield from reader.accept(_PARAMETER, _END, _ALL_END)
         out.arguments("}" if before == ", " else "{}")
@@ -59,31 +59,39 @@ class ParameterForm(Form):
         """Return the GBNF of one call; GrammarError for arguments that are not listed one by one."""
         required = tool.parameters.get("required", ())
         parts = []
-        for key, schema in tool.properties().items():
+        for key, schema in tool.listed_properties().items():
             part = f"{literal(f'<parameter={key}>' + chr(10))} {_value_rule(writer, tool, key, schema)}"
             part += f" {literal(chr(10) + _PARAMETER_END + chr(10))}"
             parts.append(part if key in required else f"{writer.rules.add(f'{key}-part', part)}?")
         return " ".join([literal(f"<function={tool.name}>\n"), *parts, literal(_END)])
 
+    def loose_rule(self, writer: GrammarWriter, tool: Tool) -> str:
+        """Return the GBNF of a call with anything for arguments."""
+        return f"{literal(f'<function={tool.name}>' + chr(10))} {writer.without((_END,))} {literal(_END)}"
 
-def _value(text: str, schema: Any) -> Any:
-    """Return the value of an argument; one line end at both sides belongs to the marks."""
+
+def _json_of(text: str, schema: Any) -> str:
+    """Return the value of an argument as JSON; one line end at both sides belongs to the marks."""
     text = text.removeprefix("\n").removesuffix("\n")
     if _is_string(schema):
-        return text
-    if text in _PYTHON:
-        return _PYTHON[text]
+        return write_json(text)
     try:
-        return json.loads(text)
+        return write_json(_PYTHON[text] if text in _PYTHON else read_json(text))
     except (ValueError, RecursionError):
-        return text
+        return write_json(text)
 
 
 def _is_string(schema: Any) -> bool:
     if not isinstance(schema, dict):
         return False
-    values = schema.get("enum", [schema["const"]] if "const" in schema else [])
+    values = _listed(schema)
     return schema.get("type") == "string" or (bool(values) and all(isinstance(value, str) for value in values))
+
+
+def _listed(schema: dict[str, Any]) -> list[Any]:
+    """Return the values that a schema lists; nothing is known here of whether it is legal."""
+    values = [schema["const"]] if "const" in schema else schema.get("enum")
+    return values if isinstance(values, list) else []
 
 
 def _value_rule(writer: GrammarWriter, tool: Tool, key: str, schema: Any) -> str:
@@ -95,5 +103,5 @@ def _value_rule(writer: GrammarWriter, tool: Tool, key: str, schema: Any) -> str
             f"{', '.join(sorted(beyond))} cannot be held; leave it out, or list the values in enum"
         )
         raise GrammarError(message)
-    values = schema.get("enum", [schema["const"]] if "const" in schema else [])
+    values = _listed(schema)
     return writer.rules.add(f"{key}-value", " | ".join(map(literal, values))) if values else writer.without((_PARAMETER_END,))

@@ -7,6 +7,13 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
+from llamafu.errors import GrammarError
+from llamafu.generation.grammar.keywords import check
+
+_LISTING = frozenset(
+    {"type", "properties", "required", "additionalProperties", "title", "description", "$schema", "$defs", "definitions"}
+)
+"""Keywords of parameters that are no more than a list of arguments."""
 CHOICES = ("auto", "none", "required")
 LEGAL_CHOICE = "'auto', 'none', 'required' or {'type': 'function', 'function': {'name': ...}} with the name of one of the tools"
 
@@ -22,6 +29,24 @@ class Tool:
     parameters: dict[str, Any] = field(hash=False)
     strict: bool
     place: int
+
+    def listed_properties(self) -> dict[str, Any]:
+        """Return the schemas of the arguments by name; GrammarError where the parameters say more than these."""
+        try:
+            check(self.parameters, "#")
+        except GrammarError as error:
+            message = f"tools[{self.place}].function.parameters: {error}"
+            raise GrammarError(message) from None
+        beyond = sorted(set(self.parameters) - _LISTING)
+        found = self.properties()
+        unlisted = [key for key in self.parameters.get("required", ()) if key not in found]
+        if beyond or unlisted:
+            message = (
+                f"tools[{self.place}].function.parameters: this model writes each argument by itself, so that "
+                f"{', '.join(beyond or map(repr, unlisted))} cannot be held; list the arguments in properties"
+            )
+            raise GrammarError(message)
+        return found
 
     def properties(self) -> dict[str, Any]:
         """Return the schemas of the arguments by name, as far as they are listed."""
