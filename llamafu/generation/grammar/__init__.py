@@ -1,13 +1,12 @@
 """JSON Schema to GBNF, the grammar format that llama.cpp constrains sampling with.
 
 Every text that the grammar allows is valid under the schema. The reverse does not hold: where the schema allows many forms,
-the grammar has one. Properties come in the order of their declaration; an
-object without `additionalProperties` gets no others, a list with `prefixItems` but no `items` no further elements;
-a schema without `type` means the types that its keywords are about. At most one space follows "," and ":", and there is
-no other white space. Free strings may use any JSON escape; enum, const, pattern and format have `json.dumps`'s
-spelling with ensure_ascii=False. Integers without bounds have up to 19 digits, numbers also up to 20 decimals and
-exponents below 308: every float64 under 1e308 and every int64 fits, and no number goes on for ever. Numbers with
-bounds have no exponents.
+the grammar has one. Properties come in the order of their declaration; an object without `additionalProperties` gets no
+others, a list with `prefixItems` but no `items` no further elements; a schema without `type` means the types that its
+keywords are about. At most one space follows "," and ":", and there is no other white space. Free strings may use any JSON
+escape; enum, const, pattern and format have `json.dumps`'s spelling with ensure_ascii=False. Integers without bounds have up
+to 19 digits, numbers also up to 20 decimals and exponents below 308: every float64 under 1e308 and every int64 fits, and no
+number goes on for ever. Numbers with bounds have no exponents.
 """
 
 from __future__ import annotations
@@ -73,8 +72,8 @@ def _json_errors() -> Iterator[None]:
 def json_rules() -> Rules:
     """Return rules in which `root` is still to be defined, and to which `add_schema` can add schemas."""
     rules = Rules()
-    for name in ("root", "ws", *(name for group in SCALARS.values() for name in group)):
-        rules.reserve(name)
+    for fixed in ("root", "ws", *(name for group in SCALARS.values() for name in group)):
+        rules.reserve(fixed)
     rules.define("ws", '" "?')
     return rules
 

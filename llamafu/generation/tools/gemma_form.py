@@ -150,7 +150,7 @@ class GemmaForm(Form):
             if kind == "string" and not used:
                 return f"{quote} {writer.without((self._quote,))} {quote}"
         message = (
-            f"tools[{tool.place}].function.parameters/{path}: this model writes arguments in a form of its own, in which this "
-            "cannot be held; use plain types, enum, listed properties and items"
+            f"{path}: this model writes arguments in a form of its own, in which this cannot be held; use plain types, enum, "
+            "listed properties and items"
         )
         raise GrammarError(message)

@@ -43,14 +43,9 @@ class GrammarWriter:
         return add_schema(self.rules, {"type": "object"}, {"type": "object"}, "#", "object")
 
     def value(self, tool: Tool, schema: Any, path: str) -> str:
-        """Return the rule of a value by a schema that stands at `path` of a tool's parameters; GrammarError with the tool."""
-        try:
-            return add_schema(
-                self.rules, tool.parameters, schema, f"#/{path}".rstrip("/"), path.rsplit("/", 1)[-1] or tool.name
-            )
-        except GrammarError as error:
-            message = f"tools[{tool.place}].function.parameters: {error}"
-            raise GrammarError(message) from error
+        """Return the rule of a value by a schema that stands at `path` of a tool's parameters."""
+        hint = path.rsplit("/", 1)[-1] or tool.name
+        return add_schema(self.rules, tool.parameters, schema, f"#/{path}".rstrip("/"), hint)
 
     def without(self, marks: Iterable[str]) -> str:
         """Return the GBNF of any text that holds none of `marks`. Their first characters may not occur further inside of them.

@@ -32,18 +32,14 @@ class Tool:
 
     def listed_properties(self) -> dict[str, Any]:
         """Return the schemas of the arguments by name; GrammarError where the parameters say more than these."""
-        try:
-            check(self.parameters, "#")
-        except GrammarError as error:
-            message = f"tools[{self.place}].function.parameters: {error}"
-            raise GrammarError(message) from None
+        check(self.parameters, "#")
         beyond = sorted(set(self.parameters) - _LISTING)
         found = self.properties()
         unlisted = [key for key in self.parameters.get("required", ()) if key not in found]
         if beyond or unlisted:
             message = (
-                f"tools[{self.place}].function.parameters: this model writes each argument by itself, so that "
-                f"{', '.join(beyond or map(repr, unlisted))} cannot be held; list the arguments in properties"
+                f"this model writes each argument by itself, so that {', '.join(beyond or map(repr, unlisted))} cannot be held; "
+                "list the arguments in properties"
             )
             raise GrammarError(message)
         return found
