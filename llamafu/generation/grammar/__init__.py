@@ -70,7 +70,7 @@ def _json_errors() -> Iterator[None]:
 
 
 def json_rules() -> Rules:
-    """Return rules in which `root` is still to be defined, and to which `add_schema` can add schemas."""
+    """Return rules in which `root` is still to be defined, and to which `add_schema` adds."""
     rules = Rules()
     for fixed in ("root", "ws", *(name for group in SCALARS.values() for name in group)):
         rules.reserve(fixed)
@@ -79,10 +79,7 @@ def json_rules() -> Rules:
 
 
 def add_schema(rules: Rules, root: Any, schema: Any, path: str, hint: str) -> str:
-    """Add a schema, which stands at `path` of the document `root`, to `json_rules`; return the name of its rule.
-
-    Raises GrammarError as `schema_to_gbnf` does; the rules are then as before.
-    """
+    """Add the schema at `path` of the document `root`; return its rule. GrammarError as of `schema_to_gbnf` changes nothing."""
     known, compiler = len(rules), _Compiler(root, rules)
     try:
         return compiler.value(schema, path, hint)

@@ -99,7 +99,7 @@ def _value_rule(writer: GrammarWriter, tool: Tool, key: str, schema: Any) -> str
         return writer.value(tool, schema, f"properties/{key}")
     if beyond := set(schema) - _PLAIN_STRING:
         message = (
-            f"properties/{key}: this model writes strings without quotes, for which {', '.join(sorted(beyond))} cannot be held; "
+            f"properties/{key}: this model writes strings without quotes, where {', '.join(sorted(beyond))} cannot be held; "
             "leave it out, or list the values in enum"
         )
         raise GrammarError(message)

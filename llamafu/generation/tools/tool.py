@@ -38,7 +38,7 @@ class Tool:
         unlisted = [key for key in self.parameters.get("required", ()) if key not in found]
         if beyond or unlisted:
             message = (
-                f"this model writes each argument by itself, so that {', '.join(beyond or map(repr, unlisted))} cannot be held; "
+                f"this model writes each argument by itself, where {', '.join(beyond or map(repr, unlisted))} cannot be held; "
                 "list the arguments in properties"
             )
             raise GrammarError(message)
