@@ -2,20 +2,20 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from llamafu.generation.chat_options import split_options
 from llamafu.generation.chat_template import render, tokens_of
 from llamafu.generation.options import Options
+from llamafu.generation.sampling import grammar_source
 from llamafu.generation.tools.answer_format import AnswerFormat
 from llamafu.generation.tools.answer_grammar import CallRules, answer_grammar
 from llamafu.generation.tools.family import GENERIC, UNKNOWN, family_of, reasoning_of
 from llamafu.generation.tools.tool import callable_tools
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import Mapping, Sequence
 
     from llamafu._native.model import Model
     from llamafu.generation.chat_options import ChatArguments
@@ -50,7 +50,8 @@ def prepare(model: Model, messages: Sequence[Mapping[str, Any]], arguments: Chat
     if checked.grammar is not None or found is None:
         return ChatTurn(tokens, options, None)
     rules = CallRules(choice=chat.tool_choice, parallel=chat.parallel_tool_calls, held=rendered.is_generic)
-    grammar = answer_grammar(found, rendered.tools, rules, _schema_text(checked))
+    source = grammar_source(checked)
+    grammar = answer_grammar(found, rendered.tools, rules, None if source is None else source[1])
     if grammar is not None:
         options = {**options, "json_schema": None, "grammar": grammar}
     return ChatTurn(tokens, options, found)
@@ -90,11 +91,3 @@ def _control_tokens(model: Model, marks: Sequence[str]) -> dict[int, bytes]:
     """Return the tokens that are one of `marks` and write nothing, each with its mark."""
     found = ((model.single_token(mark), mark) for mark in marks)
     return {token: mark.encode() for token, mark in found if token is not None and not model.token_bytes(token)}
-
-
-def _schema_text(options: Options) -> str | None:
-    """Return the schema of the answer as text, None where there is none, or it is none: then the sampler refuses it."""
-    from llamafu.generation.grammar import schema_text
-
-    schema = options.json_schema
-    return schema_text(dict(schema)) if isinstance(schema, Mapping) else schema

@@ -42,7 +42,7 @@ def constrain(model: Model, options: Options) -> Constraint | None:
 
     Raises GrammarError.
     """
-    source = _grammar_source(options)
+    source = grammar_source(options)
     if source is None:
         return None
     from llamafu.generation.grammar import schema_to_gbnf
@@ -230,8 +230,8 @@ def _seed(seed: int | None) -> int:
     return int.from_bytes(digest, "little") % _SEEDS
 
 
-def _grammar_source(options: Options) -> tuple[str, str] | None:
-    """Return the option that a grammar comes from and its text, None where there is none."""
+def grammar_source(options: Options) -> tuple[str, str] | None:
+    """Return the option that a grammar comes from and its text, None where there is none; GrammarError for no text."""
     if options.json_schema is None:
         if options.grammar is not None and not isinstance(options.grammar, str):
             message = f"grammar: {options.grammar!r} is no text; legal is GBNF as str"
@@ -240,7 +240,7 @@ def _grammar_source(options: Options) -> tuple[str, str] | None:
     if not isinstance(options.json_schema, str | Mapping):
         message = f"json_schema: {options.json_schema!r} is no schema; legal are a mapping and JSON text"
         raise GrammarError(message)
-    from llamafu.generation.grammar import schema_text
+    from llamafu.generation.grammar.schema_text import schema_text
 
     schema = options.json_schema
     return "json_schema", schema if isinstance(schema, str) else schema_text(dict(schema))

@@ -169,6 +169,13 @@ def test_an_answer_of_a_schema_or_a_call(llm, template):
     """With both, it is one of the two; with a grammar of the caller's it is text."""
     template(HERMES)
     options = {"tools": [NOW], "json_schema": {"enum": ["yes", "no"]}, "max_tokens": 60}
+    for schema, told in (
+        ("{", "JSON schema: not JSON"),
+        ([], r"json_schema: \[\] is no schema"),
+        ({"not": 1}, "JSON schema: #/not"),
+    ):
+        with pytest.raises(GrammarError, match=told):
+            llm.chat([USER], tools=[NOW], json_schema=schema)
     kinds = set()
     for seed in range(6):
         completion = llm.chat([USER], seed=seed, **options)

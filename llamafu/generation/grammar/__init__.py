@@ -12,8 +12,7 @@ number goes on for ever. Numbers with bounds have no exponents.
 from __future__ import annotations
 
 import json
-from contextlib import contextmanager
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from llamafu.errors import GrammarError
 from llamafu.generation.grammar.branches import as_list, tags, unsure_pairs
@@ -32,11 +31,9 @@ from llamafu.generation.grammar.scalars import (
     string,
 )
 from llamafu.generation.grammar.schema import Schema, Schemas, is_closed, merge, narrow, types
+from llamafu.generation.grammar.schema_text import read_schema
 from llamafu.generation.grammar.unique import MOST_DISTINCT, distinct
 from llamafu.generation.grammar.validity import Validity
-
-if TYPE_CHECKING:
-    from collections.abc import Iterator
 
 
 def schema_to_gbnf(schema: dict[str, Any] | str) -> str:
@@ -47,26 +44,9 @@ def schema_to_gbnf(schema: dict[str, Any] | str) -> str:
     (title, description, default, examples, x-..., ...) are ignored; those that ask for something, such as a format of no
     pattern here, and `uniqueItems` of items that are not few, are logged once by `llamafu.grammar`.
     """
-    with _json_errors():
-        root = json.loads(schema if isinstance(schema, str) else schema_text(schema))
-    rules = json_rules()
+    root, rules = read_schema(schema), json_rules()
     rules.define("root", add_schema(rules, root, root, "#", "document"))
     return rules.text()
-
-
-def schema_text(schema: dict[str, Any]) -> str:
-    """Return a schema as JSON text; GrammarError where it is none."""
-    with _json_errors():
-        return json.dumps(schema)
-
-
-@contextmanager
-def _json_errors() -> Iterator[None]:
-    try:
-        yield
-    except (TypeError, ValueError, RecursionError) as error:
-        message = f"JSON schema: not JSON: {error}"
-        raise GrammarError(message) from error
 
 
 def json_rules() -> Rules:

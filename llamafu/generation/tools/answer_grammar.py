@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 from llamafu.errors import GrammarError
 from llamafu.generation.grammar import add_schema
+from llamafu.generation.grammar.schema_text import read_schema
 from llamafu.generation.tools.grammar_writer import GrammarWriter
 from llamafu.generation.tools.tool import Tool, callable_tools, named_function
 
@@ -91,7 +92,7 @@ def _grammar(wanted: _Wanted) -> str:
             joint = "" if form.after_text is None else f" ({' '.join(filter(None, [writer.text(form.after_text), calls]))})?"
             answers.append(plain + joint)
     if wanted.schema is not None and not wanted.is_forced:
-        document = json.loads(wanted.schema)
+        document = read_schema(wanted.schema)
         answers.append(add_schema(writer.rules, document, document, "#", "document"))
     answer = writer.rules.add("answer", " | ".join(answers))
     if wanted.closing and (wanted.is_forced or wanted.schema is not None or (form is not None and form.after_text is None)):
