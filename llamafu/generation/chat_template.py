@@ -10,8 +10,9 @@ from typing import TYPE_CHECKING, Any
 from llamafu.errors import ErrorCode, LlamafuError, TemplateLimitError
 from llamafu.generation.chat_options import ChatOptions
 from llamafu.generation.chat_prompt import ChatPrompt, NoPlaceError, wants_parts
-from llamafu.generation.jinja_template import compiled
+from llamafu.generation.jinja_template import TemplateRefusalError, compiled
 from llamafu.generation.messages import read_messages, read_tools
+from llamafu.generation.tools.family import family_of
 from llamafu.generation.tools.generic import told_in_messages
 from llamafu.generation.tools.tool import callable_tools
 
@@ -101,26 +102,37 @@ def _in_words_of(template: str, message: dict[str, Any]) -> dict[str, Any]:
 def _with_tools(
     prompt: ChatPrompt, messages: list[dict[str, Any]], chat: RenderedChat, *, is_generic_legal: bool
 ) -> RenderedChat:
-    """Render a chat; where the template has no place for tools or their calls, with these as text, if that is legal."""
+    """Render a chat; where the template has no place for tools or their calls, with these as text, if that is legal.
+
+    A template of no known family that raises is taken for one that has no place: many of these want roles to alternate.
+    """
     try:
         return replace(chat, text=prompt.of(messages, chat.tools))
-    except NoPlaceError:
-        if not is_generic_legal:
+    except (NoPlaceError, TemplateRefusalError) as error:
+        has_calls = any(message.get("tool_calls") or message["role"] in {"tool", "function"} for message in messages)
+        is_legal = is_generic_legal and (chat.tools or has_calls)
+        if not is_legal or not (isinstance(error, NoPlaceError) or family_of(chat.template) is None):
             raise
-    names = list(callable_tools(chat.tools))
+        refusal = error
+    text = _told_as_text(prompt, messages, chat.tools)
+    if text is None:
+        raise refusal
+    return replace(chat, text=text, is_generic=True)
+
+
+def _told_as_text(prompt: ChatPrompt, messages: list[dict[str, Any]], tools: Sequence[Mapping[str, Any]]) -> str | None:
+    """Return a prompt that tells of tools in a message; None where the template raises or shows no such message."""
+    names = list(callable_tools(tools))
     for to_system in (True, False):
         try:
-            text = prompt.of(told_in_messages(messages, chat.tools, to_system=to_system), ())
+            text = prompt.of(told_in_messages(messages, tools, to_system=to_system), ())
         except TemplateLimitError:
             raise
         except LlamafuError:
-            if not to_system:
-                raise
             continue
         if all(name in text for name in names):
-            return replace(chat, text=text, is_generic=True)
-    message = "tools: this model's chat template shows neither them nor a message that tells of them; leave them out"
-    raise LlamafuError(message, code=ErrorCode.INVALID_PARAM)
+            return text
+    return None
 
 
 def tokenize(model: Model, messages: Sequence[Mapping[str, Any]], options: ChatOptions | None = None) -> list[int]:

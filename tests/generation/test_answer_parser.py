@@ -87,6 +87,7 @@ ANSWERS = {
         (f"weather\n{PARIS}", "", [WEATHER]),
         (f"all\nI look. >>> x\n>>>weather\n{PARIS}>>>now\n{{}}", "I look. >>> x", [WEATHER, NOW]),
         ("all\nHello", "Hello", []),
+        (">>>now\n{}", "", [NOW]),  # the prompt ends with this mark
     ],
     "DeepSeek V3.1": [
         (f"{ALL}{BEGIN}weather{SEP}{PARIS}{END}{ALL_END}", "", [WEATHER]),

@@ -296,8 +296,9 @@ def test_what_cannot_be_held(family, parameters):
 def test_all_tools_together_are_bounded(monkeypatch):
     """Each schema by itself may take as many steps as one alone, but not a thousand of them."""
     monkeypatch.setattr("llamafu.generation.grammar.schema.MOST_STEPS", 10_000)
-    part = {f"p{i}": {"type": "string"} for i in range(40)}
-    heavy = {"type": "object", "allOf": [{"properties": {**part, f"x{i}": {}}} for i in range(40)]}
+    part = {f"p{i}": {"type": "string"} for i in range(6)}
+    heavy = {"type": "object", "allOf": [{"properties": {**part, f"x{i}": {}}} for i in range(6)]}
+    grammar_of(GENERIC, [{"type": "function", "function": {"name": "f", "parameters": heavy}}], CallRules(choice="required"))
     tools = [{"type": "function", "function": {"name": f"f{i}", "parameters": heavy}} for i in range(1000)]
     with pytest.raises(GrammarError, match=r"^tools\[\d+\]\.function\.parameters: JSON schema: "):
         grammar_of(GENERIC, tools, CallRules(choice="required"))
@@ -365,8 +366,21 @@ def test_a_template_that_refuses_system_messages_tells_the_user(llm, template):
         assert prompt_of(llm, [USER], tools=[NOW]).startswith("<user>You may call these functions.")
         assert prompt_of(llm, [USER], tools=[NOW]).endswith("\n\nhi</><assistant>")
     template("{{ messages | length }}")
-    with pytest.raises(LlamafuError, match="shows neither them nor a message"):
+    with pytest.raises(LlamafuError, match="has no place for them"):
         llm.chat([USER], tools=[NOW])
+    alternating = (
+        "{% for m in messages %}{% if (m.role == 'user') != (loop.index0 % 2 == 0) %}{{ raise_exception('roles alternate') }}"
+        "{% endif %}<{{ m.role }}>{{ m.content }}</>{% endfor %}"
+    )
+    template(alternating)
+    call = {"role": "assistant", "tool_calls": [{"function": {"name": "now", "arguments": "{}"}}]}
+    history = [USER, call, {"role": "tool", "content": "12:00"}]
+    assert "<tool_response>\n12:00" in prompt_of(llm, history, tools=[NOW])
+    for options in ({"generic_tools": False}, {"chat_template": "{# <tool_call> #}" + alternating}):
+        with pytest.raises(LlamafuError, match="roles alternate"):
+            llm.chat(history, tools=[NOW], **options)
+    with pytest.raises(LlamafuError, match="roles alternate"):
+        llm.chat([USER, USER])
 
 
 def test_optional_calls_of_the_generic_form_are_held_too(llm, template, monkeypatch):

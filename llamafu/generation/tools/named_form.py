@@ -76,8 +76,9 @@ class RecipientForm(Form):
     after_text: str | None = ">>>"
 
     def begin(self, reading: Reading) -> Steps[None]:
-        """Read the first recipient."""
+        """Read the first recipient; a second mark before it is forgiven."""
         reading.reader.attempt()
+        yield from reading.reader.accept(">>>")
         yield from self.read(reading, "")
 
     def read(self, reading: Reading, mark: str) -> Steps[None]:
