@@ -20,6 +20,7 @@ from llamafu.cli.arguments import (
 )
 from llamafu.cli.style import BOLD, DIM, Style, colour
 from llamafu.errors import ContextOverflowError, LlamafuError
+from llamafu.generation.completion import Piece
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -89,6 +90,7 @@ class _Conversation:
         self._style = Style(sys.stderr)
         self._messages: list[dict[str, str]] = []
         self._clear()
+        self._is_thinking = False  # reasoning was printed last
         self.failures = 0
 
     @property
@@ -139,16 +141,29 @@ class _Conversation:
         with stream:
             try:
                 for piece in stream:
-                    sys.stdout.write(piece)
-                    sys.stdout.flush()
+                    self._show(piece)
             except KeyboardInterrupt:
                 if not sys.stdin.isatty():
                     raise
                 stream.close()
         sys.stdout.write("\n")
         completion = stream.completion
-        self._messages = [*messages, {"role": "assistant", "content": completion.text}]
+        thoughts = {"reasoning_content": completion.reasoning} if completion.reasoning else {}
+        self._messages = [*messages, {"role": "assistant", "content": completion.text, **thoughts}]
         self._explain_end(completion)
+
+    def _show(self, piece: str) -> None:
+        """Print a piece of an answer; reasoning goes to stderr, so that stdout has answers only."""
+        reasoning = piece.reasoning if isinstance(piece, Piece) else ""
+        if reasoning:
+            sys.stderr.write(self._style(reasoning, DIM))
+            sys.stderr.flush()
+        if self._is_thinking and len(piece):
+            sys.stderr.write("\n")
+            sys.stderr.flush()
+        self._is_thinking = (self._is_thinking or bool(reasoning)) and not len(piece)
+        sys.stdout.write(piece)
+        sys.stdout.flush()
 
     def _explain_end(self, completion: Completion) -> None:
         if completion.finish_reason == "cancelled":

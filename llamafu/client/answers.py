@@ -11,11 +11,15 @@ from llamafu.service.fields import Fields, as_number
 
 @dataclass(frozen=True, slots=True)
 class Message:
-    """A message of a chat, or in a stream the part of it that a chunk adds. `content` is empty where a tool is called."""
+    """A message of a chat, or in a stream the part of it that a chunk adds. `content` is empty where a tool is called.
+
+    `reasoning` is what the model wrote down before its answer, where the server tells it.
+    """
 
     role: str
     content: str
     tool_calls: tuple[dict[str, Any], ...] = field(default=(), hash=False)
+    reasoning: str = ""
 
 
 @dataclass(frozen=True, slots=True)
@@ -180,6 +184,7 @@ def _message(data: Any, where: str, problems: list[str]) -> Message:
         role=fields.text("role", "assistant"),
         content=fields.text("content", "", empty=True),
         tool_calls=tuple(call for call in calls if isinstance(call, dict)),
+        reasoning=fields.text("reasoning_content", "", empty=True),
     )
 
 

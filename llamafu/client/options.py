@@ -71,12 +71,12 @@ class ChatGenerationArguments(GenerationArguments, total=False):
     """Options of chats beside those of completions; `llamafu.generation.chat_options.ChatOptions` explains the template's.
 
     top_logprobs: number of alternatives to report beside each token.
-    tool_choice: OpenAI's; which of the tools the answer may or must call.
     """
 
     top_logprobs: int | None
     tools: Sequence[Mapping[str, Any]] | None
     tool_choice: str | Mapping[str, Any] | None
+    parallel_tool_calls: bool | None
     chat_template_kwargs: Mapping[str, Any] | None
     add_generation_prompt: bool | None
     continue_final_message: bool | None

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, cast
 
 from llamafu.engine.request_handle import completed
 from llamafu.errors import LlamafuError
-from llamafu.generation.completion import Piece
+from llamafu.generation.completion import joined
 
 if TYPE_CHECKING:
     import asyncio
@@ -28,7 +28,7 @@ class AsyncRequestStream(AsyncIterator[str]):
     """Yields pieces of text as they are made; after the last one there is `completion`.
 
     For one event loop; only `cancel` may be called from any thread. Pieces that queue up while nobody reads are joined to one.
-    With `logprobs`, each is a `Piece`.
+    With `logprobs`, reasoning or calls, each is a `Piece`.
     """
 
     def __init__(self, submit: Submit, request: Request, loop: asyncio.AbstractEventLoop) -> None:
@@ -50,11 +50,8 @@ class AsyncRequestStream(AsyncIterator[str]):
         pieces: list[str] = []
         while self._inbox and isinstance(self._inbox[0], str):
             pieces.append(cast("str", self._inbox.popleft()))
-        if len(pieces) == 1:
-            return pieces[0]
         if pieces:
-            reported = [entry for piece in pieces if isinstance(piece, Piece) for entry in piece.logprobs]
-            return Piece("".join(pieces), tuple(reported)) if reported else "".join(pieces)
+            return pieces[0] if len(pieces) == 1 else joined(pieces)
         self._over = True
         outcome = self._inbox.popleft()
         assert not isinstance(outcome, str)  # noqa: S101 - all strings were taken above

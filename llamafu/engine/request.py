@@ -10,18 +10,22 @@ from llamafu.generation.options import Options
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
+    from llamafu.generation.tools.answer_format import AnswerFormat
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Request(Options):
     """A prompt with the options of `complete`.
 
     `prompt` is text, or token ids. `priority`: a higher one is started first. `timeout`: seconds after which the request
-    is ended with `finish_reason` "cancelled", with what there is by then; None is no limit.
+    is ended with `finish_reason` "cancelled", with what there is by then; None is no limit. `answer_format` says how the
+    answer of a chat is parted into text, reasoning and calls; None: all of it is text.
     """
 
     prompt: str | Sequence[int]
     priority: int = 0
     timeout: float | None = None
+    answer_format: AnswerFormat | None = None
 
     def __post_init__(self) -> None:
         Options.__post_init__(self)

@@ -45,7 +45,7 @@ class SequenceRun:
         self.handle = handle
         self.tokens = list(prompt)
         self.prompt_length = len(prompt)
-        self.answer = AnswerBuilder(request, capacity=limit - len(prompt))
+        self.answer = AnswerBuilder(request, capacity=limit - len(prompt), answer_format=request.answer_format)
         self.status = SequenceStatus.WAITING
         self.number: int | None = None
         """Its sequence number in the KV cache; None while it has none."""

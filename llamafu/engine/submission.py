@@ -11,13 +11,12 @@ from llamafu.engine.request import Request
 from llamafu.engine.request_handle import RequestHandle
 from llamafu.engine.sequence import SequenceRun
 from llamafu.errors import ContextOverflowError, MultimodalError, UnsupportedError
-from llamafu.generation import chat_template as chat_module
-from llamafu.generation.chat_options import split_options
+from llamafu.generation.chat_turn import prepare
 from llamafu.generation.completion import Completion
 from llamafu.generation.options import Options
 from llamafu.generation.prompt import check_prompt, demand_continuing
 from llamafu.generation.prompt_lookup import PromptLookup
-from llamafu.generation.sampling import constrain, prepare
+from llamafu.generation.sampling import constrain, prepare_samplers
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Callable, Iterable, Iterator, Mapping, Sequence
@@ -103,12 +102,11 @@ class Submission:
 
     def chat_request(self, messages: Sequence[Mapping[str, Any]], options: ChatArguments) -> Request:
         """Return the request whose prompt is `messages`, formatted by the chat template."""
-        chat, others = split_options(options)
         self._worker.demand_open()
         demand_continuing(self._runtime.instance.context)
         with self._runtime.sharing() as model:
-            tokens = chat_module.tokenize(model, messages, chat)
-        return request_of(tokens, others)
+            turn = prepare(model, messages, options)
+        return Request(prompt=turn.tokens, answer_format=turn.answer_format, **turn.options)
 
     def _submit(self, asked: Sequence[tuple[Request, RequestHandle]]) -> list[RequestHandle]:
         self._worker.demand_open()
@@ -126,7 +124,7 @@ class Submission:
             check_prompt(prompt, model)
         lora = self._adapters.lora_set(request.lora)
         with self._runtime.sharing() as model:
-            prepare(model, request)
+            prepare_samplers(model, request)
             constraint = constrain(model, request)
         longest = self._runtime.instance.context.longest
         sequence = SequenceRun(request, prompt, lora, handle, limit=longest, constraint=constraint)

@@ -4,13 +4,15 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
-from llamafu.generation.completion import AppliedLora, Completion, Piece, Usage
+from llamafu.generation.completion import AppliedLora, Completion, Piece, Usage, joined
 from llamafu.generation.options import REST_OF_CONTEXT
 from llamafu.generation.stop_strings import TextAssembler
+from llamafu.generation.tools.answer_format import AnswerParser
 
 if TYPE_CHECKING:
     from llamafu.generation.completion import FinishReason, Timings, TokenLogprob
     from llamafu.generation.options import Options
+    from llamafu.generation.tools.answer_format import AnswerFormat
     from llamafu.lora.active_set import LoraSet
 
 
@@ -18,22 +20,26 @@ class AnswerBuilder:
     """Collects the tokens of one generation and their log probabilities, and releases their text. One thread at a time.
 
     `capacity`: how many tokens the context has left after the prompt; the answer ends there at the latest.
+    `answer_format`: how the answer of a chat is parted into text, reasoning and calls; None: all of it is text.
     """
 
-    def __init__(self, options: Options, *, capacity: int) -> None:
+    def __init__(self, options: Options, *, capacity: int, answer_format: AnswerFormat | None = None) -> None:
         self.tokens: list[int] = []
         self.max_tokens = capacity if options.max_tokens == REST_OF_CONTEXT else min(options.max_tokens, capacity)
         self._min_tokens = options.min_tokens
         self._text = TextAssembler(options.stops)
         self._logprobs: list[TokenLogprob] | None = None if options.logprobs is None else []
+        self._parser = None if answer_format is None else AnswerParser(answer_format)
+        self._spelled = {} if answer_format is None else answer_format.spelled
         self._sent = 0  # log probabilities that a `piece` has had
 
     def add_token(self, token: int, logprob: TokenLogprob | None, token_bytes: bytes) -> str:
-        """Add a token; return the text that is now safe to show, perhaps none."""
+        """Add a token; return the text that is now safe to show, perhaps none; with reasoning and calls it is a `Piece`."""
         self.tokens.append(token)
         if logprob is not None and self._logprobs is not None:
             self._logprobs.append(logprob)
-        return self._text.push(token_bytes, may_stop=len(self.tokens) > self._min_tokens)
+        text = self._text.push(self._spelled.get(token, token_bytes), may_stop=len(self.tokens) > self._min_tokens)
+        return text if self._parser is None else self._parser.feed(text)
 
     @property
     def finish_reason(self) -> FinishReason | None:
@@ -44,15 +50,16 @@ class AnswerBuilder:
 
     def finish(self) -> str:
         """End the text; return what was held back, nothing after a stop string or the second time."""
-        return self._text.finish()
+        rest = self._text.finish()
+        return rest if self._parser is None else joined([self._parser.feed(rest), self._parser.finish()])
 
     def piece(self, text: str) -> str:
         """Return released text with the log probabilities reported since the last piece, if they were asked for."""
         if self._logprobs is None:
             return text
-        piece = Piece(text, tuple(self._logprobs[self._sent :]))
+        reported = Piece("", tuple(self._logprobs[self._sent :]))
         self._sent = len(self._logprobs)
-        return piece
+        return joined([reported, text])
 
     def completion(
         self,
@@ -64,16 +71,20 @@ class AnswerBuilder:
         lora: tuple[AppliedLora, ...],
         seed: int | None,
     ) -> Completion:
-        """Return the completion; `finish` comes first."""
+        """Return the completion; `finish` comes first. A call that ended by itself is the reason of the end."""
+        parser = self._parser
+        calls = () if parser is None else parser.tool_calls
         return Completion(
-            text=self._text.text,
+            text=self._text.text if parser is None else parser.text,
             tokens=tuple(self.tokens),
-            finish_reason=reason,
+            finish_reason="tool_calls" if calls and reason == "stop" else reason,
             usage=Usage(prompt_tokens, len(self.tokens), cached_tokens),
             timings=timings,
             lora=lora,
             logprobs=None if self._logprobs is None else tuple(self._logprobs),
             seed=seed,
+            tool_calls=calls,
+            reasoning="" if parser is None else parser.reasoning,
         )
 
 

@@ -10,6 +10,7 @@ from typing import Any, TypeVar
 from llamafu.generation.messages import read_tools
 from llamafu.generation.option_spec import OptionSpec, about, list_options, specs_of
 from llamafu.generation.options import OPTION_SPECS, OptionArguments, refuse_unknown, takes_options
+from llamafu.generation.tools.tool import choice_problem
 
 _F = TypeVar("_F", bound=Callable[..., Any])
 _OURS = ("messages", "tools", "bos_token", "eos_token", "add_generation_prompt", "continue_final_message")
@@ -20,6 +21,9 @@ class ChatArguments(OptionArguments, total=False):
     """The keyword arguments of `chat`, for type checkers; `ChatOptions` says what those mean that `Options` does not."""
 
     tools: Sequence[Mapping[str, Any]] | None
+    tool_choice: str | Mapping[str, Any]
+    parallel_tool_calls: bool
+    generic_tools: bool
     chat_template: str | None
     chat_template_kwargs: Mapping[str, Any] | None
     add_generation_prompt: bool | None
@@ -28,14 +32,32 @@ class ChatArguments(OptionArguments, total=False):
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ChatOptions:
-    """Checked options of one chat's prompt. Raises TypeError, and ValueError where the last two are both True.
+    """Checked options of one chat. Raises TypeError, and ValueError for tools that are not there, or the last two both True.
 
     Without the last two, the last message decides: an assistant's is continued, after any other an answer begins.
     """
 
     tools: Sequence[Mapping[str, Any]] | None = field(
         default=None,
-        metadata=about("functions in OpenAI's form, for the template; an error where it has no place for them", flag=False),
+        metadata=about("functions in OpenAI's form that the answer may call", flag=False),
+    )
+    tool_choice: str | Mapping[str, Any] = field(
+        default="auto",
+        metadata=about(
+            '"auto", "none", "required" or {"type": "function", "function": {"name": ...}}; '
+            "a grammar holds the answer to the last two",
+            flag=False,
+        ),
+    )
+    parallel_tool_calls: bool = field(
+        default=True, metadata=about("False: a grammar holds the answer to one call at most", flag=False)
+    )
+    generic_tools: bool = field(
+        default=True,
+        metadata=about(
+            "tools are told in a system message where the template has no place for them; False makes that an error",
+            flag=False,
+        ),
     )
     chat_template: str | None = field(default=None, metadata=about("a Jinja template in place of the model's own", flag=False))
     chat_template_kwargs: Mapping[str, Any] | None = field(
@@ -59,25 +81,33 @@ class ChatOptions:
             read_tools(self.tools, problems)
         if self.chat_template is not None and not isinstance(self.chat_template, str):
             problems.append(f"chat_template is {type(self.chat_template).__name__}; give the text of a Jinja template")
-        more = {} if self.chat_template_kwargs is None else self.chat_template_kwargs
-        if not isinstance(more, Mapping) or not all(isinstance(name, str) for name in more):
-            problems.append(f"chat_template_kwargs is {more!r}; give a mapping of the template's variables by name")
-        else:
-            problems += [
-                f"chat_template_kwargs.{name} is what the chat itself gives to its template; take it out of there"
-                for name in _OURS
-                if name in more
-            ]
+        problems += _problems_of_variables({} if self.chat_template_kwargs is None else self.chat_template_kwargs)
+        for name in ("parallel_tool_calls", "generic_tools"):
+            if not isinstance(getattr(self, name), bool):
+                problems.append(f"{name} is {getattr(self, name)!r}; give True or False")
         for name in ("add_generation_prompt", "continue_final_message"):
             if not isinstance(getattr(self, name), bool | None):
                 problems.append(f"{name} is {getattr(self, name)!r}; give True, False or None")
         if problems:
             raise TypeError("; ".join(problems))
+        if (problem := choice_problem(self.tool_choice, self.tools or ())) is not None:
+            raise ValueError(problem)
         if self.add_generation_prompt and self.continue_final_message:
             message = (
                 "add_generation_prompt begins a new answer and continue_final_message the last one's rest; give one of them"
             )
             raise ValueError(message)
+
+
+def _problems_of_variables(given: object) -> list[str]:
+    """Return what is wrong with a template's variables."""
+    if not isinstance(given, Mapping) or not all(isinstance(name, str) for name in given):
+        return [f"chat_template_kwargs is {given!r}; give a mapping of the template's variables by name"]
+    return [
+        f"chat_template_kwargs.{name} is what the chat itself gives to its template; take it out of there"
+        for name in _OURS
+        if name in given
+    ]
 
 
 CHAT_OPTION_SPECS: tuple[OptionSpec, ...] = specs_of(ChatOptions)

@@ -23,6 +23,12 @@ _SPOILED = re.compile(rf"""'{_KEY}'\s*:|\\"{_KEY}""")
 """Arguments as Python writes a dict, or as JSON inside JSON: the template was given a form that it is not written for."""
 
 
+class NoPlaceError(LlamafuError):
+    """The template leaves out tools, calls of them or their results."""
+
+    code = ErrorCode.INVALID_PARAM
+
+
 @functools.lru_cache(maxsize=8)
 def wants_parts(program: Callable[..., str]) -> bool:
     """Whether a template shows contents that are lists of parts, and drops plain strings."""
@@ -54,7 +60,7 @@ class ChatPrompt:
         self._parts = parts
 
     def of(self, messages: Messages, tools: Sequence[Mapping[str, Any]]) -> str:
-        """Return the prompt; `LlamafuError` where the template raises, or would drop tools or their calls."""
+        """Return the prompt; `LlamafuError` where the template raises, `NoPlaceError` where it would drop tools or calls."""
         continues = self._continues(messages)
         if self._parts:
             messages = [{**message, "content": _part(message["content"])} for message in messages]
@@ -63,9 +69,9 @@ class ChatPrompt:
         if tools and self._leaves_out(tools, prompt, lambda: self._ended(messages, (), continues=continues)):
             message = (
                 "tools: this model's chat template has no place for them, so the model would not hear of them; "
-                "leave them out, describe them in a system message, or take a model that was trained with tools"
+                "allow the generic form (generic_tools), leave them out, or take a model that was trained with tools"
             )
-            raise LlamafuError(message, code=ErrorCode.INVALID_PARAM)
+            raise NoPlaceError(message)
         return prompt
 
     def _continues(self, messages: Messages) -> bool:
@@ -140,9 +146,9 @@ class ChatPrompt:
             what = "tool_calls" if messages[where].get("tool_calls") else "content"
             message = (
                 f"messages[{where}].{what}: this model's chat template has no place for calls of tools and what they gave; "
-                "leave them out, or say it as text"
+                "allow the generic form (generic_tools), leave them out, or say it as text"
             )
-            raise LlamafuError(message, code=ErrorCode.INVALID_PARAM)
+            raise NoPlaceError(message)
         if best < 0:
             return messages  # the real run will raise the template's own error
         readable = all(arguments_of(call) is not None for call in calls)

@@ -3,9 +3,14 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, field
-from typing import Literal, Self
+from typing import TYPE_CHECKING, Literal, Self
 
-FinishReason = Literal["stop", "length", "cancelled"]
+if TYPE_CHECKING:
+    from collections.abc import Iterable
+
+    from llamafu.generation.tool_call import ToolCall, ToolCallDelta
+
+FinishReason = Literal["stop", "length", "cancelled", "tool_calls"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -69,21 +74,59 @@ class TokenLogprob:
 
 
 class Piece(str):
-    """A piece of a streamed text, with the log probabilities of the tokens since the last piece."""
+    """A piece of a streamed text, with what came beside it since the last piece. It is true where it brings anything to show.
 
-    __slots__ = ("logprobs",)
+    logprobs: the log probabilities of its tokens, where they were asked for.
+    reasoning: more of the reasoning, which is not text.
+    tool_calls: parts of calls.
+    """
+
+    __slots__ = ("logprobs", "reasoning", "tool_calls")
     logprobs: tuple[TokenLogprob, ...]
+    reasoning: str
+    tool_calls: tuple[ToolCallDelta, ...]
 
-    def __new__(cls, text: str, logprobs: tuple[TokenLogprob, ...]) -> Self:
-        """Make a piece of a text and its log probabilities."""
+    def __new__(
+        cls,
+        text: str,
+        logprobs: tuple[TokenLogprob, ...] = (),
+        *,
+        reasoning: str = "",
+        tool_calls: tuple[ToolCallDelta, ...] = (),
+    ) -> Self:
+        """Make a piece of a text and what comes beside it."""
         piece = super().__new__(cls, text)
         piece.logprobs = logprobs
+        piece.reasoning = reasoning
+        piece.tool_calls = tool_calls
         return piece
+
+    def __bool__(self) -> bool:
+        return bool(len(self) or self.reasoning or self.tool_calls)
+
+
+def joined(pieces: Iterable[str]) -> str:
+    """Return pieces that follow each other as one: a plain string where none of them is a `Piece`."""
+    parts = list(pieces)
+    text = "".join(parts)
+    more = [part for part in parts if isinstance(part, Piece)]
+    if not more:
+        return text
+    return Piece(
+        text,
+        tuple(entry for part in more for entry in part.logprobs),
+        reasoning="".join(part.reasoning for part in more),
+        tool_calls=tuple(delta for part in more for delta in part.tool_calls),
+    )
 
 
 @dataclass(frozen=True, slots=True)
 class Completion:
-    """A finished generation. `tokens` are all generated ids: a stop string's tokens are among them, its text is not."""
+    """A finished generation. `tokens` are all generated ids: a stop string's tokens are among them, its text is not.
+
+    Of a chat, `tool_calls` are the calls that the answer makes, and `reasoning` what the model wrote down before it; neither
+    is in `text`.
+    """
 
     text: str
     tokens: tuple[int, ...]
@@ -94,6 +137,8 @@ class Completion:
     logprobs: tuple[TokenLogprob, ...] | None = field(default=None, repr=False)
     seed: int | None = None
     """The option of that name that makes the same draws again: what was given, or was drawn; None where it never started."""
+    tool_calls: tuple[ToolCall, ...] = ()
+    reasoning: str = ""
 
     def __str__(self) -> str:
         return self.text

@@ -32,6 +32,12 @@ _FILLING = ("center", "indent", "slice", "batch", "wordwrap", "truncate")
 _WIDE_FORMAT = re.compile(r"%[^a-zA-Z%]*(\*|\d{7})")
 
 
+class TemplateRefusalError(LlamafuError):
+    """The template raised: it does not take these messages, or not in this form."""
+
+    code = ErrorCode.INVALID_PARAM
+
+
 @functools.lru_cache(maxsize=8)
 def compiled(template: str) -> Program:
     """Compile a chat template in the environment that model authors write for (transformers' conventions).
@@ -64,7 +70,7 @@ def compiled(template: str) -> Program:
             raise
         except Exception as error:  # an untrusted program may raise anything
             message = f"the model's chat template refuses these messages: {_told(error)}"
-            raise LlamafuError(message, code=ErrorCode.INVALID_PARAM) from error
+            raise TemplateRefusalError(message) from error
 
     return run
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import math
 import reprlib
 from collections.abc import Mapping, Sequence
 from itertools import islice
@@ -11,6 +10,7 @@ from typing import Any
 
 from llamafu._util.nulls import without_nulls
 from llamafu._util.suggestions import did_you_mean
+from llamafu.generation.json_text import read_json
 
 _TEXTS = ("name", "tool_call_id", "reasoning_content")
 _ANSWERS_ONLY = ("refusal", "annotations", "audio", "function_call")
@@ -82,17 +82,10 @@ def arguments_of(call: Mapping[str, Any]) -> dict[str, Any] | None:
     if not given.strip():
         return {}
     try:
-        found = json.loads(given, parse_constant=_finite, parse_float=_finite)
+        found = read_json(given)
     except (ValueError, RecursionError):
         return None
     return found if isinstance(found, dict) else None
-
-
-def _finite(text: str) -> float:
-    value = float(text)
-    if not math.isfinite(value):
-        raise ValueError(text)
-    return value
 
 
 def _cleaned(given: Any, where: str, otherwise: Any, problems: list[str]) -> Any:

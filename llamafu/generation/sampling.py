@@ -36,7 +36,7 @@ def constrain(model: Model, options: Options) -> Constraint | None:
 
     Raises GrammarError.
     """
-    source = _grammar_source(options)
+    source = grammar_source(options)
     if source is None:
         return None
     from llamafu.generation.grammar.constraint import Constraint
@@ -44,7 +44,7 @@ def constrain(model: Model, options: Options) -> Constraint | None:
     return Constraint(model.derived(_grammars_of).get(source, lambda: _gbnf_of(*source)))
 
 
-def prepare(model: Model, options: Options) -> None:
+def prepare_samplers(model: Model, options: Options) -> None:
     """Check what depends on the vocabulary, and keep what takes time to find in it, for the samplers of these options.
 
     Slow, as `constrain` is. Raises ValueError.
@@ -222,8 +222,11 @@ def _seed(seed: int) -> int:
     return int.from_bytes(digest, "little") % _SEEDS
 
 
-def _grammar_source(options: Options) -> tuple[str, object] | None:
-    """Return the option that a grammar comes from and its value, which can be compared; None where there is none."""
+def grammar_source(options: Options) -> tuple[str, Any] | None:
+    """Return the option that a grammar comes from and its value, which can be compared; None where there is none.
+
+    GrammarError for what is no text.
+    """
     if options.choices:
         return "choices", texts_of(options.choices)
     for name in ("grammar", "regex"):
@@ -238,7 +241,7 @@ def _grammar_source(options: Options) -> tuple[str, object] | None:
     if not isinstance(options.json_schema, str | Mapping):
         message = f"json_schema: {options.json_schema!r} is no schema; legal are a mapping and JSON text"
         raise GrammarError(message)
-    from llamafu.generation.grammar import schema_text
+    from llamafu.generation.grammar.schema_text import schema_text
 
     schema = options.json_schema
     return "json_schema", schema if isinstance(schema, str) else schema_text(dict(schema))

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 
 from llamafu.errors import ContextOverflowError, LlamafuError, UnsupportedError
 from llamafu.generation.answer import AnswerBuilder, applied_adapters
-from llamafu.generation.completion import Completion, FinishReason, Timings
+from llamafu.generation.completion import Completion, FinishReason, Timings, joined
 from llamafu.generation.prompt import check_prompt, demand_continuing
 from llamafu.generation.sampling import ENDED, TokenSampler, constrain
 from llamafu.lora.activation import Activation
@@ -19,6 +19,7 @@ if TYPE_CHECKING:
     from collections.abc import Sequence
 
     from llamafu.generation.options import Options
+    from llamafu.generation.tools.answer_format import AnswerFormat
     from llamafu.lora.active_set import LoraSet
     from llamafu.lora.registry import LoadedAdapter
     from llamafu.model.session import Session
@@ -30,7 +31,14 @@ class Generation:
     After an error `completion` has what was made before it.
     """
 
-    def __init__(self, session: Session, prompt: Sequence[int], options: Options, lora: LoraSet[LoadedAdapter]) -> None:
+    def __init__(
+        self,
+        session: Session,
+        prompt: Sequence[int],
+        options: Options,
+        lora: LoraSet[LoadedAdapter],
+        answer_format: AnswerFormat | None = None,
+    ) -> None:
         self._session = session
         self._lora = lora
         self._prompt = tuple(prompt)
@@ -52,7 +60,7 @@ class Generation:
         self._switch = state_switch(context, lora)
         self._activation = Activation(lora, self._prompt)
         self._segments = plan(self._prompt, self._activation.prompt_states(), context.n_batch)
-        self._answer = AnswerBuilder(options, capacity=context.longest - len(prompt))
+        self._answer = AnswerBuilder(options, capacity=context.longest - len(prompt), answer_format=answer_format)
         self._sampler = TokenSampler(model, options, self._prompt, constrain(model, options))
         self._own = threading.RLock()
         self._stepping = False
@@ -124,7 +132,7 @@ class Generation:
             return self._finish("stop")
         shown = self._answer.add_token(token, logprob, instance.model.token_bytes(token))
         reason: FinishReason | None = "stop" if self._sampler.is_complete else self._answer.finish_reason
-        return shown if reason is None else shown + self._finish(reason)
+        return shown if reason is None else joined([shown, self._finish(reason)])
 
     def _compute(self, *, continued: bool) -> bool:
         """Bring the KV memory up to the last token; False when cancelled midway.

@@ -14,6 +14,7 @@ from llamafu._util.arguments import check_whole
 from llamafu.errors import MultimodalError
 from llamafu.generation import chat_template
 from llamafu.generation.chat_options import ChatArguments, split_options, takes_chat_options
+from llamafu.generation.chat_turn import prepare
 from llamafu.generation.embedding_input import EmbeddingInput, check_text_lengths, longest_text
 from llamafu.generation.options import OptionArguments, Options, takes_options
 from llamafu.generation.prompt import demand_continuing
@@ -36,6 +37,7 @@ if TYPE_CHECKING:
     from llamafu.generation.completion import Completion
     from llamafu.generation.embedding_input import Texts
     from llamafu.generation.pooling import Pooling
+    from llamafu.generation.tools.answer_format import AnswerFormat
     from llamafu.lora.handles import LoraAdapter
     from llamafu.lora.scales import LoraScales
 
@@ -185,13 +187,13 @@ class Llamafu:
         """Answer `messages`, OpenAI's ({"role", "content"} each), formatted by the model's own chat template.
 
         An assistant's message at the end is continued. The options are those of `ChatOptions` and of `Options`. Raises what
-        `complete` raises, and `LlamafuError` where the template rejects the messages or would drop the tools.
+        `complete` raises, and `LlamafuError` where the template rejects the messages.
         """
         return self._start_chat(messages, options).run()
 
     @takes_chat_options
     def stream_chat(self, messages: Sequence[Mapping[str, Any]], **options: Unpack[ChatArguments]) -> Stream:
-        """Like `chat`, as an iterator of text pieces."""
+        """Like `chat`, as an iterator of text pieces; a `Piece` has reasoning and parts of calls beside its text."""
         return Stream(self._start_chat(messages, options), self)
 
     def embed(
@@ -279,8 +281,9 @@ class Llamafu:
 
     def _start_chat(self, messages: Sequence[Mapping[str, Any]], options: ChatArguments) -> Generation:
         demand_continuing(self._session.instance.context)
-        checked = Options.of(split_options(options)[1])
-        return self._generation(self.tokenize_chat(messages, **options), checked)
+        with self._session.model_in_use() as model:
+            turn = prepare(model, messages, options)
+        return self._generation(turn.tokens, Options.of(turn.options), turn.answer_format)
 
     def _start(self, prompt: str, options: Options) -> Generation:
         if not isinstance(prompt, str):
@@ -288,10 +291,10 @@ class Llamafu:
             raise TypeError(message)
         return self._generation(self.tokenize(prompt), options)
 
-    def _generation(self, tokens: list[int], options: Options) -> Generation:
+    def _generation(self, tokens: list[int], options: Options, read_as: AnswerFormat | None = None) -> Generation:
         if options.media:
             message = f"media has {len(options.media)} entries, but this model was opened without a projector"
             raise MultimodalError(message)
         lora = self._adapters.lora_set(options.lora)  # calls the user's scale functions, so before any lock is held
         with self._session.model_in_use():
-            return Generation(self._session, tokens, options, lora)
+            return Generation(self._session, tokens, options, lora, read_as)

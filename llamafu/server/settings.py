@@ -147,6 +147,9 @@ class Settings:
     prompt_lookup_num_tokens: int = setting(
         whole(0, MOST_DRAFTED), "next tokens that a step guesses from earlier places of each text; 0 is off", 0
     )
+    no_generic_tools: bool = setting(
+        flag, "refuse tools where the chat template has no place for them, in place of a system message", default=False
+    )
     bank_rank: int = setting(whole(1), "rank units that adapters share", 128)
     threads: int | None = setting(whole(1), "threads to compute with (default: every CPU)", None)
     library: str | None = setting(not_empty, "libllama to use, a file or a folder (default: search)", None)

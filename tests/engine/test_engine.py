@@ -608,7 +608,7 @@ def test_submitting_does_not_block_the_loop(tiny_model, tiny_dir, tmp_path, monk
 
     with made(tiny_model, path, kernel="none") as engine:
         monkeypatch.setattr("llamafu.adapters.reader.read_adapter", slowly(read_adapter))
-        monkeypatch.setattr("llamafu.engine.submission.chat_module.tokenize", slowly(chat_template.tokenize))
+        monkeypatch.setattr("llamafu.generation.chat_turn.tokens_of", slowly(chat_template.tokens_of))
         asyncio.run(main(engine))
         assert max(gaps) < 0.3
         assert empty(engine)

@@ -52,6 +52,13 @@ def url(real, tiny_model):
         yield url
 
 
+@pytest.fixture(scope="module")
+def strict_url(real, tiny_model):
+    """A server that refuses tools where the template has no place for them."""
+    with Engine(tiny_model, n_ctx=256, library=real.path) as engine, serving(engine, no_generic_tools=True) as url:
+        yield url
+
+
 def ask(url, **body):
     return httpx.post(
         f"{url}/v1/chat/completions", json={"messages": [USER], "max_tokens": 1, **body}, headers={"X-Api-Key": API}
@@ -252,8 +259,8 @@ def test_a_template_for_tools_alone(llm, template, monkeypatch):
 
 
 @pytest.mark.parametrize("stream", [False, True])
-def test_tools_without_a_place_are_refused(llm, url, template, stream):
-    """Also by a template that says something else when there are any, or shows only one of them."""
+def test_tools_without_a_place_are_refused(llm, url, strict_url, template, stream):
+    """Where the generic form is off. Also by a template that says something else when there are any, or shows only one."""
     second = {"type": "function", "function": {"name": "later"}}
     for text in (
         CHATML,
@@ -261,10 +268,10 @@ def test_tools_without_a_place_are_refused(llm, url, template, stream):
         CHATML + "{% if tools %}{{ tools[0] | tojson }}{% endif %}",
     ):
         template(text)
-        status, message = asked(url, tools=[TOOL, second], stream=stream)
+        status, message = asked(strict_url, tools=[TOOL, second], stream=stream)
         assert (status, message.partition(":")[0]) == (400, "tools")
         with pytest.raises(LlamafuError, match="^tools: this model's chat template has no place for them"):
-            llm.chat([USER], tools=[TOOL, second])
+            llm.chat([USER], tools=[TOOL, second], generic_tools=False)
     assert asked(url, tools=[TOOL], tool_choice="none") == asked(url)
     assert asked(url, tools=[]) == asked(url)
     shown = CHATML + "{{ tools | tojson }}"
@@ -274,7 +281,7 @@ def test_tools_without_a_place_are_refused(llm, url, template, stream):
     assert asked(url, tools=[TOOL]) > asked(url)
 
 
-def test_calls_and_results_without_a_place_are_refused(llm, url, template):
+def test_calls_and_results_without_a_place_are_refused(llm, strict_url, template):
     template(
         "{% for m in messages %}{% if m.role in ['user', 'assistant'] %}<{{ m.role }}>{{ m.content }}{% endif %}{% endfor %}"
     )
@@ -282,10 +289,10 @@ def test_calls_and_results_without_a_place_are_refused(llm, url, template):
         (called(name="f", arguments="{}"), "messages[1].tool_calls"),
         ({"role": "tool", "content": "x"}, "messages[1].content"),
     ):
-        status, told = asked(url, messages=[USER, message, USER])
+        status, told = asked(strict_url, messages=[USER, message, USER])
         assert (status, told.partition(":")[0]) == (400, field)
         with pytest.raises(LlamafuError, match="has no place for calls of tools"):
-            llm.chat([USER, message])
+            llm.chat([USER, message], generic_tools=False)
 
 
 def test_a_message_of_openai_comes_back_as_history(llm, url, template):

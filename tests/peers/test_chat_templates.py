@@ -90,7 +90,7 @@ def test_prompts_are_those_of_transformers(name):
     theirs = tokenizer.apply_chat_template(
         messages, tools=tools, chat_template=template, tokenize=False, add_generation_prompt=True
     )
-    assert chat_template.render(Told(template), messages, ChatOptions(tools=tools)) == theirs
+    assert chat_template.render(Told(template), messages, ChatOptions(tools=tools)).text == theirs
 
 
 def test_an_answer_is_continued_where_transformers_continues_it():
@@ -99,4 +99,4 @@ def test_an_answer_is_continued_where_transformers_continues_it():
         template = TEMPLATES[name][0]
         last = [*PLAIN, {"role": "assistant", "content": "I say"}]
         theirs = tokenizer.apply_chat_template(last, chat_template=template, tokenize=False, continue_final_message=True)
-        assert chat_template.render(Told(template), last) == theirs
+        assert chat_template.render(Told(template), last).text == theirs

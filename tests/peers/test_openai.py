@@ -1,6 +1,7 @@
 """`llamafu serve` with the openai package: what its users call, and every error as its exceptions."""
 
 import asyncio
+import json
 import threading
 import time
 from typing import Literal
@@ -119,22 +120,31 @@ def test_structured_answers(client):
     Answer.model_validate_json(told.choices[0].text)
 
 
-def test_tools_go_to_the_template(client):
-    """The template of the tiny model has no place for tools: calls in messages are refused, and so are tools to choose from."""
-    function = {"name": "look", "description": "d", "parameters": {"type": "object", "properties": {"q": {"type": "string"}}}}
-    call = {"id": "1", "type": "function", "function": {"name": "look", "arguments": "{}"}}
-    messages = [
-        *HI,
-        {"role": "assistant", "content": None, "tool_calls": [call]},
-        {"role": "tool", "tool_call_id": "1", "content": "found"},
-    ]
-    tools = [{"type": "function", "function": function}]
-    with pytest.raises(openai.BadRequestError, match="no place for calls of tools"):
-        client.chat.completions.create(model="tiny", messages=messages, **GREEDY)
-    with pytest.raises(openai.BadRequestError, match="tools: this model.s chat template has no place for them"):
-        client.chat.completions.create(model="tiny", messages=HI, tools=tools, **GREEDY)
-    with pytest.raises(openai.BadRequestError, match="tool_choice is 'required'"):
-        client.chat.completions.create(model="tiny", messages=HI, tools=tools, tool_choice="required")
+def test_tools(client):
+    """Calls that a grammar holds the model to, whole and streamed, and their results; its template has no place for any."""
+    schema = {"type": "object", "properties": {"q": {"enum": ["a", "b"]}}, "required": ["q"], "additionalProperties": False}
+    function = {"name": "look", "description": "d", "parameters": schema, "strict": True}
+    options = {
+        "model": "tiny",
+        "tools": [{"type": "function", "function": function}],
+        "tool_choice": {"type": "function", "function": {"name": "look"}},
+        "max_tokens": 200,
+        "temperature": 0,
+    }
+    [choice] = client.chat.completions.create(messages=HI, **options).choices
+    [call] = choice.message.tool_calls
+    assert (choice.finish_reason, choice.message.content, call.function.name) == ("tool_calls", None, "look")
+    with client.chat.completions.stream(messages=HI, **options) as stream:
+        kinds = {event.type for event in stream}
+        final = stream.get_final_completion().choices[0].message.tool_calls[0].function
+    assert "tool_calls.function.arguments.done" in kinds
+    assert (final.arguments, final.parsed_arguments) == (call.function.arguments, json.loads(call.function.arguments))
+    messages = [*HI, choice.message.model_dump(), {"role": "tool", "tool_call_id": call.id, "content": "found"}]
+    assert client.chat.completions.create(messages=messages, **{**options, "tool_choice": "none"}).choices[0].message.content
+    with pytest.raises(openai.BadRequestError, match="tool_choice names 'f'"):
+        client.chat.completions.create(
+            messages=HI, **{**options, "tool_choice": {"type": "function", "function": {"name": "f"}}}
+        )
 
 
 def test_logprobs(client, alone):

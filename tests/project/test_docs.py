@@ -33,6 +33,9 @@ from llamafu.adapters.peft.module_factors import FOREIGN
 from llamafu.errors import ErrorCode, LlamafuError
 from llamafu.generation.chat_options import CHAT_OPTION_SPECS
 from llamafu.generation.options import OPTION_SPECS
+from llamafu.generation.tools.answer_format import AnswerFormat, AnswerParser
+from llamafu.generation.tools.family import FAMILIES
+from llamafu.generation.tools.tool import callable_tools
 
 desk = doc_pages.desk  # a fixture
 
@@ -91,6 +94,20 @@ def test_every_option_is_listed_with_default_limits_and_meaning():
 def test_every_option_of_chats_is_listed_with_default_and_meaning():
     rows = table(ROOT / "docs" / "generating.md", "Option of chats")
     assert rows == [[spec.name, repr(spec.default), spec.doc] for spec in CHAT_OPTION_SPECS]
+
+
+def test_every_family_of_calls_is_listed_with_a_call():
+    """Each call of the table is one to the reader of its family."""
+    text = (ROOT / "docs" / "generating.md").read_text("utf-8")
+    rows = re.findall(
+        r"^\| ([^|]+) \| `+ ?(.*?)(?: ``)?`? \|$", text.partition("| Family |")[2].partition("\n\n")[0], re.MULTILINE
+    )
+    assert [name for name, _ in rows] == [family.name for family in FAMILIES]
+    for (_, call), family in zip(rows, FAMILIES, strict=True):
+        parser = AnswerParser(AnswerFormat(form=family.form, tools=callable_tools([{"name": "f"}])))
+        parser.feed(call.replace("\\|", "|").replace("\\n", "\n"))
+        parser.finish()
+        assert [called.name for called in parser.tool_calls] == ["f"], family.name
 
 
 def members(family, struct):

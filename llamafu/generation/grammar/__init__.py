@@ -1,20 +1,18 @@
 """JSON Schema to GBNF, the grammar format that llama.cpp constrains sampling with.
 
 Every text that the grammar allows is valid under the schema. The reverse does not hold: where the schema allows many forms,
-the grammar has one. Properties come in the order of their declaration; an
-object without `additionalProperties` gets no others, a list with `prefixItems` but no `items` no further elements;
-a schema without `type` means the types that its keywords are about. At most one space follows "," and ":", and there is
-no other white space. Free strings may use any JSON escape; enum, const, pattern and format have `json.dumps`'s
-spelling with ensure_ascii=False. Integers without bounds have up to 19 digits, numbers also up to 20 decimals and
-exponents below 308: every float64 under 1e308 and every int64 fits, and no number goes on for ever. Numbers with
-bounds have no exponents.
+the grammar has one. Properties come in the order of their declaration; an object without `additionalProperties` gets no
+others, a list with `prefixItems` but no `items` no further elements; a schema without `type` means the types that its
+keywords are about. At most one space follows "," and ":", and there is no other white space. Free strings may use any JSON
+escape; enum, const, pattern and format have `json.dumps`'s spelling with ensure_ascii=False. Integers without bounds have up
+to 19 digits, numbers also up to 20 decimals and exponents below 308: every float64 under 1e308 and every int64 fits, and no
+number goes on for ever. Numbers with bounds have no exponents.
 """
 
 from __future__ import annotations
 
 import json
-from contextlib import contextmanager
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from llamafu.errors import GrammarError
 from llamafu.generation.grammar.branches import as_list, tags, unsure_pairs
@@ -34,13 +32,11 @@ from llamafu.generation.grammar.scalars import (
     string,
 )
 from llamafu.generation.grammar.schema import Schema, Schemas, is_closed, merge, narrow, types
+from llamafu.generation.grammar.schema_text import read_schema
 from llamafu.generation.grammar.unique import MOST_DISTINCT, distinct
 from llamafu.generation.grammar.validity import Validity
 
-if TYPE_CHECKING:
-    from collections.abc import Iterator
-
-__all__ = ["choices_to_gbnf", "regex_to_gbnf", "schema_text", "schema_to_gbnf"]
+__all__ = ["choices_to_gbnf", "regex_to_gbnf", "schema_to_gbnf"]
 
 
 def schema_to_gbnf(schema: dict[str, Any] | str) -> str:
@@ -51,48 +47,44 @@ def schema_to_gbnf(schema: dict[str, Any] | str) -> str:
     (title, description, default, examples, x-..., ...) are ignored; those that ask for something, such as a format of no
     pattern here, and `uniqueItems` of items that are not few, are logged once by `llamafu.grammar`.
     """
-    with _json_errors():
-        root = json.loads(schema if isinstance(schema, str) else schema_text(schema))
+    root, rules = read_schema(schema), json_rules()
+    rules.define("root", add_schema(rules, root, root, "#", "document"))
+    return rules.text()
+
+
+def json_rules() -> Rules:
+    """Return rules in which `root` is still to be defined, and to which `add_schema` adds."""
+    rules = Rules()
+    for fixed in ("root", "ws", *(name for group in SCALARS.values() for name in group)):
+        rules.reserve(fixed)
+    rules.define("ws", '" "?')
+    return rules
+
+
+def add_schema(rules: Rules, root: Any, schema: Any, path: str, hint: str) -> str:
+    """Add the schema at `path` of the document `root`; return its rule. GrammarError as of `schema_to_gbnf` changes nothing."""
+    known, compiler = len(rules), _Compiler(root, rules)
     try:
-        return _Compiler(root).grammar()
-    except RecursionError:
+        return compiler.value(schema, path, hint)
+    except (GrammarError, RecursionError) as error:
+        rules.undo(known)
+        if isinstance(error, GrammarError):
+            raise
         message = "JSON schema: nested too deep, or allOf joins recursive schemas into ever new ones"
         raise GrammarError(message) from None
-
-
-def schema_text(schema: dict[str, Any]) -> str:
-    """Return a schema as JSON text; GrammarError where it is none."""
-    with _json_errors():
-        return json.dumps(schema)
-
-
-@contextmanager
-def _json_errors() -> Iterator[None]:
-    try:
-        yield
-    except (TypeError, ValueError, RecursionError) as error:
-        message = f"JSON schema: not JSON: {error}"
-        raise GrammarError(message) from error
+    finally:
+        rules.steps = compiler.schemas.steps
 
 
 class _Compiler:
-    """Compiles one schema to a grammar: each subschema becomes a rule, equal ones share it."""
+    """Compiles one schema to rules: each subschema becomes a rule, equal ones share it."""
 
-    def __init__(self, root: Any) -> None:
-        self.schemas = Schemas(root)
+    def __init__(self, root: Any, rules: Rules) -> None:
+        self.schemas = Schemas(root, rules.steps)
         self.validity = Validity(self.schemas)
-        self.rules = Rules()
+        self.rules = rules
         self.names: dict[str, str] = {}  # subschema as JSON -> its rule
         self.lost: dict[str, ImpossibleError] = {}  # those that no value is valid under
-
-    def grammar(self) -> str:
-        """Return the whole grammar."""
-        self.rules.reserve("root")
-        for fixed in ("ws", *(name for group in SCALARS.values() for name in group)):
-            self.rules.reserve(fixed)
-        self.rules.define("ws", '" "?')
-        self.rules.define("root", self.value(self.schemas.root, "#", "document"))
-        return self.rules.text()
 
     def value(self, schema: Any, path: str, hint: str, above: frozenset[str] = frozenset()) -> str:
         """Return the rule of `schema`; `above` holds the enclosing subschemas that read no character before it."""

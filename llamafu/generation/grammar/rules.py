@@ -40,6 +40,8 @@ class Rules:
         self._counts: dict[str, int] = {}  # names made from one hint
         self._names: dict[str, str] = {}  # body -> name, for `add`
         self._size = 0
+        self.steps = 0
+        """Visits of subschemas while schemas were added: they are bounded for all of them together."""
 
     def __len__(self) -> int:
         return len(self._bodies)

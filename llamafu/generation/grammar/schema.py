@@ -80,15 +80,15 @@ def _common_types(left: Any, right: Any) -> list[str]:
 class Schemas:
     """All subschemas of one document, by reference."""
 
-    def __init__(self, root: Any) -> None:
+    def __init__(self, root: Any, steps: int = 0) -> None:
         self.root = root
-        self._steps = 0
+        self.steps = steps  # visits of subschemas so far, those of other documents of the same grammar among them
         self._anchors: dict[str, Any] | None = None
 
     def step(self, count: int = 1) -> None:
         """Count visits of subschemas, or work of the same size; GrammarError when there are too many."""
-        self._steps += count
-        if self._steps > MOST_STEPS:
+        self.steps += count
+        if self.steps > MOST_STEPS:
             refuse("#", f"more than {MOST_STEPS:,} steps are needed to compile it: it joins its parts into ever more ones")
 
     def _anchor(self, name: str) -> Any:

@@ -101,7 +101,8 @@ async def events_of(
                 finished(item)
                 yield event(writer.last(index, item))
             else:
-                yield event(writer.piece(index, item))
+                for chunk in writer.pieces(index, item):
+                    yield event(chunk)
         if with_usage:
             yield event(writer.usage([completions[index] for index in range(len(streams))]))
         yield dialect.done

@@ -51,6 +51,7 @@ class GenerationRoutes:
         self._limit = settings.max_time
         self._longest = settings.max_prompt
         self._ping = settings.ping
+        self._generic_tools = not settings.no_generic_tools
         self._ending = False
 
     def end_all(self) -> None:
@@ -73,7 +74,9 @@ class GenerationRoutes:
         body = request.body
 
         def make(options: dict[str, Any]) -> Request:
-            return self._engine.request_of_chat(body.messages, {**options, **body.chat_options()})
+            return self._engine.request_of_chat(
+                body.messages, {**options, **body.chat_options(), "generic_tools": self._generic_tools}
+            )
 
         return await self._answer(request.http, body, [make], chat=True)
 

@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal, TypeGuard
 from pydantic import BaseModel, BeforeValidator, Field, SkipValidation, ValidationInfo
 
 from llamafu.generation.messages import MESSAGE_FIELDS, PART_FIELDS, read_messages
+from llamafu.generation.tools.tool import LEGAL_CHOICE, is_choice
 from llamafu.server.schemas.field_types import JsonSchemaOf, Legal, Name, TokenIds, must_be, refuse
 from llamafu.service.fields import kind_of, shown
 
@@ -58,6 +59,25 @@ class ChatMessage(BaseModel):
     tool_calls: list[MessageToolCall] | None = None
     tool_call_id: str | None = None
     reasoning_content: str | None = None
+
+
+class NamedFunction(BaseModel):
+    """A function by its name."""
+
+    name: Name
+
+
+class NamedToolChoice(BaseModel):
+    """The choice of one function, which the answer has to call."""
+
+    type: Literal["function"]
+    function: NamedFunction
+
+
+def _tool_choice(given: object) -> object:
+    if not is_choice(given):
+        raise must_be(LEGAL_CHOICE)
+    return given
 
 
 def _messages(given: object, info: ValidationInfo) -> object:
@@ -181,6 +201,11 @@ Texts = Annotated[list[str], BeforeValidator(_list_of_texts), JsonSchemaOf(str |
 StopTexts = Annotated[list[str], BeforeValidator(_list_of_stops), JsonSchemaOf(str | list[str])]
 Prompts = Annotated[
     list[SkipValidation[str | list[int]]], BeforeValidator(_list_of_prompts), JsonSchemaOf(str | TokenIds | _SomePrompts)
+]
+ToolChoice = Annotated[
+    SkipValidation[str | dict[str, Any]],
+    BeforeValidator(_tool_choice),
+    JsonSchemaOf(Literal["auto", "none", "required"] | NamedToolChoice),
 ]
 Messages = Annotated[list[SkipValidation[dict[str, Any]]], BeforeValidator(_messages), JsonSchemaOf(_SomeMessages)]
 TextOrMessages = Annotated[

@@ -9,7 +9,7 @@ from pydantic import Field
 from llamafu.server.schemas.base import Answer, sometimes
 from llamafu.server.schemas.field_types import Count, UnixTime
 
-FinishReason = Literal["stop", "length"] | None
+FinishReason = Literal["stop", "length", "tool_calls"] | None
 Seed = Annotated[int, Field(description="what makes the same draws again")]
 
 
@@ -79,11 +79,28 @@ class TextChoice(Answer):
     seed: Seed = sometimes()
 
 
+class AnswerFunction(Answer):
+    """The function of a call. `arguments` is text: JSON, unless the model wrote something else."""
+
+    name: str
+    arguments: str
+
+
+class AnswerToolCall(Answer):
+    """A call that an answer makes."""
+
+    id: str
+    type: Literal["function"]
+    function: AnswerFunction
+
+
 class AssistantMessage(Answer):
-    """The message that answers a chat."""
+    """The message that answers a chat. Its content is null where it only calls tools."""
 
     role: Literal["assistant"]
-    content: str
+    content: str | None
+    reasoning_content: str = sometimes()
+    tool_calls: Annotated[list[AnswerToolCall], Field(min_length=1)] = sometimes()
 
 
 class ChatChoice(Answer):
@@ -96,11 +113,29 @@ class ChatChoice(Answer):
     seed: Seed = sometimes()
 
 
+class FunctionDelta(Answer):
+    """A part of a function's call: its name, then more of its arguments."""
+
+    name: str = sometimes()
+    arguments: str
+
+
+class ToolCallPart(Answer):
+    """A part of a call; the first one of a call has `id` and `type`."""
+
+    index: Count
+    id: str = sometimes()
+    type: Literal["function"] = sometimes()
+    function: FunctionDelta
+
+
 class AssistantDelta(Answer):
     """A part of a streamed message."""
 
     role: Literal["assistant"] = sometimes()
     content: str = sometimes()
+    reasoning_content: str = sometimes()
+    tool_calls: Annotated[list[ToolCallPart], Field(min_length=1, max_length=1)] = sometimes()
 
 
 class ChatDelta(Answer):

@@ -9,7 +9,7 @@ from pydantic import AliasChoices, Field
 
 from llamafu.server.schemas.adapter_choice import LoraChoice
 from llamafu.server.schemas.base import ObjectBody
-from llamafu.server.schemas.content import Messages, Prompts
+from llamafu.server.schemas.content import Messages, Prompts, ToolChoice
 from llamafu.server.schemas.option_fields import OPTION_NAMES, SamplingBody, option_field
 from llamafu.server.schemas.structured_outputs import JsonSchema, StructuredOutputs
 from llamafu.server.schemas.unsupported_fields import FOREIGN, UNSUPPORTED, WITHOUT_EFFECT, Unsupported
@@ -142,7 +142,9 @@ class ChatBody(GenerationBody):
     logprobs: bool | None = None
     top_logprobs: int | None = Field(None, ge=0, le=MOST_LOGPROBS)
     tools: list[dict[str, Any]] | None = Field(None, max_length=MOST_TOOLS)
-    tool_choice: Literal["none", "auto"] | None = None
+    tool_choice: ToolChoice | None = None
+    parallel_tool_calls: bool | None = None
+    reasoning_effort: str | None = None
     chat_template_kwargs: dict[str, Any] | None = Field(
         None, validation_alias=AliasChoices("chat_template_kwargs", "template_vars")
     )
@@ -150,10 +152,15 @@ class ChatBody(GenerationBody):
     continue_final_message: bool | None = None
 
     def chat_options(self) -> dict[str, Any]:
-        """Return how the messages become a prompt, as options of the engine's `chat`."""
+        """Return how the messages become a prompt, and what the answer may call, as options of the engine's `chat`."""
+        variables = self.chat_template_kwargs
+        if self.reasoning_effort is not None:
+            variables = {"reasoning_effort": self.reasoning_effort, **(variables or {})}
+        given = {"tool_choice": self.tool_choice, "parallel_tool_calls": self.parallel_tool_calls}
         return {
-            "tools": self.tools if self.tool_choice != "none" else None,
-            "chat_template_kwargs": self.chat_template_kwargs,
+            "tools": self.tools,
+            **{name: value for name, value in given.items() if value is not None},
+            "chat_template_kwargs": variables,
             "add_generation_prompt": self.add_generation_prompt,
             "continue_final_message": self.continue_final_message,
         }

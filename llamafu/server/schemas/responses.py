@@ -15,6 +15,7 @@ if TYPE_CHECKING:
     from collections.abc import Sequence
 
     from llamafu.generation.completion import Completion, TokenLogprob
+    from llamafu.generation.tool_call import ToolCallDelta
 
 _AT_ONCE = 32
 """Tokens whose probabilities are written at once: in between other threads get their turn."""
@@ -38,7 +39,7 @@ class Writer:
         """
         choices = []
         for index, one in enumerate(completions):
-            text = {"message": {"role": "assistant", "content": one.text}} if self.chat else {"text": one.text}
+            text = {"message": _message(one)} if self.chat else {"text": one.text}
             choice = {"index": index, **text, "finish_reason": _reason(one), **_seed(one)}
             choices.append(f'{_json(choice)[:-1]},"logprobs":{self._written(index, one.logprobs)}}}')
         rest = {"usage": usage(completions), "lora": lora(completions)}
@@ -48,10 +49,12 @@ class Writer:
         """Return the chunk that says who speaks; completions have none."""
         return self._chunk(index, {"role": "assistant", "content": ""}, _GOES_ON) if self.chat else None
 
-    def piece(self, index: int, text: str) -> dict[str, Any]:
-        """Return the chunk of one piece of text, with the probabilities that have come with it."""
-        found = self._probabilities(index, text.logprobs) if isinstance(text, Piece) else None
-        return self._chunk(index, {"content": text} if self.chat else text, {"finish_reason": None, "logprobs": found})
+    def pieces(self, index: int, piece: str) -> list[dict[str, Any]]:
+        """Return the chunks of one piece: reasoning, text and parts of calls, the probabilities with the first of them."""
+        parts = _deltas(piece) if self.chat else [piece]
+        found = self._probabilities(index, piece.logprobs) if isinstance(piece, Piece) and piece.logprobs else None
+        first = {"finish_reason": None, "logprobs": found}
+        return [self._chunk(index, part, _GOES_ON if number else first) for number, part in enumerate(parts)]
 
     def last(self, index: int, completion: Completion) -> dict[str, Any]:
         """Return the chunk that ends a choice, with the probabilities of tokens that no piece of text has come of."""
@@ -89,6 +92,42 @@ class Writer:
 
     def _probabilities(self, index: int, found: Sequence[TokenLogprob]) -> dict[str, Any]:
         return self._reports.setdefault(index, TokenReports(chat=self.chat)).write(found)
+
+
+def _message(completion: Completion) -> dict[str, Any]:
+    """Return the message of an answer; one that only calls tools has no content."""
+    calls = [
+        {"id": call.id, "type": "function", "function": {"name": call.name, "arguments": call.arguments}}
+        for call in completion.tool_calls
+    ]
+    return {
+        "role": "assistant",
+        "content": completion.text if completion.text or not calls else None,
+        **({"reasoning_content": completion.reasoning} if completion.reasoning else {}),
+        **({"tool_calls": calls} if calls else {}),
+    }
+
+
+def _deltas(piece: str) -> list[dict[str, Any]]:
+    """Return the parts of a message that a piece brings, one kind each: what clients add up expects no more."""
+    if not isinstance(piece, Piece):
+        return [{"content": piece}]
+    reasoning = [{"reasoning_content": piece.reasoning}] if piece.reasoning else []
+    calls = [{"tool_calls": [_call_part(delta)]} for delta in piece.tool_calls]
+    text = [{"content": str(piece)}] if len(piece) or not (reasoning or calls) else []
+    return [*reasoning, *text, *calls]
+
+
+def _call_part(delta: ToolCallDelta) -> dict[str, Any]:
+    """Return a part of a call: the first one has everything but arguments, later ones nothing else."""
+    if not delta.id:
+        return {"index": delta.index, "function": {"arguments": delta.arguments}}
+    return {
+        "index": delta.index,
+        "id": delta.id,
+        "type": "function",
+        "function": {"name": delta.name, "arguments": delta.arguments},
+    }
 
 
 def _reason(completion: Completion) -> str:

@@ -79,9 +79,7 @@ _ABOUT_THE_REQUEST = ("user", "metadata", "store", "safety_identifier", "service
 _ABOUT_CACHES_AND_SPEED = ("prompt_cache_key", "prompt_cache_retention", "prediction", "cache_salt", "cache_prompt", "id_slot")
 _ABOUT_REPORTS = ("timings_per_token", "return_progress")
 _OF_WHAT_IS_OFF = (*("smoothing_curve", "dynatemp_exponent", "dynatemp_low", "dynatemp_high"),)
-WITHOUT_EFFECT = frozenset(
-    {*_ABOUT_THE_REQUEST, *_ABOUT_CACHES_AND_SPEED, *_ABOUT_REPORTS, *_OF_WHAT_IS_OFF, "parallel_tool_calls"}
-)
+WITHOUT_EFFECT = frozenset({*_ABOUT_THE_REQUEST, *_ABOUT_CACHES_AND_SPEED, *_ABOUT_REPORTS, *_OF_WHAT_IS_OFF})
 """Fields that could not change the text of an answer here: they are about the request, or settings of what is refused above."""
 FOREIGN = frozenset({"mode", "models"})
 """Fields of other servers whose names look like misspelled ones of ours."""

@@ -1,0 +1,408 @@
+"""Answers as models of every family write them: text, reasoning and calls, whole and cut anywhere."""
+
+import json
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from llamafu.generation.completion import Piece, joined
+from llamafu.generation.tools.answer_format import AnswerFormat, AnswerParser
+from llamafu.generation.tools.family import FAMILIES, GENERIC, UNKNOWN, ReasoningMarks
+from llamafu.generation.tools.reader import Marks
+from llamafu.generation.tools.tool import callable_tools
+
+TOOLS = callable_tools(
+    [
+        {
+            "type": "function",
+            "function": {
+                "name": "weather",
+                "parameters": {"type": "object", "properties": {"city": {"type": "string"}, "days": {"type": "integer"}}},
+            },
+        },
+        {"type": "function", "function": {"name": "now"}},
+    ]
+)
+THINK = ReasoningMarks("<think>", "</think>")
+PARIS = '{"city": "Paris", "days": 2}'
+NOW, WEATHER = ("now", "{}"), ("weather", PARIS)
+BAR = "\N{FULLWIDTH VERTICAL LINE}"
+
+
+def deepseek(*words):
+    return f"<{BAR}{chr(0x2581).join(words)}{BAR}>"
+
+
+BEGIN, END, SEP = deepseek("tool", "call", "begin"), deepseek("tool", "call", "end"), deepseek("tool", "sep")
+ALL, ALL_END = deepseek("tool", "calls", "begin"), deepseek("tool", "calls", "end")
+HEAD = "<|start|>assistant"
+Q = '<|"|>'
+
+# fmt: off
+# Of each family: an answer, then the text and the calls in it.
+ANSWERS = {
+    "Hermes": [
+        (f'<tool_call>\n{{"name": "weather", "arguments": {PARIS}}}\n</tool_call>', "", [WEATHER]),
+        (f'Let me see.\n<tool_call>{{"arguments": {PARIS}, "name": "weather"}}</tool_call>', "Let me see.", [WEATHER]),
+        (
+            '<tool_call>\n{"name": "now", "arguments": {}}\n</tool_call>\n<tool_call>\n{"name": "now"}\n</tool_call>',
+            "",
+            [NOW, NOW],
+        ),
+        ('<tool_call>{"name": "now", "arguments": "{}"}</tool_call>', "", [NOW]),
+        ('<tool_call>[{"name": "now", "arguments": {}}, {"name": "now", "arguments": null}]</tool_call>', "", [NOW, NOW]),
+        (
+            '<tool_call>{"name": "weather", "arguments": {"city": "a\\"}</tool_call>{["}}</tool_call>',
+            "",
+            [("weather", '{"city": "a\\"}</tool_call>{["}')],
+        ),
+        ('<tool_call>{"name": "now", "arguments": {}}', "", [NOW]),  # it ended with the end of the text
+        ('<tool_call>{"name": "now", "arguments": {}</tool_call>', "", [NOW]),  # a brace is missing
+    ],
+    "Qwen3-Coder": [
+        (
+            (
+                "I'll look.\n\n<tool_call>\n<function=weather>\n<parameter=city>\nParis\n</parameter>\n"
+                "<parameter=days>\n2\n</parameter>\n</function>\n</tool_call>"
+            ),
+            "I'll look.",
+            [WEATHER],
+        ),
+        ("<function=now>\n</function>", "", [NOW]),
+        (
+            (
+                "<tool_call>\n<function=weather>\n<parameter=city>\n12\n3 <b>\n</parameter>\n<parameter=x>\nTrue\n"
+                '</parameter>\n<parameter=y>\n{"a": [1]}\n</parameter>\n</function>\n</tool_call>'
+            ),
+            "",
+            [("weather", '{"city": "12\\n3 <b>", "x": true, "y": {"a": [1]}}')],
+        ),
+    ],
+    "Functionary 3.1": [
+        (f"<function=weather>{PARIS}</function>", "", [WEATHER]),
+        (f"Both: <function=now>{{}}</function><function=weather>{PARIS}</function>", "Both:", [NOW, WEATHER]),
+    ],
+    "Functionary 3.2": [
+        (f"weather\n{PARIS}", "", [WEATHER]),
+        (f"all\nI look. >>> x\n>>>weather\n{PARIS}>>>now\n{{}}", "I look. >>> x", [WEATHER, NOW]),
+        ("all\nHello", "Hello", []),
+        (">>>now\n{}", "", [NOW]),  # the prompt ends with this mark
+    ],
+    "DeepSeek V3.1": [
+        (f"{ALL}{BEGIN}weather{SEP}{PARIS}{END}{ALL_END}", "", [WEATHER]),
+        (f"Well. {ALL}{BEGIN}now{SEP}{{}}{END}{BEGIN}weather{SEP}{PARIS}{END}{ALL_END}", "Well.", [NOW, WEATHER]),
+    ],
+    "DeepSeek R1": [
+        (f"{ALL}{BEGIN}function{SEP}weather\n```json\n{PARIS}\n```{END}{ALL_END}", "", [WEATHER]),
+        (
+            f"{ALL}{BEGIN}function{SEP}now\n```json\n{{}}\n```{END}\n{BEGIN}function{SEP}now\n```json\n{{}}\n```{END}{ALL_END}",
+            "",
+            [NOW, NOW],
+        ),
+    ],
+    "Command R7B": [
+        (
+            '<|START_ACTION|>[\n    {"tool_call_id": "0", "tool_name": "weather", "parameters": ' + PARIS + "},\n"
+            '    {"tool_call_id": "1", "tool_name": "now", "parameters": {}}\n]<|END_ACTION|>',
+            "",
+            [WEATHER, NOW],
+        ),
+        (f'<|START_ACTION|>[{{"tool_name": "weather", "parameters": {PARIS}}}]<|END_ACTION|>', "", [WEATHER]),
+    ],
+    "Command R": [
+        (f'Action: ```json\n[\n    {{\n "tool_name": "weather",\n "parameters": {PARIS}\n    }}\n]```', "", [WEATHER]),
+        ('Action:\n```json\n[\n  {"tool_name": "now", "parameters": {}}\n]\n```', "", [NOW]),
+    ],
+    "Mistral": [
+        (f'[TOOL_CALLS][{{"name": "weather", "arguments": {PARIS}, "id": "abcdefghi"}}]', "", [WEATHER]),
+        ('[TOOL_CALLS] [{"name": "now", "arguments": {}}, {"name": "now", "arguments": {}}]', "", [NOW, NOW]),
+    ],
+    "Mistral 2025": [
+        (f"[TOOL_CALLS]weather[ARGS]{PARIS}", "", [WEATHER]),
+        (f"Two.[TOOL_CALLS]now[CALL_ID]abcdefghi[ARGS]{{}}[TOOL_CALLS]weather[ARGS]{PARIS}", "Two.", [NOW, WEATHER]),
+    ],
+    "Gemma 4": [
+        (f"<|tool_call>call:weather{{city:{Q}Paris{Q},days:2}}<tool_call|>", "", [WEATHER]),
+        (
+            (
+                f'<|tool_call>call:weather{{city:{Q}a}}"b{Q},at:[1,{{{Q}k{Q}:null}},[]],o:{{}}}}<tool_call|>'
+                "<|tool_call>call:now{}"
+            ),
+            "",
+            [("weather", '{"city": "a}\\"b", "at": [1, {"k": null}, []], "o": {}}'), NOW],
+        ),
+    ],
+    "FunctionGemma": [
+        ("<start_function_call>call:weather{city:<escape>Paris<escape>,days:2}<end_function_call>", "", [WEATHER]),
+    ],
+    "Phi-4": [
+        (f'<|tool_call|>[{{"name": "weather", "arguments": {PARIS}}}]<|/tool_call|>', "", [WEATHER]),
+        ('<|tool_call|>{"name": "now", "arguments": {}}<|/tool_call|>', "", [NOW]),
+        ('functools[{"name": "now", "arguments": {}}]', "", [NOW]),
+        ("import functools", "import functools", []),
+    ],
+    "Granite": [
+        (f'<|tool_call|>[{{"name": "weather", "arguments": {PARIS}}}]', "", [WEATHER]),
+        ('<|tool_call|>[{"name": "now", "arguments": {}}, {"name": "now"}]', "", [NOW, NOW]),
+    ],
+    "Llama 3": [
+        (f'{{"name": "weather", "parameters": {PARIS}}}', "", [WEATHER]),
+        (f'<|python_tag|>{{"type": "x", "name": "weather", "parameters": {PARIS}}}; {{"name": "now"}}', "", [WEATHER, NOW]),
+        ('{"name": "Ann", "parameters": {}}', '{"name": "Ann", "parameters": {}}', []),  # JSON that was asked for
+        ('{"parameters": {}, "name": "Ann"}', '{"parameters": {}, "name": "Ann"}', []),
+    ],
+    "gpt-oss": [
+        (f"<|channel|>commentary to=functions.weather <|constrain|>json<|message|>{PARIS}<|call|>", "", [WEATHER]),
+        (f"to=functions.weather<|channel|>commentary json<|message|>{PARIS}", "", [WEATHER]),
+        ("<|channel|>final<|message|>Hello<|return|>", "Hello", []),
+        (f"<|channel|>final<|message|>a<|end|>{HEAD}<|channel|>commentary to=functions.now<|message|>{{}}<|call|>", "a", [NOW]),
+        ("Hello", "Hello", []),
+    ],
+}  # fmt: skip
+MALFORMED = {
+    "Hermes": [
+        "<tool_call>",
+        "<tool_call>\nnothing\n</tool_call>",
+        '<tool_call>{"nme": "now", "arguments": {}}</tool_call>',
+        '<tool_call>{"name": 3, "arguments": {}}</tool_call>',
+        '<tool_call>{"name": "now" "arguments": {}}</tool_call>',
+        '<tool_call>{"name": "now", "arguments": 3}</tool_call>',
+        "<tool_call>{'name': 'now'}</tool_call>",
+        '<tool_call>{"name": "no',
+        '<tool_call>{"arguments": {"a": ]}, "name": "now"}</tool_call>',
+        "a < b <tool_cal",
+    ],
+    "Qwen3-Coder": ["<tool_call>\nnow\n</tool_call>", "<function=now", "<function=a b>\n</function>", "<function=now>\nx"],
+    "Functionary 3.1": ["<function=now>x</function>", "<function=now", "<function=>{}</function>"],
+    "Functionary 3.2": ["nowhere\n{}", "now\nsoon", "weather"],
+    "DeepSeek V3.1": [f"{ALL}now", f"{BEGIN}now{{}}{END}", f"{BEGIN}now{SEP}soon{END}"],
+    "DeepSeek R1": [f"{BEGIN}function{SEP}now\n{{}}{END}", f"{BEGIN}function{SEP}now\n```json\nx\n```"],
+    "Command R7B": ['<|START_ACTION|>[{"name": "now", "parameters": {}}]<|END_ACTION|>', "<|START_ACTION|>[]"],
+    "Command R": ["Action: ```json\nnothing\n```", "Action: go"],
+    "Mistral": ["[TOOL_CALLS][]", "[TOOL_CALLS] now", "[TOOL_CALLS]", '[TOOL_CALLS]["now"]'],
+    "Mistral 2025": ["[TOOL_CALLS]now", "[TOOL_CALLS]now[ARGS]", "[TOOL_CALLS]a b[ARGS]{}", "[ARGS]{}"],
+    "Gemma 4": ["<|tool_call>now{}<tool_call|>", "<|tool_call>call:now", "<|tool_call>call:{}"],
+    "FunctionGemma": ["<start_function_call>now", "<start_function_call>call:now<end_function_call>"],
+    "Phi-4": ["<|tool_call|>now<|/tool_call|>", "functools[now]"],
+    "Granite": ["<|tool_call|>[]", '<|tool_call|>{"arguments": {}}'],
+    "Llama 3": ['{"a": 1}', "<|python_tag|>print(1)", '{"name": "now", "parameters": 3}', "{now}", '{"name": "no'],
+    "gpt-oss": ["<|channel|>" + "x" * 300, "<|channel|>final", "<|start|>assistant to=functions.now"],
+}
+# fmt: on
+FORMS = {family.name: family for family in FAMILIES}
+
+
+def format_of(name, **more):
+    family = FORMS.get(name, GENERIC)
+    return AnswerFormat(form=family.form, tools=TOOLS, id_length=family.id_length, **more)
+
+
+def parsed(answer_format, pieces):
+    """Parse pieces; return text, reasoning and calls, which are those that the stream adds up to."""
+    parser = AnswerParser(answer_format)
+    whole = joined([*(parser.feed(piece) for piece in pieces), parser.finish(), parser.finish()])
+    streamed = {}
+    for delta in getattr(whole, "tool_calls", ()):
+        name, arguments = streamed.get(delta.index, (delta.name, ""))
+        assert bool(delta.name) == bool(delta.id) == (delta.index not in streamed)
+        streamed[delta.index] = (name, arguments + delta.arguments)
+    calls = [(call.name, call.arguments) for call in parser.tool_calls]
+    assert list(streamed.values()) == calls
+    assert (str(whole), getattr(whole, "reasoning", "")) == (parser.text, parser.reasoning)
+    assert len({call.id for call in parser.tool_calls}) == len(calls)
+    assert all(len(call.id) == (answer_format.id_length or 29) for call in parser.tool_calls)
+    return parser.text, parser.reasoning, calls
+
+
+def every_cut(answer_format, text):
+    """Parse a text whole, character by character and cut in two anywhere; return the one result."""
+    result = parsed(answer_format, [text])
+    assert parsed(answer_format, text) == result
+    for at in range(1, len(text)):
+        assert parsed(answer_format, [text[:at], text[at:]]) == result, (text[:at], text[at:])
+    return result
+
+
+def test_every_family_has_its_answers():
+    assert set(ANSWERS) == set(MALFORMED) == set(FORMS)
+
+
+@pytest.mark.parametrize("name", ANSWERS)
+def test_calls_are_found(name):
+    for text, said, calls in ANSWERS[name]:
+        assert every_cut(format_of(name), text) == (said, "", calls), text
+
+
+@pytest.mark.parametrize("name", MALFORMED)
+def test_what_is_no_call_stays_text(name):
+    for text in MALFORMED[name]:
+        assert every_cut(format_of(name), text) == (text, "", []), text
+        if name not in {"Functionary 3.2", "Llama 3", "gpt-oss"}:
+            assert every_cut(format_of(name), f"Well:\n {text} .\n") == (f"Well:\n {text} .\n", "", [])
+
+
+@pytest.mark.parametrize("name", ANSWERS)
+def test_no_part_of_a_mark_is_shown(name):
+    """Text never has a piece of a call in it, at any moment."""
+    for text, said, _ in ANSWERS[name]:
+        parser = AnswerParser(format_of(name))
+        shown = ""
+        for character in text:
+            shown += parser.feed(character)
+            assert said.startswith(shown), (text, shown)
+
+
+@pytest.mark.parametrize("name", ANSWERS)
+def test_arguments_come_as_they_are_written(name):
+    """The name before the arguments, and these in many pieces, long before the end."""
+    text, _, calls = next(each for each in ANSWERS[name] if each[2] and each[2][0] == WEATHER and each[2][-1] != NOW)
+    parser = AnswerParser(format_of(name))
+    deltas = [delta for character in text for delta in getattr(parser.feed(character), "tool_calls", ())]
+    assert (deltas[0].name, deltas[0].arguments) == ("weather", "")
+    assert len(deltas) >= 3
+    assert "".join(delta.arguments for delta in deltas[:2]) != calls[0][1]
+
+
+def test_what_began_as_a_call_stays_one():
+    """Its name is told already; its arguments are what was written, up to the mark that ends it."""
+    hermes = format_of("Hermes")
+    assert every_cut(hermes, '<tool_call>{"name": "now", "arguments": {"a": ]}}</tool_call> and') == (
+        "and",
+        "",
+        [("now", '{"a": ]}}')],
+    )
+    assert every_cut(hermes, '<tool_call>{"name": "now", "arguments": {"a": "b') == ("", "", [("now", '{"a": "b')])
+    assert every_cut(hermes, '<tool_call>[{"name": "now", "arguments": {}}, 3]</tool_call>') == (
+        ", 3]</tool_call>",
+        "",
+        [NOW],
+    )
+    deep = "<|tool_call>call:now{a:" + "[" * 3000
+    name, arguments = every_cut(format_of("Gemma 4"), deep[:200])[2][0]
+    assert (name, arguments[:8]) == ("now", '{"a": [[')
+    assert parsed(format_of("Gemma 4"), [deep])[2][0][0] == "now"
+
+
+def test_a_name_alone_is_enough_only_where_there_is_a_mark():
+    unknown = AnswerFormat(form=UNKNOWN.form, tools=TOOLS)
+    assert every_cut(unknown, ' {"name": "now", "arguments": {}}') == ("", "", [NOW])
+    assert every_cut(unknown, '{"name": "never", "arguments": {}}')[2] == []
+    assert every_cut(unknown, '<tool_call>{"name": "never", "arguments": {}}</tool_call>')[2] == [("never", "{}")]
+
+
+REASONED = [
+    ("<think>\nHm.\n\nYes.\n</think>\n\nHello ", False, ("Hello ", "Hm.\n\nYes.", [])),
+    ("\n <think>Hm.</think>Hello", False, ("Hello", "Hm.", [])),
+    ("<think>\n\n</think>\n\nHello", False, ("Hello", "", [])),
+    ("Hm.\n</think>\n\nHello", True, ("Hello", "Hm.", [])),
+    ("<think>Hm.</think>Hello", True, ("Hello", "Hm.", [])),
+    ("Hm. I ", True, ("", "Hm. I", [])),
+    ("<think>Hm.", False, ("", "Hm.", [])),
+    ("Use <think> and </think>.", False, ("Use <think> and </think>.", "", [])),
+    ("<thin", False, ("<thin", "", [])),
+    (" Hello \n", False, (" Hello \n", "", [])),
+    ("", False, ("", "", [])),
+    ('<think>a <tool_call> b</think>\n<tool_call>{"name": "now"}</tool_call>\n', False, ("", "a <tool_call> b", [NOW])),
+]
+
+
+@pytest.mark.parametrize(("text", "is_thinking", "result"), REASONED)
+def test_reasoning_is_parted(text, is_thinking, result):
+    assert every_cut(format_of("Hermes", reasoning=THINK, is_thinking=is_thinking), text) == result
+
+
+def test_reasoning_of_other_families():
+    harmony = f"<|channel|>analysis<|message|>Hm. <|end|>{HEAD}<|channel|>final<|message|> Hello<|return|>"
+    assert every_cut(format_of("gpt-oss"), harmony) == ("Hello", "Hm.", [])
+    both = f"<|channel|>analysis<|message|>Hm.<|end|>{HEAD} to=functions.now<|channel|>commentary json<|message|>{{}}<|call|>"
+    assert every_cut(format_of("gpt-oss"), both) == ("", "Hm.", [NOW])
+    marks = ReasoningMarks("<|START_THINKING|>", "<|END_THINKING|>", ("<|START_RESPONSE|>", "<|END_RESPONSE|>"))
+    said = "<|START_THINKING|>Hm.<|END_THINKING|><|START_RESPONSE|>Hello<|END_RESPONSE|>"
+    assert every_cut(format_of("Command R7B", reasoning=marks), said) == ("Hello", "Hm.", [])
+    thought = ReasoningMarks("<|channel>thought", "<channel|>")
+    assert every_cut(format_of("Gemma 4", reasoning=thought), "<|channel>thought\nHm.\n<channel|>Hello") == ("Hello", "Hm.", [])
+    assert every_cut(AnswerFormat(form=None, reasoning=THINK), "<think>Hm.</think><tool_call>") == ("<tool_call>", "Hm.", [])
+
+
+PARTS = [
+    *("<tool_call>", "</tool_call>", "<think>", "</think>", '{"name": "now", "arguments": {', "}", '"', "\\", "[", " ", "x"),
+    *("[TOOL_CALLS]", "now[ARGS]", "<function=now>", "<parameter=a>", "</parameter>", "</function>", BEGIN, "now", SEP, END),
+    *("<|channel|>", "<|message|>", "final", "to=functions.now", "<|end|>", "<|tool_call>call:now{", Q, ":", ",", ">>>", "\n"),
+    *("<|START_ACTION|>", '{"tool_name": "now", "parameters": {', "<|tool_call|>", "Action:\n```json", "```", "]"),
+]
+
+
+@given(st.sampled_from(list(ANSWERS)), st.lists(st.sampled_from(PARTS), max_size=12), st.data())
+def test_no_cut_changes_anything(name, parts, data):
+    """Whatever is written: the same result, nothing twice, and text as it was where no call was found."""
+    text = "".join(parts)
+    answer_format = format_of(name, reasoning=THINK, is_thinking=data.draw(st.booleans()))
+    result = parsed(answer_format, [text])
+    at = sorted(data.draw(st.lists(st.integers(0, len(text)), max_size=6)))
+    pieces = [text[start:end] for start, end in zip([0, *at], [*at, len(text)], strict=True)]
+    assert parsed(answer_format, pieces) == result
+    assert parsed(answer_format, text) == result
+    said, thought, calls = result
+    if not calls and not thought and name not in {"gpt-oss", "Functionary 3.2"} and not text.lstrip().startswith("<think>"):
+        assert said == text or answer_format.is_thinking
+
+
+BY_JSON = ["Hermes", "Mistral", "Granite", "Llama 3", "Mistral 2025", "DeepSeek V3.1", "Functionary 3.1"]
+VALUES = st.recursive(
+    st.none() | st.booleans() | st.floats(allow_nan=False, allow_infinity=False) | st.text(),
+    lambda inner: st.lists(inner, max_size=3) | st.dictionaries(st.text(), inner, max_size=3),
+    max_leaves=8,
+)
+
+
+@given(st.sampled_from(BY_JSON), VALUES)
+def test_any_arguments_come_through(name, value):
+    arguments = json.dumps({"x": value}, ensure_ascii=False)
+    written = next(each[0] for each in ANSWERS[name] if each[2] == [WEATHER])
+    assert parsed(format_of(name), [written.replace(PARIS, arguments)])[2] == [("weather", arguments)]
+
+
+def test_what_json_cannot_hold_is_never_made():
+    """Numbers that are not finite, and halves of surrogate pairs, which escapes may spell."""
+    name = "Qwen3-Coder"
+    for value, written in (("NaN", '"NaN"'), ("1e999", '"1e999"'), ('"\\ud800"', '"\\ud800"'), ("12", "12"), ("[1", '"[1"')):
+        text = f"<function=now>\n<parameter=x>\n{value}\n</parameter>\n</function>"
+        assert every_cut(format_of(name), text)[2] == [("now", f'{{"x": {written}}}')]
+    text = '<tool_call>{"name": "\\ud800", "arguments": {}}</tool_call>'
+    assert every_cut(format_of("Hermes"), text) == (text, "", [])
+
+
+def test_nothing_that_is_written_or_given_is_an_exception():
+    """The engine's thread reads answers: lists without an end, and schemas that are none."""
+    odd = callable_tools([{"name": "now", "parameters": {"properties": {"x": {"enum": 5}, "y": 3, "z": {"type": []}}}}])
+    for key in "xyz":
+        text = f"<function=now>\n<parameter={key}>\n{'[' * 100_000}{']' * 100_000}\n</parameter>\n</function>"
+        parser = AnswerParser(AnswerFormat(form=FORMS["Qwen3-Coder"].form, tools=odd))
+        parser.feed(text)
+        parser.finish()
+        assert json.loads(parser.tool_calls[0].arguments) == {key: "[" * 100_000 + "]" * 100_000}
+    deep = f"<tool_call>{{{'[' * 100_000}{']' * 100_000}: 1}}</tool_call>"
+    assert parsed(format_of("Hermes"), [deep]) == (deep, "", [])
+
+
+def test_a_tool_with_an_odd_name_is_called_by_it():
+    odd = AnswerFormat(form=FORMS["Mistral 2025"].form, tools=callable_tools([{"name": "my tool <1>"}]))
+    assert every_cut(odd, "[TOOL_CALLS]my tool <1>[ARGS]{}")[2] == [("my tool <1>", "{}")]
+
+
+def test_marks_do_not_hide_each_other():
+    for family in [*FAMILIES, GENERIC, UNKNOWN]:
+        for marks in (family.form.marks, family.form.inner_marks):
+            for one in marks:
+                assert not any(one != other and one in other for other in marks), (family.name, one)
+    with pytest.raises(AssertionError):
+        assert Marks(["ab", "abc"]).search("abc", 0).group() == "abc"
+
+
+def test_a_piece_is_true_where_it_brings_something():
+    assert not Piece("")
+    assert Piece("a")
+    assert Piece("", reasoning="a")
+    assert joined(["a", "b"]).__class__ is str
+    assert joined([Piece("a", reasoning="x"), "b"]).reasoning == "x"
