@@ -36,8 +36,8 @@ class ChatTurn:
 def prepare(model: Model, messages: Sequence[Mapping[str, Any]], arguments: ChatArguments) -> ChatTurn:
     """Make the prompt of a chat, and the grammar of its answer where calls are held to their form.
 
-    With a grammar, regex or choices of the caller's the whole answer is text. Raises what `render` raises, TypeError and ValueError for options,
-    and GrammarError for the schema of a tool that cannot be held to.
+    With a grammar, regex or choices of the caller's the whole answer is text. Raises what `render` raises, TypeError and
+    ValueError for options, and GrammarError for the schema of a tool that cannot be held to.
     """
     chat, options = split_options(arguments)
     checked = Options.of(options)

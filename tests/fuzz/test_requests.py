@@ -13,7 +13,7 @@ from helpers.served import API, served
 from helpers.wild_requests import KINDS, wild_requests
 
 SEED = int(os.environ.get("LLAMAFU_FUZZ_SEED", "1"))
-COUNT = int(os.environ.get("LLAMAFU_FUZZ_COUNT", "0")) or 12 * len(KINDS)
+COUNT = int(os.environ.get("LLAMAFU_FUZZ_COUNT", "0")) or 6 * len(KINDS)
 
 
 def test_no_request_ends_or_holds_up_the_server(real, tiny_model, tiny_adapter_a, tmp_path, capsys):
