@@ -341,10 +341,10 @@ def test_the_message_stays_readable_and_the_problems_complete():
     assert len(caught.value.problems) == 30
 
 
-def test_240_tensors_are_read_within_4_ms():
+def test_240_tensors_are_read_within_8_ms():
     tensors = [Tensor(f"blk.{index // 2}.attn_q.weight.lora_{'ab'[index % 2]}", (8, 4)) for index in range(240)]
     data = adapter_bytes(tensors=tensors)
-    assert best_cpu_seconds(lambda: read(data)) < 0.004
+    assert best_cpu_seconds(lambda: read(data)) < 0.008  # 2 ms are usual
 
 
 def test_an_absurd_count_costs_nothing():

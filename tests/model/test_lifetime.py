@@ -203,7 +203,7 @@ adapter.apply()
 list(llm.stream("Hello", **GREEDY))
 stream = llm.stream("Hello", ignore_eos=True)
 next(stream)
-instance, watch, chain = llm._session.instance, weakref.ref(llm), stream._generation._sampler._chain
+instance, watch, chain = llm._session.instance, weakref.ref(llm), stream._generation._sampler._pipeline._chains[0]
 del llm
 assert not instance.closed and next(stream) is not None  # an open stream keeps it
 del stream
@@ -225,7 +225,7 @@ def test_a_stream_that_is_given_up_frees_its_sampler_and_its_turn(tiny_dir, end)
 llm = opened()
 stream = llm.stream("Hello", ignore_eos=True)
 next(stream)
-chain = stream._generation._sampler._chain
+chain = stream._generation._sampler._pipeline._chains[0]
 assert llm._session.lock._holder is stream._generation
 {end}
 raises(ClosedError, lambda: chain.pointer)

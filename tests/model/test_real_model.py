@@ -39,7 +39,7 @@ def lora_of(adapter):
 @pytest.mark.parametrize("answer", PEFT["answers"], ids=lambda a: f"{a['adapter']}: {a['question']}")
 def test_agrees_with_peft(llm, answer):
     """Teacher-forced along PEFT's answer, every clear choice is the same; the prompt's tokens are the same too."""
-    prompt = render(llm._session.instance.model, [{"role": "user", "content": answer["question"]}])
+    prompt = render(llm._session.instance.model, [{"role": "user", "content": answer["question"]}]).text
     assert llm.tokenize(prompt, add_special=False) == answer["prompt_ids"]
     tokens = answer["prompt_ids"] + answer["token_ids"][:-1]
     native = {llm._adapters.native(name): scale for name, scale in lora_of(answer["adapter"]).items()}

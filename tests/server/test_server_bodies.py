@@ -227,7 +227,7 @@ def test_what_the_template_is_given_goes_by_two_names():
 
 
 def test_what_clients_send_without_effect():
-    assert chat(user="me", store=False, metadata={}, parallel_tool_calls=True, service_tier="auto") == chat()
+    assert chat(user="me", store=False, metadata={}, service_tier="auto") == chat()
     assert completion(echo=False, best_of=1, tfs=1.0, logit_bias={}, mirostat=0, suffix=None).options() == {
         "logit_bias": {},
         "max_tokens": -1,
