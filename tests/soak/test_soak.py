@@ -281,13 +281,14 @@ class Soak:
             stats = self.engine.stats()
             assert stats.running <= 6
             assert stats.queued <= 24 + 6  # preempted ones wait too, and no arrival is refused for them
-            if now - looked >= PAUSE:
+            if now - looked >= min(PAUSE, seconds / 25):
                 sizes.append(resident_bytes())
                 looked = now
         while self.open:
             self.collect()
             time.sleep(0.01)
         fifth = len(sizes) // 5
+        assert fifth, f"{len(sizes)} looks at the memory in {seconds:g} s are too few; run longer"
         grown = statistics.median(sizes[-fifth:]) - statistics.median(sizes[fifth : 2 * fifth])
         assert grown < GROWTH, f"resident memory grew by {grown / 1e6:.1f} MB"
         for name in list(self.here):
