@@ -1,6 +1,6 @@
 """Traffic as people send it: long and short prompts, many at once, open and closed loops, conversations.
 
-    python bench/traffic.py [--tools FOLDER] [--k 4,8,16] [--adapters distinct,same,base] [--rounds 3]
+    python bench/traffic.py [--tools FOLDER] [--k 4,8,16] [--adapters distinct,same,base] [--rounds 3] [--requests N]
                             [--part closed,prompts,open,talk] [--seed N] [--json FILE] [--markdown FILE]
 
 A round is 20, 40 or 80 requests (K = 4, 8, 16 slots and adapters of rank 8) with prompts of 40 to 600 words and answers of
@@ -63,7 +63,7 @@ def main() -> int:
         adapters = _models.kept_adapters(path, k)
         for part in arguments.part:
             for choice in arguments.adapters:
-                compare(Case(part, k, choice, path, adapters, tools), report, arguments)
+                compare(Case(part, k, choice, path, adapters, tools, arguments.requests), report, arguments)
     if arguments.markdown:
         arguments.markdown.write_text(report.markdown(), "utf-8")
     return 0 if report.held else 1
@@ -79,6 +79,8 @@ class Case:
     model: Path
     files: Sequence[Path]
     tools: Path | None
+    requests: int | None
+    """Only so many of a round's requests; None: all."""
 
     @property
     def name(self) -> str:
@@ -128,7 +130,7 @@ class Case:
         if self.part == "talk":
             heard = await _together([_converse(side, one) for one in conversations(seed, self.k, self.adapters)])
         else:
-            load = requests(seed, self.k, self.adapters)
+            load = requests(seed, self.k, self.adapters)[: self.requests]
             if self.part == "prompts":
                 load = [replace(one, tokens=1) for one in load]
             if per_second is None:
@@ -241,6 +243,7 @@ def _arguments() -> argparse.Namespace:
     parser.add_argument("--adapters", type=lambda text: text.split(","), default=["distinct", "same", "base"])
     parser.add_argument("--part", type=lambda text: text.split(","), default=["closed"])
     parser.add_argument("--rounds", type=int, default=3)
+    parser.add_argument("--requests", type=int, help="only so many of each round's requests")
     parser.add_argument("--seed", type=int, default=1)
     parser.add_argument("--json", type=Path)
     parser.add_argument("--markdown", type=Path)
