@@ -63,7 +63,7 @@ def texts(models):
     help_text = "\n\n".join(topics[name] for name in sorted(topics))[20000:60000]
     with Llamafu(models[Kind.Q4_0], n_ctx=WINDOW) as llm:
         help_tokens = llm.tokenize(help_text)
-        prompts = [render(llm._session.instance.model, [{"role": "user", "content": question}]) for question in QUESTIONS]
+        prompts = [render(llm._session.instance.model, [{"role": "user", "content": question}]).text for question in QUESTIONS]
         asked = [llm.tokenize(prompt) for prompt in prompts]
     freely = {"temperature": 1.0, "top_k": 0, "top_p": 1.0, "min_p": 0.0, "max_tokens": 180}
     with Engine(models[Kind.Q4_0], max_sequences=len(QUESTIONS), n_ctx=8192, n_threads=2) as engine:
