@@ -243,9 +243,10 @@ class Llamafu:
     @takes_chat_options
     def tokenize_chat(self, messages: Sequence[Mapping[str, Any]], **options: Unpack[ChatArguments]) -> list[int]:
         """Return the token ids of `messages` as `chat` with the same options formats them, up to where the answer begins."""
-        chat, _ = split_options(options)
+        chat, others = split_options(options)
+        thinks = Options.of(others).reasoning_budget != 0
         with self._session.model_in_use() as model:
-            return chat_template.tokenize(model, messages, chat)
+            return chat_template.tokenize(model, messages, chat, thinks=thinks)
 
     def detokenize(self, tokens: Sequence[int], *, special: bool = False) -> str:
         """Return the text of token ids; control tokens are spelled out when `special`."""
