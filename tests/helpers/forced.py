@@ -44,7 +44,7 @@ def forced(monkeypatch: Any) -> Iterator[dict[int, Case]]:
         is_complete = False
         seed = 0
 
-        def __init__(self, _model: Any, request: Request, _prompt: Sequence[int], _constraint: None) -> None:
+        def __init__(self, _model: Any, request: Request, _prompt: Sequence[int], *_: None) -> None:
             self.case = scripts[id(request)]
 
         def pick(self, _context: Any, _row: int, logits: np.ndarray) -> tuple[int, None]:
