@@ -4,11 +4,14 @@ from __future__ import annotations
 
 from typing import Any
 
+from llamafu.server.http.error_body import ANTHROPIC_ERRORS
 from llamafu.server.routes.route import TEXT, Route
 from llamafu.server.schemas import answers
+from llamafu.server.schemas import anthropic_answers as anthropic
 from llamafu.server.schemas import generation_answers as generated
 from llamafu.server.schemas.adapter_choice import NumberedScales
 from llamafu.server.schemas.adapter_requests import LoraLoadBody, UploadForm, VllmLoadRequest, VllmUnloadRequest
+from llamafu.server.schemas.anthropic_requests import CountTokensBody, MessagesBody
 from llamafu.server.schemas.requests import ChatBody, CompletionBody
 from llamafu.server.schemas.text_requests import DecodeRequest, EmbeddingRequest, EncodeRequest
 
@@ -46,6 +49,13 @@ _ROWS = (
     Route("POST", ("/v1/chat/completions", "/chat/completions"), "api", lambda to: to.generation.chats,
           f"Answer a chat. {_WITH}",
           body=ChatBody, answer=generated.ChatCompletionAnswer, chunk=generated.ChatCompletionChunk, refusals=(404, 429)),
+    Route("POST", ("/v1/messages", "/messages"), "api", lambda to: to.messages.messages,
+          f"Answer a chat in Anthropic's form. {_WITH}",
+          body=MessagesBody, answer=anthropic.MessageAnswer, chunk=anthropic.MessageEvent, last_event="a MessageStop",
+          refusals=(404, 429), errors=ANTHROPIC_ERRORS),
+    Route("POST", ("/v1/messages/count_tokens", "/messages/count_tokens"), "api", lambda to: to.messages.count_tokens,
+          "How many tokens the prompt of such a chat has.",
+          body=CountTokensBody, answer=anthropic.CountTokensAnswer, errors=ANTHROPIC_ERRORS),
     Route("POST", ("/v1/embeddings", "/embeddings"), "api", lambda to: to.embeddings.embeddings,
           f"Vectors for texts. {_WITH}",
           body=EmbeddingRequest, answer=generated.EmbeddingsAnswer, refusals=(404, 429)),
