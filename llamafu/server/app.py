@@ -24,7 +24,7 @@ from llamafu.server.openapi import document
 from llamafu.server.routes.adapter_info import AdapterInfoRoute
 from llamafu.server.routes.adapter_resolver import AdapterResolver
 from llamafu.server.routes.adapters import AdapterRoutes
-from llamafu.server.routes.embeddings import EmbeddingRoute
+from llamafu.server.routes.embeddings import EmbeddingRoutes
 from llamafu.server.routes.generation import GenerationRoutes
 from llamafu.server.routes.messages import MessageRoutes
 from llamafu.server.routes.mixer_page import MixerPage
@@ -103,7 +103,7 @@ def _handlers(engine: ServedEngine, settings: Settings, catalog: Catalog, metric
         models=ModelAndTokenRoutes(engine, base=base, aliases=settings.alias, created=created),
         generation=generation,
         messages=MessageRoutes(engine, generation, base=base),
-        embeddings=EmbeddingRoute(engine, adapters, base=base, most_waiting=settings.max_queue),
+        embeddings=EmbeddingRoutes(engine, adapters, base=base, most_waiting=settings.max_queue),
         adapters=AdapterRoutes(engine, catalog),
         upload=UploadRoute(engine, catalog, limit=settings.max_upload),
         info=AdapterInfoRoute(engine, catalog, model=settings.model),

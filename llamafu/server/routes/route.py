@@ -18,7 +18,7 @@ if TYPE_CHECKING:
     from llamafu.server.http.error_body import ErrorForm
     from llamafu.server.routes.adapter_info import AdapterInfoRoute
     from llamafu.server.routes.adapters import AdapterRoutes
-    from llamafu.server.routes.embeddings import EmbeddingRoute
+    from llamafu.server.routes.embeddings import EmbeddingRoutes
     from llamafu.server.routes.generation import GenerationRoutes
     from llamafu.server.routes.messages import MessageRoutes
     from llamafu.server.routes.mixer_page import MixerPage
@@ -40,7 +40,7 @@ class Handlers:
     models: ModelAndTokenRoutes
     generation: GenerationRoutes
     messages: MessageRoutes
-    embeddings: EmbeddingRoute
+    embeddings: EmbeddingRoutes
     adapters: AdapterRoutes
     upload: UploadRoute
     info: AdapterInfoRoute

@@ -13,7 +13,7 @@ from llamafu.server.schemas.adapter_choice import NumberedScales
 from llamafu.server.schemas.adapter_requests import LoraLoadBody, UploadForm, VllmLoadRequest, VllmUnloadRequest
 from llamafu.server.schemas.anthropic_requests import CountTokensBody, MessagesBody
 from llamafu.server.schemas.requests import ChatBody, CompletionBody
-from llamafu.server.schemas.text_requests import DecodeRequest, EmbeddingRequest, EncodeRequest
+from llamafu.server.schemas.text_requests import DecodeRequest, EmbeddingRequest, EncodeRequest, RerankRequest
 
 _WITH = "`lora` says with which adapters, else `model`, else the active set is used."
 
@@ -59,6 +59,9 @@ _ROWS = (
     Route("POST", ("/v1/embeddings", "/embeddings"), "api", lambda to: to.embeddings.embeddings,
           f"Vectors for texts. {_WITH}",
           body=EmbeddingRequest, answer=generated.EmbeddingsAnswer, refusals=(404, 429)),
+    Route("POST", ("/v1/rerank", "/rerank"), "api", lambda to: to.embeddings.rerank,
+          f"Documents by how well they answer a query, of a model that ranks. {_WITH}",
+          body=RerankRequest, answer=generated.RerankAnswer, refusals=(404, 429)),
     Route("POST", ("/v1/token/encode", "/v1/tokens/encode"), "api", lambda to: to.models.encode,
           "The tokens of a text, or of the messages of a chat.",
           body=EncodeRequest, answer=answers.TokensAnswer),

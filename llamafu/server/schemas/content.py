@@ -35,6 +35,12 @@ class ContentPart(BaseModel):
     refusal: str | None = None
 
 
+class TextDocument(BaseModel):
+    """A document by its text."""
+
+    text: Name
+
+
 class CalledFunction(BaseModel):
     """The function of a tool call, with its arguments as text or object."""
 
@@ -177,6 +183,23 @@ def _texts_to_embed(given: object) -> object:
     return texts
 
 
+def _documents_to_rank(given: object) -> object:
+    """Take the text of each document, which may be an object with it."""
+    if not isinstance(given, list) or not given:
+        raise must_be(_RANKABLE)
+    if len(given) > MOST_EMBEDDED:
+        refuse([f"documents has {len(given)} texts; give at most {MOST_EMBEDDED} at a time"])
+    texts = [each.get("text") if isinstance(each, dict) else each for each in given]
+    refuse(
+        [
+            f"documents[{i}] is {_or_empty(given[i])}; give a string that is not empty, or an object with one as text"
+            for i, text in enumerate(texts)
+            if not isinstance(text, str) or not text
+        ][:1]
+    )
+    return texts
+
+
 def _are_tokens(item: object) -> TypeGuard[list[int]]:
     return isinstance(item, list) and bool(item) and all(type(token) is int for token in item)
 
@@ -193,6 +216,7 @@ def _token_ids(value: object) -> object:
     return value
 
 
+_RANKABLE = "a list of strings that are not empty"
 _EMBEDDABLE = "a string that is not empty, token ids, or a list of either"
 _SomePrompts = Annotated[list[str], Field(min_length=1)] | Annotated[list[TokenIds], Field(min_length=1)]
 _SomeTexts = Annotated[list[Name | TokenIds], Field(min_length=1)]
@@ -220,6 +244,12 @@ TextsToEmbed = Annotated[
     BeforeValidator(_texts_to_embed),
     JsonSchemaOf(Name | TokenIds | _SomeTexts),
     Legal(_EMBEDDABLE),
+]
+Documents = Annotated[
+    list[SkipValidation[str]],
+    BeforeValidator(_documents_to_rank),
+    JsonSchemaOf(Annotated[list[Name | TextDocument], Field(min_length=1)]),
+    Legal(_RANKABLE),
 ]
 AnyTokens = Annotated[
     list[SkipValidation[int]], BeforeValidator(_token_ids), JsonSchemaOf(list[Annotated[int, Field(ge=0)]]), Legal("a list")
