@@ -34,6 +34,7 @@ FIXTURES: dict[str, Callable[[Path], None]] = {
     "tiny-bert.gguf": partial(write_bert, seed=5),
     "tiny-bert-cls.gguf": partial(write_bert, seed=5, pooling=PoolingType.CLS),
     "tiny-rank.gguf": partial(write_bert, seed=5, pooling=PoolingType.RANK),
+    "tiny-rank-qwen3.gguf": partial(_MODEL, arch="qwen3", tied=True, pooling=PoolingType.RANK),
     "tiny-nomic.gguf": partial(write_nomic, seed=6),
     "tiny-t5.gguf": partial(write_t5, seed=7, decodes=True),
     "tiny-t5encoder.gguf": partial(write_t5, seed=7, decodes=False),

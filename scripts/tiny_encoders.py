@@ -33,7 +33,7 @@ WORDS = (
 def write_bert(path: Path, *, seed: int, pooling: PoolingType | None = PoolingType.MEAN, name: str = "tiny-bert") -> None:
     """Write a BERT model: learned positions, biases, norms after each half of a layer, GELU; `pooling` None says nothing.
 
-    With `PoolingType.RANK` it has a head of one score.
+    With `PoolingType.RANK` it has a head of one score, and puts pairs as `[CLS] query [SEP] document [SEP]`.
     """
     writer, weights = _writer(path, "bert", name, pooling), Weights(seed)
     _add_words(writer)
@@ -47,7 +47,10 @@ def write_bert(path: Path, *, seed: int, pooling: PoolingType | None = PoolingTy
         for module in ("ffn_up", "ffn_down"):
             tensors |= _linear(weights, f"{prefix}{module}", TINY.linear(module))
     if pooling == PoolingType.RANK:
-        tensors |= _linear(weights, "cls.output", (1, wide))
+        writer.add_eos_token_id(SEP)
+        writer.add_add_eos_token(value=True)
+        writer.add_add_sep_token(value=False)
+        tensors |= _linear(weights, "cls", (wide, wide)) | _linear(weights, "cls.output", (1, wide))
     _write(writer, tensors)
 
 

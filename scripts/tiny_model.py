@@ -26,6 +26,7 @@ CHATML = (
     "{% for message in messages %}{{'<|im_start|>' + message['role'] + '\\n' + message['content'] + '<|im_end|>' + '\\n'}}"
     "{% endfor %}{% if add_generation_prompt %}{{ '<|im_start|>assistant\\n' }}{% endif %}"
 )
+RANKING = "<|im_start|>judge\n{query}: {document}<|im_end|>\n<|im_start|>assistant\n"
 # In the printable alphabet of byte-level BPE (see `byte_text`; Ġ is a space), in order of rank. Of the last three, which
 # begin characters of several bytes, only the first is complete: é is one token, a dash or an emoji is two or three.
 MERGES = tuple(
@@ -116,7 +117,7 @@ def add_vocabulary(writer: GGUFWriter, merges: tuple[str, ...], pre: str = "gpt-
     writer.add_chat_template(CHATML)
 
 
-def _model_tensors(shape: Shape, weights: Weights, *, tied: bool, biases: bool) -> dict[str, np.ndarray]:
+def _model_tensors(shape: Shape, weights: Weights, *, tied: bool, arch: str) -> dict[str, np.ndarray]:
     tensors = {"token_embd.weight": weights.linear((shape.n_vocab, shape.n_embd), 2.0)}
     for layer in range(shape.n_layer):
         prefix = f"blk.{layer}."
@@ -124,8 +125,10 @@ def _model_tensors(shape: Shape, weights: Weights, *, tied: bool, biases: bool) 
         tensors[prefix + "ffn_norm.weight"] = weights.norm(shape.n_embd)
         for module in MODULES:
             tensors[f"{prefix}{module}.weight"] = weights.linear(shape.linear(module))
-        for module in MODULES[:3] if biases else ():
+        for module in MODULES[:3] if arch == "qwen2" else ():
             tensors[f"{prefix}{module}.bias"] = weights.uniform(shape.linear(module)[:1], 0.2)
+        for module in MODULES[:2] if arch == "qwen3" else ():
+            tensors[f"{prefix}{module}_norm.weight"] = weights.norm(shape.head_dim)
     tensors["output_norm.weight"] = weights.norm(shape.n_embd)
     if not tied:
         tensors["output.weight"] = weights.linear((shape.n_vocab, shape.n_embd), 2.0)
@@ -148,10 +151,10 @@ def write_model(
 ) -> None:
     """Write a model of `shape`; the same seed gives the same weights whatever `q4_0` says.
 
-    `arch` is "llama" or "qwen2" (the same tensors plus biases on q, k and v). With `tied` there is no
-    `output.weight`. With `q4_0` every matrix is quantised. `pooling` is for a model that embeds;
-    without `causal` its tokens see those behind them too. `pre` names another pre-tokenizer, `vocabulary` writes
-    another kind of tokenizer than byte-level BPE.
+    `arch` is "llama", "qwen2" (the same tensors plus biases on q, k and v) or "qwen3" (plus norms of q and k). With `tied`
+    there is no `output.weight`. With `q4_0` every matrix is quantised. `pooling` is for a model that embeds, or ranks, with
+    a head of two outputs and a template for pairs; without `causal` its tokens see those behind them too. `pre` names
+    another pre-tokenizer, `vocabulary` writes another kind of tokenizer than byte-level BPE.
     """
     writer = GGUFWriter(path, arch)
     writer.add_type("model")
@@ -175,7 +178,13 @@ def write_model(
         add_vocabulary(writer, shape.merges, pre)
     else:
         vocabulary(writer, shape.n_vocab)
-    for tensor_name, values in _model_tensors(shape, Weights(seed), tied=tied, biases=arch == "qwen2").items():
+    weights = Weights(seed)
+    tensors = _model_tensors(shape, weights, tied=tied, arch=arch)
+    if pooling == PoolingType.RANK:
+        writer.add_classifier_output_labels(["yes", "no"])
+        writer.add_string("tokenizer.chat_template.rerank", RANKING)
+        tensors["cls.output.weight"] = weights.linear((2, shape.n_embd), 2.0)
+    for tensor_name, values in tensors.items():
         if q4_0 and values.ndim > 1:
             writer.add_tensor(
                 tensor_name, quants.quantize(values, GGMLQuantizationType.Q4_0), raw_dtype=GGMLQuantizationType.Q4_0

@@ -11,6 +11,9 @@ _TEXT = frozenset({"content"})
 """A message's field: null is an empty text there, while a message without it lacks one."""
 _FREE = frozenset({"arguments", "lora", "logit_bias"})
 """Fields whose values have keys that the caller chose: null may mean something there."""
+_FREE_OBJECTS = frozenset({"input"})
+"""Fields of which that holds where they are objects: the arguments of Anthropic's calls of tools."""
+_DATA_OR_FREE = _DATA | _FREE
 _BY_NAME = frozenset({"properties", "patternProperties", "dependentSchemas", "$defs", "definitions"})
 """Objects of JSON Schema whose keys are names that the caller chose, and no keywords."""
 
@@ -32,7 +35,7 @@ def _clean(value: Any, *, names: bool) -> Any:
         return value
     if isinstance(value, Mapping):
         return {
-            key: item if not names and key in _DATA | _FREE else _clean(item, names=not names and key in _BY_NAME)
+            key: item if not names and _is_free(key, item) else _clean(item, names=not names and key in _BY_NAME)
             for key, item in value.items()
             if item is not None or (not names and key in _DATA | _TEXT)
         }
@@ -41,3 +44,8 @@ def _clean(value: Any, *, names: bool) -> Any:
             return list(value)
         return [_clean(item, names=False) for item in value]
     return value
+
+
+def _is_free(key: object, item: object) -> bool:
+    """Whether null may mean something at every depth of a field."""
+    return key in _DATA_OR_FREE or (key in _FREE_OBJECTS and isinstance(item, Mapping))

@@ -38,6 +38,7 @@ if TYPE_CHECKING:
     from llamafu.generation.embedding_input import Texts
     from llamafu.generation.options import OptionArguments
     from llamafu.generation.pooling import Pooling
+    from llamafu.generation.ranking import RankedDocument
     from llamafu.lora.scales import LoraScales
 
 
@@ -231,6 +232,17 @@ class Engine(EngineAdapterHost):
         batch does not take, `QueueFullError` while running requests leave no memory, and what `Llamafu.embed` raises.
         """
         return self._embedder.embed(text, pooling=pooling, normalize=normalize, lora=lora)
+
+    def rerank(
+        self,
+        query: str,
+        documents: Sequence[str],
+        *,
+        top_n: int | None = None,
+        lora: LoraScales | Mapping[str, float] | None = None,
+    ) -> list[RankedDocument]:
+        """Return documents by how well they answer a query, see `Llamafu.rerank`; computed and refused as by `embed`."""
+        return self._embedder.rerank(query, documents, top_n=top_n, lora=lora)
 
     def stats(self) -> EngineStats:
         """Return what happened so far, in numbers."""

@@ -25,6 +25,7 @@ from llamafu.adapters.writer import factor_bytes
 from llamafu.engine.bank import Bank
 from llamafu.engine.engine_options import DTYPES
 from llamafu.errors import ContextInitError, ErrorCode, LoraError
+from llamafu.generation.classifier_head import classifier_head
 from llamafu.libraries.discovery import find
 
 if TYPE_CHECKING:
@@ -57,6 +58,8 @@ class EngineRuntime:
     def __init__(self, base: BaseModel, options: EngineOptions, library: str | os.PathLike[str] | None) -> None:
         """Find and load libllama, the model, and the context; `library` names a libllama, as for `Engine`."""
         self.base = base
+        self.head = classifier_head(base)
+        """The model's classifier head; None where it does not rank."""
         self._model_users = 0
         self._user_left = threading.Condition()
         self._rank = options.bank_rank

@@ -85,6 +85,7 @@ class AnswerBuilder:
             seed=seed,
             tool_calls=calls,
             reasoning="" if parser is None else parser.reasoning,
+            stop_text=self._text.stopped_by,
         )
 
 

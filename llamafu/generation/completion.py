@@ -139,6 +139,8 @@ class Completion:
     """The option of that name that makes the same draws again: what was given, or was drawn; None where it never started."""
     tool_calls: tuple[ToolCall, ...] = ()
     reasoning: str = ""
+    stop_text: str = ""
+    """The stop string that ended it; empty where none did."""
 
     def __str__(self) -> str:
         return self.text

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from operator import index
-from typing import TYPE_CHECKING, Any, Self
+from typing import TYPE_CHECKING, Any, Protocol, Self
 
 from llamafu.errors import ContextOverflowError
 from llamafu.generation.pooling import choose_pooling, demand_one, pool, shaped
@@ -20,6 +20,20 @@ if TYPE_CHECKING:
 
 Texts = str | Sequence[int] | Sequence[str | Sequence[int]]
 """A text, its token ids, or a list of either."""
+
+
+class TextInput(Protocol):
+    """Texts as token ids, and what is made of the vectors of their tokens."""
+
+    @property
+    def texts(self) -> list[list[int]]:
+        """The token ids of each text."""
+
+    def pooled(self, rows: np.ndarray[Any, np.dtype[np.float32]]) -> np.ndarray[Any, np.dtype[np.float32]]:
+        """Make the result of one text of the vectors of its tokens, shape [n_tokens, n_embd]."""
+
+    def shaped(self, vectors: Sequence[np.ndarray[Any, np.dtype[np.float32]]]) -> np.ndarray[Any, np.dtype[np.float32]]:
+        """Return the results of all texts as one array."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -30,22 +30,32 @@ def choose_pooling(wanted: str | None, architecture: str, metadata: Mapping[str,
         hint = "; scores are no vectors" if wanted == "rank" else ""
         message = f"pooling={wanted!r} is none of {', '.join(map(repr, POOLINGS))}, and not None, the model's own{hint}"
         raise ValueError(message)
-    key = f"{architecture}.pooling_type"
-    number = metadata.get(key, -1)
-    if number in {-1, 2**32 - 1}:
+    own, key = own_pooling(architecture, metadata), pooling_key(architecture)
+    number = metadata.get(key)
+    if own == "":
         return "mean"
-    own = _BY_NUMBER.get(number)
     for pooling in POOLINGS:
         if own == pooling:
             return pooling
     if own == "rank":
         message = (
-            f"this model ranks ({key} is {number}): it gives scores for pairs of texts, and no vectors; use a model for "
-            f"embeddings, or choose one of pooling={', '.join(map(repr, POOLINGS))}"
+            f"this model ranks ({key} is {number}): it gives scores for pairs of texts (rerank), and no vectors; use a "
+            f"model for embeddings, or choose one of pooling={', '.join(map(repr, POOLINGS))}"
         )
     else:
         message = f"this model's pooling is not known here ({key} is {number}); choose {', '.join(map(repr, POOLINGS))}"
     raise UnsupportedError(message)
+
+
+def own_pooling(architecture: str, metadata: Mapping[str, object]) -> str | None:
+    """Return what a model's metadata say of pooling, "rank" for scores; "" for nothing, None for an unknown number."""
+    number = metadata.get(pooling_key(architecture), -1)
+    return "" if number in {-1, 2**32 - 1} else _BY_NUMBER.get(number)
+
+
+def pooling_key(architecture: str) -> str:
+    """Return the metadata key of the pooling."""
+    return f"{architecture}.pooling_type"
 
 
 def demand_one(pooling: Pooling, *, is_one: bool) -> None:

@@ -25,6 +25,7 @@ if TYPE_CHECKING:
     from llamafu.generation.completion import Completion
     from llamafu.generation.embedding_input import Texts
     from llamafu.generation.pooling import Pooling
+    from llamafu.generation.ranking import RankedDocument
     from llamafu.lora.handles import LoraAdapter
     from llamafu.lora.scales import LoraScales
     from llamafu.model.stream import Stream
@@ -217,6 +218,13 @@ class AsyncLlamafu:
         """Return the vector of a text, or of each in a list, see `Llamafu.embed`."""
         llm = await self._model()
         return await self._call(llm.embed, text, pooling=pooling, normalize=normalize, lora=lora)
+
+    async def rerank(
+        self, query: str, documents: Sequence[str], *, top_n: int | None = None, lora: LoraScales | None = None
+    ) -> list[RankedDocument]:
+        """Return documents by how well they answer a query, see `Llamafu.rerank`."""
+        llm = await self._model()
+        return await self._call(llm.rerank, query, documents, top_n=top_n, lora=lora)
 
     async def next_logits(
         self, prompt: Sequence[int], said: Sequence[int] = (), *, lora: LoraScales | None = None

@@ -14,7 +14,7 @@ if TYPE_CHECKING:
 
     import numpy as np
 
-    from llamafu.generation.embedding_input import EmbeddingInput
+    from llamafu.generation.embedding_input import TextInput
     from llamafu.lora.active_set import LoraSet
     from llamafu.lora.registry import LoadedAdapter
     from llamafu.model.session import Session
@@ -23,8 +23,8 @@ SEQUENCES = 16
 """Texts of one batch in a `Llamafu`."""
 
 
-def embed(session: Session, given: EmbeddingInput, lora: LoraSet[LoadedAdapter]) -> np.ndarray[Any, np.dtype[np.float32]]:
-    """Return the vector of one text, shape [n_embd], or of each of a list, shape [n, n_embd].
+def embed(session: Session, given: TextInput, lora: LoraSet[LoadedAdapter]) -> np.ndarray[Any, np.dtype[np.float32]]:
+    """Return what is made of the vectors of the texts' tokens.
 
     Holds the context for a batch at a time. Texts share a batch unless an adapter begins at its invocation tokens.
     """

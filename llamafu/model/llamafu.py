@@ -17,6 +17,7 @@ from llamafu.generation.chat_turn import prepare
 from llamafu.generation.embedding_input import EmbeddingInput, check_text_lengths, longest_text
 from llamafu.generation.options import OptionArguments, Options, takes_options
 from llamafu.generation.prompt import demand_continuing
+from llamafu.generation.ranking import RankingInput
 from llamafu.lora.scales import check_scale_range
 from llamafu.model import state_file
 from llamafu.model.adapter_host import ModelAdapterHost
@@ -34,8 +35,9 @@ if TYPE_CHECKING:
     import numpy as np
 
     from llamafu.generation.completion import Completion
-    from llamafu.generation.embedding_input import Texts
+    from llamafu.generation.embedding_input import TextInput, Texts
     from llamafu.generation.pooling import Pooling
+    from llamafu.generation.ranking import RankedDocument
     from llamafu.generation.tools.answer_format import AnswerFormat
     from llamafu.lora.scales import LoraScales
 
@@ -57,7 +59,7 @@ class Llamafu(ModelAdapterHost):
     - `scale_range`: least and largest legal scale. Default (0.0, 1.0); a scale outside of it is an `InvalidScaleError`.
     - `library`: a libllama, file or folder; one serves a whole process. Default: `llamafu lib list`'s first.
       `LibraryNotFoundError`, `AbiMismatchError`.
-    - `embeddings`: whether `embed` is available. Default False.
+    - `embeddings`: whether `embed` and `rerank` are available. Default False.
 
     What is not legal is a ValueError where no other error is named. Any thread may call any method; generations take turns.
     """
@@ -153,13 +155,22 @@ class Llamafu(ModelAdapterHost):
         `ContextOverflowError` for a text that is too long, `UnsupportedError` for a model that ranks, `DecodeError`,
         `LoraNotFoundError`, `InvalidScaleError`; TypeError and ValueError for what is not a text, or empty.
         """
-        if not self._embeds:
-            message = "embeddings are off; open the model with Llamafu(..., embeddings=True)"
-            raise ValueError(message)
         with self._session.model_in_use() as model:
             given = EmbeddingInput.read(text, pooling=pooling, normalize=normalize, base=self._session.base, model=model)
-        check_text_lengths(given.texts, *longest_text(self._session.instance.context))
-        return embed(self._session, given, self._adapters.lora_set(lora))
+        return self._pooled(given, lora)
+
+    def rerank(
+        self, query: str, documents: Sequence[str], *, top_n: int | None = None, lora: LoraScales | None = None
+    ) -> list[RankedDocument]:
+        """Return documents by how well they answer a query, the best first: the places in the list, and the model's scores.
+
+        `top_n`: how many of them, None for all. The model must be one that ranks (`UnsupportedError`), opened with
+        `embeddings=True`; a pair counts as one text. `lora` and the other errors as for `embed`.
+        """
+        session = self._session
+        with session.model_in_use() as model:
+            given = RankingInput.read(query, documents, top_n=top_n, head=session.head, base=session.base, model=model)
+        return given.ranked(self._pooled(given, lora))
 
     def next_logits(
         self, prompt: Sequence[int], said: Sequence[int] = (), *, lora: LoraScales | None = None
@@ -222,6 +233,13 @@ class Llamafu(ModelAdapterHost):
         return f"<Llamafu {self.path.name}{' (closed)' if self._session.instance.closed else ''}>"
 
     # -- helpers -------------------------------------------------------------------------------------------------
+
+    def _pooled(self, given: TextInput, lora: LoraScales | None) -> np.ndarray[Any, np.dtype[np.float32]]:
+        if not self._embeds:
+            message = "embeddings are off; open the model with Llamafu(..., embeddings=True)"
+            raise ValueError(message)
+        check_text_lengths(given.texts, *longest_text(self._session.instance.context))
+        return embed(self._session, given, self._adapters.lora_set(lora))
 
     def _start_chat(self, messages: Sequence[Mapping[str, Any]], options: ChatArguments) -> Generation:
         demand_continuing(self._session.instance.context)

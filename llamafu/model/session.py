@@ -15,6 +15,7 @@ from llamafu._native.library import open_library
 from llamafu.adapters.file import read_adapter
 from llamafu.adapters.gguf.base_model import read_model
 from llamafu.errors import ClosedError
+from llamafu.generation.classifier_head import classifier_head
 from llamafu.libraries.discovery import find
 from llamafu.model.context_lock import ContextLock
 from llamafu.model.prefix_cache import PrefixCache
@@ -27,6 +28,7 @@ if TYPE_CHECKING:
     from llamafu._native.context_options import ContextOptions
     from llamafu._native.model import Model
     from llamafu.adapters.gguf.base_model import BaseModel
+    from llamafu.generation.classifier_head import ClassifierHead
     from llamafu.lora.active_set import LoraSet
     from llamafu.lora.registry import LoadedAdapter
     from llamafu.lora.scales import State
@@ -38,12 +40,14 @@ _EXIT_TIMEOUT = 10.0
 class Session:
     """An open model and its context: the prefix cache over it, and the lock around it. Any thread.
 
-    `base` is the header of the model's file. `prober` computes which tensors the model's graph applies adapters to.
+    `base` is the header of the model's file, `head` its classifier head, if it ranks. `prober` computes which tensors the
+    model's graph applies adapters to.
     """
 
-    def __init__(self, instance: Instance, base: BaseModel) -> None:
+    def __init__(self, instance: Instance, base: BaseModel, head: ClassifierHead | None) -> None:
         self.instance = instance
         self.base = base
+        self.head = head
         self.cache = PrefixCache(instance.context)
         self.lock = ContextLock()
         self.prober = Prober(instance.model)
@@ -99,6 +103,7 @@ def open_session(path: Path, options: ContextOptions, *, n_gpu_layers: int, libr
     Raises `ModelLoadError`, `LibraryNotFoundError`, `AbiMismatchError` or `ContextInitError`.
     """
     base = read_model(path)
+    head = classifier_head(base)
     verified = find(None if library is None else os.fspath(library))
     instance = Instance(
         open_library(verified.path, verified.family, gpu=n_gpu_layers != 0),
@@ -108,7 +113,7 @@ def open_session(path: Path, options: ContextOptions, *, n_gpu_layers: int, libr
         n_gpu_layers=n_gpu_layers,
         frees_adapters=verified.frees_adapters is not False,
     )
-    return Session(instance, base)
+    return Session(instance, base, head)
 
 
 def state_switch(context: Context, lora: LoraSet[LoadedAdapter]) -> Callable[[State], None]:

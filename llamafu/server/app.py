@@ -24,8 +24,9 @@ from llamafu.server.openapi import document
 from llamafu.server.routes.adapter_info import AdapterInfoRoute
 from llamafu.server.routes.adapter_resolver import AdapterResolver
 from llamafu.server.routes.adapters import AdapterRoutes
-from llamafu.server.routes.embeddings import EmbeddingRoute
+from llamafu.server.routes.embeddings import EmbeddingRoutes
 from llamafu.server.routes.generation import GenerationRoutes
+from llamafu.server.routes.messages import MessageRoutes
 from llamafu.server.routes.mixer_page import MixerPage
 from llamafu.server.routes.mixes import MixRoutes
 from llamafu.server.routes.models_and_tokens import ModelAndTokenRoutes
@@ -73,7 +74,11 @@ def make_app(engine: ServedEngine, settings: Settings, guard: Guard) -> Starlett
     )
     app = Starlette(
         routes=[
-            StarletteRoute(path, endpoint(route.handler(handlers), route.needed, route.body, rules), methods=[route.method])
+            StarletteRoute(
+                path,
+                endpoint(route.handler(handlers), route.needed, route.body, rules, route.errors),
+                methods=[route.method],
+            )
             for route in ROUTES
             for path in route.paths
         ],
@@ -93,12 +98,14 @@ def _handlers(engine: ServedEngine, settings: Settings, catalog: Catalog, metric
     created = int(model.stat().st_mtime) if model.exists() else 0
     adapters = AdapterResolver(engine, catalog, base=base, aliases=settings.alias)
     describe = partial(document, ROUTES, scale_range=engine.scale_range, keyless=settings.no_auth)
+    generation = GenerationRoutes(engine, adapters, metrics, base=base, settings=settings)
     return Handlers(
         page=MixerPage(engine.scale_range),
         monitoring=MonitoringRoutes(engine, catalog, metrics, describe),
         models=ModelAndTokenRoutes(engine, catalog, base=base, aliases=settings.alias, created=created),
-        generation=GenerationRoutes(engine, adapters, metrics, base=base, settings=settings),
-        embeddings=EmbeddingRoute(engine, adapters, base=base, most_waiting=settings.max_queue),
+        generation=generation,
+        messages=MessageRoutes(engine, generation, base=base),
+        embeddings=EmbeddingRoutes(engine, adapters, base=base, most_waiting=settings.max_queue),
         adapters=AdapterRoutes(engine, catalog),
         mixes=MixRoutes(engine, catalog),
         upload=UploadRoute(engine, catalog, limit=settings.max_upload),
@@ -111,6 +118,7 @@ def _middleware(settings: Settings, metrics: Metrics) -> list[Middleware]:
     middleware = [Middleware(Access, metrics)]
     if settings.allow_origin:
         methods, headers = ["GET", "POST", "DELETE"], ["Authorization", "Content-Type", "X-Api-Key", "X-Admin-Key"]
+        headers += ["Anthropic-Version", "Anthropic-Beta", "Anthropic-Dangerous-Direct-Browser-Access"]
         origins = settings.allow_origin
         middleware.append(
             Middleware(

@@ -11,7 +11,6 @@ from pydantic.json_schema import GenerateJsonSchema, models_json_schema
 from llamafu._version import __version__
 from llamafu.server.http.endpoint import JSON
 from llamafu.server.routes.route import EVENTS, FORM
-from llamafu.server.schemas.answers import ErrorAnswer
 from llamafu.server.schemas.field_types import SCALE_FORMAT
 
 if TYPE_CHECKING:
@@ -31,7 +30,7 @@ _SECURITY: dict[str, dict[str, str]] = {
 }
 _ABOUT = (
     "Keys go into any of three headers. An api key generates and looks; an admin key opens every route. "
-    "Every error has the same body, and none is a 422."
+    "Every error has the same body, but for Anthropic's routes, and none is a 422."
 )
 
 
@@ -63,7 +62,7 @@ _SCHEMA_NAMES = {"LoraLoadBody": "LoraLoadRequest", "LoraLoadAnswer": "LoraLoadR
 
 def document(routes: Sequence[Route[Any]], *, scale_range: tuple[float, float], keyless: bool) -> dict[str, Any]:
     """Return the document of a server with these routes; `keyless`: it takes requests without a key, of this machine alone."""
-    kinds: list[type[BaseModel]] = [ErrorAnswer, *dict.fromkeys(kind for route in routes for kind in _models_of(route))]
+    kinds: list[type[BaseModel]] = list(dict.fromkeys(kind for route in routes for kind in _models_of(route)))
     refs, definitions = models_json_schema(
         [(kind, "validation") for kind in kinds],
         ref_template="#/components/schemas/{model}",
@@ -84,7 +83,7 @@ def document(routes: Sequence[Route[Any]], *, scale_range: tuple[float, float], 
 
 def _models_of(route: Route[Any]) -> list[type[BaseModel]]:
     """Return the models that a route's operation refers to."""
-    return [kind for kind in (route.body, route.form, route.answer, route.chunk) if kind is not None]
+    return [kind for kind in (route.errors.answer, route.body, route.form, route.answer, route.chunk) if kind is not None]
 
 
 def _with_limits(schema: Any, low: float, high: float) -> Any:
@@ -107,7 +106,7 @@ def _operation(route: Route[Any], path: str, schema_of: _SchemaOf, *, keyless: b
         "summary": route.summary,
         "responses": {
             "200": _success(route, schema_of),
-            **{str(status): _refusal(status, schema_of) for status in _refusals(route, keyless=keyless)},
+            **{str(status): _refusal(status, schema_of[route.errors.answer]) for status in _refusals(route, keyless=keyless)},
         },
         "security": [{name: []} for name in _SECURITY] if needed else [],
     }
@@ -130,7 +129,8 @@ def _success(route: Route[Any], schema_of: _SchemaOf) -> dict[str, Any]:
     content: dict[str, Any] = {kind: {"schema": schema} for kind in route.answer_types}
     if route.chunk:
         about = (
-            f"with `stream`: events, each a {route.chunk.__name__}, or an Error as the last one; else [DONE] is the last one"
+            f"with `stream`: events, each a {route.chunk.__name__}, or an error as the last one; "
+            f"else {route.last_event} is the last one"
         )
         content[EVENTS] = {"schema": {"description": about}}
     return {"description": "done", "content": content}
@@ -150,10 +150,10 @@ def _refusals(route: Route[Any], *, keyless: bool) -> list[int]:
     return sorted(map(int, found))
 
 
-def _refusal(status: int, schema_of: _SchemaOf) -> dict[str, Any]:
+def _refusal(status: int, schema: dict[str, Any]) -> dict[str, Any]:
     headers = {
         HTTPStatus.UNAUTHORIZED: {"WWW-Authenticate": {"schema": {"type": "string"}}},
         HTTPStatus.TOO_MANY_REQUESTS: {"Retry-After": {"schema": {"type": "integer"}, "description": "seconds"}},
     }.get(HTTPStatus(status), {})
-    content = {JSON: {"schema": schema_of[ErrorAnswer]}}
+    content = {JSON: {"schema": schema}}
     return {"description": HTTPStatus(status).phrase, "content": content, **({"headers": headers} if headers else {})}

@@ -16,6 +16,7 @@ if TYPE_CHECKING:
     from llamafu.engine.model_facts import ModelFacts
     from llamafu.engine.request import Request
     from llamafu.generation.completion import Completion
+    from llamafu.generation.ranking import RankedDocument
 
 
 class AnswerStream(AsyncIterator[str], Protocol):
@@ -62,6 +63,9 @@ class ServedEngine(AdapterEngine, Protocol):
         self, text: Sequence[Sequence[int]], *, lora: Mapping[str, float] | None = None
     ) -> np.ndarray[Any, np.dtype[np.float32]]:
         """Return the vectors of texts that are given as token ids, a row each, under `lora`; None is the active set."""
+
+    def rerank(self, query: str, documents: Sequence[str], *, lora: Mapping[str, float] | None = None) -> list[RankedDocument]:
+        """Return all documents by how well they answer a query, the best first, under `lora`; None is the active set."""
 
     def add_adapter(self, path: str | os.PathLike[str], *, name: str | None = None) -> Any:
         """Register an adapter; added again, a file that has changed is read anew."""

@@ -76,6 +76,7 @@ def desk(tmp_path, tiny_dir, monkeypatch):
         shutil.copy(path, tmp_path / f"{name}.gguf")
         shutil.copytree(ROOT / "examples" / "adapters" / name, tmp_path / name)
     shutil.copy(tiny_dir / "tiny.gguf", tmp_path / "tiny.gguf")
+    shutil.copy(tiny_dir / "tiny-rank.gguf", tmp_path / "reranker.gguf")
     shutil.copy(tiny_dir / "alora.gguf", tmp_path / "alora.gguf")
     dora_folder(tmp_path / "dora", arrays_of(layers=1, modules=["mlp.up_proj"]))
     monkeypatch.chdir(tmp_path)

@@ -17,6 +17,7 @@ from llamafu.errors import ContextOverflowError, InvalidAdapterFileError, LoraNo
 from llamafu.generation.chat_options import split_options
 from llamafu.generation.completion import AppliedLora, Completion, Timings, TokenLogprob, Usage
 from llamafu.lora.mixes import NamedMixes
+from llamafu.generation.ranking import RankedDocument, best_first
 from llamafu.server import app as application
 from llamafu.server.auth.keys import Guard, KeyRing
 from llamafu.server.run import config_of
@@ -162,6 +163,10 @@ class FakeEngine:
     def embed(self, text, *, lora=None):
         scales = self.active_lora_adapters if lora is None else lora
         return np.asarray([[len(tokens) - 1, 0.5 + sum(scales.values())] for tokens in text], dtype=np.float32)
+
+    def rerank(self, query, documents, *, lora=None):
+        scores = [float(len(set(query) & set(text))) for text in documents]
+        return best_first([RankedDocument(i, score, 3) for i, score in enumerate(scores)])
 
     def stats(self):
         return FakeStats(len(self.running), {2: 5}, FakePercentiles(0.5))

@@ -237,6 +237,8 @@ def _asking(dice: random.Random, text: str) -> tuple[str, Any]:
         [
             ("/v1/completions", {"prompt": text, "max_tokens": 2}),
             ("/v1/chat/completions", {"messages": [{"role": "user", "content": text}], "max_tokens": 2}),
+            ("/v1/messages", {"messages": [{"role": "user", "content": text}], "max_tokens": 2}),
+            ("/v1/rerank", {"query": "hello", "documents": [text]}),
             ("/v1/token/encode", {"text": text}),
             ("/v1/embeddings", {"input": text}),
         ]
@@ -305,6 +307,32 @@ def _counts(dice: random.Random) -> tuple[str, Any]:
     return "/v1/chat/completions", {"messages": [turn], "max_tokens": 2, name: value}
 
 
+def _blocks(dice: random.Random) -> tuple[str, Any]:
+    """A body of Anthropic's with very many of one thing, or with blocks of any kind anywhere."""
+    count = dice.choice([1, 3000, 19_000, 50_000])
+    text = {"type": "text", "text": "a", "cache_control": {"type": "ephemeral"}}
+    call = {"type": "tool_use", "id": "t", "name": "f", "input": {"a": None}}
+    result = {"type": "tool_result", "tool_use_id": "t", "content": [text], "is_error": dice.random() < 0.5}
+    tool = {"name": "f", "input_schema": {"type": "object", "properties": {"a": {}}}}
+    block = dice.choice([text, call, result, {"type": "thinking", "thinking": "a"}, {"type": "image"}, {"type": []}, 5, {}])
+    turn = {"role": dice.choice(["user", "assistant", "system", "tool"]), "content": [block] * count}
+    name, value = dice.choice(
+        [
+            ("messages", [turn]),
+            ("messages", [{"role": "user", "content": "a"}, turn, {"role": "user", "content": [result] * count}]),
+            ("messages", [{"role": "user", "content": "a", f"x{i}": i} for i in range(min(count, 2900))]),
+            ("messages", [{"role": "user", "content": [{**text, "texts": "b"}] * count}]),
+            ("system", [text] * count),
+            ("tools", [tool] * min(count, 3000)),
+            ("stop_sequences", ["a"] * count),
+            ("tool_choice", {"type": dice.choice(["any", "tool", "none", "auto"]), "name": "f"}),
+            ("thinking", {"type": "enabled", "budget_tokens": count}),
+        ]
+    )
+    path = dice.choice(["/v1/messages", "/v1/messages/count_tokens"])
+    return path, {"messages": [{"role": "user", "content": "hello"}], "max_tokens": 2, name: value}
+
+
 def _probabilities(dice: random.Random) -> tuple[str, Any]:
     wanted = {"n": dice.choice([4, 16]), "max_tokens": dice.choice([20, 60]), "ignore_eos": True, "stream": dice.random() < 0.2}
     if dice.random() < 0.5:
@@ -326,5 +354,6 @@ KINDS: dict[str, Callable[[random.Random], tuple[str, Any]]] = {
     "text, surrogates": _text_surrogates,
     "sampling": _sampling,
     "counts": _counts,
+    "blocks": _blocks,
     "probabilities": _probabilities,
 }

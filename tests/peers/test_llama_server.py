@@ -123,3 +123,29 @@ def test_refusals_have_what_theirs_have(both):
     assert theirs.status_code == ours.status_code == 400
     assert theirs.json()["error"].keys() <= ours.json()["error"].keys()
     assert theirs.json()["error"]["type"] == ours.json()["error"]["type"]
+
+
+@pytest.mark.parametrize("model", ["tiny-rank", "tiny-rank-qwen3"])
+def test_ranking(real, tiny_dir, model):
+    """The same pairs by the same head: its scores, by its own pooling, are ours."""
+    path = tiny_dir / f"{model}.gguf"
+    body = {"query": "the boat on the sea", "documents": ["ship", "tax law", "the ship on the water", "a"], "top_n": 3}
+    with socket.create_server(("127.0.0.1", 0)) as free:
+        port = free.getsockname()[1]
+    command = [PROGRAM, "-m", path, "--rerank", "--host", "127.0.0.1", "--port", str(port), "-t", "1", "-c", "512", "-np", "1"]
+    with (
+        served(path, "--library", real.path, "--n-ctx", 512) as ours,
+        subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL) as process,
+        httpx.Client(base_url=f"http://127.0.0.1:{port}", timeout=20) as client,
+    ):
+        try:
+            wait_until_healthy(process, client)
+            theirs = client.post("/v1/rerank", json=body).json()
+        finally:
+            process.kill()
+        found = httpx.post(f"{ours.url}/v1/rerank", json=body, headers={"Authorization": f"Bearer {ADMIN}"}).json()
+    assert_has_all({**theirs, "results": []}, {**found, "results": []})
+    assert [result["index"] for result in found["results"]] == [result["index"] for result in theirs["results"]]
+    scores = [result["relevance_score"] for result in theirs["results"]]
+    assert [result["relevance_score"] for result in found["results"]] == pytest.approx(scores, abs=2e-3)
+    assert found["usage"] == theirs["usage"]

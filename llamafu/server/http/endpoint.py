@@ -12,7 +12,7 @@ from starlette.requests import ClientDisconnect, Request
 from starlette.responses import JSONResponse, Response
 
 from llamafu.errors import LlamafuError
-from llamafu.server.http.error_body import error_body, error_headers
+from llamafu.server.http.error_body import OPENAI_ERRORS, error_headers
 from llamafu.server.schemas.base import RequestBody
 from llamafu.server.schemas.ignored_fields import HEADER, IgnoredFields
 from llamafu.server.schemas.json_body import read_json
@@ -26,6 +26,7 @@ if TYPE_CHECKING:
     from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
     from llamafu.server.auth.keys import Guard, Rights
+    from llamafu.server.http.error_body import ErrorForm
     from llamafu.server.http.metrics import Metrics
     from llamafu.server.schemas.base import Answer
 
@@ -121,11 +122,16 @@ class _WithIgnored:
 
 
 def endpoint(
-    handler: Handler[Any], needed: Rights | None, body: type[RequestBody] | None, rules: RequestRules
+    handler: Handler[Any],
+    needed: Rights | None,
+    body: type[RequestBody] | None,
+    rules: RequestRules,
+    errors: ErrorForm = OPENAI_ERRORS,
 ) -> Callable[[Request], Awaitable[ASGIApp]]:
     """Return `handler` with the key checked and the body read before it, and every error answered after it.
 
-    `needed` is the key that the route takes, `body` the model of its JSON body; both are None where there is none.
+    `needed` is the key that the route takes, `body` the model of its JSON body; both are None where there is none. `errors`
+    says in which form errors are told.
     """
 
     async def answer(request: Request) -> ASGIApp:
@@ -148,7 +154,7 @@ def endpoint(
         except ClientDisconnect:
             return Response(status_code=_GONE)
         except Exception as error:  # noqa: BLE001 - whatever it is, it gets an answer
-            return refusal(error)
+            return refusal(error, errors)
         # pydantic writes a million token ids in a fifth of the time that json takes, which every stream waits for.
         return (
             Response(answered.model_dump_json(exclude_unset=True), media_type=JSON)
@@ -205,9 +211,9 @@ def demand_own_page(headers: Mapping[str, str], origins: Collection[str]) -> Non
         raise PermissionDeniedError(message)
 
 
-def refusal(error: Exception) -> Response:
+def refusal(error: Exception, form: ErrorForm = OPENAI_ERRORS) -> Response:
     """Return the response for an exception; what nobody foresaw is logged with its traceback."""
     if not isinstance(error, APIError | LlamafuError) or isinstance(error, ServerError):
         _LOG.error("a request failed", exc_info=error)
     told = as_api_error(error)
-    return JSONResponse(error_body(told), told.status, error_headers(told))
+    return JSONResponse(form.body(told), told.status, error_headers(told))

@@ -1,18 +1,26 @@
-"""Error bodies, in one form in which every known client finds its message."""
+"""Error bodies: one form in which most clients find their message, and those of protocols that have a form of their own."""
 
 from __future__ import annotations
 
 import math
 import re
-from typing import Any
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
 
-from llamafu.server.schemas.answers import OPENAI_TYPES
+from llamafu.server.schemas.answers import OPENAI_TYPES, ErrorAnswer
+from llamafu.server.schemas.anthropic_answers import ERROR_TYPES, AnthropicErrorAnswer
 from llamafu.service.errors import APIError, AuthenticationError, InvalidRequestError, RateLimitError
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+    from llamafu.server.schemas.base import Answer
 
 _PARAM = re.compile(r"'?(\w(?:\['[^']*'\]|[^\s'=:])*)'?(?: (?:is|has|was|names|holds) |=|: )")
 """How a message begins that is about one field: `n is 17; ...`, `'temprature' is not a field`, `top_p=2 is not ...`."""
 _RETRY_AFTER = 1.0
 """Seconds, when nothing better is known."""
+_SERVERS_FAULT = 500
 
 
 def error_body(error: APIError) -> dict[str, Any]:
@@ -28,6 +36,24 @@ def error_body(error: APIError) -> dict[str, Any]:
         "detail": message,
         "message": message,
     }
+
+
+def anthropic_error_body(error: APIError) -> dict[str, Any]:
+    """Return Anthropic's error object, whose type follows from the status."""
+    kind = ERROR_TYPES.get(error.status, "api_error" if error.status >= _SERVERS_FAULT else "invalid_request_error")
+    return {"type": "error", "error": {"type": kind, "message": str(error)}}
+
+
+@dataclass(frozen=True, slots=True)
+class ErrorForm:
+    """How a protocol tells errors: `body` writes one, `answer` is the model that describes it."""
+
+    body: Callable[[APIError], dict[str, Any]]
+    answer: type[Answer]
+
+
+OPENAI_ERRORS = ErrorForm(error_body, ErrorAnswer)
+ANTHROPIC_ERRORS = ErrorForm(anthropic_error_body, AnthropicErrorAnswer)
 
 
 def error_headers(error: APIError) -> dict[str, str]:

@@ -6,21 +6,44 @@ import json
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
+from llamafu.server.http.error_body import anthropic_error_body, error_body
+
 if TYPE_CHECKING:
-    from collections.abc import Mapping
+    from collections.abc import Callable, Mapping
+
+    from llamafu.service.errors import APIError
+
+
+def event(data: dict[str, Any]) -> bytes:
+    """Return one event; JSON in ASCII has no line end of any kind in it."""
+    return b"data: %b\n\n" % json.dumps(data, separators=(",", ":"), allow_nan=False).encode("ascii")
+
+
+def named_event(data: dict[str, Any]) -> bytes:
+    """Return one event that has its `type` as its name too."""
+    return b"event: %b\n%b" % (data["type"].encode("ascii"), event(data))
 
 
 @dataclass(frozen=True, slots=True)
 class Dialect:
-    """What a stream has beside chunks: `ping` keeps a silent connection open, `done` ends the stream."""
+    """How a protocol streams.
+
+    ping: keeps a silent connection open.
+    done: ends the stream.
+    event: writes one event.
+    error: makes the event of an error, the last one of its stream.
+    """
 
     ping: bytes
     done: bytes
+    event: Callable[[dict[str, Any]], bytes] = event
+    error: Callable[[APIError], dict[str, Any]] = error_body
 
 
 OPENAI = Dialect(b": ping\n\n", b"data: [DONE]\n\n")
 JSON_ONLY = Dialect(b": ping\n", b"")
 """For a client that parses every event as JSON: the ping is a comment line in front of the next event."""
+ANTHROPIC = Dialect(named_event({"type": "ping"}), b"", event=named_event, error=anthropic_error_body)
 
 
 def dialect_of(headers: Mapping[str, str]) -> Dialect:
@@ -31,8 +54,3 @@ def dialect_of(headers: Mapping[str, str]) -> Dialect:
     """
     by_go = headers.get("user-agent", "").startswith("Go-http-client/")
     return JSON_ONLY if by_go and headers.get("accept") == "application/json" else OPENAI
-
-
-def event(data: dict[str, Any]) -> bytes:
-    """Return one event; JSON in ASCII has no line end of any kind in it."""
-    return b"data: %b\n\n" % json.dumps(data, separators=(",", ":"), allow_nan=False).encode("ascii")

@@ -1,36 +1,43 @@
-"""The route for embeddings."""
+"""The routes for embeddings and ranking, which compute texts in batches and generate nothing."""
 
 from __future__ import annotations
 
 import asyncio
 import base64
 import json
+import secrets
 from concurrent.futures import ThreadPoolExecutor
+from dataclasses import replace
 from functools import partial
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, TypeVar
 
 from starlette.responses import Response
 
 from llamafu.errors import LlamafuError, QueueFullError
+from llamafu.generation.ranking import best_first
+from llamafu.server.schemas.generation_answers import DocumentText, EmbeddingUsage, RerankAnswer, RerankResult
 from llamafu.service.errors import InvalidRequestError
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping, Sequence
+    from collections.abc import Callable, Mapping, Sequence
 
     import numpy as np
     from starlette.types import ASGIApp
 
+    from llamafu.generation.ranking import RankedDocument
     from llamafu.server.http.endpoint import AuthedRequest
     from llamafu.server.protocols import ServedEngine
     from llamafu.server.routes.adapter_resolver import AdapterResolver
-    from llamafu.server.schemas.text_requests import EmbeddingRequest
+    from llamafu.server.schemas.text_requests import EmbeddingRequest, RerankRequest
+
+_T = TypeVar("_T")
 
 _AT_ONCE = 16
 """Texts of one request that are embedded in a row; then other requests get their turn."""
 
 
-class EmbeddingRoute:
-    """A handler over one engine. `base` is the base model's id; at most `most_waiting` requests wait or run."""
+class EmbeddingRoutes:
+    """Handlers over one engine. `base` is the base model's id; at most `most_waiting` requests wait or run."""
 
     def __init__(self, engine: ServedEngine, adapters: AdapterResolver, *, base: str, most_waiting: int) -> None:
         self._engine = engine
@@ -44,25 +51,60 @@ class EmbeddingRoute:
     async def embeddings(self, request: AuthedRequest[EmbeddingRequest]) -> ASGIApp:
         """`POST /v1/embeddings`."""
         body = request.body
-        texts, scales = body.input, self._adapters.resolve(body.lora, body.model)
-        if self._waiting >= self._most_waiting:
-            message = f"{self._waiting} requests wait to be embedded, of at most {self._most_waiting}; try again later"
-            raise QueueFullError(message)
-        self._waiting += 1
-        try:
-            loop, embed = asyncio.get_running_loop(), partial(self._embed_batch, body, scales=scales)
-            tokens = 0
-            entries: list[str] = []
-            for start in range(0, len(texts), _AT_ONCE):
-                count, some = await loop.run_in_executor(self._thread, embed, start)
-                tokens += count
-                entries += some
-        finally:
-            self._waiting -= 1
+        scales = self._adapters.resolve(body.lora, body.model)
+        tokens = 0
+        entries: list[str] = []
+        for count, some in await self._batches(len(body.input), partial(self._embed_batch, body, scales=scales)):
+            tokens += count
+            entries += some
         usage = {"prompt_tokens": tokens, "total_tokens": tokens}
         head = json.dumps({"object": "list", "model": body.model or self._base, "usage": usage})
         # Vectors were written as JSON batch by batch: one call for thousands of them would hold up every stream.
         return Response(f'{head[:-1]}, "data": [{", ".join(entries)}]}}', media_type="application/json")
+
+    async def rerank(self, request: AuthedRequest[RerankRequest]) -> RerankAnswer:
+        """`POST /v1/rerank`."""
+        body = request.body
+        scales = self._adapters.resolve(body.lora, body.model)
+        batches = await self._batches(len(body.documents), partial(self._rank_batch, body, scales=scales))
+        ranked = best_first([document for batch in batches for document in batch])
+        tokens = sum(document.tokens for document in ranked)
+        return RerankAnswer(
+            id=f"rerank-{secrets.token_hex(12)}",
+            object="list",
+            model=body.model or self._base,
+            results=[self._result(body, document) for document in ranked[: body.top_n]],
+            usage=EmbeddingUsage(prompt_tokens=tokens, total_tokens=tokens),
+        )
+
+    @staticmethod
+    def _result(body: RerankRequest, document: RankedDocument) -> RerankResult:
+        text = body.documents[document.index]
+        told: dict[str, Any] = {"document": DocumentText(text=text)} if body.return_documents else {}
+        return RerankResult(index=document.index, relevance_score=document.score, **told)
+
+    def _rank_batch(self, body: RerankRequest, start: int, *, scales: Mapping[str, float] | None) -> list[RankedDocument]:
+        """Rank a batch of documents from number `start` on."""
+        some = body.documents[start : start + _AT_ONCE]
+        try:
+            found = self._engine.rerank(body.query, some, lora=scales)
+        except (ValueError, TypeError) as error:
+            if isinstance(error, LlamafuError):
+                raise
+            raise InvalidRequestError(str(error)) from error
+        return [replace(document, index=document.index + start) for document in found]
+
+    async def _batches(self, count: int, compute: Callable[[int], _T]) -> list[_T]:
+        """Return what `compute` makes of each batch of `count` texts, given the number of its first one."""
+        if self._waiting >= self._most_waiting:
+            message = f"{self._waiting} requests wait to be computed, of at most {self._most_waiting}; try again later"
+            raise QueueFullError(message)
+        self._waiting += 1
+        loop = asyncio.get_running_loop()
+        try:
+            return [await loop.run_in_executor(self._thread, compute, start) for start in range(0, count, _AT_ONCE)]
+        finally:
+            self._waiting -= 1
 
     def _embed_batch(self, body: EmbeddingRequest, start: int, *, scales: Mapping[str, float] | None) -> tuple[int, list[str]]:
         """Embed a batch of texts from number `start` on; return its number of tokens, and the answer's entries as JSON."""

@@ -13,6 +13,7 @@ from llamafu.service.local import LocalLoraService
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
 
+    from llamafu.engine.request import Request
     from llamafu.server.http.endpoint import AuthedRequest
     from llamafu.server.protocols import ServedEngine
     from llamafu.server.schemas.text_requests import DecodeRequest, EncodeRequest
@@ -56,20 +57,16 @@ class ModelAndTokenRoutes:
         body, text = request.body, request.body.text
         if isinstance(text, str):
             special = {"add_special": body.add_bos_token, "parse_special": body.encode_special_tokens}
-            tokens = await _asked(lambda: self._engine.tokenize(text, **special))
+            tokens = await asked(lambda: self._engine.tokenize(text, **special))
         else:
-            tokens = await _asked(lambda: self._tokens_of(text))
+            # As the chat would be answered: up to where the answer begins.
+            tokens = await asked(lambda: list(prompt_tokens(self._engine, self._engine.request_of_chat(text, {}))))
         return TokensAnswer(tokens=tokens, length=len(tokens))
 
     async def decode(self, request: AuthedRequest[DecodeRequest]) -> TextAnswer:
         """`POST /v1/token/decode`."""
         tokens, special = request.body.tokens, request.body.decode_special_tokens
-        return TextAnswer(text=await _asked(lambda: self._engine.detokenize(tokens, special=special)))
-
-    def _tokens_of(self, messages: list[dict[str, Any]]) -> list[int]:
-        """Return the tokens of a chat as it would be answered: up to where the answer begins."""
-        prompt = self._engine.request_of_chat(messages, {}).prompt
-        return self._engine.tokenize(prompt) if isinstance(prompt, str) else list(prompt)
+        return TextAnswer(text=await asked(lambda: self._engine.detokenize(tokens, special=special)))
 
     def _models(self) -> list[ModelAnswer]:
         facts = self._engine.model_facts
@@ -92,11 +89,16 @@ class ModelAndTokenRoutes:
         ]
 
 
-async def _asked(function: Callable[[], _T]) -> _T:
+def prompt_tokens(engine: ServedEngine, request: Request) -> Sequence[int]:
+    """Return the token ids of a request's prompt."""
+    return engine.tokenize(request.prompt) if isinstance(request.prompt, str) else request.prompt
+
+
+async def asked(function: Callable[[], _T]) -> _T:
     """Call the engine in a thread; a value that it does not take is the client's."""
     try:
         return await asyncio.to_thread(function)
-    except (ValueError, OverflowError) as error:
+    except (ValueError, TypeError, OverflowError) as error:
         if isinstance(error, LlamafuError):
             raise
         raise InvalidRequestError(str(error)) from error

@@ -6,6 +6,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Generic, TypeVar
 
 from llamafu.server.http.endpoint import JSON
+from llamafu.server.http.error_body import OPENAI_ERRORS
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -14,10 +15,12 @@ if TYPE_CHECKING:
 
     from llamafu.server.auth.keys import Rights
     from llamafu.server.http.endpoint import Handler
+    from llamafu.server.http.error_body import ErrorForm
     from llamafu.server.routes.adapter_info import AdapterInfoRoute
     from llamafu.server.routes.adapters import AdapterRoutes
-    from llamafu.server.routes.embeddings import EmbeddingRoute
+    from llamafu.server.routes.embeddings import EmbeddingRoutes
     from llamafu.server.routes.generation import GenerationRoutes
+    from llamafu.server.routes.messages import MessageRoutes
     from llamafu.server.routes.mixer_page import MixerPage
     from llamafu.server.routes.mixes import MixRoutes
     from llamafu.server.routes.models_and_tokens import ModelAndTokenRoutes
@@ -37,7 +40,8 @@ class Handlers:
     monitoring: MonitoringRoutes
     models: ModelAndTokenRoutes
     generation: GenerationRoutes
-    embeddings: EmbeddingRoute
+    messages: MessageRoutes
+    embeddings: EmbeddingRoutes
     adapters: AdapterRoutes
     mixes: MixRoutes
     upload: UploadRoute
@@ -59,6 +63,8 @@ class Route(Generic[_Body]):
         answer: model of the JSON answer; None where it is of another type.
         answer_types: media types of the answer.
         chunk: model of the events, where the answer may be a stream of them instead.
+        last_event: the event that ends such a stream.
+        errors: in which form errors are told.
         refusals: statuses of errors that do not follow from the key and the body.
 
     """
@@ -73,4 +79,6 @@ class Route(Generic[_Body]):
     answer: type[Answer] | None = None
     answer_types: tuple[str, ...] = (JSON,)
     chunk: type[Answer] | None = None
+    last_event: str = "[DONE]"
+    errors: ErrorForm = OPENAI_ERRORS
     refusals: tuple[int, ...] = ()

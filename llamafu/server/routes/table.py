@@ -4,13 +4,16 @@ from __future__ import annotations
 
 from typing import Any
 
+from llamafu.server.http.error_body import ANTHROPIC_ERRORS
 from llamafu.server.routes.route import TEXT, Route
 from llamafu.server.schemas import answers
+from llamafu.server.schemas import anthropic_answers as anthropic
 from llamafu.server.schemas import generation_answers as generated
 from llamafu.server.schemas.adapter_choice import NumberedScales
 from llamafu.server.schemas.adapter_requests import LoraLoadBody, MixBody, UploadForm, VllmLoadRequest, VllmUnloadRequest
+from llamafu.server.schemas.anthropic_requests import CountTokensBody, MessagesBody
 from llamafu.server.schemas.requests import ChatBody, CompletionBody
-from llamafu.server.schemas.text_requests import DecodeRequest, EmbeddingRequest, EncodeRequest
+from llamafu.server.schemas.text_requests import DecodeRequest, EmbeddingRequest, EncodeRequest, RerankRequest
 
 _WITH = "`lora` says with which adapters, else `model`, else the active set is used."
 
@@ -46,9 +49,19 @@ _ROWS = (
     Route("POST", ("/v1/chat/completions", "/chat/completions"), "api", lambda to: to.generation.chats,
           f"Answer a chat. {_WITH}",
           body=ChatBody, answer=generated.ChatCompletionAnswer, chunk=generated.ChatCompletionChunk, refusals=(404, 429)),
+    Route("POST", ("/v1/messages", "/messages"), "api", lambda to: to.messages.messages,
+          f"Answer a chat in Anthropic's form. {_WITH}",
+          body=MessagesBody, answer=anthropic.MessageAnswer, chunk=anthropic.MessageEvent, last_event="a MessageStop",
+          refusals=(404, 429), errors=ANTHROPIC_ERRORS),
+    Route("POST", ("/v1/messages/count_tokens", "/messages/count_tokens"), "api", lambda to: to.messages.count_tokens,
+          "How many tokens the prompt of such a chat has.",
+          body=CountTokensBody, answer=anthropic.CountTokensAnswer, errors=ANTHROPIC_ERRORS),
     Route("POST", ("/v1/embeddings", "/embeddings"), "api", lambda to: to.embeddings.embeddings,
           f"Vectors for texts. {_WITH}",
           body=EmbeddingRequest, answer=generated.EmbeddingsAnswer, refusals=(404, 429)),
+    Route("POST", ("/v1/rerank", "/rerank"), "api", lambda to: to.embeddings.rerank,
+          f"Documents by how well they answer a query, of a model that ranks. {_WITH}",
+          body=RerankRequest, answer=generated.RerankAnswer, refusals=(404, 429)),
     Route("POST", ("/v1/token/encode", "/v1/tokens/encode"), "api", lambda to: to.models.encode,
           "The tokens of a text, or of the messages of a chat.",
           body=EncodeRequest, answer=answers.TokensAnswer),

@@ -102,7 +102,7 @@ class SmallBody(ObjectBody):
     @classmethod
     def known_fields(cls) -> set[str]:
         """Return the names of all fields."""
-        return {*chain.from_iterable(field_names(cls)), *cls.without_effect}
+        return {*chain.from_iterable(field_names(cls)), *cls.without_effect, *cls.unsupported}
 
     @classmethod
     def without_absent(cls, data: Any) -> Any:

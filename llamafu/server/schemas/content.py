@@ -35,6 +35,12 @@ class ContentPart(BaseModel):
     refusal: str | None = None
 
 
+class TextDocument(BaseModel):
+    """A document by its text."""
+
+    text: Name
+
+
 class CalledFunction(BaseModel):
     """The function of a tool call, with its arguments as text or object."""
 
@@ -84,9 +90,9 @@ def _messages(given: object, info: ValidationInfo) -> object:
     """Read messages as the library does, and tell pydantic every problem. The validation context has `IgnoredFields`."""
     problems: list[str] = []
     if isinstance(given, list):
-        _bound(len(given), MOST_MESSAGES, "messages")
+        bound(len(given), MOST_MESSAGES, "messages")
         held = [part for one in given if isinstance(one, dict) for part in (one.get("content"), one.get("tool_calls"))]
-        _bound(sum(len(part) for part in held if isinstance(part, list)), MOST_PARTS, "parts of texts and calls of tools")
+        bound(sum(len(part) for part in held if isinstance(part, list)), MOST_PARTS, "parts of texts and calls of tools")
     messages = read_messages(given, problems)
     if isinstance(given, list) and not problems:
         ignored: IgnoredFields = (info.context or {})["ignored"]
@@ -118,7 +124,7 @@ def _list_of_prompts(value: object, info: ValidationInfo) -> object:
         raise must_be(_PROMPTS)
     prompts = [value] if isinstance(value, str) or type(value[0]) is int else value
     name = str(info.field_name)
-    _bound(sum(len(one) for one in prompts if isinstance(one, list)), MOST_TOKENS, "token ids")
+    bound(sum(len(one) for one in prompts if isinstance(one, list)), MOST_TOKENS, "token ids")
     if _is_text(prompts[0]):
         problems = [f"{name}[{i}] is {shown(one)}; give a string" for i, one in enumerate(prompts) if not _is_text(one)]
     else:
@@ -141,7 +147,8 @@ def _stray_tokens(where: str, tokens: object) -> list[str]:
     ]
 
 
-def _bound(count: int, most: int, what: str) -> None:
+def bound(count: int, most: int, what: str) -> None:
+    """Raise a validator's error for more of something than a body may have."""
     if count > most:
         raise ValueError(f"give at most {most:,} {what}, not {count:,}")  # noqa: TRY003, EM102 - as above
 
@@ -176,6 +183,23 @@ def _texts_to_embed(given: object) -> object:
     return texts
 
 
+def _documents_to_rank(given: object) -> object:
+    """Take the text of each document, which may be an object with it."""
+    if not isinstance(given, list) or not given:
+        raise must_be(_RANKABLE)
+    if len(given) > MOST_EMBEDDED:
+        refuse([f"documents has {len(given)} texts; give at most {MOST_EMBEDDED} at a time"])
+    texts = [each.get("text") if isinstance(each, dict) else each for each in given]
+    refuse(
+        [
+            f"documents[{i}] is {_or_empty(given[i])}; give a string that is not empty, or an object with one as text"
+            for i, text in enumerate(texts)
+            if not isinstance(text, str) or not text
+        ][:1]
+    )
+    return texts
+
+
 def _are_tokens(item: object) -> TypeGuard[list[int]]:
     return isinstance(item, list) and bool(item) and all(type(token) is int for token in item)
 
@@ -192,6 +216,7 @@ def _token_ids(value: object) -> object:
     return value
 
 
+_RANKABLE = "a list of strings that are not empty"
 _EMBEDDABLE = "a string that is not empty, token ids, or a list of either"
 _SomePrompts = Annotated[list[str], Field(min_length=1)] | Annotated[list[TokenIds], Field(min_length=1)]
 _SomeTexts = Annotated[list[Name | TokenIds], Field(min_length=1)]
@@ -219,6 +244,12 @@ TextsToEmbed = Annotated[
     BeforeValidator(_texts_to_embed),
     JsonSchemaOf(Name | TokenIds | _SomeTexts),
     Legal(_EMBEDDABLE),
+]
+Documents = Annotated[
+    list[SkipValidation[str]],
+    BeforeValidator(_documents_to_rank),
+    JsonSchemaOf(Annotated[list[Name | TextDocument], Field(min_length=1)]),
+    Legal(_RANKABLE),
 ]
 AnyTokens = Annotated[
     list[SkipValidation[int]], BeforeValidator(_token_ids), JsonSchemaOf(list[Annotated[int, Field(ge=0)]]), Legal("a list")

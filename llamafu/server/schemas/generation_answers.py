@@ -205,6 +205,30 @@ class EmbeddingUsage(Answer):
     total_tokens: Count
 
 
+class DocumentText(Answer):
+    """A document that was given."""
+
+    text: str
+
+
+class RerankResult(Answer):
+    """A document's place in the request, and its score; `document` where `return_documents` is true."""
+
+    index: Count
+    relevance_score: float
+    document: DocumentText = sometimes()
+
+
+class RerankAnswer(Answer):
+    """The documents of a request by their scores, the best one first."""
+
+    id: str
+    object: Literal["list"]
+    model: str
+    results: list[RerankResult]
+    usage: EmbeddingUsage
+
+
 class EmbeddingsAnswer(Answer):
     """The vectors of a request's texts, in their order."""
 

@@ -71,7 +71,7 @@ class GenerationBody(SamplingBody):
 
         Without `max_tokens` an answer may fill the context.
         """
-        given: dict[str, Any] = {name: getattr(self, name) for name in OPTION_NAMES}
+        given: dict[str, Any] = {name: getattr(self, name) for name in OPTION_NAMES if name != "logprobs"}
         if given["max_tokens"] is None:
             given["max_tokens"] = -1
         given |= {name: given[name] or None for name in ("grammar", "regex")}  # an empty one asks for nothing

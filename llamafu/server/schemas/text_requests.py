@@ -1,15 +1,17 @@
-"""Request bodies of the routes for tokens and embeddings."""
+"""Request bodies of the routes for tokens, embeddings and ranking."""
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import Annotated, ClassVar, Literal
 
 from pydantic import Field
 
 from llamafu.server.schemas.adapter_choice import LoraChoice
 from llamafu.server.schemas.base import SmallBody
-from llamafu.server.schemas.content import AnyTokens, TextOrMessages, TextsToEmbed
-from llamafu.server.schemas.field_types import Flag, Legal
+from llamafu.server.schemas.content import AnyTokens, Documents, TextOrMessages, TextsToEmbed
+from llamafu.server.schemas.field_types import Flag, Legal, Name
+from llamafu.server.schemas.unsupported_fields import Unsupported
 
 
 class EncodeRequest(SmallBody):
@@ -47,3 +49,20 @@ class EmbeddingRequest(SmallBody):
     model: str | None = None
     lora: LoraChoice = None
     dimensions: Annotated[int, Field(ge=1), Legal("a whole number of at least 1")] | None = None
+
+
+class RerankRequest(SmallBody):
+    """`POST /v1/rerank`: Jina's, Cohere's and vLLM's, with `lora`."""
+
+    without_effect: ClassVar[frozenset[str]] = frozenset({"user", "priority"})
+    unsupported: ClassVar[Mapping[str, Unsupported]] = {
+        "max_tokens_per_doc": Unsupported((), "documents are read whole or refused; shorten them before they are sent"),
+        "truncate_prompt_tokens": Unsupported((-1,), "documents are read whole or refused; shorten them before they are sent"),
+    }
+
+    query: Name
+    documents: Documents
+    top_n: Annotated[int, Field(ge=1), Legal("a whole number of at least 1")] | None = None
+    return_documents: Flag = False
+    model: str | None = None
+    lora: LoraChoice = None
