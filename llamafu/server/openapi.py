@@ -130,7 +130,8 @@ def _success(route: Route[Any], schema_of: _SchemaOf) -> dict[str, Any]:
     content: dict[str, Any] = {kind: {"schema": schema} for kind in route.answer_types}
     if route.chunk:
         about = (
-            f"with `stream`: events, each a {route.chunk.__name__}, or an Error as the last one; else [DONE] is the last one"
+            f"with `stream`: events, each a {route.chunk.__name__}, or an error as the last one; "
+            f"else {route.last_event} is the last one"
         )
         content[EVENTS] = {"schema": {"description": about}}
     return {"description": "done", "content": content}

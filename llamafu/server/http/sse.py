@@ -6,16 +6,39 @@ import json
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
+from llamafu.server.http.error_body import error_body
+
 if TYPE_CHECKING:
-    from collections.abc import Mapping
+    from collections.abc import Callable, Mapping
+
+    from llamafu.service.errors import APIError
+
+
+def event(data: dict[str, Any]) -> bytes:
+    """Return one event; JSON in ASCII has no line end of any kind in it."""
+    return b"data: %b\n\n" % json.dumps(data, separators=(",", ":"), allow_nan=False).encode("ascii")
+
+
+def written_event(data: dict[str, str]) -> bytes:
+    """Return one event that has its `type` as its name too; its other `fields` are JSON in ASCII already, without braces."""
+    kind = data["type"]
+    return f'event: {kind}\ndata: {{"type":"{kind}",{data["fields"]}}}\n\n'.encode("ascii")
 
 
 @dataclass(frozen=True, slots=True)
 class Dialect:
-    """What a stream has beside chunks: `ping` keeps a silent connection open, `done` ends the stream."""
+    """How a protocol streams.
+
+    ping: keeps a silent connection open.
+    done: ends the stream.
+    event: writes one event.
+    error: makes the event of an error, the last one of its stream.
+    """
 
     ping: bytes
     done: bytes
+    event: Callable[[dict[str, Any]], bytes] = event
+    error: Callable[[APIError], dict[str, Any]] = error_body
 
 
 OPENAI = Dialect(b": ping\n\n", b"data: [DONE]\n\n")
@@ -31,8 +54,3 @@ def dialect_of(headers: Mapping[str, str]) -> Dialect:
     """
     by_go = headers.get("user-agent", "").startswith("Go-http-client/")
     return JSON_ONLY if by_go and headers.get("accept") == "application/json" else OPENAI
-
-
-def event(data: dict[str, Any]) -> bytes:
-    """Return one event; JSON in ASCII has no line end of any kind in it."""
-    return b"data: %b\n\n" % json.dumps(data, separators=(",", ":"), allow_nan=False).encode("ascii")

@@ -4,11 +4,9 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any, Protocol
 
 from llamafu.generation.completion import Completion
-from llamafu.server.http.error_body import error_body
-from llamafu.server.http.sse import event
 from llamafu.service.errors import as_api_error
 
 if TYPE_CHECKING:
@@ -18,7 +16,6 @@ if TYPE_CHECKING:
 
     from llamafu.server.http.sse import Dialect
     from llamafu.server.protocols import AnswerStream
-    from llamafu.server.schemas.responses import Writer
 
     Item = tuple[int, str | Completion | Exception]
 
@@ -27,6 +24,25 @@ _HEADERS = [
     (b"cache-control", b"no-store"),
     (b"x-accel-buffering", b"no"),  # a proxy in between is to pass each event on at once
 ]
+
+
+class AnswerWriter(Protocol):
+    """Writes the answers to one request in the form of a protocol."""
+
+    def whole(self, completions: Sequence[Completion]) -> str:
+        """Return the answer as JSON."""
+
+    def first(self, index: int) -> list[dict[str, Any]]:
+        """Return the events with which answer number `index` begins."""
+
+    def pieces(self, index: int, piece: str) -> list[dict[str, Any]]:
+        """Return the events of one piece."""
+
+    def last(self, index: int, completion: Completion) -> list[dict[str, Any]]:
+        """Return the events that end an answer."""
+
+    def end(self, completions: Sequence[Completion]) -> list[dict[str, Any]]:
+        """Return the events after those of all answers."""
 
 
 class EventStream:
@@ -59,23 +75,21 @@ class EventStream:
 
 async def events_of(
     streams: Sequence[AnswerStream],
-    writer: Writer,
+    writer: AnswerWriter,
     finished: Callable[[Completion], None],
     *,
     dialect: Dialect,
-    with_usage: bool,
     ping: float,
 ) -> AsyncGenerator[bytes]:
     """Yield the events of several answers as they come; closing this cancels what still runs.
 
-    An error ends the stream: it is the last event, and there is no `[DONE]`.
+    An error ends the stream: it is the last event, and nothing says that the stream is done.
 
     Args:
         streams: one for each answer.
-        writer: makes chunks of text and completions.
+        writer: makes events of text and completions.
         finished: is called with each completion.
-        dialect: what the client understands beside chunks.
-        with_usage: whether the last chunk has the tokens of all answers together.
+        dialect: how events are written, and what the client understands beside them.
         ping: seconds without an event after which a ping is sent.
 
     """
@@ -84,8 +98,8 @@ async def events_of(
     completions: dict[int, Completion] = {}
     try:
         for index in range(len(streams)):
-            if (head := writer.first(index)) is not None:
-                yield event(head)
+            for head in writer.first(index):
+                yield dialect.event(head)
         while len(completions) < len(streams):
             try:
                 async with asyncio.timeout(ping):
@@ -94,17 +108,16 @@ async def events_of(
                 yield dialect.ping
                 continue
             if isinstance(item, Exception):
-                yield event(error_body(as_api_error(item)))
+                yield dialect.event(dialect.error(as_api_error(item)))
                 return
             if isinstance(item, Completion):
                 completions[index] = item
                 finished(item)
-                yield event(writer.last(index, item))
-            else:
-                for chunk in writer.pieces(index, item):
-                    yield event(chunk)
-        if with_usage:
-            yield event(writer.usage([completions[index] for index in range(len(streams))]))
+            parts = writer.last(index, item) if isinstance(item, Completion) else writer.pieces(index, item)
+            for part in parts:
+                yield dialect.event(part)
+        for part in writer.end([completions[index] for index in range(len(streams))]):
+            yield dialect.event(part)
         yield dialect.done
     finally:
         for pump in pumps:

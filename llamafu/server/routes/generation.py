@@ -1,4 +1,4 @@
-"""The routes that generate: completions and chats."""
+"""The routes that generate: completions, chats and responses."""
 
 from __future__ import annotations
 
@@ -14,13 +14,14 @@ from starlette.responses import Response
 
 from llamafu.engine.request import Request
 from llamafu.errors import LlamafuError
-from llamafu.server.http.sse import dialect_of
+from llamafu.server.http.sse import Dialect, dialect_of, written_event
 from llamafu.server.http.streaming import EventStream, events_of, gathered, until_disconnect
+from llamafu.server.schemas.response_writer import ResponseWriter
 from llamafu.server.schemas.responses import Writer
 from llamafu.service.errors import APIError, ContextLengthExceededError, InvalidRequestError
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Sequence
+    from collections.abc import Callable, Mapping, Sequence
 
     from starlette.requests import Request as HttpRequest
     from starlette.types import ASGIApp
@@ -28,10 +29,15 @@ if TYPE_CHECKING:
     from llamafu.generation.completion import Completion
     from llamafu.server.http.endpoint import AuthedRequest
     from llamafu.server.http.metrics import Metrics
+    from llamafu.server.http.streaming import AnswerWriter
     from llamafu.server.protocols import AnswerStream, ServedEngine
     from llamafu.server.routes.adapter_resolver import AdapterResolver
-    from llamafu.server.schemas.requests import ChatBody, CompletionBody, GenerationBody
+    from llamafu.server.schemas.requests import AnswerBody, ChatBody, CompletionBody, GenerationBody
+    from llamafu.server.schemas.response_request import ResponseBody
     from llamafu.server.settings import Settings
+
+    Maker = Callable[[dict[str, Any]], Request]
+    """Makes a request of the options of a generation."""
 
 _SEEDS = 2**64
 """Seeds are numbers below this: 64 bits."""
@@ -64,35 +70,51 @@ class GenerationRoutes:
         """`POST /v1/completions`."""
         body = request.body
 
-        def start(prompt: str | list[int]) -> Callable[[dict[str, Any]], Request]:
+        def start(prompt: str | list[int]) -> Maker:
             return lambda options: Request(prompt=prompt, **options)
 
-        return await self._answer(request.http, body, [start(prompt) for prompt in body.prompt], chat=False)
+        return await self._openai(request.http, body, [start(prompt) for prompt in body.prompt], chat=False)
 
     async def chats(self, request: AuthedRequest[ChatBody]) -> ASGIApp:
         """`POST /v1/chat/completions`."""
+        return await self._openai(request.http, request.body, [self._chat(request.body)], chat=True)
+
+    async def responses(self, request: AuthedRequest[ResponseBody]) -> ASGIApp:
+        """`POST /v1/responses`."""
         body = request.body
+        writer = await asyncio.to_thread(ResponseWriter, body, body.model or self._base)  # many tools take a while to write
+        dialect = Dialect(dialect_of(request.http.headers).ping, b"", written_event, writer.failed)
+        return await self.answer(request.http, body, [self._chat(body)], writer, dialect)
 
-        def make(options: dict[str, Any]) -> Request:
-            return self._engine.request_of_chat(
-                body.messages, {**options, **body.chat_options(), "generic_tools": self._generic_tools}
-            )
+    def _chat(self, body: ChatBody | ResponseBody) -> Maker:
+        """Return what makes the request of a chat."""
+        return lambda options: self.chat_request(body.messages, {**options, **body.chat_options()})
 
-        return await self._answer(request.http, body, [make], chat=True)
+    def chat_request(self, messages: Sequence[Mapping[str, Any]], options: Mapping[str, Any]) -> Request:
+        """Make a request of messages and the options of `chat`; raises what `ServedEngine.request_of_chat` raises."""
+        return self._engine.request_of_chat(messages, {**options, "generic_tools": self._generic_tools})
 
-    async def _answer(
-        self, request: HttpRequest, body: GenerationBody, makers: Sequence[Callable[[dict[str, Any]], Request]], *, chat: bool
+    async def _openai(self, request: HttpRequest, body: GenerationBody, makers: Sequence[Maker], *, chat: bool) -> ASGIApp:
+        usage = body.stream_options is not None and body.stream_options.include_usage
+        writer = Writer(body.model or self._base, chat, with_usage=usage)
+        return await self.answer(request, body, makers, writer, dialect_of(request.headers))
+
+    async def answer(
+        self,
+        request: HttpRequest,
+        body: AnswerBody,
+        makers: Sequence[Maker],
+        writer: AnswerWriter,
+        dialect: Dialect,
     ) -> ASGIApp:
+        """Generate `body.n` answers to each request that `makers` make; return them, or their stream, as `writer` has them."""
         options: dict[str, Any] = {**body.options()}
         scales = self._adapters.resolve(body.lora, body.model)
         if scales is not None:
             options["lora"] = scales
         streams = await self._start(makers, options, body.n)
-        writer = Writer(body.model or self._base, chat)
         if body.stream:
-            usage = body.stream_options is not None and body.stream_options.include_usage
-            dialect = dialect_of(request.headers)
-            events = events_of(streams, writer, self._metrics.finished, dialect=dialect, with_usage=usage, ping=self._ping)
+            events = events_of(streams, writer, self._metrics.finished, dialect=dialect, ping=self._ping)
             return EventStream(events)
         completions = await while_there(request, streams)
         for completion in completions:
@@ -101,9 +123,7 @@ class GenerationRoutes:
         content = await asyncio.to_thread(write) if any(one.logprobs for one in completions) else write()
         return Response(content, media_type="application/json")
 
-    async def _start(
-        self, makers: Sequence[Callable[[dict[str, Any]], Request]], options: dict[str, Any], n: int
-    ) -> list[AnswerStream]:
+    async def _start(self, makers: Sequence[Maker], options: dict[str, Any], n: int) -> list[AnswerStream]:
         """Queue every answer; when one is refused, so are all. Answers of one seed get seeds that follow each other."""
         streams: list[AnswerStream] = []
         loop = asyncio.get_running_loop()

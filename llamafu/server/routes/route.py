@@ -57,6 +57,7 @@ class Route(Generic[_Body]):
         answer: model of the JSON answer; None where it is of another type.
         answer_types: media types of the answer.
         chunk: model of the events, where the answer may be a stream of them instead.
+        last_event: the event that ends such a stream.
         refusals: statuses of errors that do not follow from the key and the body.
 
     """
@@ -71,4 +72,5 @@ class Route(Generic[_Body]):
     answer: type[Answer] | None = None
     answer_types: tuple[str, ...] = (JSON,)
     chunk: type[Answer] | None = None
+    last_event: str = "[DONE]"
     refusals: tuple[int, ...] = ()

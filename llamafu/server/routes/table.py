@@ -10,6 +10,8 @@ from llamafu.server.schemas import generation_answers as generated
 from llamafu.server.schemas.adapter_choice import NumberedScales
 from llamafu.server.schemas.adapter_requests import LoraLoadBody, UploadForm, VllmLoadRequest, VllmUnloadRequest
 from llamafu.server.schemas.requests import ChatBody, CompletionBody
+from llamafu.server.schemas.response_answers import ResponseAnswer, ResponseEvent
+from llamafu.server.schemas.response_request import ResponseBody
 from llamafu.server.schemas.text_requests import DecodeRequest, EmbeddingRequest, EncodeRequest
 
 _WITH = "`lora` says with which adapters, else `model`, else the active set is used."
@@ -46,6 +48,10 @@ _ROWS = (
     Route("POST", ("/v1/chat/completions", "/chat/completions"), "api", lambda to: to.generation.chats,
           f"Answer a chat. {_WITH}",
           body=ChatBody, answer=generated.ChatCompletionAnswer, chunk=generated.ChatCompletionChunk, refusals=(404, 429)),
+    Route("POST", ("/v1/responses", "/responses"), "api", lambda to: to.generation.responses,
+          f"Answer in the form of OpenAI's Responses API; nothing is kept between requests. {_WITH}",
+          body=ResponseBody, answer=ResponseAnswer, chunk=ResponseEvent, refusals=(404, 429),
+          last_event="`response.completed` or `response.incomplete`"),
     Route("POST", ("/v1/embeddings", "/embeddings"), "api", lambda to: to.embeddings.embeddings,
           f"Vectors for texts. {_WITH}",
           body=EmbeddingRequest, answer=generated.EmbeddingsAnswer, refusals=(404, 429)),

@@ -84,9 +84,9 @@ def _messages(given: object, info: ValidationInfo) -> object:
     """Read messages as the library does, and tell pydantic every problem. The validation context has `IgnoredFields`."""
     problems: list[str] = []
     if isinstance(given, list):
-        _bound(len(given), MOST_MESSAGES, "messages")
+        bound(len(given), MOST_MESSAGES, "messages")
         held = [part for one in given if isinstance(one, dict) for part in (one.get("content"), one.get("tool_calls"))]
-        _bound(sum(len(part) for part in held if isinstance(part, list)), MOST_PARTS, "parts of texts and calls of tools")
+        bound(sum(len(part) for part in held if isinstance(part, list)), MOST_PARTS, "parts of texts and calls of tools")
     messages = read_messages(given, problems)
     if isinstance(given, list) and not problems:
         ignored: IgnoredFields = (info.context or {})["ignored"]
@@ -118,7 +118,7 @@ def _list_of_prompts(value: object, info: ValidationInfo) -> object:
         raise must_be(_PROMPTS)
     prompts = [value] if isinstance(value, str) or type(value[0]) is int else value
     name = str(info.field_name)
-    _bound(sum(len(one) for one in prompts if isinstance(one, list)), MOST_TOKENS, "token ids")
+    bound(sum(len(one) for one in prompts if isinstance(one, list)), MOST_TOKENS, "token ids")
     if _is_text(prompts[0]):
         problems = [f"{name}[{i}] is {shown(one)}; give a string" for i, one in enumerate(prompts) if not _is_text(one)]
     else:
@@ -141,7 +141,8 @@ def _stray_tokens(where: str, tokens: object) -> list[str]:
     ]
 
 
-def _bound(count: int, most: int, what: str) -> None:
+def bound(count: int, most: int, what: str) -> None:
+    """Raise a validator's error for more of something than a body may have."""
     if count > most:
         raise ValueError(f"give at most {most:,} {what}, not {count:,}")  # noqa: TRY003, EM102 - as above
 

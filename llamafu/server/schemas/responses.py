@@ -24,10 +24,11 @@ _GOES_ON: dict[str, Any] = {"finish_reason": None, "logprobs": None}
 
 @dataclass(frozen=True, slots=True)
 class Writer:
-    """Writes the answers to one request. `chat` says in which of the two forms."""
+    """Writes the answers to one request. `chat` says in which of the two forms, `with_usage` whether a stream tells it."""
 
     model: str
     chat: bool
+    with_usage: bool = False
     created: int = field(default_factory=lambda: int(time.time()))
     id: str = field(default_factory=lambda: secrets.token_hex(12))
     _reports: dict[int, TokenReports] = field(default_factory=dict)
@@ -40,14 +41,14 @@ class Writer:
         choices = []
         for index, one in enumerate(completions):
             text = {"message": _message(one)} if self.chat else {"text": one.text}
-            choice = {"index": index, **text, "finish_reason": _reason(one), **_seed(one)}
+            choice = {"index": index, **text, "finish_reason": _reason(one), **seed(one)}
             choices.append(f'{_json(choice)[:-1]},"logprobs":{self._written(index, one.logprobs)}}}')
         rest = {"usage": usage(completions), "lora": lora(completions)}
         return f'{_json(self._head(whole=True))[:-1]},"choices":[{",".join(choices)}],{_json(rest)[1:]}'
 
-    def first(self, index: int) -> dict[str, Any] | None:
+    def first(self, index: int) -> list[dict[str, Any]]:
         """Return the chunk that says who speaks; completions have none."""
-        return self._chunk(index, {"role": "assistant", "content": ""}, _GOES_ON) if self.chat else None
+        return [self._chunk(index, {"role": "assistant", "content": ""}, _GOES_ON)] if self.chat else []
 
     def pieces(self, index: int, piece: str) -> list[dict[str, Any]]:
         """Return the chunks of one piece: reasoning, text and parts of calls, the probabilities with the first of them."""
@@ -56,14 +57,14 @@ class Writer:
         first = {"finish_reason": None, "logprobs": found}
         return [self._chunk(index, part, _GOES_ON if number else first) for number, part in enumerate(parts)]
 
-    def last(self, index: int, completion: Completion) -> dict[str, Any]:
+    def last(self, index: int, completion: Completion) -> list[dict[str, Any]]:
         """Return the chunk that ends a choice, with the probabilities of tokens that no piece of text has come of."""
         chunk = self._chunk(index, {} if self.chat else "", self._end(index, completion))
-        return {**chunk, "lora": lora([completion])}
+        return [{**chunk, "lora": lora([completion])}]
 
-    def usage(self, completions: Sequence[Completion]) -> dict[str, Any]:
+    def end(self, completions: Sequence[Completion]) -> list[dict[str, Any]]:
         """Return the chunk after the last one that says what it took."""
-        return {**self._head(whole=False), "choices": [], "usage": usage(completions)}
+        return [{**self._head(whole=False), "choices": [], "usage": usage(completions)}] if self.with_usage else []
 
     def _chunk(self, index: int, text: object, end: dict[str, Any]) -> dict[str, Any]:
         return {**self._head(whole=False), "choices": [{"index": index, "delta" if self.chat else "text": text, **end}]}
@@ -78,7 +79,7 @@ class Writer:
         told = self._reports[index].told if index in self._reports else 0
         wanted = found is not None and (len(found) > told or not told)
         probabilities = self._probabilities(index, (found or ())[told:]) if wanted else None
-        return {"finish_reason": _reason(completion), "logprobs": probabilities, **_seed(completion)}
+        return {"finish_reason": _reason(completion), "logprobs": probabilities, **seed(completion)}
 
     def _written(self, index: int, found: Sequence[TokenLogprob] | None) -> str:
         """Return the probabilities of a whole answer as JSON: an object of lists, each of which grows by pieces."""
@@ -135,7 +136,8 @@ def _reason(completion: Completion) -> str:
     return "length" if completion.finish_reason == "cancelled" else completion.finish_reason
 
 
-def _seed(completion: Completion) -> dict[str, int]:
+def seed(completion: Completion) -> dict[str, int]:
+    """Return what makes the same draws again, nothing where that is not known."""
     return {} if completion.seed is None else {"seed": completion.seed}
 
 
