@@ -16,8 +16,8 @@ from llamafu.engine import ModelFacts, Request
 from llamafu.errors import ContextOverflowError, InvalidAdapterFileError, LoraNotFoundError, QueueFullError
 from llamafu.generation.chat_options import split_options
 from llamafu.generation.completion import AppliedLora, Completion, Timings, TokenLogprob, Usage
-from llamafu.lora.mixes import NamedMixes
 from llamafu.generation.ranking import RankedDocument, best_first
+from llamafu.lora.mixes import NamedMixes
 from llamafu.server import app as application
 from llamafu.server.auth.keys import Guard, KeyRing
 from llamafu.server.run import config_of

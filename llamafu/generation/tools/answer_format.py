@@ -85,6 +85,11 @@ class AnswerParser:
         return self._out.whole_reasoning
 
     @property
+    def is_reasoning(self) -> bool:
+        """Whether what was read last is reasoning, and goes on."""
+        return self._out.is_reasoning
+
+    @property
     def tool_calls(self) -> tuple[ToolCall, ...]:
         """The calls so far; the last one may be unfinished."""
         return self._out.tool_calls

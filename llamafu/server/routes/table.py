@@ -13,6 +13,8 @@ from llamafu.server.schemas.adapter_choice import NumberedScales
 from llamafu.server.schemas.adapter_requests import LoraLoadBody, MixBody, UploadForm, VllmLoadRequest, VllmUnloadRequest
 from llamafu.server.schemas.anthropic_requests import CountTokensBody, MessagesBody
 from llamafu.server.schemas.requests import ChatBody, CompletionBody
+from llamafu.server.schemas.response_answers import ResponseAnswer, ResponseEvent
+from llamafu.server.schemas.response_request import ResponseBody
 from llamafu.server.schemas.text_requests import DecodeRequest, EmbeddingRequest, EncodeRequest, RerankRequest
 
 _WITH = "`lora` says with which adapters, else `model`, else the active set is used."
@@ -56,6 +58,10 @@ _ROWS = (
     Route("POST", ("/v1/messages/count_tokens", "/messages/count_tokens"), "api", lambda to: to.messages.count_tokens,
           "How many tokens the prompt of such a chat has.",
           body=CountTokensBody, answer=anthropic.CountTokensAnswer, errors=ANTHROPIC_ERRORS),
+    Route("POST", ("/v1/responses", "/responses"), "api", lambda to: to.generation.responses,
+          f"Answer in the form of OpenAI's Responses API; nothing is kept between requests. {_WITH}",
+          body=ResponseBody, answer=ResponseAnswer, chunk=ResponseEvent, refusals=(404, 429),
+          last_event="`response.completed` or `response.incomplete`"),
     Route("POST", ("/v1/embeddings", "/embeddings"), "api", lambda to: to.embeddings.embeddings,
           f"Vectors for texts. {_WITH}",
           body=EmbeddingRequest, answer=generated.EmbeddingsAnswer, refusals=(404, 429)),
