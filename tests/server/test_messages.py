@@ -7,10 +7,13 @@ import pytest
 from helpers import claude_code, one_server
 from helpers.scripted import saying
 from helpers.serving import API, serving
+from hypothesis import given, settings
+from hypothesis import strategies as st
 
 from llamafu import Engine
 from llamafu._native.model import Model
 from llamafu.generation.completion import Completion, Timings, Usage
+from llamafu.generation.messages import read_messages
 from llamafu.generation.tool_call import ToolCall
 from llamafu.server.schemas.anthropic_requests import CountTokensBody, MessagesBody
 from llamafu.server.schemas.anthropic_writer import MessageWriter
@@ -272,6 +275,37 @@ def test_what_is_refused(fields, told):
     with pytest.raises(InvalidRequestError) as caught:
         read(MessagesBody, {"messages": [HI], **fields})
     assert told in str(caught.value)
+
+
+BLOCKS = st.sampled_from(
+    [*(CALL, IMAGE, text("a"), result("b"), result([text("a"), IMAGE])), {"type": "thinking", "thinking": "a"}, {"type": []}]
+)
+PARTS = st.recursive(
+    BLOCKS | st.none() | st.booleans() | st.integers() | st.text(max_size=3),
+    lambda inner: (
+        st.lists(inner, max_size=3)
+        | st.dictionaries(st.sampled_from(["type", "role", "content", "input", "is_error", "text", "name", "x"]), inner)
+    ),
+    max_leaves=6,
+)
+ROLES = st.sampled_from(["user", "assistant", "system"])
+MESSAGES = st.lists(st.fixed_dictionaries({"role": ROLES | PARTS, "content": PARTS}) | PARTS, max_size=3)
+OTHERS = st.sampled_from(["system", "tools", "tool_choice", "thinking", "output_config"])
+
+
+@settings(max_examples=60, deadline=None)
+@given(MESSAGES | PARTS, st.dictionaries(OTHERS, PARTS))
+def test_anything_is_read_or_refused(messages, more):
+    """Whatever is read is what the library reads as messages."""
+    try:
+        found, _ = read(MessagesBody, {"messages": messages, **more})
+    except InvalidRequestError:
+        return
+    problems = []
+    read_messages(found.chat_messages(), problems)
+    assert not problems
+    found.options()
+    found.chat_options()
 
 
 # -- writing ------------------------------------------------------------------------------------------------------

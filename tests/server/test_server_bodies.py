@@ -355,6 +355,12 @@ def test_reading_looks_for_no_garbage():
     assert len(begun) <= 4  # the collector's own, as soon as it may look again
 
 
+def test_a_list_among_samplers_is_refused():
+    """It once was an error of the server: a list cannot be looked up in a set."""
+    told = problems(CompletionBody, {"prompt": "a", "samplers": [[], {}]})
+    assert told == ("samplers[0] is a list; give a string", "samplers[1] is an object; give a string")
+
+
 def test_every_problem_is_named_at_once():
     found = problems(CompletionBody, {"temperature": "hot", "top_p": 2, "echo": True, "x": 1})
     assert [text.split(" ", 1)[0] for text in found] == ["echo", "temperature", "top_p", "prompt", "'x'"]

@@ -70,7 +70,9 @@ def _samplers(value: object) -> object:
     """Read names, or llama-server's letters, and leave out the names of samplers that would be off."""
     if isinstance(value, str) and value not in SAMPLERS and value and _LETTERS.keys() >= set(value):
         value = [_LETTERS[letter] for letter in value]
-    return [name for name in value if name not in _OFF_HERE] if isinstance(value, list) else value
+    if not isinstance(value, list):
+        return value
+    return [name for name in value if not (isinstance(name, str) and name in _OFF_HERE)]
 
 
 Bias = Annotated[
