@@ -71,30 +71,25 @@ class GenerationRoutes:
         """`POST /v1/completions`."""
         body = request.body
 
-        def start(prompt: str | list[int]) -> Callable[[dict[str, Any]], Request]:
+        def start(prompt: str | list[int]) -> Maker:
             return lambda options: Request(prompt=prompt, **options)
 
         return await self._openai(request.http, body, [start(prompt) for prompt in body.prompt], chat=False)
 
     async def chats(self, request: AuthedRequest[ChatBody]) -> ASGIApp:
         """`POST /v1/chat/completions`."""
-        body = request.body
-
-        def make(options: dict[str, Any]) -> Request:
-            return self.chat_request(body.messages, {**options, **body.chat_options()})
-
-        return await self._openai(request.http, body, [make], chat=True)
+        return await self._openai(request.http, request.body, [self._chat(request.body)], chat=True)
 
     async def responses(self, request: AuthedRequest[ResponseBody]) -> ASGIApp:
         """`POST /v1/responses`."""
         body = request.body
         writer = await asyncio.to_thread(ResponseWriter, body, body.model or self._base)  # many tools take a while to write
+        dialect = Dialect(dialect_of(request.http.headers).ping, b"", written_event, writer.failed)
+        return await self.answer(request.http, body, [self._chat(body)], writer, dialect)
 
-        def make(options: dict[str, Any]) -> Request:
-            return self.chat_request(body.messages, {**options, **body.chat_options()})
-
-        ping = dialect_of(request.http.headers).ping
-        return await self.answer(request.http, body, [make], writer, Dialect(ping, b"", written_event, writer.failed))
+    def _chat(self, body: ChatBody | ResponseBody) -> Maker:
+        """Return what makes the request of a chat."""
+        return lambda options: self.chat_request(body.messages, {**options, **body.chat_options()})
 
     def chat_request(self, messages: Sequence[Mapping[str, Any]], options: Mapping[str, Any]) -> Request:
         """Make a request of messages and the options of `chat`; raises what `ServedEngine.request_of_chat` raises."""
