@@ -7,7 +7,7 @@ FOLDER = Path(__file__).parents[1] / "data" / "chat_templates"
 
 
 def rows():
-    """Return what is known of each template, by name: its model, source and licence, its family, how it takes tools."""
+    """Return what is known of each template by name: model, source, licence, family, and how it takes tools and calls."""
     with (FOLDER / "sources.csv").open(encoding="utf-8", newline="") as file:
         return {row["name"]: row for row in csv.DictReader(file)}
 
