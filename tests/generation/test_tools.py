@@ -457,5 +457,8 @@ def test_a_schema_or_a_call_follows_the_reasoning(llm, template, monkeypatch):
 
 def test_gpt_oss_is_shown_its_reasoning(llm, template):
     template("{% for m in messages %}{{ m.role }}:{{ m.thinking }}:{{ m.content }};{% endfor %}")
-    history = [USER, {"role": "assistant", "content": "a", "reasoning_content": "Hm."}, USER]
-    assert prompt_of(llm, history) == "user::hi;assistant:Hm.:a;user::hi;"
+    for name in ("reasoning_content", "reasoning", "thinking"):
+        history = [USER, {"role": "assistant", "content": "a", name: "Hm."}, USER]
+        assert prompt_of(llm, history) == "user::hi;assistant:Hm.:a;user::hi;"
+        template_text = "{% for m in messages %}{{ m.reasoning_content }}{% endfor %}"
+        assert prompt_of(llm, history, chat_template=template_text) == "Hm."
