@@ -147,7 +147,7 @@ def test_readers_take_the_fields_that_it_names(strict_server, document):
             if listed := re.search(r"\(fields: ([\w, ]+)\)", told):
                 listing += 1
                 assert set(listed[1].split(", ")) == set(properties), path
-    assert listing == 11  # every reader but those of completions and chats, whose schemas are made of the readers themselves
+    assert listing == 12  # every reader but those of completions and chats, whose schemas are made of the readers themselves
 
 
 def test_required_fields_are_demanded(server, document):
@@ -180,6 +180,7 @@ GOOD = {
     "/v1/tokens/decode": {"tokens": [1]},
     "/v1/lora/load": {"loras": [{"name": "a", "scaling": 0.5}]},
     "/v1/loras/load": {"loras": [{"name": "a"}], "skip_queue": True},
+    "/v1/mixes": {"name": "m", "lora": [{"name": "a", "scale": 0.5}]},
     "/v1/load_lora_adapter": {"lora_name": "a", "lora_path": "a"},
     "/v1/unload_lora_adapter": {"lora_name": "a"},
     "/lora-adapters": [{"id": 0, "scale": 0.5}],

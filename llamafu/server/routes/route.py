@@ -19,6 +19,7 @@ if TYPE_CHECKING:
     from llamafu.server.routes.embeddings import EmbeddingRoute
     from llamafu.server.routes.generation import GenerationRoutes
     from llamafu.server.routes.mixer_page import MixerPage
+    from llamafu.server.routes.mixes import MixRoutes
     from llamafu.server.routes.models_and_tokens import ModelAndTokenRoutes
     from llamafu.server.routes.monitoring import MonitoringRoutes
     from llamafu.server.routes.upload import UploadRoute
@@ -38,6 +39,7 @@ class Handlers:
     generation: GenerationRoutes
     embeddings: EmbeddingRoute
     adapters: AdapterRoutes
+    mixes: MixRoutes
     upload: UploadRoute
     info: AdapterInfoRoute
 
