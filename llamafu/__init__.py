@@ -15,6 +15,7 @@ if TYPE_CHECKING:
     from llamafu.engine.engine import Engine
     from llamafu.engine.request import Request
     from llamafu.generation.completion import AppliedLora, Completion
+    from llamafu.generation.tools.function_tools import FunctionTools
     from llamafu.lora.handles import LoraAdapter
     from llamafu.model.async_llamafu import AsyncLlamafu
     from llamafu.model.llamafu import Llamafu
@@ -24,6 +25,7 @@ __all__ = [
     "AsyncLlamafu",
     "Completion",
     "Engine",
+    "FunctionTools",
     "Llamafu",
     "LoraAdapter",
     "Request",
@@ -41,6 +43,7 @@ __getattr__, __dir__ = lazy_names(
         "AsyncLlamafu": ".model.async_llamafu",
         "Completion": ".generation.completion",
         "Engine": ".engine.engine",
+        "FunctionTools": ".generation.tools.function_tools",
         "Llamafu": ".model.llamafu",
         "LoraAdapter": ".lora.handles",
         "Request": ".engine.request",

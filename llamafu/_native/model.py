@@ -135,10 +135,14 @@ class Model:
         """Return the token ids of `text` (bytes are UTF-8); `add_special` lets the vocabulary add its BOS and EOS.
 
         A text that could end the process, or hold it up, is tokenised in another one, for some seconds at most:
-        `TokenizeError` where that does not succeed, and for a str that is no text (half of a surrogate pair).
+        `TokenizeError` where that does not succeed, and for a str that is no text (half of a surrogate pair); TypeError for
+        what is neither str nor bytes.
         """
         if isinstance(text, str):
             text = _utf8(text)
+        elif not isinstance(text, bytes):
+            message = f"the text to tokenize must be a str, not {type(text).__name__}"
+            raise TypeError(message)
         ffi, lib = self.library.ffi, self.library.lib
         vocab = self._open_vocab()
         if self._long_texts is not None and self._long_texts.must_take(text):
@@ -216,7 +220,7 @@ class Model:
         return self._vocab
 
     def _in_range(self, token: int) -> int:
-        if not 0 <= token < self.n_vocab:
+        if not (hasattr(token, "__index__") and 0 <= token < self.n_vocab):
             message = f"token {token!r} is outside this vocabulary of {self.n_vocab} tokens"
             raise TokenizeError(message)
         return token

@@ -96,11 +96,15 @@ def _as_text(rows: list[_Row], skipped: Mapping[str, str]) -> str:
 def _remove(arguments: argparse.Namespace) -> int:
     from llamafu.server.storage.adapter_folder import AdapterFolder
     from llamafu.server.storage.last_use import forget_use
+    from llamafu.server.storage.mix_files import MixFiles
     from llamafu.service.errors import InvalidRequestError, NotFoundError
 
     folder = AdapterFolder(arguments.folder)
     try:
         found = folder.to_remove(arguments.name)
+        if users := [file.path.name for file in MixFiles(folder.folder).read().values() if found.name in file.scales]:
+            message = f"{found.name!r} is part of a mix ({', '.join(users)}); remove that file first"
+            raise LoraError(message)
         if not arguments.yes and not _is_agreed(found, arguments):
             sys.stderr.write("nothing was removed\n")
             return 1

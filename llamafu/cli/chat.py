@@ -21,11 +21,14 @@ from llamafu.cli.arguments import (
 from llamafu.cli.style import BOLD, DIM, Style, colour
 from llamafu.errors import ContextOverflowError, LlamafuError
 from llamafu.generation.completion import Piece
+from llamafu.generation.messages import arguments_of
+from llamafu.generation.tools.function_tools import FunctionTools
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
+    from collections.abc import Iterator, Sequence
 
     from llamafu.generation.completion import Completion
+    from llamafu.generation.tool_call import ToolCall
     from llamafu.model.llamafu import Llamafu
 
 _HELP = """\
@@ -35,6 +38,10 @@ _HELP = """\
 /clear                 forget the conversation
 /exit                  leave (so do Ctrl-D, and Ctrl-C at the prompt; Ctrl-C ends an answer)"""
 _ANSWER_TOKENS = 512
+_MOST_ROUNDS = 8
+"""Answers to one message that may call tools; then the user is asked again."""
+_LONGEST_SHOWN = 400
+"""Characters of a tool's result that are shown; the model gets all of it."""
 _YELLOW = colour(220)
 
 
@@ -47,15 +54,21 @@ def add_parser(subparsers: Any) -> None:
     add_model(parser, n_ctx=2048)
     add_adapters(parser)
     parser.add_argument("--system", metavar="TEXT", help="what the model is told before the conversation")
+    parser.add_argument(
+        "--tools",
+        metavar="FILE.py",
+        help="functions of a Python file that the model may call; they are run, and their results sent back",
+    )
     add_sampling(parser)
     parser.set_defaults(run=_run, max_tokens=_ANSWER_TOKENS)
 
 
 def _run(arguments: argparse.Namespace) -> int:
     is_interactive = sys.stdin.isatty()
+    tools = None if arguments.tools is None else FunctionTools.of_file(arguments.tools)
     with warnings.catch_warnings(), open_model(arguments) as llm:
         warnings.showwarning = _note  # type: ignore[assignment] # without the line of source code that Python adds
-        conversation = _Conversation(llm, arguments)
+        conversation = _Conversation(llm, arguments, tools)
         if is_interactive:
             conversation.say(f"{llm.path.name}; /help shows the commands")
         for line in _typed(conversation) if is_interactive else (line.rstrip("\r\n") for line in sys.stdin):
@@ -84,11 +97,12 @@ def _typed(conversation: _Conversation) -> Iterator[str]:
 class _Conversation:
     """The messages so far; each line of input is a command or a new message."""
 
-    def __init__(self, llm: Llamafu, arguments: argparse.Namespace) -> None:
+    def __init__(self, llm: Llamafu, arguments: argparse.Namespace, tools: FunctionTools | None) -> None:
         self._llm = llm
         self._arguments = arguments
+        self._tools = tools
         self._style = Style(sys.stderr)
-        self._messages: list[dict[str, str]] = []
+        self._messages: list[dict[str, Any]] = []
         self._clear()
         self._is_thinking = False  # reasoning was printed last
         self.failures = 0
@@ -131,9 +145,38 @@ class _Conversation:
         self._messages = [] if system is None else [{"role": "system", "content": system}]
 
     def _answer(self, line: str) -> None:
+        """Let the model answer, and again with the results of the tools that it calls; an error changes nothing."""
         messages = [*self._messages, {"role": "user", "content": line}]
+        for _ in range(_MOST_ROUNDS):
+            completion = self._say_next(messages)
+            calls = completion.tool_calls if completion.finish_reason == "tool_calls" else ()
+            messages.append(_as_message(completion, calls))
+            if not calls:
+                self._explain_end(completion)
+                break
+            messages += map(self._result_of, calls)
+        else:
+            self.say(f"(stopped after {_MOST_ROUNDS} answers that called tools)")
+        self._messages = messages
+
+    def _result_of(self, call: ToolCall) -> dict[str, Any]:
+        """Show a call, run it, show its result, and return the message of it."""
+        assert self._tools is not None  # noqa: S101 - without tools no answer has calls
+        self.say(f"{call.name}({call.arguments})")
         try:
-            stream = self._llm.stream_chat(messages, **sampling(self._arguments))
+            result = self._tools.call(call)
+        except KeyboardInterrupt:
+            if not sys.stdin.isatty():
+                raise
+            result = "error: the user stopped it"
+        self.say(f"= {result if len(result) <= _LONGEST_SHOWN else f'{result[:_LONGEST_SHOWN]}...'}")
+        return {"role": "tool", "tool_call_id": call.id, "name": call.name, "content": result}
+
+    def _say_next(self, messages: list[dict[str, Any]]) -> Completion:
+        """Let the model say the next message, and print it as it comes."""
+        tools = None if self._tools is None else self._tools.descriptions
+        try:
+            stream = self._llm.stream_chat(messages, tools=tools, **sampling(self._arguments))
         except ContextOverflowError as error:
             numbers = str(error).partition(";")[0]
             message = f"{numbers}; /clear forgets the conversation, and a larger --n-ctx gives it more room"
@@ -146,11 +189,10 @@ class _Conversation:
                 if not sys.stdin.isatty():
                     raise
                 stream.close()
-        sys.stdout.write("\n")
         completion = stream.completion
-        thoughts = {"reasoning_content": completion.reasoning} if completion.reasoning else {}
-        self._messages = [*messages, {"role": "assistant", "content": completion.text, **thoughts}]
-        self._explain_end(completion)
+        if completion.text or not completion.tool_calls:
+            sys.stdout.write("\n")
+        return completion
 
     def _show(self, piece: str) -> None:
         """Print a piece of an answer; reasoning goes to stderr, so that stdout has answers only."""
@@ -190,6 +232,21 @@ class _Conversation:
             self._llm.set_lora_adapters(load_adapters(self._llm, adapters))
         loaded = ", ".join(adapter.name for adapter in self._llm.lora_adapters) or "none"
         self.say(f"acting: {self.mix} (loaded: {loaded})")
+
+
+def _as_message(completion: Completion, calls: Sequence[ToolCall]) -> dict[str, Any]:
+    """Return an answer as a message of the history. Arguments that are no JSON, of which the result tells, are left out."""
+    message: dict[str, Any] = {"role": "assistant", "content": completion.text}
+    if completion.reasoning:
+        message["reasoning_content"] = completion.reasoning
+    if calls:
+        message["tool_calls"] = written = []
+        for call in calls:
+            function = {"name": call.name, "arguments": call.arguments}
+            if arguments_of({"function": function}) is None:
+                function["arguments"] = "{}"
+            written.append({"id": call.id, "type": "function", "function": function})
+    return message
 
 
 def _note(message: Warning | str, *_: Any) -> None:

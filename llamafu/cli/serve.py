@@ -16,6 +16,7 @@ if TYPE_CHECKING:
     from collections.abc import Collection, Mapping
 
     from llamafu.server.settings import Settings
+    from llamafu.server.storage.adapter_folder import AdapterFolder
 
 _NEEDED = {"starlette": "starlette", "uvicorn": "uvicorn", "multipart": "python-multipart", "pydantic": "pydantic"}
 
@@ -58,13 +59,15 @@ def serve_with(settings: Settings) -> int:
 
     folder = AdapterFolder(settings.adapters) if settings.adapters else None
     found = folder.scan() if folder else {}
-    _demand_adapters(dict(settings.lora), found)
+    mixes = _mixes_from_start(settings, folder, found)
+    _demand_adapters("--lora", dict(settings.lora), {**found, **mixes})
     _demand_free_aliases(settings.alias, found)
     try:
         guard = load_startup_keys(settings, _print_line)
+        path = model_path(settings.model)
+        settings = replace(settings, model=str(path))
     except ValueError as error:
         raise LlamafuError(str(error)) from error
-    path = model_path(settings.model)
     _log_requests()
     shorten_openmp_spin()
     with Engine(
@@ -79,18 +82,44 @@ def serve_with(settings: Settings) -> int:
         scale_range=settings.scale_range,
         library=settings.library,
     ) as engine:
-        for name in dict(settings.lora):  # a damaged one is an error here; others of the folder are only logged
+        named = [name for each in (dict(settings.lora), *mixes.values()) for name in each]
+        for name in dict.fromkeys(name for name in named if name not in mixes):
             assert folder is not None  # noqa: S101 - Settings demands it
-            engine.add_adapter(folder.path_of(name), name=name)
+            engine.add_adapter(folder.path_of(name), name=name)  # a damaged one is an error; others of the folder are logged
+        for name, scales in mixes.items():
+            engine.add_mix(name, scales)
         engine.set_lora_adapters(dict(settings.lora))
         _print_line(f"{path.name}: {engine.stats().kernel} kernel, {settings.max_sequences} sequences, {settings.n_ctx} tokens")
-        return 0 if serve(engine, replace(settings, model=str(path)), guard, _print_line) else 1
+        return 0 if serve(engine, settings, guard, _print_line) else 1
 
 
-def _demand_adapters(wanted: Mapping[str, float], there: Mapping[str, object]) -> None:
+def _mixes_from_start(
+    settings: Settings, folder: AdapterFolder | None, adapters: Collection[str]
+) -> dict[str, Mapping[str, float]]:
+    """Return the mixes of --mix, and those of the folder that --lora names; an error where one of them cannot be used."""
+    from llamafu.server.storage.adapter_folder import NAME_RULE, is_name
+    from llamafu.server.storage.mix_files import MixFiles
+
+    kept = {} if folder is None else MixFiles(folder.folder).read()
+    active = {name for name, _ in settings.lora} - set(adapters)
+    found = {name: file.scales for name, file in kept.items() if name in active and file.problem is None}
+    for name in dict(settings.mix):
+        if not is_name(name):
+            message = f"--mix: {name!r} is no mix's name; use {NAME_RULE}"
+            raise LlamafuError(message)
+        if name in adapters:
+            message = f"--mix names {name!r}, which is an adapter in the folder of --adapters; give the mix another name"
+            raise LlamafuError(message)
+    found |= dict(settings.mix)
+    for name, scales in found.items():
+        _demand_adapters(f"the mix {name!r}", scales, adapters)
+    return found
+
+
+def _demand_adapters(who: str, wanted: Collection[str], there: Collection[str]) -> None:
     if unknown := sorted(set(wanted) - set(there)):
         message = (
-            f"--lora names {', '.join(map(repr, unknown))}, which the folder of --adapters does not hold "
+            f"{who} names {', '.join(map(repr, unknown))}, which the folder of --adapters does not hold "
             f"(adapters: {', '.join(there) or 'none'})"
         )
         raise LoraNotFoundError(message)

@@ -6,7 +6,7 @@ if importlib.util.find_spec("httpx") is None:
     _message = "llamafu.client needs httpx; install it: pip install 'llamafu[client]'"
     raise ModuleNotFoundError(_message, name="httpx")
 
-from llamafu.client.answers import Answer, Choice, Health, Message, ModelCard
+from llamafu.client.answers import Answer, Choice, Health, Message, Mix, ModelCard
 from llamafu.client.asynchronous import AsyncChunkStream, AsyncTabbyClient
 from llamafu.client.blocking import ChunkStream, TabbyClient
 from llamafu.service import (
@@ -44,6 +44,7 @@ __all__ = [
     "LoraLoadRequest",
     "LoraLoadResponse",
     "Message",
+    "Mix",
     "ModelCard",
     "NotFoundError",
     "PermissionDeniedError",

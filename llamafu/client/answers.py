@@ -73,6 +73,15 @@ class ModelCard:
 
 
 @dataclass(frozen=True, slots=True)
+class Mix:
+    """A mix of adapters on Llamafu's server: its name, when it was last written, in Unix seconds, and scales by adapter."""
+
+    id: str
+    created: int
+    lora: dict[str, float] = field(hash=False)
+
+
+@dataclass(frozen=True, slots=True)
 class Health:
     """A server's health. `issues` are its problems, as texts."""
 
@@ -124,6 +133,23 @@ def read_models(data: Any) -> tuple[ModelCard, ...]:
     return tuple(cards)
 
 
+def read_mixes(data: Any) -> tuple[Mix, ...]:
+    """Read a list of mixes."""
+    fields = Fields(data)
+    items = enumerate(fields.items("data"))
+    mixes = tuple(_mix(Fields(item, f"data[{index}]", fields.problems)) for index, item in items)
+    fields.finish()
+    return mixes
+
+
+def read_mix(data: Any) -> Mix:
+    """Read one mix."""
+    fields = Fields(data)
+    mix = _mix(fields)
+    fields.finish()
+    return mix
+
+
 def read_health(data: Any) -> Health:
     """Read a health report; TabbyAPI's issues have a time and a description."""
     fields = Fields(data)
@@ -159,6 +185,13 @@ def _single(data: Any, name: str) -> str:
     text = fields.text(name, empty=True)
     fields.finish()
     return text
+
+
+def _mix(fields: Fields) -> Mix:
+    given = fields.take("lora")
+    scales = Fields(given, fields.path("lora"), fields.problems)
+    names = list(given) if isinstance(given, dict) else []
+    return Mix(fields.text("id"), int(fields.number("created", 0)), {name: scales.number(name) for name in names})
 
 
 def _choice(data: Any, where: str, problems: list[str]) -> Choice:

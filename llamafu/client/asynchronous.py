@@ -20,7 +20,7 @@ if TYPE_CHECKING:
     from types import TracebackType
     from typing import Unpack
 
-    from llamafu.client.answers import Answer, Health, ModelCard
+    from llamafu.client.answers import Answer, Health, Mix, ModelCard
     from llamafu.client.call import Call
     from llamafu.client.options import ChatGenerationArguments, GenerationArguments
     from llamafu.service.cards import LoraList
@@ -51,6 +51,7 @@ class AsyncTabbyClient:
         self.chat = AsyncChat(connection)
         self.completions = AsyncCompletions(connection)
         self.models = AsyncModels(connection)
+        self.mixes = AsyncMixes(connection)
         self.tokens = AsyncTokens(connection)
         self.health = AsyncHealthReports(connection)
         self.auth = AsyncAuth(connection)
@@ -164,6 +165,22 @@ class AsyncModels(_AsyncResource):
     async def list(self, *, timeout: float | None = None) -> tuple[ModelCard, ...]:
         """Return the base model, and on Llamafu's server every adapter."""
         return await self._connection.send(calls.models(), timeout)
+
+
+class AsyncMixes(_AsyncResource):
+    """Named mixes of adapters, on Llamafu's server: the options `model` and `lora` take their names."""
+
+    async def list(self, *, timeout: float | None = None) -> tuple[Mix, ...]:
+        """Return every mix."""
+        return await self._connection.send(calls.mixes(), timeout)
+
+    async def add(self, name: str, lora: Mapping[str, float], *, overwrite: bool = False, timeout: float | None = None) -> Mix:
+        """Keep a mix, {adapter name: scale}; needs an admin key. Another one of this name is replaced with `overwrite` only."""
+        return await self._connection.send(calls.add_mix(name, lora, overwrite=overwrite), timeout)
+
+    async def remove(self, name: str, *, timeout: float | None = None) -> None:
+        """Delete a mix, its adapters stay; needs an admin key."""
+        await self._connection.send(calls.remove_mix(name), timeout)
 
 
 class AsyncTokens(_AsyncResource):

@@ -20,7 +20,7 @@ if TYPE_CHECKING:
     from types import TracebackType
     from typing import Unpack
 
-    from llamafu.client.answers import Answer, Health, ModelCard
+    from llamafu.client.answers import Answer, Health, Mix, ModelCard
     from llamafu.client.call import Call
     from llamafu.client.options import ChatGenerationArguments, GenerationArguments
     from llamafu.service.cards import LoraList
@@ -59,6 +59,7 @@ class TabbyClient:
         self.chat = Chat(connection)
         self.completions = Completions(connection)
         self.models = Models(connection)
+        self.mixes = Mixes(connection)
         self.tokens = Tokens(connection)
         self.health = HealthReports(connection)
         self.auth = Auth(connection)
@@ -168,6 +169,22 @@ class Models(_Resource):
     def list(self, *, timeout: float | None = None) -> tuple[ModelCard, ...]:
         """Return the base model, and on Llamafu's server every adapter."""
         return self._connection.send(calls.models(), timeout)
+
+
+class Mixes(_Resource):
+    """Named mixes of adapters, on Llamafu's server: the options `model` and `lora` take their names."""
+
+    def list(self, *, timeout: float | None = None) -> tuple[Mix, ...]:
+        """Return every mix."""
+        return self._connection.send(calls.mixes(), timeout)
+
+    def add(self, name: str, lora: Mapping[str, float], *, overwrite: bool = False, timeout: float | None = None) -> Mix:
+        """Keep a mix, {adapter name: scale}; needs an admin key. Another one of this name is replaced with `overwrite` only."""
+        return self._connection.send(calls.add_mix(name, lora, overwrite=overwrite), timeout)
+
+    def remove(self, name: str, *, timeout: float | None = None) -> None:
+        """Delete a mix, its adapters stay; needs an admin key."""
+        self._connection.send(calls.remove_mix(name), timeout)
 
 
 class Tokens(_Resource):

@@ -3,13 +3,17 @@
 from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
+from urllib.parse import quote
 
 from llamafu.client.answers import (
     Answer,
     Health,
+    Mix,
     ModelCard,
     read_answer,
     read_health,
+    read_mix,
+    read_mixes,
     read_models,
     read_permission,
     read_text,
@@ -66,6 +70,21 @@ def completion(prompt: str, options: Mapping[str, Any], *, stream: bool) -> Call
 def models() -> Call[tuple[ModelCard, ...]]:
     """Every model."""
     return Call("GET", "/v1/models", read_models)
+
+
+def mixes() -> Call[tuple[Mix, ...]]:
+    """Every mix."""
+    return Call("GET", "/v1/mixes", read_mixes)
+
+
+def add_mix(name: str, lora: Mapping[str, float], *, overwrite: bool) -> Call[Mix]:
+    """Keep a mix."""
+    return Call("POST", "/v1/mixes", read_mix, {"name": name, "lora": dict(lora), "overwrite": overwrite})
+
+
+def remove_mix(name: str) -> Call[None]:
+    """Delete a mix. Repeated, it would be an error: that of a mix that is gone."""
+    return Call("DELETE", f"/v1/mixes/{quote(name, safe='')}", lambda _: None, idempotent=False)
 
 
 def encode(text: str, *, add_bos_token: bool, encode_special_tokens: bool) -> Call[tuple[int, ...]]:

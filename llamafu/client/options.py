@@ -55,6 +55,7 @@ class GenerationArguments(TypedDict, total=False):
     seed: int | None
     stop: str | Sequence[str] | None
     min_tokens: int | None
+    reasoning_budget: int | None
     n: int | None
     logprobs: int | bool | None
     grammar: str | None

@@ -5,9 +5,11 @@ from __future__ import annotations
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from llamafu.adapters.file import default_name
 from llamafu.adapters.peft.config import CONFIG
 from llamafu.errors import LoraError, LoraIncompatibleError
 from llamafu.lora.active_set import LoraSet, LoraUse
+from llamafu.lora.mixes import NamedMixes
 from llamafu.lora.scales import check_scale
 
 if TYPE_CHECKING:
@@ -20,7 +22,7 @@ if TYPE_CHECKING:
     from llamafu.engine.runtime import EngineRuntime
     from llamafu.engine.scheduler import Scheduler
     from llamafu.engine.worker import Worker
-    from llamafu.lora.scales import LoraScales
+    from llamafu.lora.scales import LoraScales, Scale
 
 
 class AdapterManager:
@@ -35,10 +37,12 @@ class AdapterManager:
         self._scale_range = scale_range
         self.active: dict[str, float] = {}
         """Scale by name, for requests with `lora=None`."""
+        self.mixes = NamedMixes(scale_range)
 
     def add(self, path: Path, name: str | None) -> AdapterInfo:
         """Check and register a GGUF file or a PEFT folder."""
         self._worker.demand_open()
+        self.mixes.refuse_taken(default_name(path) if name is None else name)
         return self._registry.add(path, name)
 
     def add_folder(self, path: str | os.PathLike[str] | None) -> None:
@@ -58,12 +62,32 @@ class AdapterManager:
         self._worker.demand_open()
         return self._registry.infos()
 
+    def source(self, name: str) -> Path:
+        """Return where a name was added from; `LoraNotFoundError`."""
+        return self._registry.source(name)
+
+    @property
+    def targets(self) -> frozenset[str]:
+        """Names of the tensors that adapters can change."""
+        return self._runtime.used
+
+    def add_mix(self, name: str, scales: Mapping[str, float], *, overwrite: bool) -> None:
+        """Check a mix as a request with its adapters would be, and give it its name."""
+        self._worker.demand_open()
+        checked = self.mixes.checked(name, scales)
+        if name in self._registry.infos():
+            message = f"the name {name!r} is an adapter's; give the mix another one"
+            raise LoraError(message)
+        self.lora_set(checked)
+        self.mixes.add(name, checked, overwrite=overwrite)
+
     def remove(self, name: str) -> None:
-        """Forget a name, and unpin its content; `LoraError` while it is active."""
+        """Forget a name, and unpin its content; `LoraError` while it is active or part of a mix."""
         self._worker.demand_open()
         if name in self.active:
             message = f"{name!r} is in the active set ({self.active}); set another with set_lora_adapters first"
             raise LoraError(message)
+        self.mixes.refuse_used(name)
         self._registry.remove(name)
         self._worker.call(lambda scheduler: scheduler.runtime.unpin_all_but(self._digests()))
 
@@ -81,7 +105,8 @@ class AdapterManager:
     def set_active(self, scales: Mapping[str, float], *, include_queued: bool) -> None:
         """Replace the active set; with `include_queued` also for requests that follow it and have not started."""
         self._worker.demand_open()
-        checked = {name: check_scale(scale, self._scale_range, repr(name)) for name, scale in scales.items()}
+        expanded = self.mixes.expand(scales)
+        checked = {name: check_scale(scale, self._scale_range, repr(name)) for name, scale in expanded.items()}
         lora = self.lora_set(checked)
         self.active = checked
         if include_queued:
@@ -98,11 +123,14 @@ class AdapterManager:
         if not hasattr(scales, "items"):
             message = f"lora={scales!r} is no mapping of names to scales; give {{name: scale}}, or {{}} for the base model"
             raise TypeError(message)
-        uses: dict[str, LoraUse[Content]] = {}
+        named: dict[str, Scale] = {}
         for name, scale in scales.items():
             if not isinstance(name, str):
                 message = f"an engine knows adapters by name, not by {name!r}"
                 raise TypeError(message)
+            named[name] = scale
+        uses: dict[str, LoraUse[Content]] = {}
+        for name, scale in self.mixes.expand(named).items():
             content = self._registry.resolve(name)
             known = uses.get(content.digest)
             if known is not None:

@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, Self, Unpack, cast
 
 from llamafu.adapters.gguf.base_model import read_model
+from llamafu.engine.adapter_host import EngineAdapterHost
 from llamafu.engine.adapter_manager import AdapterManager, demand_usable
 from llamafu.engine.embedder import Embedder
 from llamafu.engine.engine_options import EngineOptions
@@ -29,7 +30,6 @@ if TYPE_CHECKING:
 
     import numpy as np
 
-    from llamafu.adapters.info import AdapterInfo
     from llamafu.engine.async_stream import AsyncRequestStream
     from llamafu.engine.request import Request
     from llamafu.engine.request_handle import Event, RequestHandle
@@ -42,7 +42,7 @@ if TYPE_CHECKING:
     from llamafu.lora.scales import LoraScales
 
 
-class Engine:
+class Engine(EngineAdapterHost):
     """One base model that answers many requests at once, each with its own adapters and scales, in one batch.
 
     - `model_path`: the base model's GGUF file. `FileNotFoundError`, `ModelLoadError`.
@@ -204,53 +204,6 @@ class Engine:
 
     def _pieces(self, handle: RequestHandle) -> Iterator[str]:  # a method: the iterator keeps its engine alive
         yield from self._submission.pieces(handle)
-
-    def add_adapter(self, path: str | os.PathLike[str], *, name: str | None = None) -> AdapterInfo:
-        """Check and register an adapter, a GGUF file or a PEFT folder; running requests go on meanwhile.
-
-        `name` defaults to the file's name without its suffix, or the folder's. Its weights are read when a request needs
-        them, so the file has to stay; when it changes, requests from then on run with the new content, those that were
-        submitted before keep the old one. Raises `InvalidAdapterFileError`, `LoraIncompatibleError`, `LoraLoadError`;
-        `LoraError` when the name is another's.
-        """
-        return self._adapters.add(Path(path), name)
-
-    def remove_adapter(self, name: str) -> None:
-        """Forget an adapter; running requests keep it to their end. `LoraNotFoundError`; `LoraError` while it is active."""
-        self._adapters.remove(name)
-
-    def pin_adapter(self, name: str) -> None:
-        """Read an adapter into the bank now, and keep it there until it is removed.
-
-        Raises `LoraNotFoundError`; `LoraError` when the bank cannot hold it, or not now.
-        """
-        self._adapters.pin(name)
-
-    @property
-    def adapters(self) -> dict[str, AdapterInfo]:
-        """Every registered adapter, by name."""
-        return self._adapters.infos()
-
-    def adapter_path(self, name: str) -> Path:
-        """Return the file or folder that an adapter was added from; `LoraNotFoundError`."""
-        return self._registry.source(name)
-
-    @property
-    def lora_targets(self) -> frozenset[str]:
-        """Names of the model's tensors that adapters can change: those that its graph multiplies by them."""
-        return self._runtime.used
-
-    @property
-    def active_lora_adapters(self) -> dict[str, float]:
-        """What a request with `lora=None` runs with: scale by name."""
-        return dict(self._adapters.active)
-
-    def set_lora_adapters(self, scales: Mapping[str, float], *, include_queued: bool = False) -> None:
-        """Replace the active set, for requests submitted from now on; on any error nothing changes.
-
-        `include_queued`: requests with `lora=None` that have not started before the next step take the new set too.
-        """
-        self._adapters.set_active(scales, include_queued=include_queued)
 
     def tokenize(self, text: str, *, add_special: bool = True, parse_special: bool = True) -> list[int]:
         """Return the token ids of `text`; `add_special` adds BOS where the model wants one."""

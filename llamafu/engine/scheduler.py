@@ -18,7 +18,7 @@ from llamafu.errors import DecodeError
 from llamafu.generation.sampling import ENDED
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import Iterable, Sequence
 
     import numpy as np
     from numpy.typing import NDArray
@@ -139,7 +139,7 @@ class Scheduler:
     def _fit_in_memory(self, parts: list[Part]) -> list[Part]:
         """Free KV memory for all parts: evict kept prefixes first, then preempt sequences, whose parts go."""
         while not self.pool.kv.make_space(sum(part.rows for part in parts)):
-            last = max(self.pool.running, key=lambda sequence: sequence.precedence)
+            last = _last_in_line(self.pool.running)
             parts = [part for part in parts if part.sequence is not last]
             self.pool.preempt(last)
         return parts
@@ -178,7 +178,7 @@ class Scheduler:
                 raise context.failure(code, f"decoding {sum(p.rows for p in parts)} rows failed")
             # Code 1: libllama finds no place although the count fits (it may need contiguous cells).
             if not self.pool.kv.evict_one():
-                last = max((part.sequence for part in parts), key=lambda sequence: sequence.precedence)
+                last = _last_in_line(part.sequence for part in parts)
                 if len(self.pool.running) == 1:
                     self.pool.end(last, context.failure(code, "the sequence does not fit"))
                 else:
@@ -273,3 +273,8 @@ class Scheduler:
         else:
             self._quarantine.report_token(sequence)
         return 1
+
+
+def _last_in_line(sequences: Iterable[SequenceRun]) -> SequenceRun:
+    """Return the sequence that gives up its memory before the others."""
+    return max(sequences, key=lambda sequence: sequence.precedence)

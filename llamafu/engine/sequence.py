@@ -18,6 +18,7 @@ if TYPE_CHECKING:
     from llamafu.engine.request_handle import RequestHandle
     from llamafu.generation.grammar.constraint import Constraint
     from llamafu.generation.prompt_lookup import PromptLookup
+    from llamafu.generation.reasoning_budget import ReasoningBudget
     from llamafu.generation.sampling import TokenSampler
     from llamafu.lora.active_set import LoraSet
     from llamafu.lora.scales import State
@@ -39,9 +40,11 @@ class SequenceRun:
         *,
         limit: int,
         constraint: Constraint | None = None,
+        budget: ReasoningBudget | None = None,
     ) -> None:
         self.request = request
         self.constraint = constraint
+        self.budget = budget
         self.handle = handle
         self.tokens = list(prompt)
         self.prompt_length = len(prompt)

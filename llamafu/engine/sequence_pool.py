@@ -64,7 +64,7 @@ class SequencePool:
             if sequence.sampler is None:
                 model = self.runtime.instance.model
                 prompt = sequence.tokens[: sequence.prompt_length]
-                sequence.sampler = TokenSampler(model, sequence.request, prompt, sequence.constraint)
+                sequence.sampler = TokenSampler(model, sequence.request, prompt, sequence.constraint, sequence.budget)
                 sequence.cached = sequence.computed
                 self._recorder.cached_tokens += sequence.cached
         except Exception as error:  # noqa: BLE001 - an unreadable adapter file must not end other requests

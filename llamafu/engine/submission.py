@@ -16,6 +16,7 @@ from llamafu.generation.completion import Completion
 from llamafu.generation.options import Options
 from llamafu.generation.prompt import check_prompt, demand_continuing
 from llamafu.generation.prompt_lookup import PromptLookup
+from llamafu.generation.reasoning_budget import reasoning_budget
 from llamafu.generation.sampling import constrain, prepare_samplers
 
 if TYPE_CHECKING:
@@ -126,8 +127,9 @@ class Submission:
         with self._runtime.sharing() as model:
             prepare_samplers(model, request)
             constraint = constrain(model, request)
+            budget = reasoning_budget(model, request, request.answer_format)
         longest = self._runtime.instance.context.longest
-        sequence = SequenceRun(request, prompt, lora, handle, limit=longest, constraint=constraint)
+        sequence = SequenceRun(request, prompt, lora, handle, limit=longest, constraint=constraint, budget=budget)
         if (guessed := self._guessed(request.prompt_lookup_num_tokens, lora)) > 0:
             sequence.lookup = PromptLookup(prompt, guessed)
         return sequence

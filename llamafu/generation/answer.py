@@ -32,6 +32,7 @@ class AnswerBuilder:
         self._parser = None if answer_format is None else AnswerParser(answer_format)
         self._spelled = {} if answer_format is None else answer_format.spelled
         self._sent = 0  # log probabilities that a `piece` has had
+        self._reasoning_tokens = 0
 
     def add_token(self, token: int, logprob: TokenLogprob | None, token_bytes: bytes) -> str:
         """Add a token; return the text that is now safe to show, perhaps none; with reasoning and calls it is a `Piece`."""
@@ -39,7 +40,11 @@ class AnswerBuilder:
         if logprob is not None and self._logprobs is not None:
             self._logprobs.append(logprob)
         text = self._text.push(self._spelled.get(token, token_bytes), may_stop=len(self.tokens) > self._min_tokens)
-        return text if self._parser is None else self._parser.feed(text)
+        if self._parser is None:
+            return text
+        read = self._parser.feed(text)
+        self._reasoning_tokens += self._parser.is_reasoning
+        return read
 
     @property
     def finish_reason(self) -> FinishReason | None:
@@ -78,7 +83,7 @@ class AnswerBuilder:
             text=self._text.text if parser is None else parser.text,
             tokens=tuple(self.tokens),
             finish_reason="tool_calls" if calls and reason == "stop" else reason,
-            usage=Usage(prompt_tokens, len(self.tokens), cached_tokens),
+            usage=Usage(prompt_tokens, len(self.tokens), cached_tokens, self._reasoning_tokens),
             timings=timings,
             lora=lora,
             logprobs=None if self._logprobs is None else tuple(self._logprobs),

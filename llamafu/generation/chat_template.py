@@ -23,6 +23,8 @@ if TYPE_CHECKING:
 
 _MEND = "install jinja2 (`pip install 'llamafu[chat]'`) to run the model's own template"
 
+_THINKING = "enable_thinking"
+"""The variable by which templates switch reasoning off."""
 _FOR_TOOLS = "tokenizer.chat_template.tool_use"
 """Metadata key of a second template that some models have, for chats with tools."""
 
@@ -44,8 +46,10 @@ class RenderedChat:
     is_generic: bool = False
 
 
-def render(model: Model, messages: Sequence[Mapping[str, Any]], options: ChatOptions | None = None) -> RenderedChat:
-    """Make the prompt for `messages`.
+def render(
+    model: Model, messages: Sequence[Mapping[str, Any]], options: ChatOptions | None = None, *, thinks: bool = True
+) -> RenderedChat:
+    """Make the prompt for `messages`. Without `thinks`, a template that can is told to let the model not think.
 
     The model's template is a Jinja program. With jinja2 (the extra `chat`) it is run in a sandbox; without it,
     libllama formats the templates that it recognises, with a `ChatTemplateWarning`. Raises TypeError or ValueError
@@ -69,7 +73,8 @@ def render(model: Model, messages: Sequence[Mapping[str, Any]], options: ChatOpt
     else:
         program = compiled(template)
         specials = {"bos_token": _spell(model, model.bos), "eos_token": _spell(model, model.eos)}
-        variables = {**specials, **(options.chat_template_kwargs or {})}
+        unthinking = {} if thinks or _THINKING not in template else {_THINKING: False}
+        variables = {**specials, **unthinking, **(options.chat_template_kwargs or {})}
         prompt = ChatPrompt(program, variables, options, parts=wants_parts(program))
         rendered = _with_tools(prompt, read, RenderedChat("", template, tools), is_generic_legal=options.generic_tools)
     if not rendered.text.strip():
@@ -135,9 +140,11 @@ def _told_as_text(prompt: ChatPrompt, messages: list[dict[str, Any]], tools: Seq
     return None
 
 
-def tokenize(model: Model, messages: Sequence[Mapping[str, Any]], options: ChatOptions | None = None) -> list[int]:
+def tokenize(
+    model: Model, messages: Sequence[Mapping[str, Any]], options: ChatOptions | None = None, *, thinks: bool = True
+) -> list[int]:
     """Return the token ids of the prompt."""
-    return tokens_of(model, render(model, messages, options).text)
+    return tokens_of(model, render(model, messages, options, thinks=thinks).text)
 
 
 def tokens_of(model: Model, prompt: str) -> list[int]:

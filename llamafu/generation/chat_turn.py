@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 from llamafu.generation.chat_options import split_options
 from llamafu.generation.chat_template import render, tokens_of
-from llamafu.generation.options import Options
+from llamafu.generation.options import UNLIMITED_REASONING, Options
 from llamafu.generation.sampling import grammar_source
 from llamafu.generation.tools.answer_format import AnswerFormat
 from llamafu.generation.tools.answer_grammar import CallRules, answer_grammar
@@ -21,7 +21,7 @@ if TYPE_CHECKING:
     from llamafu.generation.chat_options import ChatArguments
     from llamafu.generation.chat_template import RenderedChat
     from llamafu.generation.options import OptionArguments
-    from llamafu.generation.tools.family import ReasoningMarks
+    from llamafu.generation.tools.reasoning_marks import ReasoningMarks
 
 
 @dataclass(frozen=True, slots=True)
@@ -46,9 +46,11 @@ def prepare(model: Model, messages: Sequence[Mapping[str, Any]], arguments: Chat
     if form != "json_schema" and chat.tool_choice not in ("auto", "none"):
         message = f"{form} and tool_choice={chat.tool_choice!r} were both given, which both say what the answer is; give one"
         raise ValueError(message)
-    rendered = render(model, messages, chat)
+    rendered = render(model, messages, chat, thinks=checked.reasoning_budget != 0)
     tokens = tokens_of(model, rendered.text)
     found = _format_of(model, rendered, messages[-1])
+    if form != "json_schema" or found is None or found.marks_of_reasoning is None:
+        options = {**options, "reasoning_budget": UNLIMITED_REASONING}  # nothing of the answer is reasoning
     if form != "json_schema" or found is None:
         return ChatTurn(tokens, options, None)
     rules = CallRules(choice=chat.tool_choice, parallel=chat.parallel_tool_calls, held=rendered.is_generic)

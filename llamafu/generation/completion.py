@@ -15,11 +15,15 @@ FinishReason = Literal["stop", "length", "cancelled", "tool_calls"]
 
 @dataclass(frozen=True, slots=True)
 class Usage:
-    """Token counts; `cached_tokens` of the prompt were taken from the cache and not computed again."""
+    """Token counts: `cached_tokens` of the prompt were taken from the cache and not computed again.
+
+    `reasoning_tokens` are those of the completion that wrote reasoning, without its marks.
+    """
 
     prompt_tokens: int
     completion_tokens: int
     cached_tokens: int
+    reasoning_tokens: int = 0
 
     @property
     def total_tokens(self) -> int:

@@ -32,6 +32,8 @@ LEAST_SEED, MOST_SEED = -(2**63), 2**64 - 1
 """What 64 bits hold, with a sign or without."""
 REST_OF_CONTEXT = -1
 """The value of `max_tokens` without a limit of its own."""
+UNLIMITED_REASONING = -1
+"""The value of `reasoning_budget` without a limit."""
 MOST_DRAFTED = 64
 """Tokens that one step checks for one text beside its next one."""
 _FORMS = ("grammar", "json_schema", "regex", "choices")
@@ -71,6 +73,7 @@ class OptionArguments(TypedDict, total=False):
     stop: str | Sequence[str]
     stopping: Callable[[NDArray[np.int32]], bool] | None
     min_tokens: int
+    reasoning_budget: int
     grammar: str | None
     json_schema: Mapping[str, Any] | str | None
     regex: str | None
@@ -111,6 +114,13 @@ class Options(SamplingOptions):
     )
     min_tokens: int = field(
         default=0, metadata=about("end-of-text tokens and stop strings count only after this many new tokens", low=0)
+    )
+    reasoning_budget: int = field(
+        default=UNLIMITED_REASONING,
+        metadata=about(
+            "a chat's reasoning is ended after this many tokens of it, and the answer goes on; 0 is none, -1 any number",
+            low=UNLIMITED_REASONING,
+        ),
     )
     grammar: str | None = field(
         default=None,

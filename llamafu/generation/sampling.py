@@ -24,6 +24,7 @@ if TYPE_CHECKING:
     from llamafu.generation.grammar.constraint import Constraint
     from llamafu.generation.grammar.vocabulary import Vocabulary
     from llamafu.generation.options import Options
+    from llamafu.generation.reasoning_budget import ReasoningBudget
 
 ENDED = -1
 """Returned in place of a token when the grammar is complete and no end-of-text token can be chosen."""
@@ -82,15 +83,25 @@ class TokenSampler:
     p(x) + (1 - P) p(x) / P = p(x) / P, where P is the sum over those that it allows: the same as if the others had been
     taken out before the draw. Only where a filter (top-n-sigma, top-k, typical, top-p, min-p, XTC, mirostat) takes candidates
     away is it another one, since they do so among all tokens first: llama.cpp's order.
+
+    What `budget` says is due comes in place of what would be drawn, unless the grammar refuses it.
     """
 
-    def __init__(self, model: Model, options: Options, prompt: Sequence[int], constraint: Constraint | None) -> None:
+    def __init__(
+        self,
+        model: Model,
+        options: Options,
+        prompt: Sequence[int],
+        constraint: Constraint | None,
+        budget: ReasoningBudget | None = None,
+    ) -> None:
         from llamafu.generation.sampler_pipeline import SamplerPipeline
         from llamafu.generation.text_memory import TextMemory
 
         self._model = model
         self._options = options
         self._constraint = constraint
+        self._budget = budget
         self._ends = list(model.end_tokens)
         self._made = 0
         self._stopped = False
@@ -103,6 +114,8 @@ class TokenSampler:
         self._alters = bool(self._bias or options.logits_processor or self._steps)
         if pipeline.mirostat is not None:
             memory.learners.append(pipeline.mirostat)
+        if budget is not None:
+            memory.learners.append(budget)
 
     def close(self) -> None:
         """Free the samplers."""
@@ -138,16 +151,24 @@ class TokenSampler:
             for step in self._steps:
                 step.apply(logits)
             best = int(logits.argmax())
-        token = self._pipeline.sample(context, row, logits, best)
-        if self._constraint is not None and not self._constraint.try_accept(token):
-            token = self._allowed(logits, self._constraint)
-            if token == ENDED:
-                return ENDED, None
+        token = self._due()
+        if token is None:
+            token = self._pipeline.sample(context, row, logits, best)
+            if self._constraint is not None and not self._constraint.try_accept(token):
+                token = self._allowed(logits, self._constraint)
+                if token == ENDED:
+                    return ENDED, None
         self._made += 1
         self._memory.append(token)
         if self._options.stopping is not None:
             self._stopped = bool(self._options.stopping(self._memory.tokens))
         return token, None if wanted is None else report(self._model, raw, token, wanted)
+
+    def _due(self) -> int | None:
+        """Take the token that ends reasoning beyond its budget; None where there is none, or the grammar refuses it."""
+        due = None if self._budget is None else self._budget.due
+        is_legal = due is None or self._constraint is None or self._constraint.try_accept(due)
+        return due if is_legal else None
 
     def _change(self, logits: np.ndarray[Any, np.dtype[np.float32]], *, is_bound: bool) -> int:
         """Apply what the request itself does to the logits, and return the likeliest token.

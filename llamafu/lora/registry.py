@@ -57,6 +57,16 @@ class HandleRegistry:
             )
             raise LoraError(message)
 
+    def refuse_taken(self, name: str) -> None:
+        """Raise `LoraError` for the name of a new mix that is an adapter's."""
+        if name in self._by_name:
+            message = f"the name {name!r} is an adapter's; give the mix another one"
+            raise LoraError(message)
+
+    def names(self, adapter: LoraAdapter) -> list[str]:
+        """Return every name of a loaded adapter."""
+        return [name for name, other in self._by_name.items() if other is adapter]
+
     def register(self, adapter: LoraAdapter, name: str, native: Adapter) -> None:
         """Register `adapter` under `name`, one more name if its content is known."""
         self._by_name[name] = adapter

@@ -169,6 +169,19 @@ class AsyncLlamafu:
         """Every loaded adapter; none before the model is loaded."""
         return self._loaded.lora_adapters if self._loaded else ()
 
+    async def add_mix(self, name: str, scales: Mapping[LoraAdapter | str, float], *, overwrite: bool = False) -> None:
+        """Give a set of loaded adapters with scales a name, see `Llamafu.add_mix`."""
+        (await self._model()).add_mix(name, scales, overwrite=overwrite)
+
+    async def remove_mix(self, name: str) -> None:
+        """Forget a mix."""
+        (await self._model()).remove_mix(name)
+
+    @property
+    def mixes(self) -> dict[str, dict[str, float]]:
+        """Every mix by name: scale by adapter."""
+        return self._loaded.mixes if self._loaded else {}
+
     @property
     def active_lora_adapters(self) -> dict[str, float]:
         """The active set as {name: scale}."""

@@ -10,6 +10,7 @@ from llamafu.errors import ContextOverflowError, LlamafuError, UnsupportedError
 from llamafu.generation.answer import AnswerBuilder, applied_adapters
 from llamafu.generation.completion import Completion, FinishReason, Timings, joined
 from llamafu.generation.prompt import check_prompt, demand_continuing
+from llamafu.generation.reasoning_budget import reasoning_budget
 from llamafu.generation.sampling import ENDED, TokenSampler, constrain
 from llamafu.lora.activation import Activation
 from llamafu.model.prefix_cache import Segment, plan
@@ -61,7 +62,8 @@ class Generation:
         self._activation = Activation(lora, self._prompt)
         self._segments = plan(self._prompt, self._activation.prompt_states(), context.n_batch)
         self._answer = AnswerBuilder(options, capacity=context.longest - len(prompt), answer_format=answer_format)
-        self._sampler = TokenSampler(model, options, self._prompt, constrain(model, options))
+        budget = reasoning_budget(model, options, answer_format)
+        self._sampler = TokenSampler(model, options, self._prompt, constrain(model, options), budget)
         self._own = threading.RLock()
         self._stepping = False
         self._cancelled = False

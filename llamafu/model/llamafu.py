@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import os
 import weakref
-from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Self, Unpack
 
@@ -21,6 +20,7 @@ from llamafu.generation.prompt import demand_continuing
 from llamafu.generation.ranking import RankingInput
 from llamafu.lora.scales import check_scale_range
 from llamafu.model import state_file
+from llamafu.model.adapter_host import ModelAdapterHost
 from llamafu.model.adapters import ModelAdapters
 from llamafu.model.decode_loop import Generation
 from llamafu.model.embedding import SEQUENCES, embed
@@ -29,24 +29,22 @@ from llamafu.model.stream import Stream
 from llamafu.model.teacher_forcing import forced_logits
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator, Mapping, Sequence
+    from collections.abc import Mapping, Sequence
     from types import TracebackType
 
     import numpy as np
 
-    from llamafu.adapters.compatibility import CompatibilityReport
     from llamafu.generation.completion import Completion
     from llamafu.generation.embedding_input import TextInput, Texts
     from llamafu.generation.pooling import Pooling
     from llamafu.generation.ranking import RankedDocument
     from llamafu.generation.tools.answer_format import AnswerFormat
-    from llamafu.lora.handles import LoraAdapter
     from llamafu.lora.scales import LoraScales
 
 _INT32_MAX = 2**31 - 1
 
 
-class Llamafu:
+class Llamafu(ModelAdapterHost):
     """A GGUF model with one context, and LoRA adapters to load, apply, blend, scale and remove.
 
     - `model_path`: the GGUF file; of a split model, its first part. `FileNotFoundError`, `ModelLoadError`.
@@ -112,61 +110,6 @@ class Llamafu:
         # Freed when nothing refers to the adapters' owner any more: a running call of this object does, and so does a
         # running call of a handle. The end of the process is the session's own business, since daemon threads may run.
         weakref.finalize(self._adapters, session.free).atexit = False
-
-    # -- adapters ------------------------------------------------------------------------------------------------
-
-    def load_lora_adapter(
-        self, path: str | os.PathLike[str], *, name: str | None = None, drop: Sequence[str] = ()
-    ) -> LoraAdapter:
-        """Check and load an adapter, a GGUF file or a PEFT folder (converted in memory); it is not applied yet.
-
-        `name` defaults to the file's name without its suffix, or the folder's. The same content loaded again is the same
-        object under one more name. `drop` leaves modules of a folder out, such as those of "vision", as `convert_peft` does.
-
-        Raises `InvalidAdapterFileError`, `LoraIncompatibleError` (with every mismatch) or `LoraLoadError`; `LoraError` when
-        the name belongs to other content.
-        """
-        return self._adapters.load(path, name=name, drop=drop)
-
-    def apply_lora_adapter(self, adapter: LoraAdapter | str, scale: float = 1.0) -> None:
-        """Put an adapter into the active set; applied again, its scale is replaced. From the next generation on."""
-        self._adapters.apply(adapter, scale)
-
-    def set_lora_adapters(self, scales: Mapping[LoraAdapter | str, float]) -> None:
-        """Replace the whole active set; on any error nothing changes."""
-        self._adapters.set_active(scales)
-
-    def remove_lora_adapter(self, adapter: LoraAdapter | str) -> None:
-        """Take an adapter out of the active set; it stays loaded. No effect if it is not applied."""
-        self._adapters.remove(adapter)
-
-    def clear_all_lora_adapters(self) -> None:
-        """Empty the active set; all adapters stay loaded."""
-        self._adapters.set_active({})
-
-    def unload_lora_adapter(self, adapter: LoraAdapter | str) -> None:
-        """Take an adapter out of the active set and free it; a generation that runs with it ends with `ClosedError`."""
-        self._adapters.unload(adapter)
-
-    @contextmanager
-    def using(self, scales: Mapping[LoraAdapter | str, float]) -> Iterator[Self]:
-        """Set the active adapters for a `with` block; the previous set comes back, also after an error."""
-        with self._adapters.using(scales):
-            yield self
-
-    @property
-    def lora_adapters(self) -> tuple[LoraAdapter, ...]:
-        """Every loaded adapter, in order of loading."""
-        return self._adapters.loaded
-
-    @property
-    def active_lora_adapters(self) -> dict[str, float]:
-        """The active set as {name: scale}, scales of 0 included as given."""
-        return self._adapters.active
-
-    def validate_lora_compatibility(self, path: str | os.PathLike[str]) -> CompatibilityReport:
-        """Report everything that keeps an adapter, a file or a PEFT folder, from working with this model; nothing is loaded."""
-        return self._adapters.report(path)
 
     # -- generating ----------------------------------------------------------------------------------------------
 
@@ -254,9 +197,10 @@ class Llamafu:
     @takes_chat_options
     def tokenize_chat(self, messages: Sequence[Mapping[str, Any]], **options: Unpack[ChatArguments]) -> list[int]:
         """Return the token ids of `messages` as `chat` with the same options formats them, up to where the answer begins."""
-        chat, _ = split_options(options)
+        chat, others = split_options(options)
+        thinks = Options.of(others).reasoning_budget != 0
         with self._session.model_in_use() as model:
-            return chat_template.tokenize(model, messages, chat)
+            return chat_template.tokenize(model, messages, chat, thinks=thinks)
 
     def detokenize(self, tokens: Sequence[int], *, special: bool = False) -> str:
         """Return the text of token ids; control tokens are spelled out when `special`."""

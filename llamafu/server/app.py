@@ -28,6 +28,7 @@ from llamafu.server.routes.embeddings import EmbeddingRoutes
 from llamafu.server.routes.generation import GenerationRoutes
 from llamafu.server.routes.messages import MessageRoutes
 from llamafu.server.routes.mixer_page import MixerPage
+from llamafu.server.routes.mixes import MixRoutes
 from llamafu.server.routes.models_and_tokens import ModelAndTokenRoutes
 from llamafu.server.routes.monitoring import MonitoringRoutes
 from llamafu.server.routes.route import Handlers
@@ -57,7 +58,8 @@ _THREADS = 64
 
 def make_app(engine: ServedEngine, settings: Settings, guard: Guard) -> Starlette:
     """Return the application over an engine, which stays the caller's. Adapters of the folder are registered when it starts."""
-    catalog = Catalog(engine, AdapterFolder(settings.adapters) if settings.adapters else None)
+    folder = AdapterFolder(settings.adapters) if settings.adapters else None
+    catalog = Catalog(engine, folder, mixes=dict(settings.mix), reserved={Path(settings.model).stem, *settings.alias})
     metrics = Metrics()
     handlers = _handlers(engine, settings, catalog, metrics)
     rules = RequestRules(
@@ -100,11 +102,12 @@ def _handlers(engine: ServedEngine, settings: Settings, catalog: Catalog, metric
     return Handlers(
         page=MixerPage(engine.scale_range),
         monitoring=MonitoringRoutes(engine, catalog, metrics, describe),
-        models=ModelAndTokenRoutes(engine, base=base, aliases=settings.alias, created=created),
+        models=ModelAndTokenRoutes(engine, catalog, base=base, aliases=settings.alias, created=created),
         generation=generation,
         messages=MessageRoutes(engine, generation, base=base),
         embeddings=EmbeddingRoutes(engine, adapters, base=base, most_waiting=settings.max_queue),
         adapters=AdapterRoutes(engine, catalog),
+        mixes=MixRoutes(engine, catalog),
         upload=UploadRoute(engine, catalog, limit=settings.max_upload),
         info=AdapterInfoRoute(engine, catalog, model=settings.model),
     )

@@ -73,5 +73,11 @@ class ServedEngine(AdapterEngine, Protocol):
     def remove_adapter(self, name: str) -> None:
         """Forget an adapter that is not active; requests that run with it keep it."""
 
+    def add_mix(self, name: str, scales: Mapping[str, float], *, overwrite: bool = False) -> None:
+        """Give a set of registered adapters a name; `LlamafuError`, ValueError or TypeError for what is none."""
+
+    def remove_mix(self, name: str) -> None:
+        """Forget a mix."""
+
     def stats(self) -> Any:
         """Return a dataclass of what the engine counts."""

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import ipaddress
-import math
 import os
 import tomllib
 from dataclasses import MISSING, dataclass, field, fields
@@ -13,6 +12,7 @@ from typing import TYPE_CHECKING, Any
 from llamafu._util.suggestions import did_you_mean
 from llamafu.generation.options import MOST_DRAFTED
 from llamafu.lora.scales import check_scale_range
+from llamafu.server.setting_readers import duration, flag, mix_of, name_and_scale, not_empty, number, whole
 from llamafu.service.keys import check_key
 
 if TYPE_CHECKING:
@@ -20,7 +20,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Mapping
 
 PREFIX = "LLAMAFU_SERVE_"
-"""Start of an environment variable's name, as in `LLAMAFU_SERVE_PORT=9000`. Lists are separated by commas."""
+"""Start of an environment variable's name, as in `LLAMAFU_SERVE_PORT=9000`. Lists are separated by commas, or `separator`."""
 
 
 def setting(
@@ -32,6 +32,7 @@ def setting(
     words: tuple[str, ...] = (),
     secret: bool = False,
     flags: str = "",
+    separator: str = ",",
 ) -> Any:
     """Declare a setting as the field of a dataclass.
 
@@ -43,80 +44,14 @@ def setting(
         words: names of the values of a setting that has several, such as LOW and HIGH.
         secret: it is left out of the repr.
         flags: a short flag, such as -m.
+        separator: what stands between the values of a setting that has several, in a variable of the environment.
 
     """
     metadata = {"read": read, "text": text, "many": many, "words": words, "secret": secret, "flags": flags}
+    metadata["separator"] = separator
     if default is MISSING:
         return field(metadata=metadata, repr=not secret)
     return field(default=default, metadata=metadata, repr=not secret)
-
-
-def whole(low: int, high: int | None = None) -> Callable[[str], int]:
-    """Read a whole number within limits."""
-
-    def read(text: str) -> int:
-        value = int(text) if text.isascii() and text.removeprefix("-").isdecimal() else None
-        if value is None or value < low or (high is not None and value > high):
-            limit = f"from {low} to {high}" if high is not None else f"of at least {low}"
-            message = f"{text!r} is not a whole number {limit}"
-            raise ValueError(message)
-        return value
-
-    return read
-
-
-def duration(unit: str) -> Callable[[str], float]:
-    """Return a reader of a number above 0 of this unit, named as in "seconds"."""
-
-    def read(text: str) -> float:
-        try:
-            value = float(text)
-        except ValueError:
-            value = math.nan
-        if not (math.isfinite(value) and value > 0):
-            message = f"{text!r} is not a number of {unit} above 0"
-            raise ValueError(message)
-        return value
-
-    return read
-
-
-def number(text: str) -> float:
-    """Read a number."""
-    try:
-        return float(text)
-    except ValueError:
-        message = f"{text!r} is not a number"
-        raise ValueError(message) from None
-
-
-def flag(text: str) -> bool:
-    """Read yes or no."""
-    words = {"1": True, "true": True, "yes": True, "on": True, "0": False, "false": False, "no": False, "off": False}
-    if text.lower() not in words:
-        message = f"{text!r} is not one of {', '.join(words)}"
-        raise ValueError(message)
-    return words[text.lower()]
-
-
-def name_and_scale(text: str) -> tuple[str, float]:
-    """Read NAME=SCALE; without a scale it is 1. The range of scales says which are legal."""
-    name, sign, scale = text.rpartition("=")
-    if not sign:
-        return text, 1.0
-    try:
-        return name, float(scale)
-    except ValueError:
-        message = f"{text!r} is not NAME=SCALE with a number as its scale"
-        raise ValueError(message) from None
-
-
-def not_empty(text: str) -> str:
-    """Return a text; `ValueError` where it is empty."""
-    if not text:
-        message = "it is empty"
-        raise ValueError(message)
-    return text
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -127,6 +62,9 @@ class Settings:
     adapters: Path | None = setting(Path, "folder of adapters, GGUF files and PEFT folders; it is watched", None)
     lora: tuple[tuple[str, float], ...] = setting(
         name_and_scale, "adapter that is active from the start, NAME[=SCALE]", (), many=True
+    )
+    mix: tuple[tuple[str, dict[str, float]], ...] = setting(
+        mix_of, "mix of adapters under a name, NAME=ADAPTER[:SCALE],...", (), many=True, separator=";"
     )
     scale_range: tuple[float, float] = setting(number, "scales that are allowed", (0.0, 1.0), words=("LOW", "HIGH"))
     alias: tuple[str, ...] = setting(not_empty, "further name of the base model, listed and taken as `model`", (), many=True)
@@ -168,25 +106,32 @@ class Settings:
         if self.no_auth and (self.api_key or self.admin_key or self.keys):
             message = "no_auth was given together with keys; give one of them"
             raise ValueError(message)
-        names = [name for name, _ in self.lora]
-        if twice := sorted({name for name in names if names.count(name) > 1}):
-            message = f"lora names {', '.join(map(repr, twice))} more than once"
-            raise ValueError(message)
-        if twice := sorted({name for name in self.alias if self.alias.count(name) > 1}):
-            message = f"alias names {', '.join(map(repr, twice))} more than once"
-            raise ValueError(message)
-        check_scale_range(self.scale_range)
-        low, high = self.scale_range
-        for name, scale in self.lora:
-            if not low <= scale <= high:  # NaN never is
-                message = f"lora: the scale {scale:g} of {name!r} is not within {low:g} to {high:g}; scale_range allows others"
-                raise ValueError(message)
-        if self.lora and self.adapters is None:
-            message = "lora was given without adapters, the folder to find them in"
-            raise ValueError(message)
+        self._check_names_and_scales()
         if "*" in self.allow_origin and self.no_auth:
             message = "allow_origin '*' without keys would let every web page in; name the origins"
             raise ValueError(message)
+
+    def _check_names_and_scales(self) -> None:
+        """Refuse names that are given twice or taken, and scales outside of the range; `ValueError`."""
+        adapters, mixes = [name for name, _ in self.lora], [name for name, _ in self.mix]
+        for setting_name, names in (("lora", adapters), ("alias", self.alias), ("mix", mixes)):
+            if twice := sorted({name for name in names if names.count(name) > 1}):
+                message = f"{setting_name} names {', '.join(map(repr, twice))} more than once"
+                raise ValueError(message)
+            if names and setting_name != "alias" and self.adapters is None:
+                message = f"{setting_name} was given without adapters, the folder to find them in"
+                raise ValueError(message)
+        if taken := sorted({Path(self.model).stem, *self.alias} & {*mixes}):
+            message = f"mix: the name {', '.join(map(repr, taken))} is the base model's; give the mix another one"
+            raise ValueError(message)
+        check_scale_range(self.scale_range)
+        low, high = self.scale_range
+        mixed = [("mix", *each) for _, scales in self.mix for each in scales.items()]
+        for setting_name, name, scale in [*(("lora", *each) for each in self.lora), *mixed]:
+            if not low <= scale <= high:  # NaN never is
+                told = f"the scale {scale:g} of {name!r} is not within {low:g} to {high:g}"
+                message = f"{setting_name}: {told}; scale_range allows others"
+                raise ValueError(message)
 
 
 def is_loopback(host: str) -> bool:
@@ -261,12 +206,13 @@ def _from_environment(environment: Mapping[str, str], known: Mapping[str, Any]) 
         if variable.startswith(PREFIX):
             name = variable.removeprefix(PREFIX).lower()
             many = name in known and (known[name].metadata["many"] or known[name].metadata["words"])
-            found[name] = [part.strip() for part in text.split(",") if part.strip()] if many else [text]
+            parts = text.split(known[name].metadata["separator"]) if many else []
+            found[name] = [part.strip() for part in parts if part.strip()] if many else [text]
     return found
 
 
 def _from_file(path: Path) -> dict[str, list[str]]:
-    """Read a TOML file; `lora` may be a table of scales."""
+    """Read a TOML file; `lora` may be a table of scales, and `mix` one of such tables."""
     try:
         data = tomllib.loads(path.read_text("utf-8"))
     except ValueError as error:
@@ -276,9 +222,16 @@ def _from_file(path: Path) -> dict[str, list[str]]:
     for name, value in data.items():
         if name == "lora" and isinstance(value, dict):
             found[name] = [f"{adapter}={scale}" for adapter, scale in value.items()]
+        elif name == "mix" and isinstance(value, dict):
+            found[name] = [f"{each}={_mix_text(scales)}" for each, scales in value.items()]
         else:
             found[name] = _texts(value)
     return found
+
+
+def _mix_text(scales: object) -> str:
+    """Return a table of scales as --mix takes it."""
+    return ",".join(f"{adapter}:{scale}" for adapter, scale in scales.items()) if isinstance(scales, dict) else _text(scales)
 
 
 def _texts(value: object) -> list[str]:

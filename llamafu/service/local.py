@@ -27,6 +27,10 @@ class AdapterEngine(Protocol):
         """Every registered adapter by name."""
 
     @property
+    def mixes(self) -> Mapping[str, Mapping[str, float]]:
+        """Every named mix: scale by adapter, by the mix's name."""
+
+    @property
     def active_lora_adapters(self) -> Mapping[str, float]:
         """The active set as {name: scale}, with the scales of 0."""
 
@@ -38,7 +42,10 @@ class AdapterEngine(Protocol):
         """Return the file of a registered adapter. Raises LoraNotFoundError for any other name."""
 
     def set_lora_adapters(self, scales: Mapping[str, float], *, include_queued: bool = False) -> None:
-        """Replace the active set, wholly or not at all; `include_queued` applies it to waiting requests too."""
+        """Replace the active set, wholly or not at all; `include_queued` applies it to waiting requests too.
+
+        A name may be a mix's, whose scale multiplies those of its adapters.
+        """
 
 
 class LocalLoraService(LoraService):
@@ -59,11 +66,11 @@ class LocalLoraService(LoraService):
             return self._cards(self._engine.active_lora_adapters)
 
     def load(self, request: LoraLoadRequest) -> LoraLoadResponse:
-        """Replace the active set in one step, see `LoraService.load`."""
+        """Replace the active set in one step, see `LoraService.load`. A mix's name stands for its adapters of now."""
         request.check()
         with _translated():
             self._check_scales(request)
-            known = self._engine.adapters
+            known = {*self._engine.adapters, *self._engine.mixes}
             found = {info.name: float(info.scaling) for info in request.loras if info.name in known}
             missing = tuple(info.name for info in request.loras if info.name not in known)
             if not found:

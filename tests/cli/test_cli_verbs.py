@@ -89,6 +89,7 @@ def test_every_sampling_option_reaches_the_library(llm, tiny_model, capsys):
     options |= {"repeat_penalty": 1.1, "frequency_penalty": -0.1, "presence_penalty": 0.2}
     added = {"min_keep": 2, "typical_p": 0.95, "top_n_sigma": 3.0, "xtc_probability": 0.2, "xtc_threshold": 0.05}
     added |= {"mirostat": 0, "mirostat_tau": 4.0, "mirostat_eta": 0.2, "repeat_last_n": 9, "min_tokens": 2}
+    added |= {"reasoning_budget": -1}
     added |= {"dry_multiplier": 0.1, "dry_base": 1.5, "dry_allowed_length": 1, "dry_penalty_last_n": 30}
     words += [word for name, value in added.items() for word in (f"--{name.replace('_', '-')}", str(value))]
     options |= added

@@ -121,6 +121,23 @@ def test_chunked_prompts(tiny_model, various, kernel, monkeypatch):
         check(cases, [alone(llm, case) for case in cases])
 
 
+def test_long_prompts_in_company(tiny_model, various, monkeypatch):
+    """Prompts of 1 to 2,000 tokens while others end and begin: the memory that all share holds much that a row must not see."""
+    names = [path.stem for path in various]
+    lengths = (1, 2000, 33, 700, 256, 1300, 64, 513, 5)
+    with opening(tiny_model, various, n_ctx=4096, n_batch=512, max_sequences=4) as (engine, llm):
+        cases = [
+            Case(tokens(i, length), tokens(40 + i, 4 + 3 * (i % 4)), {names[i % 8]: 1.0} if i % 3 else {})
+            for i, length in enumerate(lengths)
+        ]
+        references = [alone(llm, case) for case in cases]
+        run_forced(engine, monkeypatch, cases)
+        check(cases, references)
+        run_forced(engine, monkeypatch, cases[::-1])  # now the memory holds some of them
+        check(cases, references)
+        assert engine.stats().prefix_hits
+
+
 @pytest.mark.parametrize("kind", ["tiny-moe", "tiny-hybrid", "tiny-recurrent", "tiny-qwen2", "tiny-tied"])
 def test_kinds(tiny_dir, tmp_path, kernel, kind, monkeypatch):
     """Experts, convolutions, states, biases and tied embeddings."""

@@ -15,6 +15,7 @@ from llamafu import Llamafu
 from llamafu.engine import Engine, Request
 from llamafu.errors import DecodeError, GrammarError
 from llamafu.generation.grammar import schema_to_gbnf
+from llamafu.generation.grammar.automaton import Automaton
 from llamafu.generation.options import Options
 from llamafu.generation.sampling import ENDED, TokenSampler, constrain
 
@@ -215,6 +216,19 @@ def test_a_refused_token_leaves_the_text_as_it_was(llm):
     assert not constraint.try_accept(a)
     assert constraint.try_accept(b)
     assert constraint.is_complete
+
+
+def test_a_token_is_read_once(llm, monkeypatch):
+    """Whether it is taken or refused."""
+    model = llm._session.instance.model
+    constraint = constrain(model, Options(grammar='root ::= "ab"'))
+    a, x = (model.tokenize(letter, add_special=False, parse_special=False)[-1] for letter in "ax")
+    reads = []
+    read = Automaton.read
+    monkeypatch.setattr(Automaton, "read", lambda self, *args: (reads.append(args[1]), read(self, *args))[1])
+    assert not constraint.try_accept(x)
+    assert constraint.try_accept(a)
+    assert reads == [x, a]
 
 
 def test_one_grammar_serves_many_texts(llm):

@@ -109,7 +109,8 @@ def run_python(page, block, namespace, address):
 
 
 def lacks_a_peer(block):
-    return "from openai import" in block.text and importlib.util.find_spec("openai") is None
+    """Whether a block imports a client's package that is not installed: tests/peers/ runs it in an environment of its own."""
+    return any(f"from {name} import" in block.text and importlib.util.find_spec(name) is None for name in ("openai", "agents"))
 
 
 def as_pattern(expected):

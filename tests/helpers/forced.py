@@ -44,7 +44,7 @@ def forced(monkeypatch: Any) -> Iterator[dict[int, Case]]:
         is_complete = False
         seed = 0
 
-        def __init__(self, _model: Any, request: Request, _prompt: Sequence[int], _constraint: None) -> None:
+        def __init__(self, _model: Any, request: Request, _prompt: Sequence[int], *_: None) -> None:
             self.case = scripts[id(request)]
 
         def pick(self, _context: Any, _row: int, logits: np.ndarray) -> tuple[int, None]:
@@ -103,7 +103,7 @@ def check(cases: Sequence[Case], references: Sequence[np.ndarray], *, largest: f
 def opened(model: Path, adapters: Sequence[Path], **options: Any) -> tuple[Engine, Llamafu]:
     """Open an engine, and the plain model beside it, with the same adapters."""
     engine = Engine(model, **{**STRICT, "n_ctx": 1024, "n_batch": 128, "bank_dtype": "f32", **options})
-    llm = Llamafu(model, n_ctx=512, n_batch=128, **STRICT)
+    llm = Llamafu(model, n_ctx=max(512, options.get("n_ctx", 0)), n_batch=128, **STRICT)
     for path in adapters:
         engine.add_adapter(path)
         llm.load_lora_adapter(path)

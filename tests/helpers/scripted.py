@@ -6,14 +6,16 @@ from llamafu.generation.sampling import ENDED
 
 
 @contextmanager
-def saying(monkeypatch, text):
-    """Let every generation say `text`, then end."""
+def saying(monkeypatch, *texts):
+    """Let every generation say the next of `texts`, then end; the last one is said again and again."""
+    pending = list(texts)
 
     class TokenSampler:
         is_complete = False
         seed = 0
 
-        def __init__(self, model, _options, _prompt, _constraint):
+        def __init__(self, model, _options, _prompt, *_):
+            text = pending.pop(0) if len(pending) > 1 else pending[0]
             self.left = model.tokenize(text, add_special=False, parse_special=True)
 
         def pick(self, *_):

@@ -17,6 +17,7 @@ from llamafu.errors import ContextOverflowError, InvalidAdapterFileError, LoraNo
 from llamafu.generation.chat_options import split_options
 from llamafu.generation.completion import AppliedLora, Completion, Timings, TokenLogprob, Usage
 from llamafu.generation.ranking import RankedDocument, best_first
+from llamafu.lora.mixes import NamedMixes
 from llamafu.server import app as application
 from llamafu.server.auth.keys import Guard, KeyRing
 from llamafu.server.run import config_of
@@ -35,7 +36,7 @@ class FakePieces:
         self.options = options
         self.said = []
         self.closed = False
-        scales = options.get("lora", engine.active_lora_adapters)
+        scales = engine._mixes.expand(options.get("lora", engine.active_lora_adapters))
         self.lora = tuple(AppliedLora(name, f"digest of {name}", scale, scale) for name, scale in scales.items() if scale)
         engine.running.add(self)
 
@@ -82,6 +83,7 @@ class FakeEngine:
 
     def __init__(self):
         self.adapters = {}
+        self._mixes = NamedMixes(self.scale_range)
         self.reset()
 
     def reset(self):
@@ -97,9 +99,11 @@ class FakeEngine:
         if Path(path).is_file() and Path(path).read_bytes().startswith(b"bad"):
             message = f"{path} is damaged"
             raise InvalidAdapterFileError(message)
+        self._mixes.refuse_taken(name)
         self.adapters[name] = Path(path)
 
     def remove_adapter(self, name):
+        self._mixes.refuse_used(name)
         del self.adapters[name]
         self.active_lora_adapters = {each: s for each, s in self.active_lora_adapters.items() if each != name}
 
@@ -107,11 +111,27 @@ class FakeEngine:
         return self.adapters[name]
 
     def set_lora_adapters(self, scales, *, include_queued=False):
-        for name in scales:
+        scales = self._mixes.expand(scales)
+        self._demand(scales)
+        self.active_lora_adapters = scales
+
+    def _demand(self, names):
+        for name in names:
             if name not in self.adapters:
                 message = f"no adapter {name!r}"
                 raise LoraNotFoundError(message)
-        self.active_lora_adapters = dict(scales)
+
+    @property
+    def mixes(self):
+        return self._mixes.all()
+
+    def add_mix(self, name, scales, *, overwrite=False):
+        checked = self._mixes.checked(name, scales)
+        self._demand(checked)
+        self._mixes.add(name, checked, overwrite=overwrite)
+
+    def remove_mix(self, name):
+        self._mixes.remove(name)
 
     def open_stream(self, request, loop=None):
         defaults = {field.name: field.default for field in fields(Request)}
@@ -128,7 +148,7 @@ class FakeEngine:
         if len(request.prompt) > 1000:
             message = "1001 tokens are more than the context of 1000"
             raise ContextOverflowError(message)
-        pirate = options.get("lora", self.active_lora_adapters).get("pirate")
+        pirate = self._mixes.expand(options.get("lora", self.active_lora_adapters)).get("pirate")
         return FakePieces(self, f"Arrr {request.prompt}" if pirate else request.prompt, options)
 
     def request_of_chat(self, messages, options):

@@ -237,6 +237,7 @@ def _asking(dice: random.Random, text: str) -> tuple[str, Any]:
         [
             ("/v1/completions", {"prompt": text, "max_tokens": 2}),
             ("/v1/chat/completions", {"messages": [{"role": "user", "content": text}], "max_tokens": 2}),
+            ("/v1/responses", {"input": text, "max_output_tokens": 2}),
             ("/v1/token/encode", {"text": text}),
             ("/v1/embeddings", {"input": text}),
         ]
@@ -298,8 +299,13 @@ def _counts(dice: random.Random) -> tuple[str, Any]:
             ("prompt", [7] * count * 20),
             ("prompt", [[7] * count] * 16),
             ("x", [[]] * count * 20),
+            ("input", [turn] * count),
+            ("input", [{"role": "user", "content": [{"type": "input_text", "text": "a"}] * count}]),
+            ("input", [turn, *[{"type": "function_call", "call_id": "a", "name": "f", "arguments": "{}"}] * count]),
         ]
     )
+    if name == "input":
+        return "/v1/responses", {"max_output_tokens": 2, "stream": dice.random() < 0.5, name: value}
     if name == "prompt":
         return "/v1/completions", {"max_tokens": 2, name: value}
     return "/v1/chat/completions", {"messages": [turn], "max_tokens": 2, name: value}

@@ -196,6 +196,11 @@ def test_tokenize_options(llm):
     assert llm.tokenize("a", add_special=False) == llm.tokenize("a")[1:]
     assert llm.detokenize(llm.tokenize("<|im_start|>", add_special=False), special=True) == "<|im_start|>"
     assert llm.detokenize(llm.tokenize("<|im_start|>", add_special=False, parse_special=False)) == "<|im_start|>"
+    for strange in (None, 5, ["a"]):
+        with pytest.raises(TypeError, match=f"must be a str, not {type(strange).__name__}"):
+            llm.tokenize(strange)
+    with pytest.raises(LlamafuError, match="token 'a' is outside this vocabulary"):
+        llm.detokenize(["a"])
     with pytest.raises(LlamafuError, match="outside this vocabulary of 317"):
         llm.detokenize([317])
 

@@ -63,10 +63,12 @@ def texts(models):
     help_text = "\n\n".join(topics[name] for name in sorted(topics))[20000:60000]
     with Llamafu(models[Kind.Q4_0], n_ctx=WINDOW) as llm:
         help_tokens = llm.tokenize(help_text)
-        prompts = [render(llm._session.instance.model, [{"role": "user", "content": question}]) for question in QUESTIONS]
+        model = llm._session.instance.model
+        questions = [*QUESTIONS, *QUESTIONS[:6]]  # these are answered twice, or there are too few tokens
+        prompts = [render(model, [{"role": "user", "content": question}]).text for question in questions]
         asked = [llm.tokenize(prompt) for prompt in prompts]
     freely = {"temperature": 1.0, "top_k": 0, "top_p": 1.0, "min_p": 0.0, "max_tokens": 180}
-    with Engine(models[Kind.Q4_0], max_sequences=len(QUESTIONS), n_ctx=8192, n_threads=2) as engine:
+    with Engine(models[Kind.Q4_0], max_sequences=len(prompts), n_ctx=10240, n_threads=2) as engine:
         engine.add_adapter(PIRATE, name="pirate")
         requests = [Request(prompt=prompt, lora={"pirate": 1.0}, seed=i, **freely) for i, prompt in enumerate(prompts)]
         answers = engine.complete_many(requests)

@@ -14,8 +14,8 @@ from helpers.doc_pages import ROOT
 
 DOCUMENTED = {
     "llamafu": (
-        "AppliedLora AsyncLlamafu Completion Engine Llamafu LoraAdapter Request bake convert_peft inspect_adapter "
-        "merge_adapters"
+        "AppliedLora AsyncLlamafu Completion Engine FunctionTools Llamafu LoraAdapter Request bake convert_peft "
+        "inspect_adapter merge_adapters"
     ),
     "llamafu.adapters": (
         "AdapterFile AdapterInfo AdapterNorms AdapterReader BaseModel Comparison CompatibilityReport Norm PairCosine "

@@ -93,7 +93,7 @@ def test_the_manual_has_every_route_with_its_key():
             keys = line.split(" | ")[1].split(", ")  # one for all, or one each
             told |= zip(routes, keys if len(keys) == len(routes) else keys * len(routes), strict=True)
     told |= {(method, path.replace("/token/", "/tokens/")): key for (method, path), key in told.items()}
-    without_prefix = ("models", "completions", "chat/completions", "embeddings", "messages", "rerank")
+    without_prefix = ("models", "completions", "chat/completions", "responses", "embeddings", "messages", "rerank")
     short = tuple(f"/v1/{name}" for name in without_prefix)
     told |= {(method, path[3:]): key for (method, path), key in told.items() if path.startswith(short)}
     assert told == {(route.method, path): route.needed or "none" for route in ROUTES for path in route.paths}
@@ -154,7 +154,7 @@ def test_readers_take_the_fields_that_it_names(strict_server, document):
             if listed := re.search(r"\(fields: ([\w, ]+)\)", told):
                 listing += 1
                 assert set(listed[1].split(", ")) == set(properties), path
-    assert listing == 13  # every reader but those of prompts and chats, whose schemas are made of the readers themselves
+    assert listing == 14  # every reader but those of prompts and chats, whose schemas are made of the readers themselves
 
 
 def test_required_fields_are_demanded(server, document):
@@ -186,9 +186,17 @@ GOOD = {
     "/messages": {"messages": [{"role": "user", "content": "a"}], "max_tokens": 2},
     "/v1/messages/count_tokens": {"messages": [{"role": "user", "content": "a"}], "model": "a"},
     "/messages/count_tokens": {"messages": [{"role": "user", "content": "a"}]},
+    "/v1/responses": {
+        "input": [{"role": "user", "content": "a"}],
+        "max_output_tokens": 2,
+        "model": "a",
+        "include": ["message.output_text.logprobs"],
+        "text": {"format": {"type": "json_schema", "name": "x", "schema": {"type": "object"}}},
+    },
     "/v1/embeddings": {"input": ["a", "b"]},
     "/completions": {"prompt": "a", "max_tokens": 2},
     "/chat/completions": {"messages": [{"role": "user", "content": "a"}], "max_tokens": 2},
+    "/responses": {"input": "a", "max_output_tokens": 2},
     "/embeddings": {"input": "a"},
     "/v1/rerank": {"query": "a", "documents": ["a", {"text": "b"}], "top_n": 1},
     "/rerank": {"query": "a", "documents": ["a"]},
@@ -198,10 +206,20 @@ GOOD = {
     "/v1/tokens/decode": {"tokens": [1]},
     "/v1/lora/load": {"loras": [{"name": "a", "scaling": 0.5}]},
     "/v1/loras/load": {"loras": [{"name": "a"}], "skip_queue": True},
+    "/v1/mixes": {"name": "m", "lora": [{"name": "a", "scale": 0.5}]},
     "/v1/load_lora_adapter": {"lora_name": "a", "lora_path": "a"},
     "/v1/unload_lora_adapter": {"lora_name": "a"},
     "/lora-adapters": [{"id": 0, "scale": 0.5}],
 }
+FUNCTION = {"type": "function", "name": "f", "parameters": {"type": "object", "additionalProperties": False}, "strict": True}
+NAMED = {"type": "function", "name": "f"}
+ITEMS = [
+    {"role": "user", "content": [{"type": "input_text", "text": "a"}]},
+    {"type": "reasoning", "id": "rs_1", "summary": [{"type": "summary_text", "text": "a"}]},
+    {"type": "message", "role": "assistant", "content": [{"type": "output_text", "text": "a", "annotations": []}]},
+    {"type": "function_call", "call_id": "call_1", "name": "f", "arguments": "{}"},
+    {"type": "function_call_output", "call_id": "call_1", "output": "a"},
+]
 
 
 def test_good_requests_are_answered_as_it_says(server, document):
@@ -234,6 +252,8 @@ def test_what_is_there_by_name_is_answered_as_it_says(server, document, path, na
     [
         ("/v1/completions", {"prompt": [1, 2], "max_tokens": 1, "best_of": 1}),
         ("/v1/completions", {"prompt": [[1, 2], [3]], "max_tokens": 1}),
+        ("/v1/responses", {"input": "a", "tools": [FUNCTION], "tool_choice": NAMED, "reasoning": {"effort": "low"}}),
+        ("/v1/responses", {"input": ITEMS, "tools": [FUNCTION], "tool_choice": "required", "max_output_tokens": 1}),
         ("/v1/embeddings", {"input": "a", "lora": {"a": 0.5}}),
         ("/v1/embeddings", {"input": ["a"], "model": "a", "lora": None}),
         ("/v1/token/encode", {"text": [{"role": "user", "content": "a"}]}),
@@ -248,12 +268,12 @@ def test_every_form_of_a_body_is_as_it_says(server, document, path, body):
 
 
 @pytest.mark.parametrize("value", [2**31 - 1, 2**31, 2**64, 10**30, 10**400, -(2**31) - 1, 1e308, 5e-324])
-@pytest.mark.parametrize("path", ["/v1/completions", "/v1/chat/completions"])
+@pytest.mark.parametrize("path", ["/v1/completions", "/v1/chat/completions", "/v1/responses"])
 def test_extreme_numbers_are_answered_as_it_says(server, document, path, value):
     """A top_k that no C int holds once came to the sampler, and was an error of the server."""
     properties = fields_of(document, document["paths"][path]["post"])[0]
     numbers = ["max_tokens", "temperature", "top_k", "top_p", "min_p", "repeat_penalty", "frequency_penalty"]
-    numbers += ["presence_penalty", "seed", "n", "best_of"]
+    numbers += ["presence_penalty", "seed", *(["top_logprobs"] if path == "/v1/responses" else ["n", "best_of"])]
     assert set(numbers) < set(properties)
     for name in numbers:
         answer = server.post(path, json={**GOOD[path], "temperature": 0.7, name: value})
@@ -281,11 +301,12 @@ def test_uploads_are_answered_as_it_says(server, document, tiny_adapter_b):
         ("/v1/completions", "CompletionChunk"),
         ("/v1/chat/completions", "ChatCompletionChunk"),
         ("/v1/messages", "MessageEvent"),
+        ("/v1/responses", "ResponseEvent"),
     ],
 )
 def test_events_are_as_it_says(server, document, path, name):
     body = {**GOOD[path], "stream": True, "stream_options": {"include_usage": True}}
-    lines = server.post(path, json=body).text.splitlines()
+    lines = server.post(path, json=body).text.split("\n")
     events = [json.loads(line.removeprefix("data: ")) for line in lines if line.startswith("data: {")]
     assert len(events) >= 3
     schema = strict(document["components"]["schemas"][name])

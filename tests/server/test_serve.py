@@ -31,7 +31,8 @@ GREEDY = {"temperature": 0, "max_tokens": 12}
 
 @pytest.fixture(scope="module")
 def server(real, tiny_model, folder):
-    with served(tiny_model, "--adapters", folder, "--library", real.path, "--n-ctx", 2048, "--ping", 0.5) as running:
+    flags = ("--adapters", folder, "--library", real.path, "--n-ctx", 2048, "--ping", 0.5, "--mix", "both=a:0.8,b:0.5")
+    with served(tiny_model, *flags) as running:
         assert running.url, running.log
         yield running
 
@@ -105,6 +106,8 @@ def test_which_adapters_a_request_runs_with(admin, user, alone):
         ({"model": "tiny"}, {"b": 1.0}),
         ({"model": "a"}, {"a": 1.0}),
         ({"model": "a", "lora": {}}, {}),
+        ({"model": "both"}, {"a": 0.8, "b": 0.5}),
+        ({"lora": {"both": 0.5, "b": 0.25}}, {"a": 0.4, "b": 0.5}),
         ({"lora": {"a": 0.5, "b": 0.25}}, {"a": 0.5, "b": 0.25}),
         ({"extra_body": {"lora": [{"id": 0, "scale": 0.5}]}}, {"a": 0.5}),
     ):
@@ -159,7 +162,7 @@ def test_answers_of_one_seed_differ_and_repeat(user):
 def test_tokens_models_and_embeddings(user, url, alone):
     assert list(user.tokens.encode("hello")) == alone.tokenize("hello")
     assert user.tokens.decode(alone.tokenize("hello", add_special=False)) == "hello"
-    assert [card.id for card in user.models.list()] == ["tiny", "a", "b"]
+    assert [card.id for card in user.models.list()] == ["tiny", "a", "b", "both"]
     body = {"input": ["hello", "help"]}
     told = httpx.post(f"{url}/v1/embeddings", json=body, headers={"X-Api-Key": API}).json()
     for one in told["data"]:
@@ -311,6 +314,9 @@ def test_a_signal_under_sixteen_streams(real, tiny_model, folder):
     [
         (["--lora", "zz"], 1, "--lora names 'zz', which the folder of --adapters does not hold (adapters: a, b)"),
         (["--alias", "a"], 1, "--alias names 'a', which is an adapter in the folder of --adapters"),
+        (["--mix", "x=a,zz"], 1, "the mix 'x' names 'zz', which the folder of --adapters does not hold (adapters: a, b)"),
+        (["--mix", "b=a"], 1, "--mix names 'b', which is an adapter in the folder of --adapters"),
+        (["--mix", ".x=a"], 1, "--mix: '.x' is no mix's name"),
         (["--lora", "a=3"], 2, "the scale 3 of 'a' is not within 0 to 1"),
         (["--port", "x"], 2, "port: 'x' is not a whole number"),
         (["--lora", "a", "--lora", "a=0.5"], 2, "more than once"),

@@ -74,6 +74,19 @@ def test_the_range_of_scales_everywhere(config):
     assert parse("--config", str(path), "--scale-range", "-2", "0.5", environment=environment).scale_range == (-2.0, 0.5)
 
 
+def test_mixes_everywhere(config):
+    wanted = (("captain", {"pirate": 0.8, "json": 0.3}), ("x", {"shout": 1.0}))
+    flags = ("-m", "a", "--adapters", "d")
+    assert parse(*flags, "--mix", "captain=pirate:0.8,json:0.3", "--mix", "x=shout").mix == wanted
+    environment = {"LLAMAFU_SERVE_MIX": "captain=pirate:0.8, json:0.3; x=shout;"}
+    assert parse(*flags, environment=environment).mix == wanted
+    for text in (
+        'mix = ["captain=pirate:0.8,json:0.3", "x=shout"]',
+        '[mix]\nx = "shout"\n[mix.captain]\npirate = 0.8\njson = 0.3',
+    ):
+        assert sorted(parse(*flags, "--config", str(config(text))).mix) == sorted(wanted)
+
+
 def test_no_key_is_shown():
     assert "secret" not in repr(Settings(model="a", api_key=("secret",), admin_key=("secret",)))
     with pytest.raises(ValueError, match="api_key: a key holds a blank") as caught:
@@ -101,6 +114,17 @@ def test_no_key_is_shown():
         (("-m", "a", "--scale-range", "0", "x"), "scale_range: 'x' is not a number"),
         (("-m", "a", "--adapters", "d", "--lora", "x", "--lora", "x=0"), "'x' more than once"),
         (("-m", "a", "--lora", "x"), "without adapters"),
+        (("-m", "a", "--mix", "x=y"), "mix was given without adapters"),
+        (("-m", "a", "--adapters", "d", "--mix", "x"), "'x' is not NAME=ADAPTER:SCALE,ADAPTER:SCALE"),
+        (("-m", "a", "--adapters", "d", "--mix", "=y"), "'=y' is not NAME=ADAPTER"),
+        (("-m", "a", "--adapters", "d", "--mix", "x=y:z"), "'x=y:z' is not NAME=ADAPTER"),
+        (("-m", "a", "--adapters", "d", "--mix", "x=y:nan"), "'x=y:nan' is not NAME=ADAPTER"),
+        (("-m", "a", "--adapters", "d", "--mix", "x=y,"), "'x=y,' is not NAME=ADAPTER"),
+        (("-m", "a", "--adapters", "d", "--mix", "x=y:1,y:0.5"), "names 'y' twice"),
+        (("-m", "a", "--adapters", "d", "--mix", "x=y:2"), "mix: the scale 2 of 'y' is not within 0 to 1"),
+        (("-m", "a", "--adapters", "d", "--mix", "x=y", "--mix", "x=z"), "mix names 'x' more than once"),
+        (("-m", "d/a.gguf", "--adapters", "d", "--mix", "a=y"), "mix: the name 'a' is the base model's"),
+        (("-m", "a", "--adapters", "d", "--alias", "x", "--mix", "x=y"), "mix: the name 'x' is the base model's"),
         (("-m", "a", "--alias", "x", "--alias", "x"), "alias names 'x' more than once"),
         (("-m", "a", "--alias", ""), "alias: it is empty"),
         (("-m", "a", "--no-auth", "--host", "0.0.0.0"), "loopback only"),  # noqa: S104 - it is refused

@@ -203,3 +203,26 @@ def test_templates_without_a_place_for_tools(url, template, monkeypatch):
 def test_how_hard_to_think_reaches_the_template(url):
     plain = ask(url, max_tokens=1)[1]["usage"]["prompt_tokens"]
     assert ask(url, max_tokens=1, reasoning_effort="low")[1]["usage"]["prompt_tokens"] > plain
+
+
+def test_a_budget_of_reasoning(url, template):
+    """The model thinks until its tokens are used up; with a budget it comes to an answer."""
+    template("{# <think> #}" + TURNS.replace("<assistant>", "<assistant><think>"))
+    options = {"temperature": 0, "max_tokens": 60, "ignore_eos": True}
+    _, told = ask(url, **options)
+    assert told["choices"][0]["message"]["content"] == ""
+    status, told = ask(url, reasoning_budget=5, **options)
+    assert status == 200
+    message = told["choices"][0]["message"]
+    assert message["reasoning_content"]
+    assert message["content"]
+    _, whole, _ = streamed(url, reasoning_budget=5, **options)
+    assert (whole["content"], whole["reasoning_content"]) == (message["content"], message["reasoning_content"])
+    with TabbyClient(url, api_key=API) as client:
+        answer = client.chat.create([USER], reasoning_budget=5, **options)
+        assert (answer.text, answer.choices[0].message.reasoning) == (message["content"], message["reasoning_content"])
+    status, told = ask(url, reasoning_budget=-2)
+    assert (status, told["error"]["param"]) == (400, "reasoning_budget")
+    refused = httpx.post(f"{url}/v1/completions", json={"prompt": "a", "reasoning_budget": 1}, headers={"X-Api-Key": API})
+    assert refused.status_code == 400
+    assert "the marks of reasoning are known by a chat's template" in refused.json()["detail"]

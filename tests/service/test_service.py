@@ -43,6 +43,10 @@ class FakeEngine:
             self.adapters[name] = object()
 
     @property
+    def mixes(self):
+        return {}
+
+    @property
     def active_lora_adapters(self):
         return dict(self.active)
 

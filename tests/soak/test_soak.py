@@ -53,6 +53,8 @@ class World:
     """How far a log probability may be from the reference's."""
     rounded: float
     """The same where an F16 adapter acts."""
+    longest: int
+    """Tokens of the longest prompt: every tenth is long, and computed beside the others' answers."""
     usual: float
     """How far it may be on the mean of an answer of LONG tokens or more: roundings of a quantised model have heavy tails."""
 
@@ -72,7 +74,7 @@ class Soak:
 
     def __init__(self, world, folder, seed):
         self.world, self.folder, self.dice = world, folder, random.Random(seed)  # noqa: S311 - dice, no secret
-        self.cold = Llamafu(world.model, n_ctx=1024, n_threads=1, **EXACT)
+        self.cold = Llamafu(world.model, n_ctx=2048, n_threads=1, **EXACT)
         self.by_digest = {}
         for path in world.contents:
             name = f"{path.parent.name} as {path.name}" if path.is_dir() else path.stem
@@ -179,7 +181,8 @@ class Soak:
         names = dice.sample(list(self.here), min(len(self.here), dice.choice([0, 1, 1, 1, 2])))
         rates = {name: dice.choice([0.0, 0.5, 1.0, None]) for name in names}
         lora = {name: fading if rate is None else rate for name, rate in rates.items()}
-        prompt = [*dice.choice([*self.prefixes, []]), *self.tokens(dice.randint(1, 40))]
+        own = dice.randint(200, self.world.longest) if dice.random() < 0.1 else dice.randint(1, 40)
+        prompt = [*dice.choice([*self.prefixes, []]), *self.tokens(own)]
         request = Request(
             prompt=prompt,
             lora=lora,
@@ -353,10 +356,11 @@ def tiny_world(tiny_dir, tmp_path):
         tiny_dir / "tiny.gguf",
         contents,
         bank_rank=16,
-        n_ctx=704,
+        n_ctx=1100,
         vocabulary=range(4, 300),
         tolerance=1e-4,
         rounded=5e-3,
+        longest=800,
         usual=5e-3,
     )
 
@@ -377,7 +381,17 @@ def real_world(tmp_path):
         merge_adapters({path: scale}, halves[-1], method="cat")
     contents += folders_of(contents, model, tmp_path)
     vocabulary = range(1000, 9000)
-    return World(model, contents + halves, bank_rank=40, n_ctx=704, vocabulary=vocabulary, tolerance=4, rounded=4, usual=0.5)
+    return World(
+        model,
+        contents + halves,
+        bank_rank=40,
+        n_ctx=800,
+        vocabulary=vocabulary,
+        tolerance=4,
+        rounded=4,
+        longest=400,
+        usual=0.5,
+    )
 
 
 @pytest.mark.parametrize("world", ["tiny_world", "real_world"])

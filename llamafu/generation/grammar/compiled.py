@@ -15,8 +15,8 @@ if TYPE_CHECKING:
     from llamafu.generation.grammar.vocabulary import Vocabulary
 
 _MOST_KEPT = 32
-_LARGEST_KEPT = 50_000
-"""Nodes, of some hundred bytes each."""
+_MOST_NODES, _LARGEST_KEPT = 200_000, 50_000
+"""Nodes of all grammars that are kept, and of one; each takes some hundred bytes."""
 
 
 class CompiledGrammar:
@@ -52,6 +52,9 @@ class GrammarCache:
         if len(made.network.kind) <= _LARGEST_KEPT:
             with self._lock:
                 self._kept[source] = made
-                if len(self._kept) > _MOST_KEPT:
+                while len(self._kept) > _MOST_KEPT or self._nodes() > _MOST_NODES:
                     self._kept.popitem(last=False)
         return made
+
+    def _nodes(self) -> int:
+        return sum(len(each.network.kind) for each in self._kept.values())

@@ -67,29 +67,37 @@ class Constraint:
 
     def try_accept(self, token: int) -> bool:
         """Append a token to the text if it is allowed, and tell whether it was: the other tokens need not be looked at."""
-        piece = self._vocabulary.token_bytes[token]
-        if token in self._vocabulary.ends:
-            is_allowed = self.may_end
-        elif not piece:  # a control token, which the grammar may name
-            is_allowed = token in self.allowed()
+        vocabulary = self._vocabulary
+        if token in vocabulary.ends:
+            following = self._state if self.may_end else NOTHING
+        elif not vocabulary.token_bytes[token] and token not in self.allowed():  # a control token, which the grammar may name
+            following = NOTHING
         else:
-            is_allowed = self._automaton.read(self._state, token, piece) != NOTHING
-        if is_allowed:
-            self.accept(token)
-        return is_allowed
+            following = self._read(token)
+        if following == NOTHING:
+            return False
+        self._enter(following, is_end=token in vocabulary.ends)
+        return True
 
     def accept(self, token: int) -> None:
         """Append one of the allowed tokens to the text."""
+        is_end = token in self._vocabulary.ends
+        self._enter(self._state if is_end else self._read(token), is_end=is_end)
+
+    def _read(self, token: int) -> int:
+        """Return the state after a token that does not end the text, NOTHING where it may not come next."""
+        return self._automaton.read(self._state, token, self._vocabulary.token_bytes[token])
+
+    def _enter(self, state: int, *, is_end: bool) -> None:
+        """Make `state` the text's. Every token adds to the budget, and too many states are forgotten."""
+        assert state != NOTHING  # noqa: S101 - the token was allowed
+        self._state = state
+        self._accepted += not is_end
         self._budget.refill(STEADY)
         if len(self._automaton) > _MOST_STATES:
-            self._state = self._automaton.forget(self._state)
+            self._state = self._automaton.forget(state)
             self._steps = Steps()
             self._allowed.clear()
-        if token in self._vocabulary.ends:
-            return
-        self._state = self._automaton.read(self._state, token, self._vocabulary.token_bytes[token])
-        self._accepted += 1
-        assert self._state != NOTHING  # noqa: S101 - the token was allowed
 
     def refuse(self) -> None:
         """Raise the GrammarError of a text that no token can follow."""

@@ -13,7 +13,7 @@ if TYPE_CHECKING:
     from collections.abc import Mapping
 
     from llamafu.generation.tool_call import ToolCall
-    from llamafu.generation.tools.family import ReasoningMarks
+    from llamafu.generation.tools.reasoning_marks import ReasoningMarks
     from llamafu.generation.tools.tool import Tool
 
 
@@ -35,6 +35,11 @@ class AnswerFormat:
     reasoning: ReasoningMarks | None = None
     is_thinking: bool = False
     spelled: Mapping[int, bytes] = field(default_factory=dict, hash=False)
+
+    @property
+    def marks_of_reasoning(self) -> ReasoningMarks | None:
+        """Marks between which the model thinks, None where none are known."""
+        return self.reasoning or (None if self.form is None else self.form.reasoning)
 
 
 class AnswerParser:
@@ -78,6 +83,11 @@ class AnswerParser:
     def reasoning(self) -> str:
         """The reasoning so far."""
         return self._out.whole_reasoning
+
+    @property
+    def is_reasoning(self) -> bool:
+        """Whether what was read last is reasoning, and goes on."""
+        return self._out.is_reasoning
 
     @property
     def tool_calls(self) -> tuple[ToolCall, ...]:

@@ -11,6 +11,7 @@ from llamafu.generation.tools.harmony_form import HarmonyForm
 from llamafu.generation.tools.json_form import JsonForm
 from llamafu.generation.tools.named_form import MistralForm, RecipientForm, TaggedForm
 from llamafu.generation.tools.parameter_form import ParameterForm
+from llamafu.generation.tools.reasoning_marks import ReasoningMarks
 
 if TYPE_CHECKING:
     from llamafu.generation.tools.form import Form
@@ -35,15 +36,6 @@ class Family:
     def wrote(self, template: str) -> bool:
         """Whether a chat template is one of this family."""
         return all(sign in template for sign in self.signs) and not any(sign in template for sign in self.foreign)
-
-
-@dataclass(frozen=True, slots=True)
-class ReasoningMarks:
-    """What stands before and after the reasoning at the beginning of an answer; `silent` are marks around the text."""
-
-    opening: str
-    closing: str
-    silent: tuple[str, ...] = ()
 
 
 _TOOL_CALL = JsonForm(

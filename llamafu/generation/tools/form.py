@@ -15,6 +15,7 @@ if TYPE_CHECKING:
 
     from llamafu.generation.tools.grammar_writer import GrammarWriter
     from llamafu.generation.tools.output import Output
+    from llamafu.generation.tools.reasoning_marks import ReasoningMarks
     from llamafu.generation.tools.tool import Tool
 
 _NAME = re.compile(r"[^\s<>{}\[\]\"]+")
@@ -73,6 +74,7 @@ class Form:
     head, between, tail: what stands before, between and after calls. between is None where there can be only one.
     wraps_each: head and tail stand around each call and not around all of them.
     after_text: what stands between text and calls; None where an answer is either text or calls.
+    reasoning: marks of reasoning, where the form reads it itself.
     """
 
     marks: tuple[str, ...] = ()
@@ -83,6 +85,7 @@ class Form:
     tail: str = ""
     wraps_each: bool = False
     after_text: str | None = ""
+    reasoning: ReasoningMarks | None = None
 
     def begin(self, reading: Reading) -> Steps[None]:
         """Read what an answer begins with, before any mark; NotACallError within an attempt where it is text after all."""

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING
 
 from llamafu.generation.tools.form import Form, Reading
 from llamafu.generation.tools.reader import Marks, NotACallError, Steps
+from llamafu.generation.tools.reasoning_marks import ReasoningMarks
 
 if TYPE_CHECKING:
     from llamafu.generation.tools.grammar_writer import GrammarWriter
@@ -19,6 +20,13 @@ _ENDS = ("<|end|>", "<|call|>", "<|return|>")
 _BODY_ENDS = Marks([*_ENDS, _START, _CHANNEL])
 _RECIPIENT = re.compile(r"\bto=functions\.([^\s<]+)")
 _REASONING = "<|channel|>analysis"
+_MARKS = ReasoningMarks(
+    f"{_REASONING}{_MESSAGE}",
+    "<|end|>",
+    recurs=True,
+    resumes=(f"{_START}assistant", f"{_START}assistant{_CHANNEL}final{_MESSAGE}"),
+)
+"""Marks of a budget: once it is used up the model may choose the next channel, and reasoning again gets text after it."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -28,6 +36,7 @@ class HarmonyForm(Form):
     marks: tuple[str, ...] = (_CHANNEL,)
     inner_marks: tuple[str, ...] = (_START, _MESSAGE, _CONSTRAIN, *_ENDS)
     is_always_read: bool = True
+    reasoning: ReasoningMarks | None = _MARKS
 
     def begin(self, reading: Reading) -> Steps[None]:
         """Read the whole answer. The prompt ends inside the first header; text that has none is text."""

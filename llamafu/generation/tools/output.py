@@ -28,6 +28,8 @@ class Output:
         self._trims = False  # white space at the beginning of the text is that after reasoning or a call
         self._sent = [0, 0]
         self._deltas: list[ToolCallDelta] = []
+        self.is_reasoning = False
+        """Whether reasoning has begun that did not end."""
 
     def text(self, text: str) -> None:
         """Append text of the answer."""
@@ -41,6 +43,7 @@ class Output:
 
     def reasoning(self, text: str) -> None:
         """Append text of the reasoning."""
+        self.is_reasoning = True
         kept = text.rstrip()
         if kept and not self._reasoning:
             kept, self._thought_space = kept.lstrip(), ""
@@ -53,6 +56,7 @@ class Output:
         """Drop the white space at the end of the reasoning, and what follows it."""
         self._thought_space = ""
         self._trims = True
+        self.is_reasoning = False
 
     def begin_call(self, name: str) -> None:
         """Begin a call; text before it loses the white space at its end."""

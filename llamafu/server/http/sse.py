@@ -24,6 +24,12 @@ def named_event(data: dict[str, Any]) -> bytes:
     return b"event: %b\n%b" % (data["type"].encode("ascii"), event(data))
 
 
+def written_event(data: dict[str, str]) -> bytes:
+    """Return one event that has its `type` as its name too; its other `fields` are JSON in ASCII already, without braces."""
+    kind = data["type"]
+    return f'event: {kind}\ndata: {{"type":"{kind}",{data["fields"]}}}\n\n'.encode("ascii")
+
+
 @dataclass(frozen=True, slots=True)
 class Dialect:
     """How a protocol streams.

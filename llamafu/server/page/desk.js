@@ -79,7 +79,7 @@ async function look() {
   const now = JSON.stringify([models.map(model => model.id), active, desk.rights]);
   if (now === seen) return;
   seen = now;
-  desk.adapters = models.filter(model => model.parent).map(model => model.id);
+  desk.adapters = models.filter(model => model.parent && !model.lora).map(model => model.id);
   const count = desk.adapters.length;
   $("state").replaceChildren(make("b", {}, models[0].id), ` ${count} adapter${count === 1 ? "" : "s"} · ${desk.rights} key`);
   $("active").replaceChildren(...active.map(card => make("li", {}, card.id, " ", make("b", {}, fixed(card.scaling)))));

@@ -27,14 +27,17 @@ class AdapterResolver:
 
     def resolve(self, lora: object, model: str | None) -> dict[str, float] | None:
         """Return {name: scale}, see `resolve_adapters`."""
+        mixes = self._engine.mixes
         scales = resolve_adapters(
             lora,
             model,
             base=self._base,
             aliases=self._aliases,
-            names=self._engine.adapters,
+            names=self._engine.adapters.keys() | mixes.keys(),
             name_of=self._catalog.name,
             scale_range=self._engine.scale_range,
+            waiting=self._catalog.mixes.waiting,
         )
-        self._catalog.used(self._engine.active_lora_adapters if scales is None else scales)
+        named = self._engine.active_lora_adapters if scales is None else scales
+        self._catalog.used(adapter for name in named for adapter in mixes.get(name, (name,)))
         return scales

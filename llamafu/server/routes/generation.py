@@ -1,4 +1,4 @@
-"""The routes that generate: completions and chats."""
+"""The routes that generate: completions, chats and responses."""
 
 from __future__ import annotations
 
@@ -14,9 +14,10 @@ from starlette.responses import Response
 
 from llamafu.engine.request import Request
 from llamafu.errors import LlamafuError
-from llamafu.server.http.sse import dialect_of
+from llamafu.server.http.sse import Dialect, dialect_of, written_event
 from llamafu.server.http.streaming import EventStream, events_of, gathered, until_disconnect
 from llamafu.server.routes.models_and_tokens import prompt_tokens
+from llamafu.server.schemas.response_writer import ResponseWriter
 from llamafu.server.schemas.responses import Writer
 from llamafu.service.errors import APIError, ContextLengthExceededError, InvalidRequestError
 
@@ -29,11 +30,11 @@ if TYPE_CHECKING:
     from llamafu.generation.completion import Completion
     from llamafu.server.http.endpoint import AuthedRequest
     from llamafu.server.http.metrics import Metrics
-    from llamafu.server.http.sse import Dialect
     from llamafu.server.http.streaming import AnswerWriter
     from llamafu.server.protocols import AnswerStream, ServedEngine
     from llamafu.server.routes.adapter_resolver import AdapterResolver
-    from llamafu.server.schemas.requests import ChatBody, CompletionBody, GenerationBody
+    from llamafu.server.schemas.requests import AnswerBody, ChatBody, CompletionBody, GenerationBody
+    from llamafu.server.schemas.response_request import ResponseBody
     from llamafu.server.settings import Settings
 
     Maker = Callable[[dict[str, Any]], Request]
@@ -70,19 +71,25 @@ class GenerationRoutes:
         """`POST /v1/completions`."""
         body = request.body
 
-        def start(prompt: str | list[int]) -> Callable[[dict[str, Any]], Request]:
+        def start(prompt: str | list[int]) -> Maker:
             return lambda options: Request(prompt=prompt, **options)
 
         return await self._openai(request.http, body, [start(prompt) for prompt in body.prompt], chat=False)
 
     async def chats(self, request: AuthedRequest[ChatBody]) -> ASGIApp:
         """`POST /v1/chat/completions`."""
+        return await self._openai(request.http, request.body, [self._chat(request.body)], chat=True)
+
+    async def responses(self, request: AuthedRequest[ResponseBody]) -> ASGIApp:
+        """`POST /v1/responses`."""
         body = request.body
+        writer = await asyncio.to_thread(ResponseWriter, body, body.model or self._base)  # many tools take a while to write
+        dialect = Dialect(dialect_of(request.http.headers).ping, b"", written_event, writer.failed)
+        return await self.answer(request.http, body, [self._chat(body)], writer, dialect)
 
-        def make(options: dict[str, Any]) -> Request:
-            return self.chat_request(body.messages, {**options, **body.chat_options()})
-
-        return await self._openai(request.http, body, [make], chat=True)
+    def _chat(self, body: ChatBody | ResponseBody) -> Maker:
+        """Return what makes the request of a chat."""
+        return lambda options: self.chat_request(body.messages, {**options, **body.chat_options()})
 
     def chat_request(self, messages: Sequence[Mapping[str, Any]], options: Mapping[str, Any]) -> Request:
         """Make a request of messages and the options of `chat`; raises what `ServedEngine.request_of_chat` raises."""
@@ -96,7 +103,7 @@ class GenerationRoutes:
     async def answer(
         self,
         request: HttpRequest,
-        body: GenerationBody,
+        body: AnswerBody,
         makers: Sequence[Maker],
         writer: AnswerWriter,
         dialect: Dialect,

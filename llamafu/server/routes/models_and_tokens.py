@@ -17,6 +17,7 @@ if TYPE_CHECKING:
     from llamafu.server.http.endpoint import AuthedRequest
     from llamafu.server.protocols import ServedEngine
     from llamafu.server.schemas.text_requests import DecodeRequest, EncodeRequest
+    from llamafu.server.storage.catalog import Catalog
 
 _T = TypeVar("_T")
 
@@ -24,15 +25,16 @@ _T = TypeVar("_T")
 class ModelAndTokenRoutes:
     """Handlers over one engine. `base` is the base model's id, `aliases` are further ones, `created` is its Unix time."""
 
-    def __init__(self, engine: ServedEngine, *, base: str, aliases: Sequence[str], created: int) -> None:
+    def __init__(self, engine: ServedEngine, catalog: Catalog, *, base: str, aliases: Sequence[str], created: int) -> None:
         self._engine = engine
+        self._mixes = catalog.mixes
         self._service = LocalLoraService(engine)
         self._base = base
         self._bases = (base, *aliases)
         self._created = created
 
     async def models(self, request: AuthedRequest[None]) -> ModelsAnswer:  # noqa: ARG002 - a handler
-        """`GET /v1/models`: the base and every adapter."""
+        """`GET /v1/models`: the base, every adapter and every mix."""
         return ModelsAnswer(object="list", data=self._models())
 
     async def model(self, request: AuthedRequest[None]) -> ModelAnswer:
@@ -80,6 +82,10 @@ class ModelAndTokenRoutes:
         return [
             *(ModelAnswer(**same, id=name, created=self._created, meta=meta) for name in self._bases),
             *(ModelAnswer(**same, id=card.id, created=card.created, parent=self._base) for card in cards),
+            *(
+                ModelAnswer(**same, id=name, created=self._mixes.created(name), parent=self._base, lora=dict(scales))
+                for name, scales in sorted(self._engine.mixes.items())
+            ),
         ]
 
 

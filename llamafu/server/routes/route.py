@@ -22,6 +22,7 @@ if TYPE_CHECKING:
     from llamafu.server.routes.generation import GenerationRoutes
     from llamafu.server.routes.messages import MessageRoutes
     from llamafu.server.routes.mixer_page import MixerPage
+    from llamafu.server.routes.mixes import MixRoutes
     from llamafu.server.routes.models_and_tokens import ModelAndTokenRoutes
     from llamafu.server.routes.monitoring import MonitoringRoutes
     from llamafu.server.routes.upload import UploadRoute
@@ -42,6 +43,7 @@ class Handlers:
     messages: MessageRoutes
     embeddings: EmbeddingRoutes
     adapters: AdapterRoutes
+    mixes: MixRoutes
     upload: UploadRoute
     info: AdapterInfoRoute
 

@@ -10,9 +10,11 @@ from llamafu.server.schemas import answers
 from llamafu.server.schemas import anthropic_answers as anthropic
 from llamafu.server.schemas import generation_answers as generated
 from llamafu.server.schemas.adapter_choice import NumberedScales
-from llamafu.server.schemas.adapter_requests import LoraLoadBody, UploadForm, VllmLoadRequest, VllmUnloadRequest
+from llamafu.server.schemas.adapter_requests import LoraLoadBody, MixBody, UploadForm, VllmLoadRequest, VllmUnloadRequest
 from llamafu.server.schemas.anthropic_requests import CountTokensBody, MessagesBody
 from llamafu.server.schemas.requests import ChatBody, CompletionBody
+from llamafu.server.schemas.response_answers import ResponseAnswer, ResponseEvent
+from llamafu.server.schemas.response_request import ResponseBody
 from llamafu.server.schemas.text_requests import DecodeRequest, EmbeddingRequest, EncodeRequest, RerankRequest
 
 _WITH = "`lora` says with which adapters, else `model`, else the active set is used."
@@ -35,10 +37,10 @@ _ROWS = (
           "Counts for Prometheus.",
           answer_types=(TEXT,)),
     Route("GET", ("/v1/models", "/models"), "api", lambda to: to.models.models,
-          "The base model and every adapter.",
+          "The base model, every adapter and every mix.",
           answer=answers.ModelsAnswer),
     Route("GET", ("/v1/models/{name}", "/models/{name}"), "api", lambda to: to.models.model,
-          "The base model, which is `current` too, or one adapter.",
+          "The base model, which is `current` too, or one adapter or mix.",
           answer=answers.ModelAnswer, refusals=(404,)),
     Route("GET", ("/v1/auth/permission",), "api", lambda to: to.models.permission,
           "Which right the key has; admin where the server takes no keys.",
@@ -56,6 +58,10 @@ _ROWS = (
     Route("POST", ("/v1/messages/count_tokens", "/messages/count_tokens"), "api", lambda to: to.messages.count_tokens,
           "How many tokens the prompt of such a chat has.",
           body=CountTokensBody, answer=anthropic.CountTokensAnswer, errors=ANTHROPIC_ERRORS),
+    Route("POST", ("/v1/responses", "/responses"), "api", lambda to: to.generation.responses,
+          f"Answer in the form of OpenAI's Responses API; nothing is kept between requests. {_WITH}",
+          body=ResponseBody, answer=ResponseAnswer, chunk=ResponseEvent, refusals=(404, 429),
+          last_event="`response.completed` or `response.incomplete`"),
     Route("POST", ("/v1/embeddings", "/embeddings"), "api", lambda to: to.embeddings.embeddings,
           f"Vectors for texts. {_WITH}",
           body=EmbeddingRequest, answer=generated.EmbeddingsAnswer, refusals=(404, 429)),
@@ -90,7 +96,16 @@ _ROWS = (
           "What an adapter is, and the norms of its changes: any for an admin key, an active one for an api key.",
           answer=answers.LoraInfoAnswer, refusals=(403, 404)),
     Route("DELETE", ("/v1/lora/{name}",), "admin", lambda to: to.adapters.delete,
-          "Delete an adapter from the folder; refused while it is active.",
+          "Delete an adapter from the folder; refused while it is active or part of a mix.",
+          answer=answers.DeletedAnswer, refusals=(404, 409)),
+    Route("GET", ("/v1/mixes",), "api", lambda to: to.mixes.all,
+          "Named mixes of adapters.",
+          answer=answers.MixesAnswer),
+    Route("POST", ("/v1/mixes",), "admin", lambda to: to.mixes.add,
+          "Keep adapters with scales under a name, which `model` and `lora` take like an adapter's.",
+          body=MixBody, answer=answers.MixAnswer, refusals=(404, 409)),
+    Route("DELETE", ("/v1/mixes/{name}",), "admin", lambda to: to.mixes.delete,
+          "Delete a mix; its adapters stay.",
           answer=answers.DeletedAnswer, refusals=(404, 409)),
     Route("POST", ("/v1/load_lora_adapter",), "admin", lambda to: to.adapters.add_vllm,
           "vLLM's way to register an adapter of the folder.",

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
+from types import MappingProxyType
 from typing import TYPE_CHECKING, Annotated, Any, ClassVar
 
 from pydantic import ConfigDict, RootModel
@@ -14,7 +15,7 @@ from llamafu.service.errors import InvalidRequestError, NotFoundError
 from llamafu.service.fields import kind_of
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Collection, Sized
+    from collections.abc import Callable, Collection, Mapping, Sized
 
 
 MOST_ADAPTERS = 1000
@@ -76,6 +77,8 @@ class ScalesByName(RootModel[dict[str, Scale]], RequestBody):
     root_name: ClassVar[str] = "lora"
 
 
+Scales = Annotated[Any, JsonSchemaOf(ScalesByName | NumberedScales)]
+"""Adapters with scales, to be read like a `LoraChoice` that has to be there."""
 LoraChoice = Annotated[Any, JsonSchemaOf(ScalesByName | NumberedScales | None)]
 """A request's `lora` as it came: `resolve_adapters` reads it, who knows the scale range and the adapters' numbers."""
 
@@ -89,17 +92,21 @@ def resolve_adapters(
     name_of: Callable[[int], str | None],
     scale_range: tuple[float, float],
     aliases: Collection[str] = (),
+    waiting: Mapping[str, str] = MappingProxyType({}),
 ) -> dict[str, float] | None:
-    """Return {name: scale} of the adapters that a request asks for; an empty dict is the base model, None the active set.
+    """Return {name: scale} of the adapters and mixes that a request asks for.
+
+    An empty dict is the base model, None the active set.
 
     Args:
         lora: a list of `{"name" or "id", "scale"}`, or an object {name: scale}; it beats `model`. None if it was not given.
-        model: an adapter's name is that adapter at scale 1.0; `base`, None or "" is the active set.
+        model: a name of an adapter or a mix is that at scale 1.0; `base`, None or "" is the active set.
         base: id of the base model.
-        names: every registered adapter.
+        names: every registered adapter and mix.
         name_of: returns the adapter with a number, None for a number that is nobody's.
         scale_range: the least and the greatest scale that is legal.
         aliases: further names of the base model.
+        waiting: why mixes that are not among `names` cannot be used now, by name.
 
     Raises `InvalidRequestError` with every problem, `NotFoundError` for an adapter or a model that does not exist.
 
@@ -107,7 +114,8 @@ def resolve_adapters(
     if lora is not None:
         scales = _read_scales(lora, name_of, scale_range)
         if unknown := [name for name in scales if name not in names]:
-            message = f"no such adapter: {', '.join(map(repr, unknown))}"
+            reasons = "".join(f"; the mix {name!r} cannot be used: {waiting[name]}" for name in unknown if name in waiting)
+            message = f"no such adapter: {', '.join(map(repr, unknown))}{reasons}"
             raise NotFoundError(message)
         return scales
     if not model or model == base or model in aliases:
@@ -116,6 +124,8 @@ def resolve_adapters(
         return {model: 1.0}
     own = " or ".join(map(repr, [base, *aliases]))
     message = f"no such model: {model!r}; it may be {own} or an adapter's name (GET /v1/models lists them)"
+    if model in waiting:
+        message = f"the mix {model!r} cannot be used: {waiting[model]}"
     raise NotFoundError(message)
 
 

@@ -7,6 +7,7 @@ from typing import Annotated, Any, ClassVar
 from pydantic import BaseModel, ConfigDict, Field, WithJsonSchema
 
 from llamafu.adapters.gguf.container import SUFFIX
+from llamafu.server.schemas.adapter_choice import Scales
 from llamafu.server.schemas.base import SmallBody
 from llamafu.server.schemas.field_types import Flag, Legal, LooseScale, Name
 from llamafu.service.loading import LoraLoadInfo, LoraLoadRequest
@@ -34,6 +35,15 @@ class LoraLoadBody(SmallBody):
     def request(self) -> LoraLoadRequest:
         """Return it as the service takes it."""
         return LoraLoadRequest(tuple(LoraLoadInfo(each.name, each.scaling) for each in self.loras), self.skip_queue)
+
+
+class MixBody(SmallBody):
+    """`POST /v1/mixes`: adapters with scales, and their name. A mix of that name is replaced only with `overwrite`."""
+
+    tolerant: ClassVar[bool] = False
+    name: Name
+    lora: Scales
+    overwrite: Flag = False
 
 
 class VllmLoadRequest(SmallBody):

@@ -64,8 +64,11 @@ class ModelMeta(Answer):
     size: Annotated[Count, Field(description="bytes of the weights")]
 
 
+_MixedAdapters = Annotated[dict[str, float], Field(description="scale by adapter")]
+
+
 class ModelAnswer(Answer):
-    """The base model, or an adapter, whose `parent` is the base model. `meta` is the base model's."""
+    """The base model, or an adapter or a mix, whose `parent` is the base model. `meta` is the base model's, `lora` a mix's."""
 
     object: Literal["model"]
     owned_by: str
@@ -73,11 +76,12 @@ class ModelAnswer(Answer):
     created: UnixTime
     max_model_len: Annotated[Count, Field(description="most tokens of one request, prompt and answer together")]
     parent: str = sometimes()
+    lora: _MixedAdapters = sometimes()
     meta: ModelMeta = sometimes()
 
 
 class ModelsAnswer(Answer):
-    """The base model and every adapter."""
+    """The base model, every adapter and every mix."""
 
     object: Literal["list"]
     data: list[ModelAnswer]
@@ -101,6 +105,23 @@ class LoraListAnswer(Answer):
 
     object: Literal["list"]
     data: list[LoraCardAnswer]
+
+
+class MixAnswer(Answer):
+    """A mix of adapters that goes by a name."""
+
+    id: str
+    object: Literal["mix"]
+    created: UnixTime
+    owned_by: str
+    lora: _MixedAdapters
+
+
+class MixesAnswer(Answer):
+    """Every mix."""
+
+    object: Literal["list"]
+    data: list[MixAnswer]
 
 
 class LoraLoadAnswer(Answer):
@@ -161,10 +182,10 @@ class NothingAnswer(Answer):
 
 
 class DeletedAnswer(Answer):
-    """The adapter that was deleted."""
+    """The adapter or the mix that was deleted."""
 
     id: str
-    object: Literal["lora"]
+    object: Literal["lora", "mix"]
     deleted: Literal[True]
 
 

@@ -67,9 +67,13 @@ class IgnoredFields:
             for number, part in enumerate(content if isinstance(content, list) else ()):
                 if isinstance(part, dict) and part.get("type", "text") in part_fields:
                     unread += [f"{at}.content[{number}].{name}" for name in part if name not in part_fields]
+        return self.note_all(unread)
+
+    def note_all(self, paths: Sequence[str]) -> list[str]:
+        """Note fields that nobody reads; return what is refused."""
         if self._strict:
-            return [f"{path} is not a field" for path in unread]
-        for path in unread:
+            return [f"{path} is not a field" for path in paths]
+        for path in paths:
             self.note(path)
         return []
 

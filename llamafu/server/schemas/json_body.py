@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-import gc
 from typing import Any
 
 import pydantic_core
 
+from llamafu._util.collector import collector_off
 from llamafu.service.errors import InvalidRequestError
 
 MOST_BRACKETS = 250_000
@@ -19,13 +19,9 @@ def read_json(content: bytes) -> Any:
     if (count := content.count(b"[") + content.count(b"{")) > MOST_BRACKETS:
         message = f"the body has {count:,} of the characters [ and {{, of at most {MOST_BRACKETS:,}; send less at a time"
         raise InvalidRequestError(message)
-    collects = gc.isenabled()
-    gc.disable()  # nothing of it is garbage yet, and looking takes five times as long as reading
     try:
-        return pydantic_core.from_json(content, allow_inf_nan=False)
+        with collector_off():  # nothing of it is garbage yet, and looking takes five times as long as reading
+            return pydantic_core.from_json(content, allow_inf_nan=False)
     except ValueError as error:
         message = f"the body is not JSON: {error}"
         raise InvalidRequestError(message) from None
-    finally:
-        if collects:
-            gc.enable()

@@ -47,23 +47,20 @@ class ResponseFormat(ObjectBody):
     bare_schema: dict[str, Any] | None = Field(None, alias="schema")
 
 
-class GenerationBody(SamplingBody):
-    """What completions and chats share: the options of a generation, and how the answer comes."""
+class AnswerBody(SamplingBody):
+    """What every request for an answer has: the options of a generation, its adapters, and how the answer comes."""
 
     without_effect: ClassVar[frozenset[str]] = WITHOUT_EFFECT
     unsupported: ClassVar[Mapping[str, Unsupported]] = UNSUPPORTED
     foreign: ClassVar[frozenset[str]] = FOREIGN
-    replacing: ClassVar[frozenset[tuple[str, str]]] = frozenset({("max_completion_tokens", "max_tokens")})
 
     model: str | None = None
     lora: LoraChoice = None
-    n: int = Field(1, ge=1, le=MOST_CHOICES)
-    best_of: int | None = None
+    n: int = Field(1, ge=1, le=1)
     stream: bool = False
     stream_options: StreamOptions | None = None
     grammar: str | None = option_field("grammar")
     json_schema: JsonSchema | None = Field(None, validation_alias=AliasChoices("json_schema", "guided_json"))
-    response_format: ResponseFormat | None = None
     structured_outputs: StructuredOutputs | None = None
 
     def options(self) -> OptionArguments:
@@ -84,6 +81,37 @@ class GenerationBody(SamplingBody):
 
     def schema_wanted(self) -> JsonSchema | None:
         """Return the JSON Schema that the answer has to fit, if there is one."""
+        return self.json_schema
+
+    def alternatives(self) -> int | None:
+        """Return how many alternatives to report beside each token, None for no probabilities."""
+        raise NotImplementedError
+
+    def forms(self) -> dict[str, object]:
+        """Return what says what the whole answer has to be, by the name of its field; false values say nothing."""
+        named = {name: getattr(self, name) for name in ("grammar", "json_schema", "regex", "choices")}
+        wrapped = [] if self.structured_outputs is None else list(self.structured_outputs.forms())
+        return named | {f"structured_outputs.{name}": True for name in wrapped}
+
+    def contradictions(self) -> list[str]:
+        """Return options that exclude each other."""
+        forms = [name for name, form in self.forms().items() if form]
+        if len(forms) < 2:  # noqa: PLR2004 - one excludes none
+            return []
+        return [f"{', '.join(forms[:-1])} and {forms[-1]} were given together; give one of them"]
+
+
+class GenerationBody(AnswerBody):
+    """What completions and chats share."""
+
+    replacing: ClassVar[frozenset[tuple[str, str]]] = frozenset({("max_completion_tokens", "max_tokens")})
+
+    n: int = Field(1, ge=1, le=MOST_CHOICES)
+    best_of: int | None = None
+    response_format: ResponseFormat | None = None
+
+    def schema_wanted(self) -> JsonSchema | None:
+        """Return the JSON Schema that the answer has to fit, if there is one."""
         wanted = self.response_format
         if wanted is None or wanted.type == "text":
             return self.json_schema
@@ -91,26 +119,19 @@ class GenerationBody(SamplingBody):
             return wanted.json_schema.json_schema
         return wanted.bare_schema or ({"type": "object"} if wanted.type == "json_object" else None)
 
-    def alternatives(self) -> int | None:
-        """Return how many alternatives to report beside each token, None for no probabilities."""
-        raise NotImplementedError
+    def forms(self) -> dict[str, object]:
+        """Return what says what the whole answer has to be, by the name of its field."""
+        return super().forms() | {"response_format": self.response_format and self.response_format.type != "text"}
 
     def contradictions(self) -> list[str]:
         """Return options that exclude each other."""
-        found = []
+        found = super().contradictions()
         if self.best_of not in {None, self.n}:
             found.append(f"best_of is {self.best_of}; this server makes n={self.n} answers and gives them all, leave it out")
         if self.response_format is not None and self.response_format.type == "json_schema" and self.schema_wanted() is None:
             found.append("response_format.json_schema is missing; give {'schema': {...}}")
         if self.response_format is not None and self.response_format.json_schema and self.response_format.bare_schema:
             found.append("response_format.schema was given beside response_format.json_schema; give one of them")
-        named = {name: getattr(self, name) for name in ("grammar", "json_schema", "regex", "choices")}
-        named["response_format"] = self.response_format and self.response_format.type != "text"
-        wrapped = [] if self.structured_outputs is None else list(self.structured_outputs.forms())
-        named |= {f"structured_outputs.{name}": True for name in wrapped}
-        forms = [name for name, form in named.items() if form]
-        if len(forms) > 1:
-            found.append(f"{', '.join(forms[:-1])} and {forms[-1]} were given together; give one of them")
         return found
 
 

@@ -21,6 +21,7 @@ if TYPE_CHECKING:
 
 _LONGEST = 200
 """Bytes of a name: with the suffix it fits every file system."""
+NAME_RULE = f"letters, digits, blanks and - _ . of at most {_LONGEST} bytes"
 
 
 @dataclass(frozen=True, slots=True)
@@ -136,7 +137,7 @@ class AdapterFolder:
         `InvalidRequestError` for a name that is none or is taken. After an error nothing is left.
         """
         if not is_name(name):
-            message = f"{name!r} is no adapter's name; use letters, digits, blanks and - _ . of at most {_LONGEST} bytes"
+            message = f"{name!r} is no adapter's name; use {NAME_RULE}"
             raise InvalidRequestError(message)
         self._refuse_taken(name)
         with tempfile.TemporaryDirectory(dir=self.folder, prefix=".upload-") as tmp:

@@ -12,10 +12,12 @@ from llamafu.adapters import inspect_adapter
 from llamafu.errors import LlamafuError, LoraNotFoundError
 from llamafu.server.storage.adapter_folder import Numbers, files_of
 from llamafu.server.storage.last_use import forget_use, last_use, note_use
+from llamafu.server.storage.mix_catalog import MixCatalog
+from llamafu.server.storage.mix_files import MixFiles
 from llamafu.service.errors import InvalidRequestError, NotFoundError, as_api_error
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterable, Iterator
+    from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
     from pathlib import Path
 
     from llamafu.server.protocols import ServedEngine
@@ -27,14 +29,25 @@ _LOG = logging.getLogger("llamafu.server")
 class Catalog:
     """Keeps the engine's adapters in step with the folder. Methods that read files take long: call them on a thread."""
 
-    def __init__(self, engine: ServedEngine, folder: AdapterFolder | None, clock: Callable[[], float] = time.time) -> None:
+    def __init__(
+        self,
+        engine: ServedEngine,
+        folder: AdapterFolder | None,
+        clock: Callable[[], float] = time.time,
+        *,
+        mixes: Mapping[str, Mapping[str, float]] | None = None,
+        reserved: Collection[str] = (),
+    ) -> None:
+        """`mixes` are those of the settings, `reserved` the base model's names, which no mix may have."""
         self._engine = engine
         self._folder = folder
         self._clock = clock
         self._numbers = Numbers()
         self._used: dict[str, float] = {}
         self._unwritten: set[str] = set()
-        self._lock = threading.Lock()  # one change of the folder's adapters at a time
+        self._lock = threading.Lock()  # one change of the folder's adapters and mixes at a time
+        files = None if folder is None else MixFiles(folder.folder)
+        self.mixes = MixCatalog(engine, files, self._lock, given=mixes or {}, reserved=reserved)
         for name in engine.adapters:
             self._numbers.add(name)
 
@@ -48,6 +61,7 @@ class Catalog:
                 self._register(found)
             for name in changes.removed:
                 self._forget(name)
+            self.mixes.refresh()
 
     def receive(self, name: str, write: Callable[[Path], None]) -> None:
         """Register the new adapter file that `write` makes. After an error, which says what is wrong, nothing is kept."""
@@ -66,12 +80,19 @@ class Catalog:
             self._numbers.add(name)
 
     def delete(self, name: str) -> None:
-        """Remove an adapter from the disk and from the engine; `InvalidRequestError` while it is active, or is none."""
+        """Remove an adapter from the disk and from the engine.
+
+        `InvalidRequestError` while it is active or part of a mix, or is none.
+        """
         folder = self._demand_folder()
         with self._lock:
             path = folder.to_remove(name).path
             if name in self._engine.active_lora_adapters:
                 message = f"the adapter {name!r} is active; unload it first"
+                raise InvalidRequestError(message, status=409)
+            if users := self.mixes.users(name):
+                told = ", ".join(map(repr, users))
+                message = f"the adapter {name!r} is part of the mix {told}; delete the mix first (DELETE /v1/mixes/NAME)"
                 raise InvalidRequestError(message, status=409)
             _LOG.info("deleting %s", path)
             folder.delete(name)
@@ -144,6 +165,7 @@ class Catalog:
             _LOG.warning("the adapter %r is gone from the folder, and leaves the active set", name)
             self._engine.set_lora_adapters({each: scale for each, scale in active.items() if each != name})
         if name in self._engine.adapters:
+            self.mixes.suspend(name)
             self._engine.remove_adapter(name)
 
     def _demand_folder(self) -> AdapterFolder:

@@ -1,0 +1,228 @@
+"""The input of a request to the Responses API: a text, or items, which become the messages of a chat."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Annotated, Any, Literal
+
+from pydantic import BaseModel, BeforeValidator, Field, SkipValidation, ValidationInfo
+
+from llamafu.server.schemas.content import MOST_MESSAGES, MOST_PARTS, bound
+from llamafu.server.schemas.field_types import JsonSchemaOf, Name, must_be, refuse
+from llamafu.service.fields import shown
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+    from llamafu.server.schemas.ignored_fields import IgnoredFields
+
+_LEGAL = "a string, or a list of items"
+_ROLES = ("user", "assistant", "system", "developer")
+_ABOUT_ITEM = frozenset({"type", "id", "status"})
+_FIELDS = {
+    "message": _ABOUT_ITEM | {"role", "content", "phase"},
+    "function_call": _ABOUT_ITEM | {"call_id", "name", "arguments"},
+    "function_call_output": _ABOUT_ITEM | {"call_id", "output"},
+    "reasoning": _ABOUT_ITEM | {"summary", "content"},
+}
+"""Kinds of items that are read, and their fields."""
+_LEGAL_KINDS = ", ".join(map(repr, _FIELDS))
+_TEXTS = {
+    "input_text": "text",
+    "output_text": "text",
+    "text": "text",
+    "refusal": "refusal",
+    "reasoning_text": "text",
+    "summary_text": "text",
+}
+"""Kinds of parts that are read, and the field that has the text."""
+_OF_ANSWERS = frozenset({"annotations", "logprobs"})
+"""Fields of parts of answers, which come back as history; no template reads them."""
+
+
+class InputPart(BaseModel):
+    """A part of a text."""
+
+    type: Literal["input_text", "output_text", "text", "refusal", "reasoning_text", "summary_text"]
+    text: str | None = None
+    refusal: str | None = None
+
+
+class InputMessage(BaseModel):
+    """A message."""
+
+    type: Literal["message"] | None = None
+    role: Literal["user", "assistant", "system", "developer"]
+    content: str | list[InputPart] | None
+
+
+class InputCall(BaseModel):
+    """A call that an earlier answer made."""
+
+    type: Literal["function_call"]
+    call_id: Name
+    name: Name
+    arguments: str
+
+
+class InputCallOutput(BaseModel):
+    """What a called function gave."""
+
+    type: Literal["function_call_output"]
+    call_id: Name
+    output: str | list[InputPart]
+
+
+class InputReasoning(BaseModel):
+    """The reasoning of an earlier answer."""
+
+    type: Literal["reasoning"]
+    content: list[InputPart] | None = None
+    summary: list[InputPart] | None = None
+
+
+class _ItemReader:
+    """Makes messages of items: those that one answer consists of become one message. Problems have the items' paths."""
+
+    def __init__(self) -> None:
+        self.messages: list[dict[str, Any]] = []
+        self.problems: list[str] = []
+        self.unread: list[str] = []
+        """Paths of fields that nobody reads."""
+        self._called: set[str] = set()
+
+    def read(self, item: object, at: str) -> None:
+        """Read the item at the path `at`."""
+        if not isinstance(item, dict):
+            self.problems.append(f"{at} is {shown(item)}; give an object")
+            return
+        kind = item.get("type", "message" if "role" in item else None)
+        if not isinstance(kind, str) or kind not in _FIELDS:
+            self.problems.append(f"{at}.type {_told(kind)}; {_instead_of(kind)}")
+            return
+        self.unread += [f"{at}.{name}" for name, value in item.items() if value is not None and name not in _FIELDS[kind]]
+        readers = {
+            "message": self._message,
+            "function_call": self._call,
+            "function_call_output": self._output,
+            "reasoning": self._reasoning,
+        }
+        readers[kind](item, at)
+
+    def _message(self, item: dict[str, Any], at: str) -> None:
+        role = item.get("role")
+        if role not in _ROLES:
+            self.problems.append(f"{at}.role {_told(role)}; give {', '.join(map(repr, _ROLES[:-1]))} or {_ROLES[-1]!r}")
+        text = "" if "content" in item and item["content"] is None else self._text(item, "content", at)
+        if role != "assistant":
+            self.messages.append({"role": role, "content": text})
+            return
+        turn = self._turn(after=() if self._last_calls() else ("content",))
+        turn["content"] = "\n".join(filter(None, [turn["content"], text]))
+
+    def _reasoning(self, item: dict[str, Any], at: str) -> None:
+        name = "content" if item.get("content") else "summary"
+        text = self._text(item, name, at) if item.get(name) else ""
+        if text:
+            turn = self._turn(after=("content", "tool_calls"))
+            turn["reasoning_content"] = "\n".join(filter(None, [turn.get("reasoning_content"), text]))
+
+    def _call(self, item: dict[str, Any], at: str) -> None:
+        name, call_id = self._name(item, "name", at), self._name(item, "call_id", at)
+        arguments = item.get("arguments")
+        if not isinstance(arguments, str):
+            self.problems.append(f"{at}.arguments {_told(arguments)}; give the JSON of an object as a string")
+        self._called.add(call_id)
+        call = {"id": call_id, "type": "function", "function": {"name": name, "arguments": arguments}}
+        self._turn(after=()).setdefault("tool_calls", []).append(call)
+
+    def _output(self, item: dict[str, Any], at: str) -> None:
+        call_id = self._name(item, "call_id", at)
+        if call_id and call_id not in self._called:
+            self.problems.append(
+                f"{at}.call_id is {shown(call_id)}, and no function_call before it has that; send the call as an item, too"
+            )
+        self.messages.append({"role": "tool", "tool_call_id": call_id, "content": self._text(item, "output", at)})
+
+    def _turn(self, *, after: Sequence[str]) -> dict[str, Any]:
+        """Return the assistant's message that an item belongs to: the last one, unless it has any of the fields `after`."""
+        if not self.messages or self.messages[-1]["role"] != "assistant" or any(self.messages[-1].get(name) for name in after):
+            self.messages.append({"role": "assistant", "content": ""})
+        return self.messages[-1]
+
+    def _last_calls(self) -> bool:
+        """Whether the last message calls functions: text after a call is of the same answer."""
+        return bool(self.messages and self.messages[-1].get("tool_calls"))
+
+    def _name(self, item: dict[str, Any], name: str, at: str) -> str:
+        value = item.get(name)
+        if isinstance(value, str) and value:
+            return value
+        self.problems.append(f"{at}.{name} {_told(value)}; give a string that is not empty")
+        return ""
+
+    def _text(self, item: dict[str, Any], name: str, at: str) -> str:
+        """Return the text of a field, its parts joined by line ends."""
+        given = item.get(name)
+        if isinstance(given, str):
+            return given
+        if not isinstance(given, list):
+            self.problems.append(f"{at}.{name} {_told(given)}; give a string, or a list of text parts")
+            return ""
+        return "\n".join(self._part(part, f"{at}.{name}[{number}]") for number, part in enumerate(given))
+
+    def _part(self, part: object, at: str) -> str:
+        if not isinstance(part, dict):
+            self.problems.append(f"{at} is {shown(part)}; give an object with type 'input_text' and a text")
+            return ""
+        kind = part.get("type")
+        if not isinstance(kind, str) or kind not in _TEXTS:
+            self.problems.append(
+                f"{at}.type {_told(kind)}; this model reads text only: give 'input_text', 'output_text' or 'refusal'"
+            )
+            return ""
+        text = part.get(_TEXTS[kind])
+        if not isinstance(text, str):
+            self.problems.append(f"{at}.{_TEXTS[kind]} {_told(text)}; give a string")
+            return ""
+        known = {"type", _TEXTS[kind], *_OF_ANSWERS}
+        self.unread += [f"{at}.{name}" for name, value in part.items() if value is not None and name not in known]
+        return text
+
+
+def _told(value: object) -> str:
+    return "is missing" if value is None else f"is {shown(value)}"
+
+
+def _instead_of(kind: object) -> str:
+    """Say what to give in place of an item that is not read."""
+    if kind == "item_reference":
+        return "nothing is kept here between requests; send the item itself"
+    return f"give {_LEGAL_KINDS}"
+
+
+def _input(given: object, info: ValidationInfo) -> object:
+    """Make messages of the input. The validation context has `IgnoredFields`."""
+    if isinstance(given, str):
+        return [{"role": "user", "content": given}]
+    if not isinstance(given, list):
+        raise must_be(_LEGAL)
+    bound(len(given), MOST_MESSAGES, "items")
+    held = [item.get(name) for item in given if isinstance(item, dict) for name in ("content", "output", "summary")]
+    bound(sum(len(parts) for parts in held if isinstance(parts, list)), MOST_PARTS, "parts of texts")
+    reader = _ItemReader()
+    for index, item in enumerate(given):
+        reader.read(item, f"input[{index}]")
+    if not given:
+        reader.problems.append("input is an empty list; give a string, or at least one item")
+    elif not (reader.problems or reader.messages):
+        reader.problems.append("input has no item that says something; give a message")
+    if not reader.problems:
+        ignored: IgnoredFields = (info.context or {})["ignored"]
+        reader.problems += ignored.note_all(reader.unread)
+    refuse(reader.problems)
+    return reader.messages
+
+
+_Items = Annotated[list[InputMessage | InputCall | InputCallOutput | InputReasoning], Field(min_length=1)]
+ResponseInput = Annotated[list[SkipValidation[dict[str, Any]]], BeforeValidator(_input), JsonSchemaOf(str | _Items)]
+"""Messages, made of a text or of items."""
