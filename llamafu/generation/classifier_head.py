@@ -86,9 +86,8 @@ def classifier_head(base: BaseModel) -> ClassifierHead | None:
                 tensors[entry.name] = as_float32(file.read(entry.nbytes), entry, 0).astype("f8")
     arch, metadata = base.architecture, base.metadata
     pooling = metadata.get(f"{arch}.classifier.pooling_type", _MEAN if arch in _GELU else None)
-    return ClassifierHead(
-        tensors, arch, float(metadata.get(f"{arch}.attention.layer_norm_epsilon") or 0.0), pools_mean=pooling == _MEAN
-    )
+    epsilon = metadata.get(f"{arch}.attention.layer_norm_epsilon")
+    return ClassifierHead(tensors, arch, epsilon if isinstance(epsilon, float) else 0.0, pools_mean=pooling == _MEAN)
 
 
 def _gelu(values: NDArray[np.float64]) -> NDArray[np.float64]:

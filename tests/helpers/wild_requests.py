@@ -68,9 +68,9 @@ class Wild:
 def wild_requests(seed: int, count: int, kinds: tuple[str, ...] = ()) -> Iterator[Wild]:
     """Yield `count` requests, of every kind in turn, or of the named ones."""
     makers = {name: make for name, make in KINDS.items() if not kinds or name in kinds}
-    dice = random.Random(seed)  # noqa: S311 - no secret, and repeatable
+    shared, of_blocks = random.Random(seed), random.Random(f"{seed} blocks")  # noqa: S311 - no secret, and repeatable
     for kind in itertools.islice(itertools.cycle(makers), count):
-        path, body = makers[kind](dice)
+        path, body = makers[kind](of_blocks if kind == "blocks" else shared)
         yield Wild(kind, path, body if isinstance(body, bytes) else json.dumps(body).encode())
 
 
@@ -237,8 +237,6 @@ def _asking(dice: random.Random, text: str) -> tuple[str, Any]:
         [
             ("/v1/completions", {"prompt": text, "max_tokens": 2}),
             ("/v1/chat/completions", {"messages": [{"role": "user", "content": text}], "max_tokens": 2}),
-            ("/v1/messages", {"messages": [{"role": "user", "content": text}], "max_tokens": 2}),
-            ("/v1/rerank", {"query": "hello", "documents": [text]}),
             ("/v1/responses", {"input": text, "max_output_tokens": 2}),
             ("/v1/token/encode", {"text": text}),
             ("/v1/embeddings", {"input": text}),
@@ -336,6 +334,8 @@ def _blocks(dice: random.Random) -> tuple[str, Any]:
         ]
     )
     path = dice.choice(["/v1/messages", "/v1/messages/count_tokens"])
+    if dice.random() < 0.1:
+        return "/v1/rerank", {"query": _text(dice), "documents": [_text(dice)[:500]] * min(count, 2048)}
     return path, {"messages": [{"role": "user", "content": "hello"}], "max_tokens": 2, name: value}
 
 
@@ -360,6 +360,6 @@ KINDS: dict[str, Callable[[random.Random], tuple[str, Any]]] = {
     "text, surrogates": _text_surrogates,
     "sampling": _sampling,
     "counts": _counts,
-    "blocks": _blocks,
     "probabilities": _probabilities,
+    "blocks": _blocks,
 }

@@ -56,6 +56,7 @@ def refused(kind, body, **options):
         ({"max_completion_tokens": 5, "max_tokens": 5}, ""),
         ({"a b,\r\nX: é": 1}, "a%20b%2C%0D%0AX%3A%20%C3%A9"),
         ({"k" * 5000: 1}, "k" * 64),
+        ({"x": 1, "": 1}, 'x, ""'),  # a header that ends in a blank is none
         (
             {"messages": [*HI, {**HI[0], "time": 5}, {**HI[0], "time": 6, "mood": "x"}]},
             "messages[1].time, messages[2].mood",

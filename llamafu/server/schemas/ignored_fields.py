@@ -79,7 +79,7 @@ class IgnoredFields:
 
     def header(self) -> str:
         """Return the value of the header: paths, percent-encoded where they are not plain, and how many more there are."""
-        told = [quote(path, safe="[]$") for path in list(self._paths.values())[:_MOST_TOLD]]
+        told = [quote(path, safe="[]$") or '""' for path in list(self._paths.values())[:_MOST_TOLD]]
         more = len(self._paths) - len(told)
         return ", ".join([*told, f"{more} more"] if more else told)
 
