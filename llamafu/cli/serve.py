@@ -8,6 +8,7 @@ import sys
 from dataclasses import fields, replace
 from typing import TYPE_CHECKING, Any
 
+from llamafu._util.listing import listed
 from llamafu.cli.arguments import model_path
 from llamafu.errors import LlamafuError, LoraNotFoundError
 
@@ -78,20 +79,24 @@ def serve_with(settings: Settings) -> int:
         n_threads=settings.threads,
         scale_range=settings.scale_range,
         library=settings.library,
+        **settings.device_arguments,
     ) as engine:
         for name in dict(settings.lora):  # a damaged one is an error here; others of the folder are only logged
             assert folder is not None  # noqa: S101 - Settings demands it
             engine.add_adapter(folder.path_of(name), name=name)
         engine.set_lora_adapters(dict(settings.lora))
-        _print_line(f"{path.name}: {engine.stats().kernel} kernel, {settings.max_sequences} sequences, {settings.n_ctx} tokens")
+        stats = engine.stats()
+        _print_line(f"{path.name}: {stats.kernel} kernel, {settings.max_sequences} sequences, {settings.n_ctx} tokens")
+        if settings.n_gpu_layers != 0:
+            _print_line(f"{path.name}: {stats.placement}")
         return 0 if serve(engine, replace(settings, model=str(path)), guard, _print_line) else 1
 
 
 def _demand_adapters(wanted: Mapping[str, float], there: Mapping[str, object]) -> None:
     if unknown := sorted(set(wanted) - set(there)):
         message = (
-            f"--lora names {', '.join(map(repr, unknown))}, which the folder of --adapters does not hold "
-            f"(adapters: {', '.join(there) or 'none'})"
+            f"--lora names {listed([repr(name) for name in unknown])}, which the folder of --adapters does not hold "
+            f"(adapters: {listed(there)})"
         )
         raise LoraNotFoundError(message)
 
