@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any, TypeVar, cast
 
 from llamafu._native.checks import create, explain, not_null
 from llamafu._native.long_texts import LongTexts
+from llamafu._native.placement import Placement
 from llamafu.errors import ClosedError, ModelLoadError, TokenizeError
 
 if TYPE_CHECKING:
@@ -27,21 +28,24 @@ class Model:
 
     `reads_whole`: attention is not causal, so that a text must be computed in one batch. `is_encoder`: libllama computes it
     by `llama_encode` alone (T5's encoder). `n_embd_out` is the width of the vectors that come out. `checked` says which
-    texts must not be tokenised in this process; without it, all are.
+    texts must not be tokenised in this process; without it, all are. `placement`: by default the CPU computes all.
     """
 
-    def __init__(self, library: Library, path: Path, *, n_gpu_layers: int = 0, checked: CheckedModel | None = None) -> None:
+    def __init__(
+        self, library: Library, path: Path, *, placement: Placement | None = None, checked: CheckedModel | None = None
+    ) -> None:
         self.library = library
         self._derived: dict[Callable[[Model], Any], Any] = {}
         # Each call of libllama gives the interpreter away, and log probabilities would make twenty for every token.
         self._token_bytes: tuple[dict[int, bytes], dict[int, bytes]] = ({}, {})
         self._long_texts = None if checked is None else LongTexts(library, checked)
         params = library.lib.llama_model_default_params()
-        params.n_gpu_layers = n_gpu_layers
+        kept = (placement or Placement()).fill(library, params)
         made: list[Any] = []
         try:
             create(made, library.lib.llama_model_load_from_file, os.fsencode(path), params)
             self._pointer = not_null(library, made[0], ModelLoadError, f"cannot load the model {path}")
+            del kept
             library.logs.raise_interrupt()
             self._read_properties(path)
         except BaseException:

@@ -5,6 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from llamafu._util.listing import listed
 from llamafu.adapters.file import default_name
 from llamafu.adapters.peft.config import CONFIG
 from llamafu.errors import LoraError, LoraIncompatibleError
@@ -152,5 +153,5 @@ def demand_usable(runtime: EngineRuntime, file: AdapterFile) -> None:
     unused = sorted(set(file.pairs) - runtime.used)
     problems = tuple(f"{name}: this model's graph computes it without adapters" for name in unused)
     if problems:
-        message = f"{file.path} would be used in part only: {'; '.join(problems)}; train it without these targets"
+        message = f"{file.path} would be used in part only: {listed(problems, '; ')}; train it without these targets"
         raise LoraIncompatibleError(message, problems=problems)
