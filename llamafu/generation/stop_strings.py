@@ -23,13 +23,18 @@ class TextAssembler:
         if "" in stops:
             message = f"stop: empty string in {list(stops)!r}; every stop string needs at least one character"
             raise ValueError(message)
-        self.stopped = False  # a stop string was found: generation should end
+        self.stopped_by = ""  # the stop string that was found: generation should end
         self._closed = False
         self._tail = b""  # bytes of an unfinished UTF-8 character
         self._held = ""  # decoded, not released
         self._parts: list[str] = []
         self._watches = [_Watch(stop) for stop in dict.fromkeys(stops)]
         self._first_chars = frozenset(stop[0] for stop in stops)
+
+    @property
+    def stopped(self) -> bool:
+        """Whether a stop string was found: generation should end."""
+        return bool(self.stopped_by)
 
     @property
     def text(self) -> str:
@@ -76,7 +81,7 @@ class TextAssembler:
         return text
 
     def _cut(self, held: str, text: str, *, final: bool) -> tuple[str, str]:
-        """Split `held + text` into what to release and what to hold; sets `stopped` when a stop string has certainly won."""
+        """Split `held + text` into what to release and what to hold; sets `stopped_by` once a stop string has certainly won."""
         whole = held + text
         start = len(whole)  # where the earliest completed stop begins
         alive = len(whole)  # where the longest unfinished stop begins
@@ -90,7 +95,8 @@ class TextAssembler:
         # A longer stop string that began earlier may still complete and would then win, so wait for it.
         stopped = start < len(whole) and (final or start <= alive)
         if stopped:
-            self.stopped = self._closed = True
+            self._closed = True
+            self.stopped_by = next(watch.stop for watch in self._watches if watch.begin == start)
         if stopped or final:
             return whole[:start], ""
         for watch in self._watches:
@@ -102,10 +108,10 @@ class TextAssembler:
 class _Watch:
     """Searches a stream for one stop string by the Knuth-Morris-Pratt algorithm, which reads each character once."""
 
-    __slots__ = ("_fallback", "_stop", "begin", "matched")
+    __slots__ = ("_fallback", "begin", "matched", "stop")
 
     def __init__(self, stop: str) -> None:
-        self._stop = stop
+        self.stop = stop
         self.matched = 0  # length of the longest suffix of the stream that is a prefix of the stop string
         self.begin: int | None = None  # index of the first occurrence, counted from the start of the held text
         self._fallback = [0] * len(stop)  # [i]: length of the longest proper border of stop[:i + 1]
@@ -118,7 +124,7 @@ class _Watch:
 
     def feed(self, text: str, offset: int) -> None:
         """Read `text`, whose first character has index `offset`."""
-        stop, fallback, matched = self._stop, self._fallback, self.matched
+        stop, fallback, matched = self.stop, self._fallback, self.matched
         for i, char in enumerate(text, offset + 1):
             while matched and char != stop[matched]:
                 matched = fallback[matched - 1]
