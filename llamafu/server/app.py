@@ -26,11 +26,13 @@ from llamafu.server.routes.adapter_resolver import AdapterResolver
 from llamafu.server.routes.adapters import AdapterRoutes
 from llamafu.server.routes.embeddings import EmbeddingRoute
 from llamafu.server.routes.generation import GenerationRoutes
+from llamafu.server.routes.llama_server import LlamaServerRoutes
 from llamafu.server.routes.mixer_page import MixerPage
 from llamafu.server.routes.models_and_tokens import ModelAndTokenRoutes
 from llamafu.server.routes.monitoring import MonitoringRoutes
 from llamafu.server.routes.route import Handlers
 from llamafu.server.routes.table import ROUTES
+from llamafu.server.routes.tokenizing import TokenizingRoutes
 from llamafu.server.routes.upload import UploadRoute
 from llamafu.server.schemas.ignored_fields import HEADER
 from llamafu.server.storage.adapter_folder import AdapterFolder
@@ -90,12 +92,15 @@ def _handlers(engine: ServedEngine, settings: Settings, catalog: Catalog, metric
     base = model.stem
     created = int(model.stat().st_mtime) if model.exists() else 0
     adapters = AdapterResolver(engine, catalog, base=base, aliases=settings.alias)
+    generation = GenerationRoutes(engine, adapters, metrics, base=base, settings=settings)
     describe = partial(document, ROUTES, scale_range=engine.scale_range, keyless=settings.no_auth)
     return Handlers(
         page=MixerPage(engine.scale_range),
         monitoring=MonitoringRoutes(engine, catalog, metrics, describe),
         models=ModelAndTokenRoutes(engine, base=base, aliases=settings.alias, created=created),
-        generation=GenerationRoutes(engine, adapters, metrics, base=base, settings=settings),
+        generation=generation,
+        llama_server=LlamaServerRoutes(engine, catalog, generation, base=base, settings=settings),
+        tokenizing=TokenizingRoutes(engine, generic_tools=not settings.no_generic_tools),
         embeddings=EmbeddingRoute(engine, adapters, base=base, most_waiting=settings.max_queue),
         adapters=AdapterRoutes(engine, catalog),
         upload=UploadRoute(engine, catalog, limit=settings.max_upload),

@@ -23,6 +23,10 @@ JSON_ONLY = Dialect(b": ping\n", b"")
 """For a client that parses every event as JSON: the ping is a comment line in front of the next event."""
 
 
+WITHOUT_DONE = Dialect(OPENAI.ping, b"")
+"""llama-server's own: a stream ends with its last chunk."""
+
+
 def dialect_of(headers: Mapping[str, str]) -> Dialect:
     """Return what a client understands, by its headers' names in lower case.
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any, Protocol
 
 from llamafu.generation.completion import Completion
 from llamafu.server.http.error_body import error_body
@@ -18,7 +18,6 @@ if TYPE_CHECKING:
 
     from llamafu.server.http.sse import Dialect
     from llamafu.server.protocols import AnswerStream
-    from llamafu.server.schemas.responses import Writer
 
     Item = tuple[int, str | Completion | Exception]
 
@@ -27,6 +26,25 @@ _HEADERS = [
     (b"cache-control", b"no-store"),
     (b"x-accel-buffering", b"no"),  # a proxy in between is to pass each event on at once
 ]
+
+
+class AnswerWriter(Protocol):
+    """Writes the answers to one request, whole or in chunks, in one protocol's form. `index` is that of an answer."""
+
+    def whole(self, completions: Sequence[Completion]) -> str:
+        """Return the answers as JSON."""
+
+    def first(self, index: int) -> dict[str, Any] | None:
+        """Return the chunk that comes before an answer's text, if there is one."""
+
+    def pieces(self, index: int, piece: str) -> list[dict[str, Any]]:
+        """Return the chunks of one piece of an answer."""
+
+    def last(self, index: int, completion: Completion) -> dict[str, Any]:
+        """Return the chunk that ends an answer."""
+
+    def usage(self, completions: Sequence[Completion]) -> dict[str, Any] | None:
+        """Return the chunk after the last one that says what it took, if there is one."""
 
 
 class EventStream:
@@ -59,7 +77,7 @@ class EventStream:
 
 async def events_of(
     streams: Sequence[AnswerStream],
-    writer: Writer,
+    writer: AnswerWriter,
     finished: Callable[[Completion], None],
     *,
     dialect: Dialect,
@@ -103,8 +121,8 @@ async def events_of(
             else:
                 for chunk in writer.pieces(index, item):
                     yield event(chunk)
-        if with_usage:
-            yield event(writer.usage([completions[index] for index in range(len(streams))]))
+        if with_usage and (tail := writer.usage([completions[index] for index in range(len(streams))])) is not None:
+            yield event(tail)
         yield dialect.done
     finally:
         for pump in pumps:

@@ -14,8 +14,11 @@ from starlette.responses import Response
 
 from llamafu.engine.request import Request
 from llamafu.errors import LlamafuError
+from llamafu.generation.infill import InfillText
 from llamafu.server.http.sse import dialect_of
 from llamafu.server.http.streaming import EventStream, events_of, gathered, until_disconnect
+from llamafu.server.routes.models_and_tokens import asked
+from llamafu.server.routes.prompt_tokens import demand_infill, infill_tokens
 from llamafu.server.schemas.responses import Writer
 from llamafu.service.errors import APIError, ContextLengthExceededError, InvalidRequestError
 
@@ -28,6 +31,8 @@ if TYPE_CHECKING:
     from llamafu.generation.completion import Completion
     from llamafu.server.http.endpoint import AuthedRequest
     from llamafu.server.http.metrics import Metrics
+    from llamafu.server.http.sse import Dialect
+    from llamafu.server.http.streaming import AnswerWriter
     from llamafu.server.protocols import AnswerStream, ServedEngine
     from llamafu.server.routes.adapter_resolver import AdapterResolver
     from llamafu.server.schemas.requests import ChatBody, CompletionBody, GenerationBody
@@ -63,11 +68,25 @@ class GenerationRoutes:
     async def completions(self, request: AuthedRequest[CompletionBody]) -> ASGIApp:
         """`POST /v1/completions`."""
         body = request.body
+        if body.suffix:
+            demand_infill(self._engine)
 
         def start(prompt: str | list[int]) -> Callable[[dict[str, Any]], Request]:
-            return lambda options: Request(prompt=prompt, **options)
+            def make(options: dict[str, Any]) -> Request:
+                given = prompt
+                if body.suffix and isinstance(prompt, str):
+                    given = infill_tokens(self._engine, InfillText(prompt, body.suffix), options["max_tokens"])
+                return Request(prompt=given, prompt_logprobs=body.logprobs if body.echo else None, **options)
 
-        return await self._answer(request.http, body, [start(prompt) for prompt in body.prompt], chat=False)
+            return make
+
+        echoed: list[str] = []
+        if body.echo:
+            texts = await asked(lambda: [self._text_of(prompt) for prompt in body.prompt])
+            echoed = [text for text in texts for _ in range(body.n)]
+        writer = Writer(body.model or self._base, chat=False, echoed=echoed)
+        makers = [start(prompt) for prompt in body.prompt]
+        return await self.answer(request.http, body, makers, writer, dialect_of(request.http.headers))
 
     async def chats(self, request: AuthedRequest[ChatBody]) -> ASGIApp:
         """`POST /v1/chat/completions`."""
@@ -78,27 +97,36 @@ class GenerationRoutes:
                 body.messages, {**options, **body.chat_options(), "generic_tools": self._generic_tools}
             )
 
-        return await self._answer(request.http, body, [make], chat=True)
+        writer = Writer(body.model or self._base, chat=True)
+        return await self.answer(request.http, body, [make], writer, dialect_of(request.http.headers))
 
-    async def _answer(
-        self, request: HttpRequest, body: GenerationBody, makers: Sequence[Callable[[dict[str, Any]], Request]], *, chat: bool
+    async def answer(
+        self,
+        request: HttpRequest,
+        body: GenerationBody,
+        makers: Sequence[Callable[[dict[str, Any]], Request]],
+        writer: AnswerWriter,
+        dialect: Dialect,
     ) -> ASGIApp:
+        """Answer a body's prompts, `n` times each, as one response or as a stream.
+
+        `makers` make a prompt's request of options; they are called on a thread, in order, before anything is written.
+        """
         options: dict[str, Any] = {**body.options()}
         scales = self._adapters.resolve(body.lora, body.model)
         if scales is not None:
             options["lora"] = scales
         streams = await self._start(makers, options, body.n)
-        writer = Writer(body.model or self._base, chat)
         if body.stream:
             usage = body.stream_options is not None and body.stream_options.include_usage
-            dialect = dialect_of(request.headers)
             events = events_of(streams, writer, self._metrics.finished, dialect=dialect, with_usage=usage, ping=self._ping)
             return EventStream(events)
         completions = await while_there(request, streams)
         for completion in completions:
             self._metrics.finished(completion)
         write = partial(writer.whole, completions)
-        content = await asyncio.to_thread(write) if any(one.logprobs for one in completions) else write()
+        is_large = any(one.logprobs or one.prompt_logprobs for one in completions)
+        content = await asyncio.to_thread(write) if is_large else write()
         return Response(content, media_type="application/json")
 
     async def _start(
@@ -127,6 +155,9 @@ class GenerationRoutes:
         if self._ending:
             self.end_all()
         return streams
+
+    def _text_of(self, prompt: str | list[int]) -> str:
+        return prompt if isinstance(prompt, str) else self._engine.detokenize(prompt, special=True)
 
     def _limited(self, request: Request) -> Request:
         """Return a request with the limits of this server; a prompt beyond them is refused."""

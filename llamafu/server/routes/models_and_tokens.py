@@ -54,15 +54,15 @@ class ModelAndTokenRoutes:
         body, text = request.body, request.body.text
         if isinstance(text, str):
             special = {"add_special": body.add_bos_token, "parse_special": body.encode_special_tokens}
-            tokens = await _asked(lambda: self._engine.tokenize(text, **special))
+            tokens = await asked(lambda: self._engine.tokenize(text, **special))
         else:
-            tokens = await _asked(lambda: self._tokens_of(text))
+            tokens = await asked(lambda: self._tokens_of(text))
         return TokensAnswer(tokens=tokens, length=len(tokens))
 
     async def decode(self, request: AuthedRequest[DecodeRequest]) -> TextAnswer:
         """`POST /v1/token/decode`."""
         tokens, special = request.body.tokens, request.body.decode_special_tokens
-        return TextAnswer(text=await _asked(lambda: self._engine.detokenize(tokens, special=special)))
+        return TextAnswer(text=await asked(lambda: self._engine.detokenize(tokens, special=special)))
 
     def _tokens_of(self, messages: list[dict[str, Any]]) -> list[int]:
         """Return the tokens of a chat as it would be answered: up to where the answer begins."""
@@ -86,11 +86,11 @@ class ModelAndTokenRoutes:
         ]
 
 
-async def _asked(function: Callable[[], _T]) -> _T:
+async def asked(function: Callable[[], _T]) -> _T:
     """Call the engine in a thread; a value that it does not take is the client's."""
     try:
         return await asyncio.to_thread(function)
-    except (ValueError, OverflowError) as error:
+    except (ValueError, TypeError, OverflowError) as error:
         if isinstance(error, LlamafuError):
             raise
         raise InvalidRequestError(str(error)) from error

@@ -18,9 +18,11 @@ if TYPE_CHECKING:
     from llamafu.server.routes.adapters import AdapterRoutes
     from llamafu.server.routes.embeddings import EmbeddingRoute
     from llamafu.server.routes.generation import GenerationRoutes
+    from llamafu.server.routes.llama_server import LlamaServerRoutes
     from llamafu.server.routes.mixer_page import MixerPage
     from llamafu.server.routes.models_and_tokens import ModelAndTokenRoutes
     from llamafu.server.routes.monitoring import MonitoringRoutes
+    from llamafu.server.routes.tokenizing import TokenizingRoutes
     from llamafu.server.routes.upload import UploadRoute
     from llamafu.server.schemas.base import Answer, RequestBody
 
@@ -36,6 +38,8 @@ class Handlers:
     monitoring: MonitoringRoutes
     models: ModelAndTokenRoutes
     generation: GenerationRoutes
+    llama_server: LlamaServerRoutes
+    tokenizing: TokenizingRoutes
     embeddings: EmbeddingRoute
     adapters: AdapterRoutes
     upload: UploadRoute
