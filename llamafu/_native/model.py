@@ -168,7 +168,7 @@ class Model:
         A text that was tokenised without BOS comes back without the space that the vocabulary put before it.
         """
         ffi, lib = self.library.ffi, self.library.lib
-        given = ffi.new("llama_token[]", [self._in_range(token) for token in tokens])
+        given = ffi.new("llama_token[]", [self.checked(token) for token in tokens])
         size = 8 * len(given) + _BUFFER_BYTES
         while True:
             buffer = ffi.new("char[]", size)
@@ -183,6 +183,10 @@ class Model:
         if known is None:
             known = self._token_bytes[special][token] = self._read_token_bytes(token, special)
         return known
+
+    def spelled(self, token: int) -> str:
+        """Return the text of one token, of a control token what it is called; empty for -1, which is no token."""
+        return self.token_bytes(token, special=True).decode("utf-8", "replace") if token >= 0 else ""
 
     def _read_token_bytes(self, token: int, special: bool) -> bytes:  # noqa: FBT001 - a private half of the method above
         ffi, lib = self.library.ffi, self.library.lib
@@ -223,7 +227,8 @@ class Model:
             _ = self.pointer
         return self._vocab
 
-    def _in_range(self, token: int) -> int:
+    def checked(self, token: int) -> int:
+        """Return a token; `TokenizeError` for a number that is none of this vocabulary."""
         if not (hasattr(token, "__index__") and 0 <= token < self.n_vocab):
             message = f"token {token!r} is outside this vocabulary of {self.n_vocab} tokens"
             raise TokenizeError(message)

@@ -206,6 +206,10 @@ class Engine(EngineAdapterHost):
         """Make a request of chat messages and the options of `chat` by name."""
         return self._submission.chat_request(messages, cast("ChatArguments", dict(options)))
 
+    def prompt_of_chat(self, messages: Sequence[Mapping[str, Any]], options: Mapping[str, Any]) -> str:
+        """Return the text that the chat template makes of messages, given the options of `chat` by name."""
+        return self._submission.chat_prompt(messages, cast("ChatArguments", dict(options)))
+
     def _pieces(self, handle: RequestHandle) -> Iterator[str]:  # a method: the iterator keeps its engine alive
         yield from self._submission.pieces(handle)
 
@@ -220,6 +224,12 @@ class Engine(EngineAdapterHost):
         self._worker.demand_open()
         with self._runtime.sharing() as model:
             return model.detokenize(tokens, special=special)
+
+    def token_bytes(self, tokens: Sequence[int]) -> list[bytes]:
+        """Return the bytes of each token, of control tokens what they are called; `TokenizeError`."""
+        self._worker.demand_open()
+        with self._runtime.sharing() as model:
+            return [model.token_bytes(model.checked(token), special=True) for token in tokens]
 
     def embed(
         self,

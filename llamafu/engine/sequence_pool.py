@@ -58,7 +58,7 @@ class SequencePool:
         try:
             if not sequence.status.holds_adapters and not self._acquire_adapters(sequence, deadline):
                 return False
-            place = self.kv.open(sequence.tokens, sequence.states)
+            place = self.kv.open(sequence.tokens, sequence.states, share=not sequence.needs_prompt_logits)
             if place is None:
                 return False
             sequence.number, sequence.computed = place

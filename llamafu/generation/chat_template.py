@@ -76,7 +76,7 @@ def render(
         rendered = RenderedChat(text, template, tools)
     else:
         program = compiled(template)
-        specials = {"bos_token": _spell(model, model.bos), "eos_token": _spell(model, model.eos)}
+        specials = {"bos_token": model.spelled(model.bos), "eos_token": model.spelled(model.eos)}
         unthinking = {} if thinks or _THINKING not in template else {_THINKING: False}
         variables = {"documents": None, **specials, **unthinking, **(options.chat_template_kwargs or {})}
         prompt = ChatPrompt(program, variables, options, parts=wants_parts(program))
@@ -157,12 +157,8 @@ def tokenize(
 
 def tokens_of(model: Model, prompt: str) -> list[int]:
     """Return the token ids of a rendered prompt; one that begins with BOS gets no second BOS."""
-    starts_with_bos = model.adds_bos and prompt.startswith(_spell(model, model.bos))
+    starts_with_bos = model.adds_bos and prompt.startswith(model.spelled(model.bos))
     return model.tokenize(prompt, add_special=not starts_with_bos, parse_special=True)
-
-
-def _spell(model: Model, token: int) -> str:
-    return model.token_bytes(token, special=True).decode("utf-8", "replace") if token >= 0 else ""
 
 
 def _refuse_without_jinja(messages: Sequence[Mapping[str, Any]], options: ChatOptions) -> None:

@@ -161,7 +161,7 @@ def check_command(words):
         extras = re.fullmatch(r"(?:llamafu|\.)\[([\w,]+)\]", words[2])
         assert extras is None or set(extras[1].split(",")) <= set(project()["project"]["optional-dependencies"])
     else:
-        assert words[0] in {"git", "cd", "export"}, f"{words}: what should this be checked by?"
+        assert words[0] in {"git", "cd", "export", "lm_eval"}, f"{words}: what should this be checked by?"
 
 
 def project():
