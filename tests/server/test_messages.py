@@ -180,6 +180,20 @@ def test_options_of_generations():
         assert read(MessagesBody, {"messages": [HI], **body})[0].options() == {"max_tokens": -1, "json_schema": schema}
 
 
+@pytest.mark.parametrize(
+    ("fields", "budget"),
+    [
+        ({}, None),
+        ({"thinking": {"type": "adaptive"}}, None),
+        ({"thinking": {"type": "enabled", "budget_tokens": 9}}, 9),
+        ({"thinking": {"type": "disabled"}}, 0),
+        ({"thinking": {"type": "enabled", "budget_tokens": 9}, "reasoning_budget": 5}, 5),
+    ],
+)
+def test_thinking_has_a_budget(fields, budget):
+    assert read(MessagesBody, {"messages": [HI], **fields})[0].options().get("reasoning_budget") == budget
+
+
 def test_what_is_taken_and_what_is_ignored():
     about = {"metadata": {"user_id": "u"}, "service_tier": "auto", "betas": ["b"], "anthropic_version": "v", "speed": "fast"}
     neutral = {"mcp_servers": [], "container": None, "cache_control": {"type": "ephemeral"}}
@@ -190,17 +204,11 @@ def test_what_is_taken_and_what_is_ignored():
             {"role": "assistant", "content": [text("a", odd=1), {"type": "redacted_thinking", "data": "x"}]},
         ],
         "tools": [{**WEATHER, "defer_loading": True}],
-        "thinking": {"type": "enabled", "budget_tokens": 2000},
         "context_management": {"edits": []},
     }
     told = "messages[0].mood, messages[1].content[0].odd, messages[1].content[1]"
     found = read(MessagesBody, ignored)[1]
-    assert set(found.split(", ")) == {
-        *told.split(", "),
-        "tools[0].defer_loading",
-        "thinking.budget_tokens",
-        "context_management",
-    }
+    assert set(found.split(", ")) == {*told.split(", "), "tools[0].defer_loading", "context_management"}
     with pytest.raises(InvalidRequestError, match=r"messages\[0\]\.mood is not a field"):
         read(MessagesBody, {"messages": ignored["messages"]}, strict=True)
 
@@ -254,11 +262,11 @@ IMAGE = {"type": "image", "source": {"type": "base64", "media_type": "image/png"
         ({"thinking": {"type": "enabled", "budget_tokens": 0}}, "thinking.budget_tokens is 0; it should be greater than or"),
         ({"mcp_servers": [{"url": "x"}]}, "mcp_servers is a list; this server cannot do that: nothing is called from here"),
         ({"container": "c"}, "container is 'c'; this server cannot do that"),
-        ({"n": 2}, "n is 2; give 1, or leave it out: a message is one answer"),
+        ({"n": 2}, "n is 2; it should be less than or equal to 1"),
         ({"stop_sequence": "a"}, "'stop_sequence' is not a field; did you mean 'stop_sequences'?"),
         (
             {"output_config": {"format": {"type": "json_schema", "schema": {}}}, "regex": "a"},
-            "output_config.format and regex were given together; give one of them",
+            "regex and output_config.format were given together; give one of them",
         ),
         (
             {
@@ -586,7 +594,7 @@ def test_the_request_of_claude_code(live, monkeypatch):
     assert counted.status_code == 200, counted.text
     told = ask(live, "/v1/messages?beta=true", headers, **{**claude_code.BODY, "max_tokens": 4})
     assert told.status_code == 200, told.text
-    assert told.headers["llamafu-ignored"] == "context_management, thinking.budget_tokens"
+    assert told.headers["llamafu-ignored"] == "context_management"
     lines = told.text.splitlines()
     assert lines[-3] == "event: message_stop"
     start = json.loads(lines[1].removeprefix("data: "))["message"]

@@ -5,17 +5,18 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import TYPE_CHECKING, Annotated, Any, ClassVar, Literal
 
-from pydantic import AfterValidator, Field, ValidationInfo
+from pydantic import Field
 
 from llamafu.server.schemas.anthropic_messages import InputMessages, SystemPrompt
 from llamafu.server.schemas.base import ObjectBody
 from llamafu.server.schemas.content import StopTexts
 from llamafu.server.schemas.field_types import Legal, Name
 from llamafu.server.schemas.option_fields import option_field
-from llamafu.server.schemas.requests import MOST_TOOLS, GenerationBody
+from llamafu.server.schemas.requests import MOST_TOOLS, AnswerBody
 from llamafu.server.schemas.unsupported_fields import UNSUPPORTED, WITHOUT_EFFECT, Unsupported
 
 if TYPE_CHECKING:
+    from llamafu.generation.options import OptionArguments
     from llamafu.server.schemas.structured_outputs import JsonSchema
 
 _WITHOUT_EFFECT = frozenset(
@@ -59,17 +60,11 @@ class ToolSelection(ObjectBody):
     disable_parallel_tool_use: bool | None = None
 
 
-def _note_budget(given: int, info: ValidationInfo) -> int:
-    """Note that a budget is not kept."""
-    (info.context or {})["ignored"].note("thinking.budget_tokens")
-    return given
-
-
 class Thinking(ObjectBody):
     """Whether the model is to reason before it answers. With "omitted" blocks of reasoning are empty."""
 
     type: Literal["enabled", "disabled", "adaptive", "between_tools"]
-    budget_tokens: Annotated[int, Field(ge=1), AfterValidator(_note_budget)] | None = None
+    budget_tokens: int | None = Field(None, ge=1)
     display: Literal["summarized", "omitted"] | None = None
 
 
@@ -152,14 +147,22 @@ class CountTokensBody(PromptBody):
     unsupported: ClassVar[Mapping[str, Unsupported]] = _UNSUPPORTED
 
 
-class MessagesBody(PromptBody, GenerationBody):
+class MessagesBody(PromptBody, AnswerBody):
     """`POST /v1/messages`: Anthropic's fields, `lora`, and every option."""
 
     without_effect: ClassVar[frozenset[str]] = WITHOUT_EFFECT | _WITHOUT_EFFECT
     unsupported: ClassVar[Mapping[str, Unsupported]] = {**UNSUPPORTED, **_UNSUPPORTED}
 
     stop: StopTexts | None = option_field("stop", preferred="stop_sequences")
-    n: Annotated[int, Legal("1, or leave it out: a message is one answer")] = Field(1, ge=1, le=1)
+
+    def options(self) -> OptionArguments:
+        """Return the engine's options; `thinking` says how many tokens of reasoning there may be."""
+        found = super().options()
+        if self.thinking is not None:
+            budget = 0 if self.thinking.type == "disabled" else self.thinking.budget_tokens
+            if budget is not None:
+                found.setdefault("reasoning_budget", budget)
+        return found
 
     def schema_wanted(self) -> JsonSchema | None:
         """Return the JSON Schema that the answer has to fit, if there is one."""
@@ -169,10 +172,6 @@ class MessagesBody(PromptBody, GenerationBody):
         """Return None: messages have no log probabilities."""
         return
 
-    def contradictions(self) -> list[str]:
-        """Return options that exclude each other."""
-        found = super().contradictions()
-        others = ("grammar", "json_schema", "regex", "choices", "response_format", "structured_outputs")
-        if self.format_wanted() is not None and (given := [name for name in others if getattr(self, name)]):
-            found.append(f"output_config.format and {given[0]} were given together; give one of them")
-        return found
+    def forms(self) -> dict[str, object]:
+        """Return what says what the whole answer has to be, by the name of its field; false values say nothing."""
+        return super().forms() | {"output_config.format": self.format_wanted() is not None}
