@@ -209,7 +209,8 @@ def test_samplers_and_neutral_fields_are_taken(client, engine):
 @pytest.mark.parametrize(
     ("body", "told"),
     [
-        ({"n_indent": 4}, "n_indent is 4; this server cannot do that"),
+        ({"n_indent": 4, "n_cmpl": 2}, "n_indent and t_max_predict_ms end one answer at a time"),
+        ({"n_indent": -1}, "n_indent is -1"),
         ({"post_sampling_probs": True, "n_probs": 2}, "post_sampling_probs is True"),
         ({"n_predict": -3}, "n_predict is -3"),
         ({"n_probs": 21}, "n_probs is 21"),
@@ -291,6 +292,43 @@ def test_infill_needs_both_sides(client):
     assert "input_extra[0].text is missing" in refused(
         client, "/infill", input_prefix="a", input_suffix="b", input_extra=[{"filename": "x"}]
     )
+
+
+def test_what_editors_send(client):
+    """As llama.vim and llama.vscode do."""
+    body = {"input_prefix": "def f(x):\n", "input_suffix": "\n\nprint(f(1))\n", "prompt": "    return ", "n_predict": 8}
+    body |= {"input_extra": [{"text": "a = 1", "filename": "a.py", "time": [1, 2]}], "n_indent": 4, "stop": [], "id_slot": 0}
+    body |= {"top_k": 40, "top_p": 0.9, "stream": False, "samplers": ["top_k", "top_p", "infill"], "cache_prompt": True}
+    body |= {"t_max_prompt_ms": 500, "t_max_predict_ms": 1000, "response_fields": ["content", "timings/prompt_n", "truncated"]}
+    told = client.post("/infill", json=body)
+    assert told.status_code == 200, told.text
+    assert list(told.json()) == ["content", "timings/prompt_n", "truncated"]
+    assert told.headers["llamafu-ignored"] == "input_extra[0].time"
+
+
+@pytest.mark.parametrize(
+    ("said", "content"),
+    [
+        ("ab\n    cd\n  ef", "ab\n    cd\n  "),  # a line that begins too far to the left is cut
+        ("ab\n\tcd\nx", "ab\n\tcd\n"),
+        ("ab\n\ncd", "ab\n"),
+        ("    ab", "    ab"),
+    ],
+)
+def test_lines_that_are_indented_too_little_end_it(client, said, content):
+    grammar = f"root ::= {json.dumps(said)}"
+    told = asked(client, prompt="a", grammar=grammar, n_indent=1 if "\t" in said else 4, temperature=0, n_predict=40)
+    assert told["content"] == content
+    is_cut = content != said
+    assert told["stop_type"] == ("limit" if is_cut else "eos")
+
+
+def test_after_its_time_an_answer_ends_with_the_line(client):
+    grammar = 'root ::= "aaaa\\n" "bbbb\\n" "cccc"'
+    told = asked(client, prompt="a", grammar=grammar, t_max_predict_ms=1, temperature=0, n_predict=40)
+    assert (told["content"], told["stop_type"]) in {("aaaa\n", "limit"), ("aaaa\nbbbb\n", "limit")}
+    told = asked(client, prompt="a", grammar=grammar, t_max_predict_ms=60_000, temperature=0, n_predict=40)
+    assert (told["content"], told["stop_type"]) == ("aaaa\nbbbb\ncccc", "eos")
 
 
 # -- tokens and prompts ------------------------------------------------------------------------------------------------

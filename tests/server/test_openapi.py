@@ -333,7 +333,7 @@ def test_events_are_as_it_says(server, document, path, name):
     body = {**GOOD[path], "stream": True, "stream_options": {"include_usage": True}}
     lines = server.post(path, json=body).text.split("\n")
     events = [json.loads(line.removeprefix("data: ")) for line in lines if line.startswith("data: {")]
-    assert len(events) >= 3
+    assert len(events) >= (3 if path.startswith("/v1") else 2)  # llama-server has none before the text or after the end
     schema = strict(document["components"]["schemas"][name])
     assert all(is_valid(event, schema, strict(document)) for event in events)
 

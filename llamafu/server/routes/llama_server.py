@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 from llamafu._version import __version__
 from llamafu.engine.request import Request
 from llamafu.generation.infill import InfillText
+from llamafu.generation.line_limits import LineLimits
 from llamafu.generation.options import REST_OF_CONTEXT, Options
 from llamafu.server.http.sse import WITHOUT_DONE
 from llamafu.server.routes.prompt_tokens import demand_infill, infill_tokens, mixed_tokens
@@ -90,7 +91,7 @@ class LlamaServerRoutes:
         def start(tokens_of: Tokens) -> Callable[[dict[str, Any]], Request]:
             def make(options: dict[str, Any]) -> Request:
                 tokens = tokens_of()
-                made = Request(prompt=tokens, report_tokens=body.stream, **options)
+                made = Request(prompt=tokens, report_tokens=body.stream, stopping=self._limits(body), **options)
                 fits = len(tokens) < self._engine.model_facts.context_length  # a longer one is refused in a moment
                 writer.prompts.append((made, self._engine.detokenize(tokens, special=True) if fits else ""))
                 return made
@@ -99,3 +100,9 @@ class LlamaServerRoutes:
 
         makers = [start(tokens_of) for tokens_of in prompts]
         return await self._generation.answer(request.http, body, makers, writer, WITHOUT_DONE)
+
+    def _limits(self, body: LlamaBody) -> LineLimits | None:
+        """Return what ends an answer by its lines, each answer's own, if anything is to."""
+        if not body.limits_lines:
+            return None
+        return LineLimits(indent=body.n_indent, seconds=body.t_max_predict_ms / 1000, token_bytes=self._engine.token_bytes)

@@ -21,11 +21,25 @@ class LlamaBody(GenerationBody):
     logprobs: int | None = Field(None, ge=0, le=MOST_LOGPROBS, validation_alias=AliasChoices("n_probs", "logprobs"))
     return_tokens: bool = False
     timings_per_token: bool = False
+    n_indent: int = Field(0, ge=0)
+    t_max_predict_ms: int = Field(0, ge=-1)
     response_fields: Texts = Field([], max_length=64)
 
     def alternatives(self) -> int | None:
         """Return `n_probs`, where it asks for any."""
         return self.logprobs or None
+
+    @property
+    def limits_lines(self) -> bool:
+        """Whether the answer's lines may end it."""
+        return self.n_indent > 0 or self.t_max_predict_ms > 0
+
+    def contradictions(self) -> list[str]:
+        """Return options that exclude each other."""
+        found = super().contradictions()
+        if self.limits_lines and self.n > 1:
+            found.append(f"n is {self.n}, but n_indent and t_max_predict_ms end one answer at a time; leave them or n out")
+        return found
 
 
 class LlamaCompletionBody(LlamaBody):

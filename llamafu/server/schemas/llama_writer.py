@@ -8,6 +8,7 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
 from llamafu.generation.completion import Piece
+from llamafu.generation.line_limits import LineLimits
 from llamafu.generation.sampler_order import order_of
 from llamafu.server.schemas.option_fields import OPTION_NAMES
 from llamafu.server.schemas.responses import lora
@@ -90,7 +91,9 @@ class LlamaWriter:
 
     def _written(self, index: int, completion: Completion) -> str:
         tokens = completion.tokens if self.body.return_tokens else ()
-        head = _json(self._chosen(self._end(index, completion, completion.text, tokens)))
+        limits = self._limits(index)
+        text = completion.text if limits is None else limits.shortened(completion.text)
+        head = _json(self._chosen(self._end(index, completion, text, tokens)))
         found, wanted = completion.logprobs, self.body.response_fields
         if not found or (wanted and "completion_probabilities" not in wanted):
             return head
@@ -114,6 +117,8 @@ class LlamaWriter:
         request, prompt = self.prompts[index // self.body.n]
         used = completion.usage
         is_full = completion.finish_reason == "length" and used.total_tokens >= self.context_length
+        limits = self._limits(index)
+        is_limited = completion.finish_reason != "stop" or (limits is not None and limits.has_ended_it)
         stopped = "word" if completion.stop_text else "eos"
         settings = generation_settings(request, seed=completion.seed, stream=self.body.stream)
         return {
@@ -124,12 +129,17 @@ class LlamaWriter:
             "prompt": prompt,
             "has_new_line": "\n" in completion.text,
             "truncated": is_full,
-            "stop_type": stopped if completion.finish_reason == "stop" else "limit",
+            "stop_type": "limit" if is_limited else stopped,
             "stopping_word": completion.stop_text,
             "tokens_cached": used.cached_tokens,
             "timings": _timings(completion),
             "lora": lora([completion]),
         }
+
+    def _limits(self, index: int) -> LineLimits | None:
+        """Return what may have ended an answer by its lines."""
+        limits = self.prompts[index // self.body.n][0].stopping
+        return limits if isinstance(limits, LineLimits) else None
 
     def _numbered(self, applied: AppliedLora) -> dict[str, Any]:
         """Return an adapter by its number; one that was taken off the list meanwhile by its name."""

@@ -89,6 +89,7 @@ _ABOUT_REPORTS = ("timings_per_token", "return_progress", "sse_ping_interval", "
 _OF_WHAT_IS_OFF = (
     *("smoothing_curve", "dynatemp_exponent", "dynatemp_low", "dynatemp_high", "adaptive_decay"),
     *("n_keep", "n_discard"),  # a full context ends an answer, and is never shifted
+    "t_max_prompt_ms",  # llama-server itself only reads it
 )
 WITHOUT_EFFECT = frozenset({*_ABOUT_THE_REQUEST, *_ABOUT_CACHES_AND_SPEED, *_ABOUT_REPORTS, *_OF_WHAT_IS_OFF})
 """Fields that could not change the text of an answer here: they are about the request, or settings of what is refused above."""
