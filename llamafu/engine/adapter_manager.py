@@ -5,7 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from llamafu.adapters.peft.config import CONFIG
+from llamafu.adapters.reader import adapters_in
 from llamafu.errors import LoraError, LoraIncompatibleError
 from llamafu.lora.active_set import LoraSet, LoraUse
 from llamafu.lora.scales import check_scale
@@ -49,9 +49,8 @@ class AdapterManager:
         if not folder.is_dir():
             message = f"adapters_dir={str(folder)!r} is no folder; make it, or leave it out"
             raise NotADirectoryError(message)
-        for entry in sorted(folder.iterdir()):
-            if entry.suffix == ".gguf" or (entry / CONFIG).exists():
-                self.add(entry, None)
+        for entry in adapters_in(folder):
+            self.add(entry, None)
 
     def infos(self) -> dict[str, AdapterInfo]:
         """What is registered, by name."""
