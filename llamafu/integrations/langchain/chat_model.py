@@ -13,7 +13,7 @@ from pydantic import ConfigDict, Field, model_validator
 from llamafu.generation.chat_options import CHAT_OPTION_SPECS, split_options
 from llamafu.generation.completion import Completion
 from llamafu.generation.options import OPTION_SPECS, REST_OF_CONTEXT, Options, refuse_unknown
-from llamafu.integrations.langchain.messages import answer_message, last_chunk, openai_messages, piece_chunk
+from llamafu.integrations.langchain.messages import answer_message, last_chunk, openai_messages, piece_chunks
 from llamafu.integrations.langchain.structured_output import structured
 from llamafu.integrations.local_model import async_chat_events, chat_events, check_local_model, last_of, scales_of
 
@@ -149,7 +149,7 @@ class ChatLlamafu(BaseChatModel):
         **kwargs: Any,
     ) -> Iterator[ChatGenerationChunk]:
         for event in chat_events(self.engine, openai_messages(messages), self._options_with(stop, kwargs)):
-            yield self._chunk(event)
+            yield from self._chunks(event)
 
     async def _astream(
         self,
@@ -161,7 +161,8 @@ class ChatLlamafu(BaseChatModel):
         told = async_chat_events(self.engine, openai_messages(messages), self._options_with(stop, kwargs))
         async with aclosing(told) as events:  # a reader that leaves ends the answer at once
             async for event in events:
-                yield self._chunk(event)
+                for chunk in self._chunks(event):
+                    yield chunk
 
     def _options_with(self, stop: list[str] | None, given: Mapping[str, Any]) -> dict[str, Any]:
         """Return the options of one call; what it says of adapters takes the place of what the model says."""
@@ -181,7 +182,6 @@ class ChatLlamafu(BaseChatModel):
         message = answer_message(completion, self._name_of(completion))
         return ChatResult(generations=[ChatGeneration(message=message)])
 
-    def _chunk(self, event: str | Completion) -> ChatGenerationChunk:
-        if isinstance(event, Completion):
-            return ChatGenerationChunk(message=last_chunk(event, self._name_of(event)))
-        return ChatGenerationChunk(message=piece_chunk(event))
+    def _chunks(self, event: str | Completion) -> Iterator[ChatGenerationChunk]:
+        chunks = [last_chunk(event, self._name_of(event))] if isinstance(event, Completion) else piece_chunks(event)
+        return (ChatGenerationChunk(message=chunk) for chunk in chunks)

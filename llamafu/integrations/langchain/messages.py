@@ -12,7 +12,7 @@ from llamafu.generation.completion import Completion, Piece, TokenLogprob
 from llamafu.generation.json_text import read_json
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import Iterator, Sequence
 
     from llamafu.generation.tool_call import ToolCall
 
@@ -88,18 +88,14 @@ def _arguments(call: ToolCall) -> dict[str, Any] | None:
     return given if isinstance(given, dict) else None
 
 
-def piece_chunk(piece: str) -> AIMessageChunk:
-    """Return a piece of a streamed answer as LangChain's chunk."""
-    if not isinstance(piece, Piece):
-        return AIMessageChunk(content=piece)
-    return AIMessageChunk(
-        content=str(piece),
-        additional_kwargs={REASONING: piece.reasoning} if piece.reasoning else {},
-        tool_call_chunks=[
-            tool_call_chunk(name=part.name or None, args=part.arguments, id=part.id or None, index=part.index)
-            for part in piece.tool_calls
-        ],
-    )
+def piece_chunks(piece: str) -> Iterator[AIMessageChunk]:
+    """Yield a piece of a streamed answer as LangChain's chunks: each part of a call in its own, since one's are not joined."""
+    reasoning = piece.reasoning if isinstance(piece, Piece) else ""
+    if len(piece) or reasoning:
+        yield AIMessageChunk(content=str(piece), additional_kwargs={REASONING: reasoning} if reasoning else {})
+    for part in piece.tool_calls if isinstance(piece, Piece) else ():
+        call = tool_call_chunk(name=part.name or None, args=part.arguments, id=part.id or None, index=part.index)
+        yield AIMessageChunk(content="", tool_call_chunks=[call])
 
 
 def last_chunk(completion: Completion, name: str) -> AIMessageChunk:
