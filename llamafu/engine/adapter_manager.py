@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 
 from llamafu._util.listing import listed
 from llamafu.adapters.file import default_name
-from llamafu.adapters.peft.config import CONFIG
+from llamafu.adapters.reader import adapters_in
 from llamafu.errors import LoraError, LoraIncompatibleError
 from llamafu.lora.active_set import LoraSet, LoraUse
 from llamafu.lora.mixes import NamedMixes
@@ -54,9 +54,8 @@ class AdapterManager:
         if not folder.is_dir():
             message = f"adapters_dir={str(folder)!r} is no folder; make it, or leave it out"
             raise NotADirectoryError(message)
-        for entry in sorted(folder.iterdir()):
-            if entry.suffix == ".gguf" or (entry / CONFIG).exists():
-                self.add(entry, None)
+        for entry in adapters_in(folder):
+            self.add(entry, None)
 
     def infos(self) -> dict[str, AdapterInfo]:
         """What is registered, by name."""

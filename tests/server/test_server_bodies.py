@@ -80,7 +80,7 @@ def test_every_option_reaches_the_engine():
 
 OTHER_NAMES = {
     "repeat_penalty": (1.5, ["repetition_penalty", "rep_pen"]),
-    "repeat_last_n": (-1, ["penalty_range", "repetition_range", "repetition_penalty_range"]),
+    "repeat_last_n": (-1, ["penalty_range", "repetition_range", "repetition_penalty_range", "rep_pen_range"]),
     "typical_p": (0.5, ["typical"]),
     "top_n_sigma": (1.5, ["nsigma"]),
     "mirostat": (2, ["mirostat_mode"]),

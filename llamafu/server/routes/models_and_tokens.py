@@ -47,6 +47,10 @@ class ModelAndTokenRoutes:
             raise NotFoundError(message)
         return model
 
+    async def base(self, request: AuthedRequest[None]) -> ModelAnswer:  # noqa: ARG002 - a handler
+        """`GET /v1/model`, TabbyAPI's."""
+        return self._models()[0]
+
     async def permission(self, request: AuthedRequest[None]) -> PermissionAnswer:
         """`GET /v1/auth/permission`."""
         assert request.rights is not None  # noqa: S101 - the route takes a key

@@ -114,7 +114,7 @@ class GenerationBody(AnswerBody):
         """Return the JSON Schema that the answer has to fit, if there is one."""
         wanted = self.response_format
         if wanted is None or wanted.type == "text":
-            return self.json_schema
+            return self.json_schema or None  # SillyTavern sends an empty one where none is wanted
         if wanted.json_schema is not None:
             return wanted.json_schema.json_schema
         return wanted.bare_schema or ({"type": "object"} if wanted.type == "json_object" else None)

@@ -24,6 +24,7 @@ class Unsupported:
 _BY_GRAMMAR = "say it as a JSON Schema in json_schema, or as GBNF in grammar"
 _TOKENS = "forbid tokens by logit_bias, at false; demand a form by a grammar"
 _SAMPLER = "leave it out, and use temperature, top_k, top_p, min_p, typical_p or top_n_sigma"
+_REPETITION = "leave it out, and use repeat_penalty or DRY (dry_multiplier)"
 _LENGTH = "the length of an answer is max_tokens at most; ask for more in the prompt"
 _WHOLE_PROMPT = "a prompt is computed whole or refused; shorten it before it is sent"
 _ALWAYS_SO = "an answer never has special tokens or its stop string in it; add them to the text where they are wanted"
@@ -77,6 +78,14 @@ UNSUPPORTED: Mapping[str, Unsupported] = {
     "negative_prompt": Unsupported(("",), "guidance by a second prompt is not done here; leave it out"),
     "guidance_scale": Unsupported((1,), "guidance by a second prompt is not done here; leave it out"),
     "cfg_scale": Unsupported((1,), "guidance by a second prompt is not done here; leave it out"),
+    # text-generation-webui
+    "tfs_z": Unsupported((1,), _SAMPLER),
+    "epsilon_cutoff": Unsupported((0,), _SAMPLER),
+    "eta_cutoff": Unsupported((0,), _SAMPLER),
+    "num_beams": Unsupported((1,), "answers are sampled; leave it out, and use n for several"),
+    "penalty_alpha": Unsupported((0,), "answers are sampled; leave it out"),
+    "encoder_repetition_penalty": Unsupported((1,), _REPETITION),
+    "no_repeat_ngram_size": Unsupported((0,), _REPETITION),
 }
 """By name. One that a later version gives an effect is declared as a field, and then no longer counts here."""
 
@@ -93,5 +102,5 @@ _OF_WHAT_IS_OFF = (
 )
 WITHOUT_EFFECT = frozenset({*_ABOUT_THE_REQUEST, *_ABOUT_CACHES_AND_SPEED, *_ABOUT_REPORTS, *_OF_WHAT_IS_OFF})
 """Fields that could not change the text of an answer here: they are about the request, or settings of what is refused above."""
-FOREIGN = frozenset({"mode", "models"})
+FOREIGN = frozenset({"mode", "models", "num_predict"})
 """Fields of other servers whose names look like misspelled ones of ours."""
