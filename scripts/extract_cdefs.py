@@ -8,6 +8,7 @@ Every FOLDER is searched for ggml.h, ggml-backend.h and llama.h (a source tree h
 
 from __future__ import annotations
 
+import re
 import sys
 from pathlib import Path
 
@@ -35,7 +36,7 @@ def main(arguments: list[str]) -> int:
         texts.append(found.read_text(encoding="utf-8"))
     if family == "ggml":
         target = ROOT / "cdefs" / "ggml.h"
-        lines = (line for line in extract(texts, GRAPH).splitlines() if any(name in line for name in GRAPH))
+        lines = (line for line in extract(texts, GRAPH).splitlines() if GRAPH.intersection(re.findall(r"\w+", line)))
         target.write_text("".join(f"{line}\n" for line in lines), encoding="utf-8")
     else:
         target = ROOT / "cdefs" / family / "llama.h"

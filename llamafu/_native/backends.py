@@ -12,6 +12,8 @@ if TYPE_CHECKING:
 
 _TYPES = ("cpu", "gpu", "igpu", "accel", "meta")
 _SUFFIXES = (".so", ".dylib", ".dll")
+GPUS = frozenset({"gpu", "igpu"})
+"""Kinds of devices that layers can be given to."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -27,32 +29,31 @@ class Device:
 
 def devices(ffi: Any, lib: Any) -> list[Device]:
     """Every registered device."""
-    found = []
+    return [device(ffi, lib, lib.ggml_backend_dev_get(index)) for index in range(lib.ggml_backend_dev_count())]
+
+
+def device(ffi: Any, lib: Any, pointer: Any) -> Device:
+    """Return what a backend tells of one of its devices (`ggml_backend_dev_t`)."""
     free, total = ffi.new("size_t *"), ffi.new("size_t *")
-    for index in range(lib.ggml_backend_dev_count()):
-        device = lib.ggml_backend_dev_get(index)
-        kind = int(lib.ggml_backend_dev_type(device))
-        lib.ggml_backend_dev_memory(device, free, total)
-        found.append(
-            Device(
-                ffi.string(lib.ggml_backend_dev_name(device)).decode("utf-8", "replace"),
-                ffi.string(lib.ggml_backend_dev_description(device)).decode("utf-8", "replace"),
-                _TYPES[kind] if kind < len(_TYPES) else str(kind),
-                int(free[0]),
-                int(total[0]),
-            )
-        )
-    return found
+    kind = int(lib.ggml_backend_dev_type(pointer))
+    lib.ggml_backend_dev_memory(pointer, free, total)
+    return Device(
+        ffi.string(lib.ggml_backend_dev_name(pointer)).decode("utf-8", "replace"),
+        ffi.string(lib.ggml_backend_dev_description(pointer)).decode("utf-8", "replace"),
+        _TYPES[kind] if kind < len(_TYPES) else str(kind),
+        int(free[0]),
+        int(total[0]),
+    )
 
 
 def load_cpu(ffi: Any, lib: Any, library: Path) -> Path | None:
     """Load a CPU backend where there is none, the plug-in that scores best on this processor; return the plug-in, if any."""
-    if any(device.kind == "cpu" for device in devices(ffi, lib)):
+    if any(each.kind == "cpu" for each in devices(ffi, lib)):
         return None
     plugins = [p for p in _plugins(library) if "ggml-cpu" in p.name]
     for plugin in sorted(plugins, key=_score, reverse=True):
         lib.ggml_backend_load(str(plugin).encode())
-        if any(device.kind == "cpu" for device in devices(ffi, lib)):
+        if any(each.kind == "cpu" for each in devices(ffi, lib)):
             return plugin
     tried = ", ".join(p.name for p in plugins) or "none there"
     folders = ", ".join(map(str, _plugin_folders(library)))
@@ -65,7 +66,7 @@ def load_cpu(ffi: Any, lib: Any, library: Path) -> Path | None:
 
 def load_accelerators(ffi: Any, lib: Any, library: Path) -> None:
     """Load every plug-in that is no CPU backend; one whose driver is absent refuses by itself."""
-    if any(device.kind in {"gpu", "igpu"} for device in devices(ffi, lib)):
+    if any(each.kind in GPUS for each in devices(ffi, lib)):
         return
     for plugin in _plugins(library):
         if "ggml-cpu" not in plugin.name:

@@ -98,14 +98,16 @@ class Context:
         options, library = self.options, self.model.library
         params = library.lib.llama_context_default_params()
         params.n_ctx = options.n_ctx
-        params.n_batch = params.n_ubatch = min(options.n_batch, options.n_ctx)
+        params.n_batch = min(options.n_batch, options.n_ctx)
+        params.n_ubatch = min(options.n_ubatch or params.n_batch, params.n_batch)
         params.n_seq_max = options.n_seq_max
         params.n_threads = params.n_threads_batch = options.n_threads
         params.type_k = library.types[options.type_k]
         params.type_v = library.types[options.type_v]
         params.embeddings = options.embeddings
         params.pooling_type = _NO_POOLING
-        params.offload_kqv = params.op_offload = options.offload
+        params.offload_kqv = options.offload and options.offload_kqv
+        params.op_offload = options.offload and options.op_offload
         params.no_perf = True
         flash = FLASH_ATTENTION[options.flash_attn]
         fields = library.context_fields

@@ -29,7 +29,13 @@ class ContextOptions:
     embeddings: bool = False
     """Whether decodes write tokens' vectors from the start; it can be switched later."""
     offload: bool = False
-    """Whether the KV memory and its operations may be on an accelerator."""
+    """Whether operations may be computed, and tensors lie, on an accelerator."""
+    offload_kqv: bool = True
+    """With `offload`: whether the KV memory of offloaded layers lies on their device."""
+    op_offload: bool = True
+    """With `offload`: whether large batches of the other layers are computed on a device too, by copies of their weights."""
+    n_ubatch: int | None = None
+    """The most tokens that one graph computes; None: `n_batch`."""
     unified: bool = False
     """Whether all sequences share `n_ctx` and one memory, so that rows keep the order of the batch."""
     positions: int | None = None

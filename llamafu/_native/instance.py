@@ -17,7 +17,8 @@ from llamafu._native.adapter import Adapter
 from llamafu._native.context import Context
 from llamafu._native.model import Model
 from llamafu._native.model_check import check_model
-from llamafu.errors import ClosedError, ErrorCode, LlamafuError
+from llamafu._native.placement import Placement
+from llamafu.errors import ClosedError, ContextInitError, ErrorCode, LlamafuError
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -37,8 +38,9 @@ class Instance:
     A file that was never opened before is opened in a child process first (see `model_check`).
     `reader` returns the checked bytes of an adapter file, or raises a `LlamafuError`: no file reaches libllama unread.
     `frees_adapters` is False for a library whose adapter free does nothing: adapters are then kept by content and
-    used again, so that loading and freeing in turn leaks nothing. `prepare` is called between model and context: it may
-    load adapters, which libllama counts when it makes a context, and return the context's hook.
+    used again, so that loading and freeing in turn leaks nothing. `placement` says which devices compute the model, by default
+    the CPU. `prepare` is called between model and context: it may load adapters, which libllama counts when it makes a
+    context, change `context_options`, and return the context's hook.
     """
 
     def __init__(
@@ -48,7 +50,7 @@ class Instance:
         options: ContextOptions,
         *,
         reader: Callable[[str], bytes],
-        n_gpu_layers: int = 0,
+        placement: Placement | None = None,
         frees_adapters: bool = True,
         prepare: Callable[[Instance], Hook | None] | None = None,
     ) -> None:
@@ -58,11 +60,13 @@ class Instance:
         self._pid = os.getpid()
         self._adapters: dict[Adapter, str] = {}
         checked = check_model(library, path)
-        self._model: Model | None = Model(library, path, n_gpu_layers=n_gpu_layers, checked=checked)
+        self.placement = placement or Placement()
+        self._model: Model | None = Model(library, path, placement=self.placement, checked=checked)
         self._context: Context | None = None
-        self.context_options = _with_long_batches(options, self._model)
         try:
-            self._context = Context(self._model, self.context_options, hook=None if prepare is None else prepare(self))
+            self.context_options = _with_long_batches(replace(options, offload=self.placement.offloads), self._model)
+            hook = None if prepare is None else prepare(self)
+            self._context = Context(self._model, self.context_options, hook=hook)
         except BaseException:
             self.close()
             raise
@@ -153,6 +157,9 @@ def _with_long_batches(options: ContextOptions, model: Model) -> ContextOptions:
     """Raise `n_batch` to `n_ctx`, at most the trained context, for a model that must read each text in one batch."""
     if not model.reads_whole:
         return options
+    if options.n_ubatch is not None:
+        message = f"n_ubatch={options.n_ubatch} would divide texts, which this model reads as a whole; leave it out"
+        raise ContextInitError(message, code=ErrorCode.INVALID_PARAM)
     return replace(options, n_batch=max(options.n_batch, min(options.n_ctx, model.n_ctx_train)))
 
 

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any, TypeVar, cast
 
 from llamafu._native.checks import create, explain, not_null
 from llamafu._native.long_texts import LongTexts
+from llamafu._native.placement import Placement
 from llamafu.errors import ClosedError, ModelLoadError, TokenizeError
 
 if TYPE_CHECKING:
@@ -27,21 +28,24 @@ class Model:
 
     `reads_whole`: attention is not causal, so that a text must be computed in one batch. `is_encoder`: libllama computes it
     by `llama_encode` alone (T5's encoder). `n_embd_out` is the width of the vectors that come out. `checked` says which
-    texts must not be tokenised in this process; without it, all are.
+    texts must not be tokenised in this process; without it, all are. `placement`: by default the CPU computes all.
     """
 
-    def __init__(self, library: Library, path: Path, *, n_gpu_layers: int = 0, checked: CheckedModel | None = None) -> None:
+    def __init__(
+        self, library: Library, path: Path, *, placement: Placement | None = None, checked: CheckedModel | None = None
+    ) -> None:
         self.library = library
         self._derived: dict[Callable[[Model], Any], Any] = {}
         # Each call of libllama gives the interpreter away, and log probabilities would make twenty for every token.
         self._token_bytes: tuple[dict[int, bytes], dict[int, bytes]] = ({}, {})
         self._long_texts = None if checked is None else LongTexts(library, checked)
         params = library.lib.llama_model_default_params()
-        params.n_gpu_layers = n_gpu_layers
+        kept = (placement or Placement()).fill(library, params)
         made: list[Any] = []
         try:
             create(made, library.lib.llama_model_load_from_file, os.fsencode(path), params)
             self._pointer = not_null(library, made[0], ModelLoadError, f"cannot load the model {path}")
+            del kept
             library.logs.raise_interrupt()
             self._read_properties(path)
         except BaseException:
@@ -164,7 +168,7 @@ class Model:
         A text that was tokenised without BOS comes back without the space that the vocabulary put before it.
         """
         ffi, lib = self.library.ffi, self.library.lib
-        given = ffi.new("llama_token[]", [self._in_range(token) for token in tokens])
+        given = ffi.new("llama_token[]", [self.checked(token) for token in tokens])
         size = 8 * len(given) + _BUFFER_BYTES
         while True:
             buffer = ffi.new("char[]", size)
@@ -179,6 +183,10 @@ class Model:
         if known is None:
             known = self._token_bytes[special][token] = self._read_token_bytes(token, special)
         return known
+
+    def spelled(self, token: int) -> str:
+        """Return the text of one token, of a control token what it is called; empty for -1, which is no token."""
+        return self.token_bytes(token, special=True).decode("utf-8", "replace") if token >= 0 else ""
 
     def _read_token_bytes(self, token: int, special: bool) -> bytes:  # noqa: FBT001 - a private half of the method above
         ffi, lib = self.library.ffi, self.library.lib
@@ -219,7 +227,8 @@ class Model:
             _ = self.pointer
         return self._vocab
 
-    def _in_range(self, token: int) -> int:
+    def checked(self, token: int) -> int:
+        """Return a token; `TokenizeError` for a number that is none of this vocabulary."""
         if not (hasattr(token, "__index__") and 0 <= token < self.n_vocab):
             message = f"token {token!r} is outside this vocabulary of {self.n_vocab} tokens"
             raise TokenizeError(message)

@@ -8,6 +8,7 @@ from functools import lru_cache
 from itertools import count, groupby
 from typing import TYPE_CHECKING
 
+from llamafu._util.listing import listed
 from llamafu._util.suggestions import nearest_names
 from llamafu.adapters.info import TensorInfo, is_expert, is_flipped, split_name
 from llamafu.errors import LoraIncompatibleError
@@ -56,7 +57,7 @@ def demand_fit(adapter: AdapterFile, base: BaseModel) -> None:
     """Raise LoraIncompatibleError, with every mismatch, unless `adapter` fits `base`."""
     report = check_compatibility(adapter, base)
     if not report:
-        message = f"{adapter.path} does not fit {base.path.name}: {'; '.join(report.problems)}"
+        message = f"{adapter.path} does not fit {base.path.name}: {listed(report.problems, '; ')}"
         raise LoraIncompatibleError(message, problems=report.problems)
 
 

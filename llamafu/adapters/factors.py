@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
+from llamafu._util.listing import listed
 from llamafu.adapters.compatibility import demand_fit
 from llamafu.adapters.file import AdapterFile, default_name, read_adapter
 from llamafu.adapters.info import is_flipped
@@ -47,7 +48,7 @@ def read_compatible(
             if shape != tensor.shape:
                 problems.append(f"{tensor.name} is {list(tensor.shape)} in {file.path}, {list(shape)} in {owner}")
     if problems:
-        message = f"these adapters are not for the same base model: {'; '.join(problems)}"
+        message = f"these adapters are not for the same base model: {listed(problems, '; ')}"
         raise LoraIncompatibleError(message, problems=tuple(problems))
     return files
 

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Literal
 
 from llamafu.adapters.compatibility import CompatibilityReport, check_compatibility
 from llamafu.adapters.file import AdapterFile, read_adapter
+from llamafu.adapters.gguf.container import SUFFIX
 from llamafu.adapters.peft.config import CONFIG
 from llamafu.errors import ErrorCode, InvalidAdapterFileError, LoraError, LoraIncompatibleError
 
@@ -25,6 +26,11 @@ _MOST_KEPT = 256 << 20  # bytes of converted adapters
 def is_peft_folder(path: Path) -> bool:
     """Whether `path` is a folder with PEFT's configuration."""
     return os.path.lexists(path / CONFIG)
+
+
+def adapters_in(folder: Path) -> list[Path]:
+    """Return what has an adapter's form in a folder, GGUF files and PEFT folders, sorted."""
+    return [path for path in sorted(folder.iterdir()) if path.suffix == SUFFIX or is_peft_folder(path)]
 
 
 class AdapterReader:

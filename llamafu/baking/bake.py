@@ -14,6 +14,7 @@ from llamafu._native import cpu
 from llamafu._native import library as native
 from llamafu._native.ggml_codec import GgmlCodec
 from llamafu._util.atomic import demand_place, whole_files
+from llamafu._util.listing import listed
 from llamafu.adapters.compatibility import check_compatibility
 from llamafu.adapters.gguf.base_model import read_base
 from llamafu.adapters.gguf.codec import NumpyCodec
@@ -247,7 +248,7 @@ def _check_adapters(files: Sequence[AdapterFile], base: BaseModel) -> None:
         if file.info.invocation_tokens:
             problems.append(f"{file.path} is an activated adapter (aLoRA), which acts from its invocation tokens on only")
     if problems:
-        message = f"this cannot be baked into {base.path.name}: {'; '.join(problems)}"
+        message = f"this cannot be baked into {base.path.name}: {listed(problems, '; ')}"
         raise LoraIncompatibleError(message, problems=tuple(problems))
 
 

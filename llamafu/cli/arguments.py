@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, cast
 
+from llamafu.cli.device_arguments import add_devices, device_arguments
 from llamafu.cli.progress import Progress
 from llamafu.errors import LoraError, LoraNotFoundError
 from llamafu.generation.options import OPTION_SPECS
@@ -36,13 +37,14 @@ class AdapterArgument:
 
 
 def add_model(parser: argparse.ArgumentParser, *, n_ctx: int) -> None:
-    """Add `-m`, `--n-ctx` (with this default), `--threads` and `--library`."""
+    """Add `-m`, `--n-ctx` (with this default), `--threads`, `--library` and the options of devices."""
     parser.add_argument(
         "-m", "--model", required=True, help=f"GGUF model; the word {EXAMPLE!r} means SmolLM2-135M-Instruct, fetched once"
     )
     parser.add_argument("--n-ctx", type=at_least(2), default=n_ctx, metavar="N", help="context in tokens (%(default)s)")
     parser.add_argument("--threads", type=at_least(1), metavar="N", help="threads to compute with (default: every CPU)")
     parser.add_argument("--library", metavar="PATH", help="libllama to use, a file or a folder (default: search)")
+    add_devices(parser)
 
 
 def add_adapters(parser: argparse.ArgumentParser) -> None:
@@ -167,6 +169,7 @@ def open_model(arguments: argparse.Namespace) -> Llamafu:
         n_threads=arguments.threads,
         scale_range=arguments.scale_range,
         library=arguments.library,
+        **device_arguments(arguments),
     )
     try:
         llm.set_lora_adapters(load_adapters(llm, arguments.lora))

@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Any
 
 from llamafu._native.cpu import usable_cpus
 from llamafu.cli.arguments import EXAMPLE, at_least, model_path
+from llamafu.cli.device_arguments import add_devices, device_arguments
 from llamafu.cli.progress import Progress
 
 if TYPE_CHECKING:
@@ -51,6 +52,7 @@ def add_parser(subparsers: Any) -> None:
     parser.add_argument("--rounds", type=at_least(1), default=3, metavar="N", help="runs of each kind (%(default)s)")
     parser.add_argument("--threads", type=at_least(1), metavar="N", help="threads to compute with (default: every CPU)")
     parser.add_argument("--library", metavar="PATH", help="libllama to use, a file or a folder (default: search)")
+    add_devices(parser)
     parser.add_argument("--json", action="store_true", help="print everything as JSON; times are in seconds")
     parser.set_defaults(run=_run)
 
@@ -76,6 +78,7 @@ def _run(arguments: argparse.Namespace) -> int:
             n_ctx=most * (arguments.tokens + _PROMPT_TOKENS),
             n_threads=threads,
             library=arguments.library,
+            **device_arguments(arguments),
         ) as engine,
         tempfile.TemporaryDirectory(prefix="llamafu-bench-") as folder,
     ):

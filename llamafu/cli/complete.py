@@ -33,7 +33,8 @@ def _run(arguments: argparse.Namespace) -> int:
     with open_model(arguments) as llm:
         if arguments.json:
             completion = dataclasses.asdict(llm.complete(arguments.prompt, **sampling(arguments)))
-            del completion["logprobs"]  # no flag asks for them
+            for name in ("logprobs", "prompt_logprobs", "end_logprob"):  # no flag asks for them
+                del completion[name]
             sys.stdout.write(json.dumps(completion, indent=2) + "\n")
             return 0
         with llm.stream(arguments.prompt, **sampling(arguments)) as stream:

@@ -56,6 +56,7 @@ def _screen(report: Report) -> str:
     for number, device in enumerate(report.devices or ()):
         memory = f", {_size(device['total'])}" if device["total"] else ""
         rows.append(("" if number else "devices", f"{device['name']}: {device['description']} ({device['kind']}{memory})"))
+        rows += [("", f"    {line}") for line in told(device)]
     rows += [(name, f"{_size(size)} in {path}") for name, (path, size) in report.folders.items()]
     rows.append(("", f"example model: {'there' if report.example_model else 'not fetched yet'}"))
     for number, (extra, missing) in enumerate(report.extras.items()):
@@ -65,6 +66,15 @@ def _screen(report: Report) -> str:
     for number, mend in enumerate(report.mends):
         rows.append(("" if number else "to mend", f"{mend.command}   # {'' if mend.needed else 'optional: '}{mend.why}"))
     return "".join(f"{name:<10}{text}\n" for name, text in rows)
+
+
+def told(device: dict[str, Any]) -> list[str]:
+    """Return what works on a device, a line for each reason why something does not; nothing for a CPU."""
+    works = device.get("works", {})
+    reasons = {what: why for what, why in works.items() if why}
+    fine = [what for what in works if what not in reasons]
+    lines = [f"{', '.join(fine)}: proven to work"] if fine else []
+    return lines + [f"{what}: {why}" for what, why in reasons.items()]
 
 
 def _size(count: float) -> str:

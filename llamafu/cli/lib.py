@@ -46,6 +46,7 @@ def _positive(text: str) -> int:
 
 
 def _list(arguments: argparse.Namespace) -> int:
+    from llamafu.libraries.devices import list_devices
     from llamafu.libraries.discovery import advice, candidates, explain
     from llamafu.libraries.verify import Refusal, VerifiedLibrary, verify_library
 
@@ -54,13 +55,18 @@ def _list(arguments: argparse.Namespace) -> int:
     # A library that the user named is never replaced by another one.
     blocked = refused[0] if refused and refused[0].explicit else None
     used = None if blocked else next((candidate for candidate, answer in rows if isinstance(answer, VerifiedLibrary)), None)
+    found = [list_devices(answer) if isinstance(answer, VerifiedLibrary) else [] for _, answer in rows]
     if arguments.json:
         import json
 
-        entries = [{**_as_json(candidate, answer), "used": candidate is used} for candidate, answer in rows]
+        entries = [
+            {**_as_json(candidate, answer, devices), "used": candidate is used}
+            for (candidate, answer), devices in zip(rows, found, strict=True)
+        ]
         sys.stdout.write(json.dumps(entries, indent=2) + "\n")
     else:
-        sys.stdout.writelines(_as_text(candidate, answer, used=candidate is used) for candidate, answer in rows)
+        for (candidate, answer), devices in zip(rows, found, strict=True):
+            sys.stdout.write(_as_text(candidate, answer, devices, used=candidate is used))
     if used is not None:
         return 0
     if blocked is not None:
@@ -71,18 +77,26 @@ def _list(arguments: argparse.Namespace) -> int:
     return 1
 
 
-def _as_text(candidate: Candidate, answer: VerifiedLibrary | Refusal, *, used: bool) -> str:
+def _as_text(
+    candidate: Candidate, answer: VerifiedLibrary | Refusal, devices: list[dict[str, Any]] | None, *, used: bool
+) -> str:
+    from llamafu.cli.doctor import told
     from llamafu.libraries.verify import VerifiedLibrary
 
     head = f"{candidate.path}\n    from: {candidate.origin}\n"
     if isinstance(answer, VerifiedLibrary):
         tail = "\n    this is the one in use" if used else ""
-        devices = ", ".join(f"{name} ({about})" for name, about, _, _ in answer.devices)
-        return f"{head}    loads: yes, version {answer.version or 'unknown'}, ABI {answer.family}, {devices}{tail}\n"
+        there = devices or [{"name": name, "description": about} for name, about, _, _ in answer.devices]
+        names = ", ".join(f"{each['name']} ({each['description']})" for each in there)
+        proofs = "".join(f"\n    {each['name']}: {'; '.join(told(each))}" for each in there if told(each))
+        crash = "\n    loading the accelerators' drivers crashes; use n_gpu_layers=0" if devices is None else ""
+        return (
+            f"{head}    loads: yes, version {answer.version or 'unknown'}, ABI {answer.family}, {names}{proofs}{crash}{tail}\n"
+        )
     return f"{head}    loads: no: {answer.cause}\n    mend: {answer.mend}\n"
 
 
-def _as_json(candidate: Candidate, answer: VerifiedLibrary | Refusal) -> dict[str, Any]:
+def _as_json(candidate: Candidate, answer: VerifiedLibrary | Refusal, devices: list[dict[str, Any]] | None) -> dict[str, Any]:
     from llamafu.libraries.verify import VerifiedLibrary
 
     known = answer if isinstance(answer, VerifiedLibrary) else None
@@ -93,6 +107,7 @@ def _as_json(candidate: Candidate, answer: VerifiedLibrary | Refusal) -> dict[st
         "version": known.version if known else None,
         "family": known.family if known else None,
         "devices": [list(device) for device in known.devices] if known else [],
+        "accelerators": [each for each in devices or [] if "works" in each],
         "cause": None if isinstance(answer, VerifiedLibrary) else answer.cause,
         "mend": None if isinstance(answer, VerifiedLibrary) else answer.mend,
     }

@@ -8,6 +8,7 @@ import sys
 from dataclasses import fields, replace
 from typing import TYPE_CHECKING, Any
 
+from llamafu._util.listing import listed
 from llamafu.cli.arguments import model_path
 from llamafu.errors import LlamafuError, LoraNotFoundError
 
@@ -81,6 +82,7 @@ def serve_with(settings: Settings) -> int:
         n_threads=settings.threads,
         scale_range=settings.scale_range,
         library=settings.library,
+        **settings.device_arguments,
     ) as engine:
         named = [name for each in (dict(settings.lora), *mixes.values()) for name in each]
         for name in dict.fromkeys(name for name in named if name not in mixes):
@@ -89,7 +91,10 @@ def serve_with(settings: Settings) -> int:
         for name, scales in mixes.items():
             engine.add_mix(name, scales)
         engine.set_lora_adapters(dict(settings.lora))
-        _print_line(f"{path.name}: {engine.stats().kernel} kernel, {settings.max_sequences} sequences, {settings.n_ctx} tokens")
+        stats = engine.stats()
+        _print_line(f"{path.name}: {stats.kernel} kernel, {settings.max_sequences} sequences, {settings.n_ctx} tokens")
+        if settings.n_gpu_layers != 0:
+            _print_line(f"{path.name}: {stats.placement}")
         return 0 if serve(engine, settings, guard, _print_line) else 1
 
 
@@ -119,8 +124,8 @@ def _mixes_from_start(
 def _demand_adapters(who: str, wanted: Collection[str], there: Collection[str]) -> None:
     if unknown := sorted(set(wanted) - set(there)):
         message = (
-            f"{who} names {', '.join(map(repr, unknown))}, which the folder of --adapters does not hold "
-            f"(adapters: {', '.join(there) or 'none'})"
+            f"{who} names {listed([repr(name) for name in unknown])}, which the folder of --adapters does not hold "
+            f"(adapters: {listed(there)})"
         )
         raise LoraNotFoundError(message)
 

@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from llamafu.cli.arguments import AdapterArgument, add_model, load_adapters, model_path, option
+from llamafu.cli.device_arguments import device_arguments
 from llamafu.cli.output import add_force, demand_place
 from llamafu.cli.progress import Progress
 from llamafu.generation.options import OPTION_SPECS
@@ -170,6 +171,7 @@ def _sweep(arguments: argparse.Namespace, prompts: list[str], mixes: list[dict[s
             n_threads=arguments.threads,
             scale_range=(min(every), max(every)),  # every scale that the user gave is allowed
             library=arguments.library,
+            **device_arguments(arguments),
         ) as llm,
         Progress() as progress,
     ):

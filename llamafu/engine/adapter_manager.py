@@ -5,8 +5,9 @@ from __future__ import annotations
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from llamafu._util.listing import listed
 from llamafu.adapters.file import default_name
-from llamafu.adapters.peft.config import CONFIG
+from llamafu.adapters.reader import adapters_in
 from llamafu.errors import LoraError, LoraIncompatibleError
 from llamafu.lora.active_set import LoraSet, LoraUse
 from llamafu.lora.mixes import NamedMixes
@@ -53,9 +54,8 @@ class AdapterManager:
         if not folder.is_dir():
             message = f"adapters_dir={str(folder)!r} is no folder; make it, or leave it out"
             raise NotADirectoryError(message)
-        for entry in sorted(folder.iterdir()):
-            if entry.suffix == ".gguf" or (entry / CONFIG).exists():
-                self.add(entry, None)
+        for entry in adapters_in(folder):
+            self.add(entry, None)
 
     def infos(self) -> dict[str, AdapterInfo]:
         """What is registered, by name."""
@@ -152,5 +152,5 @@ def demand_usable(runtime: EngineRuntime, file: AdapterFile) -> None:
     unused = sorted(set(file.pairs) - runtime.used)
     problems = tuple(f"{name}: this model's graph computes it without adapters" for name in unused)
     if problems:
-        message = f"{file.path} would be used in part only: {'; '.join(problems)}; train it without these targets"
+        message = f"{file.path} would be used in part only: {listed(problems, '; ')}; train it without these targets"
         raise LoraIncompatibleError(message, problems=problems)

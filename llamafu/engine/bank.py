@@ -25,12 +25,28 @@ if TYPE_CHECKING:
 
 
 class BankStore(Protocol):
-    """What holds the weights and applies them: `CompiledLoraHook` or `ExpertRewriteHook`. Arrays of target i, by unit."""
+    """What holds the weights and applies them: `CompiledLoraHook`, `ExpertRewriteHook` or `DeviceLoraHook`.
+
+    Arrays of target i, by unit. `compiled`: it computes nothing for units that a row does not use. `stays_active`: steps
+    without adapters go through it too, which leaves the context's adapter set as it is. `multiplies_all`: every row is
+    multiplied by every unit's A, and what is not its own is made 0 afterwards, so that no product may be infinite.
+    """
 
     a: list[NDArray[np.floating]]
     b: list[NDArray[np.floating]]
     strength: NDArray[np.float32]
     compiled: bool
+    stays_active: bool
+    multiplies_all: bool
+
+    def clear(self, units: NDArray[np.int32]) -> None:
+        """Take units from every target, before they are given to another adapter."""
+
+    def publish(self, target: int, units: NDArray[np.int32]) -> None:
+        """Use what was written for these units of a target, from the next decode on."""
+
+    def rest(self) -> None:
+        """Leave the next decodes alone, which run with adapters of libllama's own."""
 
     def set_rows(self, rows: RowTable, outputs: RowTable) -> None:
         """Set the units and scales of the next decode's rows."""
@@ -152,29 +168,28 @@ class Bank:
     def _write_chunks(self, units: NDArray[np.int32], content: Content) -> Iterator[None]:
         """Write an adapter's factors, and yield after each chunk. Targets and ranks that it lacks get strength 0."""
         store, alpha = self.store, content.info.alpha
-        store.strength[:, units] = 0
-        if not store.compiled:  # it multiplies by an adapter's units in every target: clear what an earlier adapter left there
-            for a in store.a:
-                a[units] = 0
+        store.clear(units)
         for name, *factors in content.factors():
             index = self._targets[name]
             a, b = factors if is_expert(name) else (factor[None] for factor in factors)
             rank = a.shape[1]
             strength = np.full(rank, alpha / rank if alpha else 1.0)
-            sides = ((store.a[index], a.transpose(1, 0, 2), _TOP_A), (store.b[index], b.transpose(2, 0, 1), _TOP_B))
+            top_b = _TOP_B_ROUNDED if store.multiplies_all else _TOP_B
+            sides = ((store.a[index], a.transpose(1, 0, 2), _TOP_A), (store.b[index], b.transpose(2, 0, 1), top_b))
             for target, values, top in sides:
-                is_narrower = target.dtype == np.float16 and values.dtype != np.float16
+                is_scaled = store.multiplies_all or (target.dtype == np.float16 and values.dtype != np.float16)
                 step = max(1, _CHUNK // values[0].size)
                 for start in range(0, rank, step):
                     part = values[start : start + step]
-                    if is_narrower:
+                    if is_scaled:
                         powers = _powers(part, top)
-                        part = np.ldexp(part, powers[:, None, None])
+                        part = np.ldexp(part.astype(np.float32, copy=False), powers[:, None, None])
                         strength[start : start + len(part)] = np.ldexp(strength[start : start + len(part)], -powers)
                     target[_chosen(units, start, start + len(part))] = part
                     yield
             with np.errstate(over="ignore"):  # beyond F32 the row's logits are not finite, and its request ends with that error
                 store.strength[index, _chosen(units, 0, rank)] = strength
+            store.publish(index, units[:rank])
 
 
 _CHUNK = 1 << 20
@@ -183,6 +198,8 @@ _HALF_MAX, _HALF_FINE = 3e4, 1e-4
 """F16 has its full precision where the largest value is below the first and the typical one above the second."""
 _TOP_A, _TOP_B = -4, 15
 """Exponents that A and B are scaled to. Sums over A are rounded to F16 too, so A stays small; B may fill F16's range."""
+_TOP_B_ROUNDED = 1
+"""For B where backends round what it is multiplied by to F16 too, which has to stay about as large as the result."""
 _NO_UNITS = np.empty(0, np.int32)
 _NO_SCALES = np.empty(0, np.float32)
 

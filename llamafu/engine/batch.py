@@ -19,7 +19,7 @@ if TYPE_CHECKING:
 class Part:
     """`count` consecutive tokens of one sequence, from index `start` on, and after them the tokens of a guess.
 
-    The logits of the last token come out, and those of each one of the guess.
+    The logits of the last token come out, and those of each one of the guess; of all tokens where those of a prompt are needed.
     """
 
     sequence: SequenceRun
@@ -40,7 +40,7 @@ class Part:
     @property
     def outputs(self) -> int:
         """Rows whose logits come out: the last ones."""
-        return 1 + len(self.draft)
+        return self.rows if self.sequence.needs_prompt_logits else 1 + len(self.draft)
 
     @property
     def tokens(self) -> list[int]:

@@ -13,9 +13,19 @@ if TYPE_CHECKING:
     from llamafu.engine.sequence import SequenceRun
 
 
-def pack(running: Sequence[SequenceRun], most: int, beside_answers: int) -> list[Part]:
+_MOST_BYTES = 64_000_000
+"""Of the logits of prompts' tokens that one step puts out: libllama's buffer keeps the size that it once had."""
+
+
+def most_prompt_logits(n_vocab: int) -> int:
+    """Return how many of a step's prompt tokens may put their logits out, in whole blocks and one at least."""
+    return max(_MOST_BYTES // (4 * n_vocab) // PREFIX_BLOCK, 1) * PREFIX_BLOCK
+
+
+def pack(running: Sequence[SequenceRun], most: int, beside_answers: int, most_logits: int) -> list[Part]:
     """Choose at most `most` tokens: one of each decoding sequence, then of prompts, `beside_answers` of them if any decode.
 
+    At most `most_logits` are of prompts whose tokens all put their logits out.
     What decodes brings its guess too, where there is room. Half of what prompts get goes to the one that started first, so
     that it ends; the other half to the shortest of the others, so that their first tokens do not wait behind a long one.
     """
@@ -31,14 +41,21 @@ def pack(running: Sequence[SequenceRun], most: int, beside_answers: int) -> list
         return parts
     first, *others = prompts
     reserved = min(_missing(first), max(room // 2 // PREFIX_BLOCK, 1) * PREFIX_BLOCK, room)
+    logits = most_logits
+    if first.needs_prompt_logits:
+        reserved = min(reserved, most_logits)
+        logits -= reserved
     free = room - reserved
     found: list[Part] = []
     for sequence in sorted(others, key=_missing):
-        if (count := _cut(sequence, free)) > 0:
+        allowed = min(free, logits) if sequence.needs_prompt_logits else free
+        if (count := _cut(sequence, allowed)) > 0:
             found.append(Part(sequence, sequence.computed, count))
             free -= count
+            logits -= count if sequence.needs_prompt_logits else 0
+    allowed = reserved + (min(free, logits) if first.needs_prompt_logits else free)
     # Where not even a block fits and nothing else does, a shorter part is computed.
-    count = _cut(first, reserved + free) or (0 if found else min(_missing(first), room))
+    count = _cut(first, allowed) or (0 if found else min(_missing(first), allowed))
     return parts + ([Part(first, first.computed, count)] if count else []) + found
 
 

@@ -28,6 +28,7 @@ class DecodeStep:
         if bank is not None:
             self._runtime.enter_bank(*group.tables(parts, bank))
         else:
+            self._runtime.leave_bank()
             self._native_adapters.enter(group.state)
         if group.mixed:
             self._count_mixed(parts)
@@ -52,7 +53,11 @@ class DecodeStep:
         bank = self._runtime.bank
         if bank is None or not group.mixed:
             return None
-        return bank if bank.store.compiled or any(state for part in parts for _, state in part.runs()) else None
+        if bank.store.compiled or any(state for part in parts for _, state in part.runs()):
+            return bank
+        # Products with all units may make NaN of a row without adapters: once it is suspected, it is computed without them.
+        is_suspect = any(part.sequence.status.is_suspect for part in parts)
+        return bank if bank.store.stays_active and not is_suspect else None
 
     def _count_mixed(self, parts: Sequence[Part]) -> None:
         states = {state for part in parts for _, state in part.runs()}

@@ -40,7 +40,7 @@ def embed(pool: SequencePool, texts: Sequence[Sequence[int]], lora: LoraSet[Cont
     Shape [n_tokens, n_embd] each. The engine's thread only. Raises QueueFullError when the memory cannot take one text.
     """
     bank = pool.runtime.bank
-    if bank is None or not all(map(bank.holds, lora.contents)) or not (bank.store.compiled or lora.uses):
+    if bank is None or not all(map(bank.holds, lora.contents)) or not (bank.store.stays_active or lora.uses):
         pool.native_adapters.load(lora.contents, pool.digests_in_use())
         return _computed(pool, texts, lora, banked=False)
     if not bank.acquire(lora.contents):
@@ -83,6 +83,7 @@ def _decode(
         every = [state for of_text in states[: len(texts)] for state in of_text]
         runtime.enter_bank(RowTable.of([(len(list(same)), *bank.units(dict(state))) for state, same in groupby(every)]))
     else:
+        runtime.leave_bank()
         pool.native_adapters.enter(states[0][0])
     with embedding_mode(context):
         rows = compute_batch(context, texts, numbers, evict=pool.kv.evict_one)  # counting foresees most, not all

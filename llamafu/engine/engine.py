@@ -6,8 +6,9 @@ import asyncio
 import weakref
 from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal, Self, Unpack, cast
+from typing import TYPE_CHECKING, Any, Self, Unpack, cast
 
+from llamafu._native.device_options import DeviceArguments, DeviceOptions, takes_device_options
 from llamafu.adapters.gguf.base_model import read_model
 from llamafu.engine.adapter_host import EngineAdapterHost
 from llamafu.engine.adapter_manager import AdapterManager, demand_usable
@@ -31,6 +32,7 @@ if TYPE_CHECKING:
     import numpy as np
 
     from llamafu.engine.async_stream import AsyncRequestStream
+    from llamafu.engine.engine_options import BankDtype, Kernel
     from llamafu.engine.request import Request
     from llamafu.engine.request_handle import Event, RequestHandle
     from llamafu.generation.chat_options import ChatArguments
@@ -53,22 +55,24 @@ class Engine(EngineAdapterHost):
       is no bank. `ContextInitError` when it takes more than half of this machine's memory.
     - `bank_dtype`: type of the weights in the bank, "f16" (default) or "f32".
     - `kernel`: what multiplies by the bank. "compiled": numba, of the extra `fast` (`ContextInitError` without it); "python":
-      operations of ggml; "none": a decode call for each distinct set of adapters; "auto" (default): the fastest there is.
+      operations of ggml; "device": plain products on whatever computes a layer, the only one for GPUs; "none": a decode call
+      for each distinct set of adapters; "auto" (default): the fastest there is.
     - `n_ctx`: tokens of KV memory, shared by all sequences, at least 2. Default 8192. `ContextInitError` when they do not fit.
     - `n_batch`: the most tokens of one decode call, at least 64. Default 512.
     - `target_itl_ms`: milliseconds between two tokens of an answer that others' prompts may fill, above 0. Default 250.
     - `prompt_lookup_num_tokens`: the default of the option, from 0 (default) to 64. It pays where answers copy their prompts.
     - `n_threads`: CPU threads, from 1 to 512. Default: one for each CPU that this process may use.
-    - `n_gpu_layers`: layers that a GPU computes, -1 is all. Default 0; with any, the bank is off.
     - `flash_attn`: "auto" (default), "on" or "off".
     - `type_k`, `type_v`: types of keys and values in the KV memory, by ggml's name. Default "f16". `ContextInitError`.
     - `scale_range`: least and largest legal scale. Default (0.0, 1.0); a scale outside of it is an `InvalidScaleError`.
     - `library`: a libllama, file or folder. Default: `llamafu lib list`'s first. `LibraryNotFoundError`, `AbiMismatchError`.
+    - `devices`: which devices compute, and where memory lies: the options of `DeviceOptions`, such as `n_gpu_layers`.
 
     What is not legal is a ValueError where no other error is named. Any thread may call any method. While an engine has work,
     Python's switch interval is shorter (see `llamafu.engine.switch_interval`).
     """
 
+    @takes_device_options
     def __init__(
         self,
         model_path: str | os.PathLike[str],
@@ -77,19 +81,19 @@ class Engine(EngineAdapterHost):
         max_sequences: int = 16,
         max_queue: int = 256,
         bank_rank: int = 128,
-        bank_dtype: Literal["f16", "f32"] = "f16",
-        kernel: Literal["auto", "compiled", "python", "none"] = "auto",
+        bank_dtype: BankDtype = "f16",
+        kernel: Kernel = "auto",
         n_ctx: int = 8192,
         n_batch: int = 512,
         target_itl_ms: float = 250.0,
         prompt_lookup_num_tokens: int = 0,
         n_threads: int | None = None,
-        n_gpu_layers: int = 0,
         flash_attn: str = "auto",
         type_k: str = "f16",
         type_v: str = "f16",
         scale_range: tuple[float, float] = (0.0, 1.0),
         library: str | os.PathLike[str] | None = None,
+        **devices: Unpack[DeviceArguments],
     ) -> None:
         options = EngineOptions(
             max_sequences=max_sequences,
@@ -102,10 +106,10 @@ class Engine(EngineAdapterHost):
             target_itl_ms=target_itl_ms,
             prompt_lookup_num_tokens=prompt_lookup_num_tokens,
             n_threads=n_threads,
-            n_gpu_layers=n_gpu_layers,
             flash_attn=flash_attn,
             type_k=type_k,
             type_v=type_v,
+            devices=DeviceOptions.of(devices),
         )
         self.scale_range = check_scale_range(scale_range)
         self.path = Path(model_path)
@@ -202,6 +206,10 @@ class Engine(EngineAdapterHost):
         """Make a request of chat messages and the options of `chat` by name."""
         return self._submission.chat_request(messages, cast("ChatArguments", dict(options)))
 
+    def prompt_of_chat(self, messages: Sequence[Mapping[str, Any]], options: Mapping[str, Any]) -> str:
+        """Return the text that the chat template makes of messages, given the options of `chat` by name."""
+        return self._submission.chat_prompt(messages, cast("ChatArguments", dict(options)))
+
     def _pieces(self, handle: RequestHandle) -> Iterator[str]:  # a method: the iterator keeps its engine alive
         yield from self._submission.pieces(handle)
 
@@ -216,6 +224,12 @@ class Engine(EngineAdapterHost):
         self._worker.demand_open()
         with self._runtime.sharing() as model:
             return model.detokenize(tokens, special=special)
+
+    def token_bytes(self, tokens: Sequence[int]) -> list[bytes]:
+        """Return the bytes of each token, of control tokens what they are called; `TokenizeError`."""
+        self._worker.demand_open()
+        with self._runtime.sharing() as model:
+            return [model.token_bytes(model.checked(token), special=True) for token in tokens]
 
     def embed(
         self,

@@ -66,14 +66,15 @@ class KvCache:
         """Tokens that can be added before anything has to be evicted."""
         return self.size - self.used
 
-    def open(self, tokens: Sequence[int], states: Sequence[State]) -> tuple[int, int] | None:
+    def open(self, tokens: Sequence[int], states: Sequence[State], *, share: bool = True) -> tuple[int, int] | None:
         """Begin a sequence; return its number and how many leading tokens are computed already; None if no number is free.
 
-        The last token is never among them: its logits are needed.
+        The last token is never among them: its logits are needed. `share` False: none is.
         """
         shared: list[KvBlock] = []
         previous = -1
-        for start in range(0, (len(tokens) - 1) // PREFIX_BLOCK * PREFIX_BLOCK if self._reuse else 0, PREFIX_BLOCK):
+        sharable = (len(tokens) - 1) // PREFIX_BLOCK * PREFIX_BLOCK if self._reuse and share else 0
+        for start in range(0, sharable, PREFIX_BLOCK):
             key = (previous, tuple(tokens[start : start + PREFIX_BLOCK]), tuple(states[start : start + PREFIX_BLOCK]))
             block = self._known.get(key)
             if block is None:

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Self
+
+from llamafu.generation.infill import InfillTokens
 
 if TYPE_CHECKING:
     from llamafu._native.context import Context
@@ -20,6 +22,8 @@ class ModelFacts:
     parameter_count: number of its weights.
     size: bytes of its weights.
     chat_template: source of its own template (Jinja), None where it has none.
+    bos_token, eos_token: how the tokens that begin and end a text are spelled, empty where there is none.
+    infill_tokens: the tokens that mark the parts of a prompt for the middle of a text.
     """
 
     context_length: int
@@ -29,6 +33,9 @@ class ModelFacts:
     parameter_count: int
     size: int
     chat_template: str | None
+    bos_token: str = ""
+    eos_token: str = ""
+    infill_tokens: InfillTokens = field(default_factory=InfillTokens)
 
     @classmethod
     def of(cls, context: Context) -> Self:
@@ -42,4 +49,7 @@ class ModelFacts:
             parameter_count=model.parameter_count,
             size=model.size,
             chat_template=model.chat_template(),
+            bos_token=model.spelled(model.bos),
+            eos_token=model.spelled(model.eos),
+            infill_tokens=InfillTokens.of(model),
         )

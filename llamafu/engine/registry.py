@@ -10,6 +10,7 @@ from dataclasses import dataclass, replace
 from functools import partial
 from typing import TYPE_CHECKING
 
+from llamafu._util.listing import listed
 from llamafu.adapters.compatibility import demand_fit
 from llamafu.adapters.file import AdapterFile, default_name
 from llamafu.adapters.gguf.values import as_stored
@@ -177,7 +178,7 @@ class AdapterRegistry:
     def _known(self, name: str) -> _Entry:
         entry = self._entries.get(name)
         if entry is None:
-            known = ", ".join(sorted(self._entries)) or "none"
+            known = listed(sorted(self._entries))
             message = f"no adapter {name!r} is registered here (registered: {known}); add it with add_adapter"
             raise LoraNotFoundError(message)
         return entry

@@ -5,7 +5,9 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
+from llamafu._util.arguments import check_whole
 from llamafu.generation.options import Options
+from llamafu.generation.sampling_options import MOST
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -19,19 +21,25 @@ class Request(Options):
 
     `prompt` is text, or token ids. `priority`: a higher one is started first. `timeout`: seconds after which the request
     is ended with `finish_reason` "cancelled", with what there is by then; None is no limit. `answer_format` says how the
-    answer of a chat is parted into text, reasoning and calls; None: all of it is text.
+    answer of a chat is parted into text, reasoning and calls; None: all of it is text. `prompt_logprobs`: report the log
+    probabilities of the prompt's tokens, with so many alternatives beside each; None is off. It computes the whole prompt, also
+    what is cached of it. `report_tokens`: streamed pieces have their tokens.
     """
 
     prompt: str | Sequence[int]
     priority: int = 0
     timeout: float | None = None
     answer_format: AnswerFormat | None = None
+    prompt_logprobs: int | None = None
+    report_tokens: bool = False
 
     def __post_init__(self) -> None:
         Options.__post_init__(self)
         if isinstance(self.prompt, bytes) or (not isinstance(self.prompt, str) and not hasattr(self.prompt, "__len__")):
             message = f"prompt is {type(self.prompt).__name__}; give a str or a sequence of token ids"
             raise TypeError(message)
+        if self.prompt_logprobs is not None:
+            check_whole("prompt_logprobs", self.prompt_logprobs, low=0, high=MOST)
         if isinstance(self.priority, bool) or not isinstance(self.priority, int):
             message = f"priority={self.priority!r} is not a whole number"
             raise TypeError(message)

@@ -8,7 +8,7 @@ import time
 from typing import TYPE_CHECKING
 
 from llamafu.engine.batch import groups_of
-from llamafu.engine.batching import pack
+from llamafu.engine.batching import most_prompt_logits, pack
 from llamafu.engine.decode_step import DecodeStep
 from llamafu.engine.prompt_budget import PromptBudget
 from llamafu.engine.quarantine import Quarantine
@@ -49,6 +49,7 @@ class Scheduler:
         self._prompt_budget = PromptBudget(options.target_itl_ms / 1000)
         self._max_sequences = options.max_sequences
         self._end_tokens = runtime.instance.model.end_tokens
+        self._most_logits = most_prompt_logits(runtime.instance.model.n_vocab)
 
     def step(self) -> None:
         """Compute one batch: a token of every running sequence, and a share of the prompts that are not computed yet."""
@@ -62,7 +63,7 @@ class Scheduler:
         if bank is not None:
             bank.forget_failures()
         most = self.runtime.instance.context.n_batch
-        parts = self._fit_in_memory(pack(self.pool.running, most, self._prompt_budget.tokens))
+        parts = self._fit_in_memory(pack(self.pool.running, most, self._prompt_budget.tokens, self._most_logits))
         if bank is not None and not bank.store.compiled:  # the rewriting store computes less where rows are in the bank's order
             parts.sort(key=lambda part: bank.first_unit(part.sequence.states[part.start]))
         answers = sum(part.sequence.is_decoding for part in parts)
@@ -168,7 +169,7 @@ class Scheduler:
         return made
 
     def _decode(self, group: Group, parts: list[Part]) -> tuple[list[Part], NDArray[np.float32]]:
-        """Decode parts, fewer when the memory cannot take all; return those, and the logits of each one's last row."""
+        """Decode parts, fewer when the memory cannot take all; return those, and the logits of each one's outputs."""
         context = self.runtime.instance.context
         while parts:
             code = self._decode_step.run(group, parts)
@@ -206,7 +207,8 @@ class Scheduler:
         row = output = 0
         for part in parts:
             sequence = part.sequence
-            row, output = row + part.rows, output + part.outputs
+            outputs = part.outputs
+            row, output = row + part.rows, output + outputs
             if sequence.number is None:  # preempted by the quarantine: an earlier row of this batch was not finite
                 continue
             span = slice(part.start, part.end)
@@ -214,13 +216,25 @@ class Scheduler:
             sequence.computed = part.end
             if part.start < sequence.prompt_length:
                 self.recorder.prompt_tokens += min(part.end, sequence.prompt_length) - part.start
-            if part.end < len(sequence.tokens):
+            if not self._take_prompt_logits(part, rows[output - outputs : output]) or part.end < len(sequence.tokens):
                 continue
-            first = row - part.outputs
-            made += self._sample(sequence, first, rows[output - part.outputs], now)
+            newest = len(part.draft) + 1  # counted from the end
+            made += self._sample(sequence, row - newest, rows[output - newest], now)
             if part.draft:
-                made += self._accept_draft(part, first, rows[output - part.outputs : output], now)
+                made += self._accept_draft(part, row - newest, rows[output - newest : output], now)
         return made
+
+    def _take_prompt_logits(self, part: Part, rows: NDArray[np.float32]) -> bool:
+        """Take the log probabilities of a prompt's tokens, if any are missing; False when they are not finite."""
+        sequence = part.sequence
+        if sequence.prompt_logprobs is None or sequence.prompt_logprobs.is_complete:
+            return True
+        try:
+            sequence.prompt_logprobs.take(part.start, rows)
+        except DecodeError as error:
+            self._quarantine.report_failure(sequence, error)
+            return False
+        return True
 
     def _accept_draft(self, part: Part, first: int, rows: NDArray[np.float32], now: float) -> int:
         """Sample on while what was sampled is what had been guessed; forget the rest of the guess.
@@ -252,6 +266,7 @@ class Scheduler:
         try:
             token, report = sequence.sampler.pick(self.runtime.instance.context, row, logits)  # type: ignore[arg-type]
             if token == ENDED or token in self._end_tokens:
+                sequence.answer.end_logprob = report
                 self.pool.finish(sequence, "stop")
                 return 0
             since, is_first = sequence.last_token, sequence.first_token is None

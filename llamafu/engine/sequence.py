@@ -17,6 +17,7 @@ if TYPE_CHECKING:
     from llamafu.engine.request import Request
     from llamafu.engine.request_handle import RequestHandle
     from llamafu.generation.grammar.constraint import Constraint
+    from llamafu.generation.prompt_logprobs import PromptLogprobs
     from llamafu.generation.prompt_lookup import PromptLookup
     from llamafu.generation.reasoning_budget import ReasoningBudget
     from llamafu.generation.sampling import TokenSampler
@@ -48,7 +49,12 @@ class SequenceRun:
         self.handle = handle
         self.tokens = list(prompt)
         self.prompt_length = len(prompt)
-        self.answer = AnswerBuilder(request, capacity=limit - len(prompt), answer_format=request.answer_format)
+        self.answer = AnswerBuilder(
+            request,
+            capacity=limit - len(prompt),
+            answer_format=request.answer_format,
+            reports_tokens=request.report_tokens,
+        )
         self.status = SequenceStatus.WAITING
         self.number: int | None = None
         """Its sequence number in the KV cache; None while it has none."""
@@ -64,6 +70,8 @@ class SequenceRun:
         self.last_token = self.arrived
         self.lookup: PromptLookup | None = None
         """Guesses its next tokens, where its request wants that."""
+        self.prompt_logprobs: PromptLogprobs | None = None
+        """Takes the logits of its prompt's tokens, where its request wants that."""
         self.set_lora(lora)
 
     def set_lora(self, lora: LoraSet[Content]) -> None:
@@ -82,6 +90,11 @@ class SequenceRun:
     def is_decoding(self) -> bool:
         """Whether only its newest token is still to be computed."""
         return self.computed >= self.prompt_length and self.computed == len(self.tokens) - 1
+
+    @property
+    def needs_prompt_logits(self) -> bool:
+        """Whether the logits of some of its prompt's tokens are still to be taken, so that all of them have to come out."""
+        return self.prompt_logprobs is not None and not self.prompt_logprobs.is_complete
 
     @property
     def precedence(self) -> tuple[bool, float]:
@@ -134,4 +147,5 @@ class SequenceRun:
             timings=Timings(first - self.arrived, now - first),
             lora=applied_adapters(self.lora, self._activation.dormant),
             seed=None if self.sampler is None else self.sampler.seed,
+            prompt_logprobs=None if self.prompt_logprobs is None else self.prompt_logprobs.result(),
         )

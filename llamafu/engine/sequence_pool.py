@@ -5,6 +5,7 @@ from __future__ import annotations
 import time
 from typing import TYPE_CHECKING
 
+from llamafu._util.listing import listed
 from llamafu.engine.kv_cache import KvCache
 from llamafu.engine.native_adapters import NativeAdapterCache
 from llamafu.engine.sequence_status import SequenceStatus
@@ -57,7 +58,7 @@ class SequencePool:
         try:
             if not sequence.status.holds_adapters and not self._acquire_adapters(sequence, deadline):
                 return False
-            place = self.kv.open(sequence.tokens, sequence.states)
+            place = self.kv.open(sequence.tokens, sequence.states, share=not sequence.needs_prompt_logits)
             if place is None:
                 return False
             sequence.number, sequence.computed = place
@@ -131,10 +132,15 @@ class SequencePool:
         bank = self.runtime.bank
         if bank is None:
             return self.runtime.plan.fallback_reason
-        names = [use.name for use in sequence.lora.uses if not bank.holds(use.content)]
-        return (
-            f"the bank cannot hold {', '.join(names)}: the graph computes some of its tensors in another way" if names else ""
+        uses = [use for use in sequence.lora.uses if not bank.holds(use.content)]
+        if not uses:
+            return ""
+        refused = self.runtime.refused
+        why = next(
+            (f"{target}: {refused[target]}" for use in uses for target in use.content.pairs if target in refused),
+            "the graph computes some of its tensors in another way",
         )
+        return f"the bank cannot hold {listed([use.name for use in uses])}: {why}"
 
     def _acquire_adapters(self, sequence: SequenceRun, deadline: float) -> bool:
         bank = self.runtime.bank

@@ -78,7 +78,9 @@ class EngineStats:
     failed_steps: int
     """Decode calls that failed; either half of their sequences was tried again, and only what fails by itself ends."""
     kernel: str
-    """"compiled" (numba, the extra `fast`), "python", or "none" where every state needs a decode call of its own."""
+    """"compiled" (numba, the extra `fast`), "python", "device" (GPUs), or "none": a decode call for each distinct state."""
+    placement: str
+    """Which devices compute how many layers, and why."""
     attention: str
     """"compiled" where decode calls of up to 512 rows take the attention of `fast`, else why they take libllama's."""
 
@@ -114,5 +116,6 @@ class EngineStats:
             fallback_reasons=dict(recorder.fallback_reasons),
             failed_steps=recorder.failed_steps,
             kernel=runtime.plan.kernel,
+            placement=runtime.instance.placement.note,
             attention=runtime.attention,
         )

@@ -11,10 +11,13 @@ from llamafu.engine.request import Request
 from llamafu.engine.request_handle import RequestHandle
 from llamafu.engine.sequence import SequenceRun
 from llamafu.errors import ContextOverflowError, MultimodalError, UnsupportedError
+from llamafu.generation.chat_options import split_options
+from llamafu.generation.chat_template import render
 from llamafu.generation.chat_turn import prepare
 from llamafu.generation.completion import Completion
 from llamafu.generation.options import Options
 from llamafu.generation.prompt import check_prompt, demand_continuing
+from llamafu.generation.prompt_logprobs import PromptLogprobs
 from llamafu.generation.prompt_lookup import PromptLookup
 from llamafu.generation.reasoning_budget import reasoning_budget
 from llamafu.generation.sampling import constrain, prepare_samplers
@@ -109,6 +112,12 @@ class Submission:
             turn = prepare(model, messages, options)
         return Request(prompt=turn.tokens, answer_format=turn.answer_format, **turn.options)
 
+    def chat_prompt(self, messages: Sequence[Mapping[str, Any]], options: ChatArguments) -> str:
+        """Return the text that the chat template makes of `messages`."""
+        self._worker.demand_open()
+        with self._runtime.sharing() as model:
+            return render(model, messages, split_options(options)[0]).text
+
     def _submit(self, asked: Sequence[tuple[Request, RequestHandle]]) -> list[RequestHandle]:
         self._worker.demand_open()
         demand_continuing(self._runtime.instance.context)
@@ -130,6 +139,9 @@ class Submission:
             budget = reasoning_budget(model, request, request.answer_format)
         longest = self._runtime.instance.context.longest
         sequence = SequenceRun(request, prompt, lora, handle, limit=longest, constraint=constraint, budget=budget)
+        if request.prompt_logprobs is not None:
+            with self._runtime.sharing() as model:
+                sequence.prompt_logprobs = PromptLogprobs(model, prompt, request.prompt_logprobs)
         if (guessed := self._guessed(request.prompt_lookup_num_tokens, lora)) > 0:
             sequence.lookup = PromptLookup(prompt, guessed)
         return sequence

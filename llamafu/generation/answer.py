@@ -21,9 +21,12 @@ class AnswerBuilder:
 
     `capacity`: how many tokens the context has left after the prompt; the answer ends there at the latest.
     `answer_format`: how the answer of a chat is parted into text, reasoning and calls; None: all of it is text.
+    `reports_tokens`: whether pieces have their tokens.
     """
 
-    def __init__(self, options: Options, *, capacity: int, answer_format: AnswerFormat | None = None) -> None:
+    def __init__(
+        self, options: Options, *, capacity: int, answer_format: AnswerFormat | None = None, reports_tokens: bool = False
+    ) -> None:
         self.tokens: list[int] = []
         self.max_tokens = capacity if options.max_tokens == REST_OF_CONTEXT else min(options.max_tokens, capacity)
         self._min_tokens = options.min_tokens
@@ -31,8 +34,11 @@ class AnswerBuilder:
         self._logprobs: list[TokenLogprob] | None = None if options.logprobs is None else []
         self._parser = None if answer_format is None else AnswerParser(answer_format)
         self._spelled = {} if answer_format is None else answer_format.spelled
-        self._sent = 0  # log probabilities that a `piece` has had
         self._reasoning_tokens = 0
+        self._reports_tokens = reports_tokens
+        self._sent = self._sent_tokens = 0  # log probabilities, and tokens, that a `piece` has had
+        self.end_logprob: TokenLogprob | None = None
+        """That of the end-of-text token that ended it."""
 
     def add_token(self, token: int, logprob: TokenLogprob | None, token_bytes: bytes) -> str:
         """Add a token; return the text that is now safe to show, perhaps none; with reasoning and calls it is a `Piece`."""
@@ -59,11 +65,12 @@ class AnswerBuilder:
         return rest if self._parser is None else joined([self._parser.feed(rest), self._parser.finish()])
 
     def piece(self, text: str) -> str:
-        """Return released text with the log probabilities reported since the last piece, if they were asked for."""
-        if self._logprobs is None:
+        """Return released text with the log probabilities, and tokens, since the last piece, if they were asked for."""
+        if self._logprobs is None and not self._reports_tokens:
             return text
-        reported = Piece("", tuple(self._logprobs[self._sent :]))
-        self._sent = len(self._logprobs)
+        logprobs, tokens = self._logprobs or [], self.tokens if self._reports_tokens else []
+        reported = Piece("", tuple(logprobs[self._sent :]), tokens=tuple(tokens[self._sent_tokens :]))
+        self._sent, self._sent_tokens = len(logprobs), len(tokens)
         return joined([reported, text])
 
     def completion(
@@ -75,6 +82,7 @@ class AnswerBuilder:
         timings: Timings,
         lora: tuple[AppliedLora, ...],
         seed: int | None,
+        prompt_logprobs: tuple[TokenLogprob, ...] | None = None,
     ) -> Completion:
         """Return the completion; `finish` comes first. A call that ended by itself is the reason of the end."""
         parser = self._parser
@@ -91,6 +99,8 @@ class AnswerBuilder:
             tool_calls=calls,
             reasoning="" if parser is None else parser.reasoning,
             stop_text=self._text.stopped_by,
+            prompt_logprobs=prompt_logprobs,
+            end_logprob=self.end_logprob,
         )
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib.util
+import re
 import warnings
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
@@ -27,6 +28,9 @@ _THINKING = "enable_thinking"
 """The variable by which templates switch reasoning off."""
 _FOR_TOOLS = "tokenizer.chat_template.tool_use"
 """Metadata key of a second template that some models have, for chats with tools."""
+_DEVELOPER = re.compile(r"""(['"])developer\1""")
+"""The role, as a template that knows it compares a message's with it."""
+_REASONING = ("reasoning_content", "thinking", "reasoning")
 
 
 class ChatTemplateWarning(UserWarning):
@@ -72,9 +76,9 @@ def render(
         rendered = RenderedChat(text, template, tools)
     else:
         program = compiled(template)
-        specials = {"bos_token": _spell(model, model.bos), "eos_token": _spell(model, model.eos)}
+        specials = {"bos_token": model.spelled(model.bos), "eos_token": model.spelled(model.eos)}
         unthinking = {} if thinks or _THINKING not in template else {_THINKING: False}
-        variables = {**specials, **unthinking, **(options.chat_template_kwargs or {})}
+        variables = {"documents": None, **specials, **unthinking, **(options.chat_template_kwargs or {})}
         prompt = ChatPrompt(program, variables, options, parts=wants_parts(program))
         rendered = _with_tools(prompt, read, RenderedChat("", template, tools), is_generic_legal=options.generic_tools)
     if not rendered.text.strip():
@@ -96,11 +100,15 @@ def _template_of(model: Model, options: ChatOptions, tools: Sequence[Mapping[str
 
 
 def _in_words_of(template: str, message: dict[str, Any]) -> dict[str, Any]:
-    """Return a message with OpenAI's newer names as an older template, or gpt-oss's, calls the same things."""
-    if message["role"] == "developer" and "developer" not in template:
+    """Return a message with OpenAI's newer names as an older template calls the same things.
+
+    Reasoning has both names that templates read, as in transformers, and may come by any of the three that clients write.
+    """
+    if message["role"] == "developer" and not _DEVELOPER.search(template):
         message = {**message, "role": "system"}
-    if "reasoning_content" in message and "reasoning_content" not in template and ".thinking" in template:
-        message = {**message, "thinking": message["reasoning_content"]}
+    reasoning = next((message[name] for name in _REASONING if isinstance(message.get(name), str)), None)
+    if reasoning is not None:
+        message = {"thinking": reasoning, **message, "reasoning_content": reasoning}
     return message
 
 
@@ -149,12 +157,8 @@ def tokenize(
 
 def tokens_of(model: Model, prompt: str) -> list[int]:
     """Return the token ids of a rendered prompt; one that begins with BOS gets no second BOS."""
-    starts_with_bos = model.adds_bos and prompt.startswith(_spell(model, model.bos))
+    starts_with_bos = model.adds_bos and prompt.startswith(model.spelled(model.bos))
     return model.tokenize(prompt, add_special=not starts_with_bos, parse_special=True)
-
-
-def _spell(model: Model, token: int) -> str:
-    return model.token_bytes(token, special=True).decode("utf-8", "replace") if token >= 0 else ""
 
 
 def _refuse_without_jinja(messages: Sequence[Mapping[str, Any]], options: ChatOptions) -> None:

@@ -11,7 +11,8 @@ from llamafu.generation.options import UNLIMITED_REASONING, Options
 from llamafu.generation.sampling import grammar_source
 from llamafu.generation.tools.answer_format import AnswerFormat
 from llamafu.generation.tools.answer_grammar import CallRules, answer_grammar
-from llamafu.generation.tools.family import GENERIC, UNKNOWN, family_of, reasoning_of
+from llamafu.generation.tools.family import GENERIC, UNKNOWN, family_of
+from llamafu.generation.tools.reasoning_marks import reasoning_of
 from llamafu.generation.tools.tool import callable_tools
 
 if TYPE_CHECKING:

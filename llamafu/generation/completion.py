@@ -83,12 +83,14 @@ class Piece(str):
     logprobs: the log probabilities of its tokens, where they were asked for.
     reasoning: more of the reasoning, which is not text.
     tool_calls: parts of calls.
+    tokens: its tokens, where they were asked for.
     """
 
-    __slots__ = ("logprobs", "reasoning", "tool_calls")
+    __slots__ = ("logprobs", "reasoning", "tokens", "tool_calls")
     logprobs: tuple[TokenLogprob, ...]
     reasoning: str
     tool_calls: tuple[ToolCallDelta, ...]
+    tokens: tuple[int, ...]
 
     def __new__(
         cls,
@@ -97,12 +99,14 @@ class Piece(str):
         *,
         reasoning: str = "",
         tool_calls: tuple[ToolCallDelta, ...] = (),
+        tokens: tuple[int, ...] = (),
     ) -> Self:
         """Make a piece of a text and what comes beside it."""
         piece = super().__new__(cls, text)
         piece.logprobs = logprobs
         piece.reasoning = reasoning
         piece.tool_calls = tool_calls
+        piece.tokens = tokens
         return piece
 
     def __bool__(self) -> bool:
@@ -121,6 +125,7 @@ def joined(pieces: Iterable[str]) -> str:
         tuple(entry for part in more for entry in part.logprobs),
         reasoning="".join(part.reasoning for part in more),
         tool_calls=tuple(delta for part in more for delta in part.tool_calls),
+        tokens=tuple(token for part in more for token in part.tokens),
     )
 
 
@@ -145,6 +150,11 @@ class Completion:
     reasoning: str = ""
     stop_text: str = ""
     """The stop string that ended it; empty where none did."""
+    prompt_logprobs: tuple[TokenLogprob, ...] | None = field(default=None, repr=False)
+    """Those of the prompt's tokens, where a `Request` asked for them and the prompt was computed to its end. The first token
+    follows nothing: its `logprob` is NaN, its `top` empty."""
+    end_logprob: TokenLogprob | None = field(default=None, repr=False)
+    """That of the end-of-text token that ended it, where one did and `logprobs` were asked for."""
 
     def __str__(self) -> str:
         return self.text

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import datetime as dt
 import functools
 import json
@@ -29,6 +30,8 @@ _WIDEST = 10**6
 _BITS = 10_000
 """Bits of the largest whole number that a template may compute."""
 _FILLING = ("center", "indent", "slice", "batch", "wordwrap", "truncate")
+_CHANGING = ("append", "pop")
+"""Methods of lists that templates may call, as llama.cpp lets them; transformers lets them call none that changes a value."""
 _WIDE_FORMAT = re.compile(r"%[^a-zA-Z%]*(\*|\d{7})")
 
 
@@ -46,6 +49,7 @@ def compiled(template: str) -> Program:
     that runs for more than `SECONDS` or makes too large a value is a `TemplateLimitError`. Any thread.
     """
     environment, limits = _environment()
+    may_change = any(f".{method}(" in template for method in _CHANGING)
     try:
         with limits:
             tree = environment.parse(template)
@@ -59,6 +63,8 @@ def compiled(template: str) -> Program:
 
     def run(**values: Any) -> str:
         try:
+            if may_change:
+                values = copy.deepcopy(values)  # what is changed is the template's own
             with limits:
                 pieces, size = [], 0
                 for piece in program.generate(**values):
@@ -139,7 +145,6 @@ class _Limits(threading.local):
 def _environment() -> tuple[Any, _Limits]:
     import jinja2
     from jinja2.ext import Extension
-    from jinja2.sandbox import ImmutableSandboxedEnvironment
 
     limits = _Limits()
 
@@ -152,6 +157,24 @@ def _environment() -> tuple[Any, _Limits]:
             next(parser.stream)
             return parser.parse_statements(("name:endgeneration",), drop_needle=True)
 
+    def refuse(text: str) -> None:
+        raise jinja2.TemplateError(text)
+
+    extensions: list[str | type[Extension]] = ["jinja2.ext.loopcontrols", Generation]
+    environment = _sandbox(limits)(trim_blocks=True, lstrip_blocks=True, extensions=extensions)
+    for name in _FILLING:
+        environment.filters[name] = _narrow(environment.filters[name], limits)
+    environment.filters["tojson"] = _as_json
+    del environment.globals["lipsum"]  # it makes any amount of text
+    environment.globals["raise_exception"] = refuse
+    environment.globals["strftime_now"] = _now
+    return environment, limits
+
+
+def _sandbox(limits: _Limits) -> type[Any]:
+    """Return jinja's sandbox with these limits in it."""
+    from jinja2.sandbox import ImmutableSandboxedEnvironment
+
     class Environment(ImmutableSandboxedEnvironment):
         """The sandbox, with the time limit checked at every call and every iteration of a loop."""
 
@@ -162,6 +185,9 @@ def _environment() -> tuple[Any, _Limits]:
             if isinstance(getattr(obj, "__self__", None), str):
                 limits.check_widths((*args, *kwargs.values()))
             return super().call(context, obj, *args, **kwargs)
+
+        def is_safe_attribute(self, obj: Any, attr: str, value: Any) -> bool:
+            return (isinstance(obj, list) and attr in _CHANGING) or super().is_safe_attribute(obj, attr, value)
 
         def call_binop(self, context: Any, operator: str, left: Any, right: Any) -> Any:
             limits.check_operation(operator, left, right)
@@ -176,18 +202,12 @@ def _environment() -> tuple[Any, _Limits]:
                 limits.check_size(len(value))
             return value
 
-    def refuse(text: str) -> None:
-        raise jinja2.TemplateError(text)
+    return Environment
 
-    extensions: list[str | type[Extension]] = ["jinja2.ext.loopcontrols", Generation]
-    environment = Environment(trim_blocks=True, lstrip_blocks=True, extensions=extensions)
-    for name in _FILLING:
-        environment.filters[name] = _narrow(environment.filters[name], limits)
-    environment.filters["tojson"] = _as_json
-    del environment.globals["lipsum"]  # it makes any amount of text
-    environment.globals["raise_exception"] = refuse
-    environment.globals["strftime_now"] = lambda form: dt.datetime.now(tz=dt.UTC).strftime(form)
-    return environment, limits
+
+def _now(form: str) -> str:
+    """Return the local time; as in transformers, it names no zone."""
+    return dt.datetime.now(tz=dt.UTC).astimezone().replace(tzinfo=None).strftime(form)
 
 
 def _watch_loops(tree: Any) -> None:

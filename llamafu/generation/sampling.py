@@ -210,15 +210,31 @@ def report(model: Model, logits: np.ndarray[Any, np.dtype[np.float32]], token: i
 
     Tokens with the logit -inf are not among them.
     """
+    total = _log_sum(logits)
+    ordered = _likeliest(logits, min(count, len(logits)))
+    own, *spelled = (model.token_bytes(i, special=True) for i in (token, *ordered))
+    top = tuple((i, _text(piece), float(logits[i]) - total) for i, piece in zip(ordered, spelled, strict=True))
+    return TokenLogprob(token, _text(own), float(logits[token]) - total, top, own, tuple(spelled))
+
+
+def _log_sum(logits: np.ndarray[Any, np.dtype[np.float32]]) -> float:
+    """Natural log of the sum of exp(logits): exp in float32, which is a tenth of the time, the sum in float64."""
     import numpy as np
 
-    logprobs = log_softmax(logits)
-    count = min(count, len(logprobs))
-    best = np.argpartition(-logits, count - 1)[:count] if count else np.empty(0, dtype=int)
-    ordered = sorted((i for i in best.tolist() if logits[i] > -math.inf), key=lambda i: -logits[i])
-    own, *spelled = (model.token_bytes(i, special=True) for i in (token, *ordered))
-    top = tuple((i, _text(piece), float(logprobs[i])) for i, piece in zip(ordered, spelled, strict=True))
-    return TokenLogprob(token, _text(own), float(logprobs[token]), top, own, tuple(spelled))
+    largest = logits.max()
+    with np.errstate(over="ignore"):  # what lies farther below than a float32 can say adds nothing
+        total = np.exp(logits - largest).sum(dtype=np.float64)
+    return float(largest) + math.log(float(total))
+
+
+def _likeliest(logits: np.ndarray[Any, np.dtype[np.float32]], count: int) -> list[int]:
+    """Return the tokens with the `count` largest logits, the largest first, without those at -inf."""
+    import numpy as np
+
+    if count <= 1:
+        return [int(logits.argmax())] if count else []
+    best = np.argpartition(-logits, count - 1)[:count]
+    return sorted((i for i in best.tolist() if logits[i] > -math.inf), key=lambda i: -logits[i])
 
 
 def log_softmax(logits: np.ndarray[Any, np.dtype[np.float32]]) -> np.ndarray[Any, np.dtype[np.float64]]:

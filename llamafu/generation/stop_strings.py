@@ -81,7 +81,7 @@ class TextAssembler:
         return text
 
     def _cut(self, held: str, text: str, *, final: bool) -> tuple[str, str]:
-        """Split `held + text` into what to release and what to hold; sets `stopped_by` when one has certainly won."""
+        """Split `held + text` into what to release and what to hold; sets `stopped_by` once a stop string has certainly won."""
         whole = held + text
         start = len(whole)  # where the earliest completed stop begins
         alive = len(whole)  # where the longest unfinished stop begins

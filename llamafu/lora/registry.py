@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
+from llamafu._util.listing import listed
 from llamafu.errors import LoraError, LoraNotFoundError
 
 if TYPE_CHECKING:
@@ -77,7 +78,7 @@ class HandleRegistry:
         by_handle = {adapter: adapter for adapter in self}
         found = self._by_name.get(key) if isinstance(key, str) else by_handle.get(key)
         if found is None:
-            loaded = ", ".join(sorted(self._by_name)) or "none"
+            loaded = listed(sorted(self._by_name))
             message = f"no adapter {key!r} is loaded here (loaded: {loaded}); load it with load_lora_adapter"
             raise LoraNotFoundError(message)
         return found

@@ -7,8 +7,9 @@ import functools
 import inspect
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import asynccontextmanager
-from typing import TYPE_CHECKING, Any, ParamSpec, Self, TypedDict, TypeVar, Unpack
+from typing import TYPE_CHECKING, Any, ParamSpec, Self, TypeVar, Unpack
 
+from llamafu._native.device_options import DeviceArguments
 from llamafu.errors import ClosedError
 from llamafu.generation.chat_options import ChatArguments, takes_chat_options
 from llamafu.generation.options import OptionArguments, takes_options
@@ -36,13 +37,12 @@ _WORKERS = 4
 _GENERATING = 64  # threads are started on demand; most only wait for the context
 
 
-class OpenArguments(TypedDict, total=False):
+class OpenArguments(DeviceArguments, total=False):
     """Keyword arguments of `Llamafu`, for type checkers."""
 
     n_ctx: int
     n_batch: int
     n_threads: int | None
-    n_gpu_layers: int
     mmproj_path: str | os.PathLike[str] | None
     flash_attn: str
     type_k: str

@@ -131,6 +131,7 @@ class Generation:
             return self._finish(ended)
         token, logprob = self._sampler.pick(instance.context)
         if token == ENDED or instance.model.is_end(token):
+            self._answer.end_logprob = logprob
             return self._finish("stop")
         shown = self._answer.add_token(token, logprob, instance.model.token_bytes(token))
         reason: FinishReason | None = "stop" if self._sampler.is_complete else self._answer.finish_reason

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any, Self, Unpack
 
 from llamafu._native.context_options import FLASH_ATTENTION, MOST_THREADS, ContextOptions
 from llamafu._native.cpu import usable_cpus
+from llamafu._native.device_options import DeviceArguments, DeviceOptions, takes_device_options
 from llamafu._util.arguments import check_whole
 from llamafu.errors import MultimodalError
 from llamafu.generation import chat_template
@@ -52,7 +53,6 @@ class Llamafu(ModelAdapterHost):
     - `n_batch`: the most tokens of one decode call, at least 1. Default 512. A model that reads texts as a whole (an encoder)
       takes `n_ctx`, or what it was made for, where that is larger.
     - `n_threads`: CPU threads, from 1 to 512. Default: one for each CPU that this process may use.
-    - `n_gpu_layers`: layers that a GPU computes, -1 is all. Default 0.
     - `mmproj_path`: a projector for images. Default none; this version reads none, so that any is a `MultimodalError`.
     - `flash_attn`: "auto" (default), "on" or "off".
     - `type_k`, `type_v`: types of keys and values in the KV memory, by ggml's name. Default "f16". `ContextInitError`.
@@ -60,10 +60,12 @@ class Llamafu(ModelAdapterHost):
     - `library`: a libllama, file or folder; one serves a whole process. Default: `llamafu lib list`'s first.
       `LibraryNotFoundError`, `AbiMismatchError`.
     - `embeddings`: whether `embed` and `rerank` are available. Default False.
+    - `devices`: which devices compute, and where memory lies: the options of `DeviceOptions`, such as `n_gpu_layers`.
 
     What is not legal is a ValueError where no other error is named. Any thread may call any method; generations take turns.
     """
 
+    @takes_device_options
     def __init__(
         self,
         model_path: str | os.PathLike[str],
@@ -71,7 +73,6 @@ class Llamafu(ModelAdapterHost):
         n_ctx: int = 2048,
         n_batch: int = 512,
         n_threads: int | None = None,
-        n_gpu_layers: int = 0,
         mmproj_path: str | os.PathLike[str] | None = None,
         flash_attn: str = "auto",
         type_k: str = "f16",
@@ -79,12 +80,13 @@ class Llamafu(ModelAdapterHost):
         scale_range: tuple[float, float] = (0.0, 1.0),
         library: str | os.PathLike[str] | None = None,
         embeddings: bool = False,
+        **devices: Unpack[DeviceArguments],
     ) -> None:
         check_whole("n_ctx", n_ctx, low=2, high=_INT32_MAX)
         check_whole("n_batch", n_batch, low=1, high=_INT32_MAX)
         n_threads = min(usable_cpus(), MOST_THREADS) if n_threads is None else n_threads
         check_whole("n_threads", n_threads, low=1, high=MOST_THREADS)
-        check_whole("n_gpu_layers", n_gpu_layers, low=-1, high=_INT32_MAX)
+        placing = DeviceOptions.of(devices)
         if flash_attn not in FLASH_ATTENTION:
             message = f"flash_attn={flash_attn!r} is none of {', '.join(map(repr, FLASH_ATTENTION))}"
             raise ValueError(message)
@@ -102,10 +104,11 @@ class Llamafu(ModelAdapterHost):
             flash_attn=flash_attn,
             type_k=type_k,
             type_v=type_v,
-            offload=n_gpu_layers != 0,
-            unified=embeddings,
+            offload_kqv=placing.offload_kqv,
+            n_ubatch=placing.n_ubatch,
+            unified=embeddings if placing.kv_unified is None else placing.kv_unified,
         )
-        self._session = session = open_session(self.path, options, n_gpu_layers=n_gpu_layers, library=library)
+        self._session = session = open_session(self.path, options, placing, library=library)
         self._adapters = ModelAdapters(session, self.scale_range)
         # Freed when nothing refers to the adapters' owner any more: a running call of this object does, and so does a
         # running call of a handle. The end of the process is the session's own business, since daemon threads may run.

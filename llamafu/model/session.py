@@ -17,6 +17,7 @@ from llamafu.adapters.gguf.base_model import read_model
 from llamafu.errors import ClosedError
 from llamafu.generation.classifier_head import classifier_head
 from llamafu.libraries.discovery import find
+from llamafu.libraries.placement import place
 from llamafu.model.context_lock import ContextLock
 from llamafu.model.prefix_cache import PrefixCache
 
@@ -26,6 +27,7 @@ if TYPE_CHECKING:
 
     from llamafu._native.context import Context
     from llamafu._native.context_options import ContextOptions
+    from llamafu._native.device_options import DeviceOptions
     from llamafu._native.model import Model
     from llamafu.adapters.gguf.base_model import BaseModel
     from llamafu.generation.classifier_head import ClassifierHead
@@ -50,7 +52,7 @@ class Session:
         self.head = head
         self.cache = PrefixCache(instance.context)
         self.lock = ContextLock()
-        self.prober = Prober(instance.model)
+        self.prober = Prober(instance.model, instance.context_options)
         _open_sessions.add(self)
 
     @contextmanager
@@ -97,20 +99,24 @@ class Session:
         return self.instance.is_ours and not self.instance.closed
 
 
-def open_session(path: Path, options: ContextOptions, *, n_gpu_layers: int, library: str | os.PathLike[str] | None) -> Session:
+def open_session(
+    path: Path, options: ContextOptions, devices: DeviceOptions, *, library: str | os.PathLike[str] | None
+) -> Session:
     """Open the model at `path` with a context of these options, on the libllama that `library` names, or the best found.
 
-    Raises `ModelLoadError`, `LibraryNotFoundError`, `AbiMismatchError` or `ContextInitError`.
+    Raises `ModelLoadError`, `LibraryNotFoundError`, `AbiMismatchError`, `ContextInitError`, or ValueError for a device that is
+    not there.
     """
     base = read_model(path)
     head = classifier_head(base)
     verified = find(None if library is None else os.fspath(library))
+    loaded = open_library(verified.path, verified.family, gpu=devices.wants_gpu)
     instance = Instance(
-        open_library(verified.path, verified.family, gpu=n_gpu_layers != 0),
+        loaded,
         path,
         replace(options, positions=base.positions),
         reader=lambda adapter: read_adapter(adapter).content,
-        n_gpu_layers=n_gpu_layers,
+        placement=place(loaded, base, devices, options),
         frees_adapters=verified.frees_adapters is not False,
     )
     return Session(instance, base, head)

@@ -26,6 +26,7 @@ from llamafu.server.routes.adapter_resolver import AdapterResolver
 from llamafu.server.routes.adapters import AdapterRoutes
 from llamafu.server.routes.embeddings import EmbeddingRoutes
 from llamafu.server.routes.generation import GenerationRoutes
+from llamafu.server.routes.llama_server import LlamaServerRoutes
 from llamafu.server.routes.messages import MessageRoutes
 from llamafu.server.routes.mixer_page import MixerPage
 from llamafu.server.routes.mixes import MixRoutes
@@ -33,6 +34,7 @@ from llamafu.server.routes.models_and_tokens import ModelAndTokenRoutes
 from llamafu.server.routes.monitoring import MonitoringRoutes
 from llamafu.server.routes.route import Handlers
 from llamafu.server.routes.table import ROUTES
+from llamafu.server.routes.tokenizing import TokenizingRoutes
 from llamafu.server.routes.upload import UploadRoute
 from llamafu.server.schemas.ignored_fields import HEADER
 from llamafu.server.storage.adapter_folder import AdapterFolder
@@ -105,6 +107,8 @@ def _handlers(engine: ServedEngine, settings: Settings, catalog: Catalog, metric
         models=ModelAndTokenRoutes(engine, catalog, base=base, aliases=settings.alias, created=created),
         generation=generation,
         messages=MessageRoutes(engine, generation, base=base),
+        llama_server=LlamaServerRoutes(engine, catalog, generation, base=base, settings=settings),
+        tokenizing=TokenizingRoutes(engine, generic_tools=not settings.no_generic_tools),
         embeddings=EmbeddingRoutes(engine, adapters, base=base, most_waiting=settings.max_queue),
         adapters=AdapterRoutes(engine, catalog),
         mixes=MixRoutes(engine, catalog),

@@ -46,6 +46,9 @@ class ServedEngine(AdapterEngine, Protocol):
         What that refuses is a `LlamafuError`, ValueError or TypeError.
         """
 
+    def prompt_of_chat(self, messages: Sequence[Mapping[str, Any]], options: Mapping[str, Any]) -> str:
+        """Return the text that the chat template makes of messages; refuses what `request_of_chat` does."""
+
     def open_stream(self, request: Request, loop: asyncio.AbstractEventLoop | None = None) -> AnswerStream:
         """Check and queue a request.
 
@@ -58,6 +61,9 @@ class ServedEngine(AdapterEngine, Protocol):
 
     def detokenize(self, tokens: Sequence[int], *, special: bool = False) -> str:
         """Return the text of token ids."""
+
+    def token_bytes(self, tokens: Sequence[int]) -> list[bytes]:
+        """Return the bytes of each of these tokens, of control tokens what they are called; `TokenizeError`."""
 
     def embed(
         self, text: Sequence[Sequence[int]], *, lora: Mapping[str, float] | None = None

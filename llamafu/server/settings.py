@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any
 from llamafu._util.suggestions import did_you_mean
 from llamafu.generation.options import MOST_DRAFTED
 from llamafu.lora.scales import check_scale_range
+from llamafu.server.device_settings import DeviceSettings
 from llamafu.server.setting_readers import duration, flag, mix_of, name_and_scale, not_empty, number, whole
 from llamafu.service.keys import check_key
 
@@ -55,7 +56,7 @@ def setting(
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Settings:
+class Settings(DeviceSettings):
     """Every setting, checked. Its repr shows no key."""
 
     model: str = setting(not_empty, "GGUF model", flags="-m")
@@ -100,6 +101,7 @@ class Settings:
 
     def __post_init__(self) -> None:
         """Refuse settings that exclude each other; `ValueError`."""
+        self.check_devices()
         if self.no_auth and not is_loopback(self.host):
             message = f"no_auth is for the loopback only, and host is {self.host!r}; give keys, or host 127.0.0.1"
             raise ValueError(message)

@@ -5,6 +5,7 @@ from __future__ import annotations
 from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any, Protocol
 
+from llamafu._util.listing import listed
 from llamafu.errors import InvalidScaleError, LlamafuError
 from llamafu.lora.scales import check_scale
 from llamafu.service.cards import LoraCard, LoraList
@@ -74,8 +75,8 @@ class LocalLoraService(LoraService):
             found = {info.name: float(info.scaling) for info in request.loras if info.name in known}
             missing = tuple(info.name for info in request.loras if info.name not in known)
             if not found:
-                names = ", ".join(map(repr, missing))
-                there = ", ".join(sorted(known)) or "none"
+                names = listed([repr(name) for name in missing])
+                there = listed(sorted(known))
                 message = f"no such adapter: {names} (adapters: {there})"
                 raise NotFoundError(message)
             self._engine.set_lora_adapters(found, include_queued=request.skip_queue)

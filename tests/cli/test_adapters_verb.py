@@ -149,6 +149,15 @@ def test_what_is_written_beside_adapters_goes_with_them(folder):
     assert not (folder / "peft").exists()
 
 
+def test_an_adapter_of_a_mix_stays(folder, capsys):
+    (folder / "captain.mix.json").write_text('{"lora": {"pirate": 0.5}}', encoding="utf-8")
+    assert main(["adapters", "rm", str(folder), "pirate", "--yes"]) == 1
+    assert "'pirate' is part of a mix (captain.mix.json); remove that file first" in capsys.readouterr().err
+    assert (folder / "pirate.gguf").exists()
+    (folder / "captain.mix.json").unlink()
+    assert main(["adapters", "rm", str(folder), "pirate", "--yes"]) == 0
+
+
 def test_a_name_of_two_is_refused(folder, capsys):
     """A file and a folder of one name: `rm` takes either by its own name, and neither by the common one."""
     (folder / "pirate").mkdir()

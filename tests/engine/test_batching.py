@@ -19,6 +19,7 @@ class Sequence:
     computed: int = 0
     is_decoding: bool = False
     guessed: int = 0
+    needs_prompt_logits: bool = False
     tokens: list = field(init=False)
 
     def __post_init__(self):
@@ -32,8 +33,21 @@ def decoding():
     return Sequence(100, 99, is_decoding=True)
 
 
-def packed(running, most, beside):
-    return [(running.index(part.sequence), part.start, part.count) for part in pack(running, most, beside)]
+def packed(running, most, beside, logits=10**6):
+    return [(running.index(part.sequence), part.start, part.count) for part in pack(running, most, beside, logits)]
+
+
+def scored(length, computed=0):
+    return Sequence(length, computed, needs_prompt_logits=True)
+
+
+def test_prompts_whose_logits_come_out_share_a_bound():
+    """Each has a row in libllama's buffer of logits: with others beside them they advance no faster."""
+    assert packed([scored(1000)], 512, 64, 128) == [(0, 0, 128)]
+    assert packed([scored(100)], 512, 64, 64) == [(0, 0, 64)]
+    assert packed([scored(1000), scored(50), Sequence(200)], 512, 64, 128) == [(0, 0, 128), (2, 0, 192)]
+    assert packed([Sequence(1000), scored(50), scored(70)], 512, 64, 64) == [(0, 0, 448), (1, 0, 50)]
+    assert packed([decoding(), scored(1000)], 512, 256, 64) == [(0, 99, 1), (1, 0, 64)]
 
 
 def test_a_long_prompt_alone_takes_all_whole_blocks():
@@ -74,7 +88,7 @@ def test_where_no_block_fits_a_shorter_part_is_computed():
 def test_packing_ends_and_keeps_to_its_bounds(drawn, most, blocks):
     running = [Sequence(length, length - 1 if answers else 0, is_decoding=answers) for length, answers in drawn]
     while prompts := [each for each in running if not each.is_decoding]:
-        parts = pack(running, most, blocks * PREFIX_BLOCK)
+        parts = pack(running, most, blocks * PREFIX_BLOCK, most)
         answers = sum(each.is_decoding for each in running)
         count = sum(part.count for part in parts) - answers
         assert 0 < count <= (min(most - answers, blocks * PREFIX_BLOCK) if answers else most)
@@ -123,6 +137,6 @@ def test_one_slow_or_quick_step_changes_little(seconds, tokens):
 
 def test_guesses_come_where_there_is_room():
     running = [Sequence(100, 99, is_decoding=True, guessed=8) for _ in range(8)]
-    parts = pack([*running, Sequence(1000)], 64, 128)
+    parts = pack([*running, Sequence(1000)], 64, 128, 64)
     assert sum(part.rows for part in parts) == 64
     assert [len(part.draft) for part in parts] == [*[8] * 7, 0]

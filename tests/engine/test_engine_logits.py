@@ -28,7 +28,7 @@ from llamafu.libraries import discovery
 ROOT = Path(__file__).resolve().parents[2]
 LOUDER = 1.5
 """How many times as far as a row of the base an adapted one may be moved at Q4_0, in the mean (decision 26: 1.04 and 1.23)."""
-KERNELS = ("compiled", "python", "none")
+KERNELS = ("compiled", "python", "device", "none")
 WORDS = range(FIRST_BYTE, 317)
 
 
@@ -292,7 +292,7 @@ def test_paging(tiny_model, various, monkeypatch):
         assert stats.bank_units_used <= 24
 
 
-@pytest.mark.parametrize("kernel", ["compiled", "python"])
+@pytest.mark.parametrize("kernel", ["compiled", "python", "device"])
 def test_f16_bank(tiny_model, tmp_path, kernel, monkeypatch):
     """F16 adapters in an F16 bank: what they are multiplied by is rounded to F16, as libllama does. Fails without `as_half`."""
     paths = []
@@ -306,7 +306,7 @@ def test_f16_bank(tiny_model, tmp_path, kernel, monkeypatch):
         check(cases, [alone(llm, case) for case in cases])
 
 
-@pytest.mark.parametrize("kernel", ["compiled", "python"])
+@pytest.mark.parametrize("kernel", ["compiled", "python", "device"])
 def test_an_f16_bank_loses_nothing_of_small_and_large_factors(tiny_model, tmp_path, kernel, monkeypatch):
     """A times 2^20 and B divided by it are the same change. As plain F16, B would be gone, or A infinite."""
     make_adapter(tmp_path / "even.gguf", tiny_model, seed=3, rank=5)
@@ -328,7 +328,7 @@ def test_an_f16_bank_loses_nothing_of_small_and_large_factors(tiny_model, tmp_pa
         assert np.abs(even - np.array(alone(llm, cases[1]))).max() < 0.02 * moved
 
 
-@pytest.mark.parametrize("kernel", ["compiled", "python"])
+@pytest.mark.parametrize("kernel", ["compiled", "python", "device"])
 def test_huge_neighbour(tiny_model, various, tmp_path, kernel, monkeypatch):
     """An adapter with 3e38 in it ruins its own row and no one else's."""
     # In the last feed-forward: keys and values lie in a memory that all rows read (0 times infinity there is NaN as well).

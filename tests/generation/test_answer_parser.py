@@ -3,13 +3,14 @@
 import json
 
 import pytest
-from hypothesis import given
+from hypothesis import HealthCheck, assume, given, settings
 from hypothesis import strategies as st
 
 from llamafu.generation.completion import Piece, joined
 from llamafu.generation.tools.answer_format import AnswerFormat, AnswerParser
-from llamafu.generation.tools.family import FAMILIES, GENERIC, UNKNOWN, ReasoningMarks
+from llamafu.generation.tools.family import FAMILIES, GENERIC, UNKNOWN
 from llamafu.generation.tools.reader import Marks
+from llamafu.generation.tools.reasoning_marks import ReasoningMarks, reasoning_of
 from llamafu.generation.tools.tool import callable_tools
 
 TOOLS = callable_tools(
@@ -24,6 +25,7 @@ TOOLS = callable_tools(
         {"type": "function", "function": {"name": "now"}},
     ]
 )
+ON_A_BUSY_MACHINE = settings(max_examples=60, deadline=None, suppress_health_check=[HealthCheck.too_slow])
 THINK = ReasoningMarks("<think>", "</think>")
 PARIS = '{"city": "Paris", "days": 2}'
 NOW, WEATHER = ("now", "{}"), ("weather", PARIS)
@@ -37,6 +39,13 @@ def deepseek(*words):
 BEGIN, END, SEP = deepseek("tool", "call", "begin"), deepseek("tool", "call", "end"), deepseek("tool", "sep")
 ALL, ALL_END = deepseek("tool", "calls", "begin"), deepseek("tool", "calls", "end")
 HEAD = "<|start|>assistant"
+D = f"<{BAR}DSML{BAR}"
+DSML = (
+    f'{D}invoke name="weather">\n{D}parameter name="city" string="true">Paris</{D[1:]}parameter>\n'
+    f'{D}parameter name="days" string="false">2</{D[1:]}parameter>\n</{D[1:]}invoke>'
+)
+GLM = "<arg_key>city</arg_key>\n<arg_value>Paris</arg_value>\n<arg_key>days</arg_key>\n<arg_value>2</arg_value>"
+OPEN = ":opensource"
 Q = '<|"|>'
 
 # fmt: off
@@ -159,6 +168,121 @@ ANSWERS = {
         (f"<|channel|>final<|message|>a<|end|>{HEAD}<|channel|>commentary to=functions.now<|message|>{{}}<|call|>", "a", [NOW]),
         ("Hello", "Hello", []),
     ],
+    "Seed-OSS": [
+        (
+            ("<seed:tool_call>\n<function=weather>\n<parameter=city>Paris</parameter>\n<parameter=days>2</parameter>\n"
+            "</function>\n</seed:tool_call>"),
+            "",
+            [WEATHER],
+        ),
+        ("Now.\n<seed:tool_call>\n<function=now>\n</function>\n</seed:tool_call>\n", "Now.", [NOW]),
+        (
+            "<seed:tool_call>\n<function=weather>\n<parameter=city>\n a\n</parameter>\n</function>\n</seed:tool_call>",
+            "",
+            [("weather", '{"city": "\\n a\\n"}')],
+        ),
+    ],
+    "DeepSeek V3.2": [
+        (f"{D}function_calls>\n{DSML}\n</{D[1:]}function_calls>", "", [WEATHER]),
+        (f'Well.\n\n{D}function_calls>{DSML}\n{D}invoke name="now">\n</{D[1:]}invoke>', "Well.", [WEATHER, NOW]),
+    ],
+    "DeepSeek V4": [
+        (f"Well.\n\n{D}tool_calls>\n{DSML}\n</{D[1:]}tool_calls>", "Well.", [WEATHER]),
+        (
+            (f'{D}tool_calls>\n{D}invoke name="f">\n{D}parameter name="x" string="true">1</{D[1:]}parameter>\n'
+            f'{D}parameter name="y" string="false">[1</{D[1:]}parameter>\n</{D[1:]}invoke>\n</{D[1:]}tool_calls>'),
+            "",
+            [("f", '{"x": "1", "y": "[1"}')],
+        ),
+    ],
+    "GLM 4.5": [
+        (f"Well.\n<tool_call>weather\n{GLM}\n</tool_call>", "Well.", [WEATHER]),
+        ("<tool_call>now\n</tool_call>\n<tool_call>now</tool_call>", "", [NOW, NOW]),
+        (
+            ("<tool_call>weather\n<arg_key>city</arg_key>\n<arg_value>12 <b>\n</arg_value>\n<arg_key>x</arg_key>\n"
+            '<arg_value>{"a": null}</arg_value>\n</tool_call>'),
+            "",
+            [("weather", '{"city": "12 <b>\\n", "x": {"a": null}}')],
+        ),
+    ],
+    "GLM 4.7": [
+        (f"<tool_call>weather{GLM.replace(chr(10), '')}</tool_call>", "", [WEATHER]),
+        ("<tool_call>now</tool_call>", "", [NOW]),
+    ],
+    "Hunyuan 3": [
+        (
+            (f"<tool_calls{OPEN}>\n<tool_call{OPEN}>weather<tool_sep{OPEN}>\n{GLM.replace('>', OPEN + '>')}\n"
+            f"</tool_call{OPEN}>\n<tool_call{OPEN}>now<tool_sep{OPEN}>\n</tool_call{OPEN}>\n</tool_calls{OPEN}>"),
+            "",
+            [WEATHER, NOW],
+        ),
+        (f"<tool_call{OPEN}>weather<tool_sep{OPEN}>{GLM.replace('>', OPEN + '>')}</tool_call{OPEN}>", "", [WEATHER]),
+    ],
+    "Hunyuan": [
+        (f'<tool_calls>[{{"name": "weather", "arguments": {PARIS}}}]</tool_calls>', "", [WEATHER]),
+        ('Two.\n<tool_calls>[{"name": "now", "arguments": {}, "id": "1"}, {"name": "now"}]</tool_calls>', "Two.", [NOW, NOW]),
+    ],
+    "Kimi K2": [
+        (
+            ("Well.<|tool_calls_section_begin|><|tool_call_begin|>functions.weather:0<|tool_call_argument_begin|>"
+            f"{PARIS}<|tool_call_end|><|tool_call_begin|>functions.now:1<|tool_call_argument_begin|>{{}}<|tool_call_end|>"
+            "<|tool_calls_section_end|>"),
+            "Well.",
+            [WEATHER, NOW],
+        ),
+        (f"<|tool_call_begin|>weather:12<|tool_call_argument_begin|>{PARIS}<|tool_call_end|>", "", [WEATHER]),
+    ],
+    "MiniMax M2": [
+        (
+            ('I look.\n<minimax:tool_call>\n<invoke name="weather">\n<parameter name="city">Paris</parameter>\n'
+            '<parameter name="days">2</parameter>\n</invoke>\n</minimax:tool_call>'),
+            "I look.",
+            [WEATHER],
+        ),
+        ('<minimax:tool_call><invoke name="now">\n</invoke>\n<invoke name="now"></invoke></minimax:tool_call>', "", [NOW, NOW]),
+    ],
+    "MiniMax M1": [
+        (f'<tool_calls>\n{{"name": "weather", "arguments": {PARIS}}}\n</tool_calls>', "", [WEATHER]),
+        ('<tool_calls>\n{"name": "now", "arguments": {}}\n{"name": "now"}\n</tool_calls>', "", [NOW, NOW]),
+    ],
+    "LFM2": [
+        ('<|tool_call_start|>[weather(city="Paris", days=2)]<|tool_call_end|>', "", [WEATHER]),
+        ("Two. <|tool_call_start|>[now(), weather(city='Paris', days=2)]<|tool_call_end|>", "Two.", [NOW, WEATHER]),
+        (
+            "<|tool_call_start|>[weather(city='It\\'s \"so\"', x=[True, None, {'k': \"v\"}], y=-1.5)]<|tool_call_end|>",
+            "",
+            [("weather", '{"city": "It\'s \\"so\\"", "x": [true, null, {"k": "v"}], "y": -1.5}')],
+        ),
+        (
+            "<|tool_call_start|>[weather(city='what's \\u00e9, \\ud83d\\ude00 \\ud800\\n')]",
+            "",
+            [("weather", '{"city": "what\'s \\\\u00e9, \\\\ud83d\\\\ude00 \\\\ud800\\\\n"}')],
+        ),
+        (
+            '<|tool_call_start|>[weather(city="\\u00e9\\ud83d\\ude00\\n\\\\")]<|tool_call_end|>',
+            "",
+            [("weather", '{"city": "é\U0001f600\\n\\\\"}')],
+        ),
+    ],
+    "Nemotron": [
+        (f'<TOOLCALL>[{{"name": "weather", "arguments": {PARIS}}}, {{"name": "now"}}]</TOOLCALL>', "", [WEATHER, NOW]),
+        (f'<TOOLCALL>[{{"name": "weather", "arguments": {PARIS}}}]</TOOLCALL>', "", [WEATHER]),
+    ],
+    "Jamba": [
+        (f'<tool_calls>[\n{{"name": "weather", "arguments": {PARIS}}}\n]</tool_calls>', "", [WEATHER]),
+        ('Two.<tool_calls>[\n{"name": "now", "arguments": {}},\n{"name": "now"}\n]</tool_calls>', "Two.", [NOW, NOW]),
+    ],
+    "InternLM": [
+        (f'<|action_start|><|plugin|>\n{{"name": "weather", "parameters": {PARIS}}}<|action_end|>', "", [WEATHER]),
+        ('So:<|action_start|><|plugin|>\n{"name": "now", "arguments": {}}<|action_end|>\n', "So:", [NOW]),
+    ],
+    "Apertus": [
+        (f'<|tools_prefix|>[{{"weather": {PARIS}}}]<|tools_suffix|>', "", [WEATHER]),
+        ('So:<|tools_prefix|>[{"now": {}}, {"now": {}}]<|tools_suffix|>', "So:", [NOW, NOW]),
+    ],
+    "GigaChat": [
+        (f'I look.<|function_call|>{{"name": "weather", "arguments": {PARIS}}}', "I look.", [WEATHER]),
+    ],
 }  # fmt: skip
 MALFORMED = {
     "Hermes": [
@@ -188,6 +312,33 @@ MALFORMED = {
     "Granite": ["<|tool_call|>[]", '<|tool_call|>{"arguments": {}}'],
     "Llama 3": ['{"a": 1}', "<|python_tag|>print(1)", '{"name": "now", "parameters": 3}', "{now}", '{"name": "no'],
     "gpt-oss": ["<|channel|>" + "x" * 300, "<|channel|>final", "<|start|>assistant to=functions.now"],
+    "Seed-OSS": ["<seed:tool_call>\nnow\n</seed:tool_call>", "<function=now>x</function>", "<tool_call>now</tool_call>"],
+    "DeepSeek V3.2": [f"{D}function_calls>\nnow", f'{D}invoke name="now">x', f'{D}invoke name="a b">\n</{D[1:]}invoke>'],
+    "DeepSeek V4": [f"{D}tool_calls>", f'{D}invoke name="now', f"{D}function_calls>", f"{D}tool_calls>{D}tool_calls>"],
+    "GLM 4.5": ["<tool_call>now", "<tool_call>\n</tool_call>", "<tool_call>now then</tool_call>", '<tool_call>{"name": "now"}'],
+    "GLM 4.7": ["<tool_call>now<arg_ke", "<tool_call></tool_call>", "<arg_key>x</arg_key>"],
+    "Hunyuan 3": [f"<tool_calls{OPEN}>\nnow", f"<tool_call{OPEN}>now</tool_call{OPEN}>", "<tool_call>now</tool_call>"],
+    "Hunyuan": ["<tool_calls>[]</tool_calls>", "<tool_calls>now</tool_calls>", '<tool_calls>[{"name": 1}]</tool_calls>'],
+    "Kimi K2": [
+        "<|tool_calls_section_begin|>now",
+        "<|tool_call_begin|>functions.now:0{}<|tool_call_end|>",
+        "<|tool_call_begin|>functions.now:0<|tool_call_argument_begin|>soon<|tool_call_end|>",
+        "<|tool_call_begin|>:0<|tool_call_argument_begin|>{}<|tool_call_end|>",
+    ],
+    "MiniMax M2": ["<minimax:tool_call>now</minimax:tool_call>", '<invoke name="now', '<invoke name="now">now</invoke>'],
+    "MiniMax M1": ["<tool_calls>\n</tool_calls>", "<tool_calls>\nnow", '<tool_calls>{"arguments": {}}</tool_calls>'],
+    "LFM2": [
+        "<|tool_call_start|>[]<|tool_call_end|>",
+        "<|tool_call_start|>now<|tool_call_end|>",
+        "<|tool_call_start|>[now(1)]<|tool_call_end|>",
+        "<|tool_call_start|>[now it is(x=1)]",
+        "<|tool_call_start|>[now(x y=1)]",
+    ],
+    "Nemotron": ["<TOOLCALL>[]</TOOLCALL>", "<TOOLCALL>now</TOOLCALL>"],
+    "Jamba": ["<tool_calls>[\n]</tool_calls>", "<tool_calls>\nnow\n</tool_calls>"],
+    "InternLM": ["<|action_start|><|plugin|>\nnow<|action_end|>", "<|action_start|><|interpreter|>\nnow()<|action_end|>"],
+    "Apertus": ["<|tools_prefix|>[]<|tools_suffix|>", '<|tools_prefix|>[{"now": 3}]', '<|tools_prefix|>[{"": {}}]'],
+    "GigaChat": ["<|function_call|>now", '<|function_call|>{"arguments": {}}'],
 }
 # fmt: on
 FORMS = {family.name: family for family in FAMILIES}
@@ -330,9 +481,13 @@ PARTS = [
     *("[TOOL_CALLS]", "now[ARGS]", "<function=now>", "<parameter=a>", "</parameter>", "</function>", BEGIN, "now", SEP, END),
     *("<|channel|>", "<|message|>", "final", "to=functions.now", "<|end|>", "<|tool_call>call:now{", Q, ":", ",", ">>>", "\n"),
     *("<|START_ACTION|>", '{"tool_name": "now", "parameters": {', "<|tool_call|>", "Action:\n```json", "```", "]"),
+    *("<arg_key>", "a</arg_key>", "<arg_value>", "</arg_value>", f"{D}tool_calls>", f'{D}invoke name="', 'now">'),
+    *("<|tool_call_start|>", "[now(", "a=", "'", ")", "True", "<|tool_call_begin|>", "functions.now:0", '<invoke name="'),
+    *("<|tool_call_argument_begin|>", "<|tools_prefix|>", '[{"now": {}', "<seed:tool_call>", "<TOOLCALL>", "<|function_call|>"),
 ]
 
 
+@ON_A_BUSY_MACHINE
 @given(st.sampled_from(list(ANSWERS)), st.lists(st.sampled_from(PARTS), max_size=12), st.data())
 def test_no_cut_changes_anything(name, parts, data):
     """Whatever is written: the same result, nothing twice, and text as it was where no call was found."""
@@ -348,7 +503,10 @@ def test_no_cut_changes_anything(name, parts, data):
         assert said == text or answer_format.is_thinking
 
 
-BY_JSON = ["Hermes", "Mistral", "Granite", "Llama 3", "Mistral 2025", "DeepSeek V3.1", "Functionary 3.1"]
+BY_JSON = [
+    *("Hermes", "Mistral", "Granite", "Llama 3", "Mistral 2025", "DeepSeek V3.1", "Functionary 3.1", "Hunyuan", "Kimi K2"),
+    *("MiniMax M1", "Nemotron", "Apertus", "GigaChat", "Jamba", "InternLM"),
+]
 VALUES = st.recursive(
     st.none() | st.booleans() | st.floats(allow_nan=False, allow_infinity=False) | st.text(),
     lambda inner: st.lists(inner, max_size=3) | st.dictionaries(st.text(), inner, max_size=3),
@@ -356,11 +514,65 @@ VALUES = st.recursive(
 )
 
 
+@ON_A_BUSY_MACHINE
 @given(st.sampled_from(BY_JSON), VALUES)
 def test_any_arguments_come_through(name, value):
     arguments = json.dumps({"x": value}, ensure_ascii=False)
     written = next(each[0] for each in ANSWERS[name] if each[2] == [WEATHER])
     assert parsed(format_of(name), [written.replace(PARIS, arguments)])[2] == [("weather", arguments)]
+
+
+@ON_A_BUSY_MACHINE
+@given(VALUES)
+def test_any_arguments_come_through_as_python_writes_them(value):
+    ((name, arguments),) = parsed(format_of("LFM2"), [f"<|tool_call_start|>[weather(x={value!r})]<|tool_call_end|>"])[2]
+    assert (name, json.loads(arguments)) == ("weather", {"x": value})
+
+
+BY_ELEMENTS = ["Qwen3-Coder", "Seed-OSS", "GLM 4.5", "GLM 4.7", "Hunyuan 3", "MiniMax M2", "DeepSeek V3.2", "DeepSeek V4"]
+
+
+@ON_A_BUSY_MACHINE
+@given(st.sampled_from(BY_ELEMENTS), VALUES)
+def test_any_arguments_come_through_as_elements(name, value):
+    """As templates write them: strings as they are, which a schema or a mark says that they are, the rest as JSON."""
+    form = FORMS[name].form
+    schema = {"type": "string"} if isinstance(value, str) else {}
+    tools = callable_tools([{"name": "f", "parameters": {"properties": {"x": schema}}}])
+    text = value if isinstance(value, str) else json.dumps(value, ensure_ascii=False)
+    assume(form.value_end not in text)
+    key_end = form.text_key_end if form.text_key_end and isinstance(value, str) else form.key_end
+    element = f"{form.key_begin}x{key_end}{form.value_begin}{form.pad}{text}{form.pad}{form.value_end}"
+    answer = f"{form.head}{form.name_begin}f{form.name_end}{element}{form.end}{form.tail}"
+    ((called, arguments),) = parsed(AnswerFormat(form=form, tools=tools), [answer])[2]
+    assert (called, json.loads(arguments)) == ("f", {"x": value})
+
+
+def test_a_string_comes_while_it_is_written():
+    """A file that a coding model writes does not wait for its last line."""
+    parser = AnswerParser(format_of("Qwen3-Coder"))
+    parser.feed("<tool_call>\n<function=weather>\n<parameter=city>\n")
+    pieces = [parser.feed(text).tool_calls[0].arguments for text in ("one", "\ntwo", '\n"three"\n')]
+    assert pieces == ["one", "\\ntwo", '\\n\\"three\\"']
+    parser.finish()
+    assert parser.tool_calls[0].arguments == '{"city": "one\\ntwo\\n\\"three\\"'
+    assert every_cut(format_of("Qwen3-Coder"), "<function=weather>\n<parameter=city>\n\n\na\n\n</parameter>\n</function>")[
+        2
+    ] == [("weather", '{"city": "\\n\\na\\n"}')]
+
+
+def test_reasoning_that_calls_end():
+    """Apertus calls within its reasoning, and says nothing more."""
+    marks = reasoning_of("<|inner_prefix|>")
+    thought = f'<|inner_prefix|>Hm.<|tools_prefix|>[{{"weather": {PARIS}}}]<|tools_suffix|>'
+    assert every_cut(format_of("Apertus", reasoning=marks), thought) == ("", "Hm.", [WEATHER])
+    assert every_cut(format_of("Apertus", reasoning=marks), "<|inner_prefix|>Hm.<|inner_suffix|>Hi") == ("Hi", "Hm.", [])
+    hunyuan = reasoning_of("<think> </think> <answer> </answer>")
+    assert every_cut(format_of("Hunyuan", reasoning=hunyuan), "<think>\nHm.\n</think>\n<answer>\nHi</answer>") == (
+        "Hi",
+        "Hm.",
+        [],
+    )
 
 
 def test_what_json_cannot_hold_is_never_made():

@@ -24,7 +24,7 @@ COMPLAINTS = [
     ("{{ tools[0].function.parameters.properties.a.b.c }}", {"tools": [{}]}, "'dict object' has no attribute 'function'"),
     ("{{ '{x}'.format(*tools) }}", {"tools": [{}]}, "KeyError: 'x'"),
     ("{{ range(10 ** 9) }}", {}, "OverflowError: Range too big"),
-    ("{{ messages.append(1) }}", {}, "access to attribute 'append'"),
+    ("{{ messages.extend(messages) }}", {}, "access to attribute 'extend'"),
     ("{% macro again() %}{{ again() }}{% endmacro %}{{ again() }}", {}, "RecursionError: "),
     ("{{ raise_exception('roles must\n alternate') }}", {}, "refuses these messages: roles must alternate"),
 ]
@@ -323,8 +323,10 @@ def test_a_developer_is_a_system_where_there_is_none(llm, template):
     messages = [{"role": "developer", "content": "be"}, USER]
     template(CHATML)
     assert prompt_of(llm, messages) == "<system>be</><user>hi</><assistant>"
-    template(CHATML + "{# developer #}")
+    template(CHATML + "{# 'developer' #}")
     assert prompt_of(llm, messages) == "<developer>be</><user>hi</><assistant>"
+    template(CHATML + "{# <|developer_start|> #}")  # a mark of that name, as Apertus has
+    assert prompt_of(llm, messages) == "<system>be</><user>hi</><assistant>"
 
 
 def test_variables_reach_the_template(llm, url, template):

@@ -46,6 +46,34 @@ def test_no_template_goes_beyond_its_bounds(text, monkeypatch):
     assert time.process_time() - began < 5  # as the time is up, not when the loops are through: hours
 
 
+@pytest.mark.skipif(not hasattr(time, "tzset"), reason="this system's time zone cannot be set for one process")
+def test_dates_are_local_and_name_no_zone(monkeypatch):
+    told = []
+    try:
+        for zone in ("AAA-14", "BBB12"):  # 26 hours apart
+            monkeypatch.setenv("TZ", zone)
+            time.tzset()
+            told.append(compiled("{{ strftime_now('%d %z') }}")())
+    finally:
+        monkeypatch.undo()
+        time.tzset()
+    assert told[0] != told[1]
+    assert all(day.endswith(" ") for day in told)
+
+
+def test_lists_may_grow_and_shrink_but_not_those_of_the_caller():
+    messages = [{"content": "a"}, {"content": "b"}]
+    told = compiled(
+        "{% set ns = namespace(ids=[]) %}{% for m in messages %}{% set _ = ns.ids.append(m.content) %}{% endfor %}"
+        "{{ ns.ids.pop(0) }}{{ ns.ids }}{% set _ = messages.pop() %}{{ messages | length }}"
+    )(messages=messages)
+    assert told == "a['b']1"
+    assert len(messages) == 2
+    for unsafe in ("messages.extend(messages)", "messages.clear()", "messages[0].update(x=1)"):
+        with pytest.raises(LlamafuError, match="is unsafe"):
+            compiled("{{ " + unsafe + " }}")(messages=messages)
+
+
 def test_what_templates_do_is_within_the_bounds():
     """Thousands of messages, and every construct that is watched."""
     text = (

@@ -11,6 +11,7 @@ import os
 import shutil
 import subprocess
 import sys
+import tomllib
 from pathlib import Path
 
 import platformdirs
@@ -19,6 +20,8 @@ from helpers.child import ROOT
 from helpers.served import ADMIN, API
 
 CLIENTS = ROOT / "tests" / "peers" / "clients"
+OFFLINE = {"LITELLM_LOCAL_MODEL_COST_MAP": "True", "HF_HUB_OFFLINE": "1"}
+"""Packages that fetch something when they are imported are told not to."""
 _PLACE = Path(platformdirs.user_cache_dir("llamafu")) / "clients"
 
 
@@ -33,8 +36,8 @@ def python_with(*requirements):
         if not made.exists():
             shutil.rmtree(folder, ignore_errors=True)
             _succeed([sys.executable, "-m", "venv", "--without-pip", str(folder)])
-            quiet = ("--quiet", "--disable-pip-version-check", "--no-input")
-            _succeed([sys.executable, "-m", "pip", "--python", str(python), "install", *quiet, *requirements])
+            options = ("--quiet", "--disable-pip-version-check", "--no-input", "--no-compile")  # little of it is imported
+            _succeed([sys.executable, "-m", "pip", "--python", str(python), "install", *options, *requirements])
             made.write_text("\n".join(requirements), encoding="utf-8")
     return python
 
@@ -44,12 +47,37 @@ def run_client(script, url, *requirements, seconds=120, **variables):
 
     The script finds the server's address and keys in LLAMAFU_URL, LLAMAFU_API_KEY and LLAMAFU_ADMIN_KEY, beside `variables`.
     """
-    base = {"PATH": os.environ["PATH"], "HOME": os.environ["HOME"], "PYTHONIOENCODING": "utf-8"}
+    base = {"PATH": os.environ["PATH"], "HOME": os.environ["HOME"], "PYTHONIOENCODING": "utf-8", **OFFLINE}
     keys = {"LLAMAFU_URL": url, "LLAMAFU_API_KEY": API, "LLAMAFU_ADMIN_KEY": ADMIN}
     done = _succeed(
         [str(python_with(*requirements)), str(CLIENTS / script)], env={**base, **keys, **variables}, timeout=seconds
     )
     return json.loads(done.splitlines()[-1])
+
+
+def requirements_of(*extras):
+    """Return what Llamafu itself needs, with these extras, as pip takes it."""
+    project = _project()
+    needed = [*project["dependencies"], *(each for extra in extras for each in project["optional-dependencies"][extra])]
+    return sorted({each for each in needed if not each.startswith("llamafu[")})
+
+
+def our_package(folder, real):
+    """Return the variables with which a program finds this tree's Llamafu, as if it were installed, and a libllama.
+
+    `folder` gets the metadata of an installation: that is where other packages find its plugins.
+    """
+    about = folder / "llamafu-0.dist-info"
+    about.mkdir()
+    (about / "METADATA").write_text("Metadata-Version: 2.1\nName: llamafu\nVersion: 0\n", encoding="utf-8")
+    groups = _project()["entry-points"].items()
+    lines = [line for group, points in groups for line in (f"[{group}]", *(f"{name} = {at}" for name, at in points.items()))]
+    (about / "entry_points.txt").write_text("\n".join(lines), encoding="utf-8")
+    return {"PYTHONPATH": os.pathsep.join([str(ROOT), str(folder)]), "LLAMAFU_LIB": str(real.path)}
+
+
+def _project():
+    return tomllib.loads((ROOT / "pyproject.toml").read_text("utf-8"))["project"]
 
 
 def _succeed(command, **options):

@@ -79,6 +79,7 @@ def cases(seed, count):
 
 JSON_PATHS = [
     *(b"/v1/completions", b"/v1/chat/completions", b"/v1/embeddings", b"/v1/token/encode", b"/v1/tokens/decode"),
+    *(b"/completion", b"/infill", b"/tokenize", b"/detokenize", b"/apply-template"),
     *(b"/v1/lora/load", b"/v1/loras/load", b"/v1/load_lora_adapter", b"/v1/unload_lora_adapter", b"/lora-adapters"),
 ]
 OWN_PATHS = {
@@ -91,7 +92,17 @@ OWN_PATHS = {
     b'{"loras"': b"/v1/lora/load",
     b"[{": b"/lora-adapters",
 }
-GET_PATHS = [b"/", b"/health", b"/openapi.json", b"/metrics", b"/v1/models", b"/v1/loras", b"/v1/lora", b"/lora-adapters"]
+GET_PATHS = [
+    b"/",
+    b"/health",
+    b"/openapi.json",
+    b"/metrics",
+    b"/v1/models",
+    b"/v1/loras",
+    b"/v1/lora",
+    b"/lora-adapters",
+    b"/props",
+]
 GOOD = b'{"prompt": "a", "max_tokens": 1}'
 
 

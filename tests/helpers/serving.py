@@ -154,6 +154,12 @@ class FakeEngine:
     def request_of_chat(self, messages, options):
         return Request(prompt=messages[-1]["content"], **split_options(options)[1])
 
+    def prompt_of_chat(self, messages, options):
+        return messages[-1]["content"]
+
+    def token_bytes(self, tokens):
+        return [bytes([token]) for token in tokens]
+
     def tokenize(self, text, *, add_special=True, parse_special=True):
         return ([1] if add_special else []) + list(text.encode())
 

@@ -238,6 +238,9 @@ def _asking(dice: random.Random, text: str) -> tuple[str, Any]:
             ("/v1/completions", {"prompt": text, "max_tokens": 2}),
             ("/v1/chat/completions", {"messages": [{"role": "user", "content": text}], "max_tokens": 2}),
             ("/v1/responses", {"input": text, "max_output_tokens": 2}),
+            ("/v1/completions", {"prompt": text, "max_tokens": 1, "echo": True, "logprobs": 1}),
+            ("/completion", {"prompt": [7, text], "n_predict": 2}),
+            ("/tokenize", {"content": text, "with_pieces": True}),
             ("/v1/token/encode", {"text": text}),
             ("/v1/embeddings", {"input": text}),
         ]
@@ -298,6 +301,8 @@ def _counts(dice: random.Random) -> tuple[str, Any]:
             ("json_schema", {"type": "object", "properties": {f"a long name {i}": {} for i in range(count)}}),
             ("prompt", [7] * count * 20),
             ("prompt", [[7] * count] * 16),
+            ("prompt", [7, "a"] * count),
+            ("content", ["a", 7] * count),
             ("x", [[]] * count * 20),
             ("input", [turn] * count),
             ("input", [{"role": "user", "content": [{"type": "input_text", "text": "a"}] * count}]),
@@ -306,8 +311,10 @@ def _counts(dice: random.Random) -> tuple[str, Any]:
     )
     if name == "input":
         return "/v1/responses", {"max_output_tokens": 2, "stream": dice.random() < 0.5, name: value}
+    if name == "content":
+        return "/tokenize", {name: value}
     if name == "prompt":
-        return "/v1/completions", {"max_tokens": 2, name: value}
+        return dice.choice(["/v1/completions", "/completion"]), {"max_tokens": 2, name: value}
     return "/v1/chat/completions", {"messages": [turn], "max_tokens": 2, name: value}
 
 
@@ -342,7 +349,7 @@ def _blocks(dice: random.Random) -> tuple[str, Any]:
 def _probabilities(dice: random.Random) -> tuple[str, Any]:
     wanted = {"n": dice.choice([4, 16]), "max_tokens": dice.choice([20, 60]), "ignore_eos": True, "stream": dice.random() < 0.2}
     if dice.random() < 0.5:
-        return "/v1/completions", {"prompt": "hello", "logprobs": 20, **wanted}
+        return "/v1/completions", {"prompt": "hello", "logprobs": 20, "echo": not wanted["stream"], **wanted}
     turn = {"role": "user", "content": "hello"}
     return "/v1/chat/completions", {"messages": [turn], "logprobs": True, "top_logprobs": 20, **wanted}
 

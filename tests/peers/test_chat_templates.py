@@ -1,6 +1,7 @@
 """Chats as transformers' own reading of chat templates has them, from tools to JSON."""
 
 import pytest
+from helpers.public_templates import Told
 from tokenizers import Tokenizer, models
 from transformers import PreTrainedTokenizerFast
 
@@ -62,25 +63,6 @@ TEMPLATES = {  # with what each has a place for: the rest is refused here, and l
 
 
 ENDS = {"bos_token": "<s>", "eos_token": "</s>"}
-
-
-class Told:
-    """A model as far as `render` looks at it."""
-
-    bos, eos, adds_bos = 0, 1, True
-
-    def __init__(self, template):
-        self.template = template
-
-    def chat_template(self):
-        return self.template
-
-    def metadata(self, key):
-        assert key == "tokenizer.chat_template.tool_use"
-
-    def token_bytes(self, token, *, special):
-        assert special
-        return [b"<s>", b"</s>"][token]
 
 
 @pytest.mark.parametrize("name", TEMPLATES)

@@ -3,6 +3,7 @@
 `LLAMAFU_LLAMA_SERVER` names the program, if it is not on the path.
 """
 
+import json
 import os
 import shutil
 import socket
@@ -115,6 +116,77 @@ def test_streams(both):
     first, last = ([response.text.split("\n\n")[place] for response in (theirs, ours)] for place in (0, -3))
     assert all('"role":"assistant"' in event for event in first)
     assert all('"finish_reason":"length"' in event for event in last)
+
+
+SETTINGS_OF_THEIRS = (
+    *("adaptive_decay", "adaptive_target", "backend_sampling", "chat_format", "dynatemp_exponent", "dynatemp_range"),
+    *("generation_prompt", "grammar_lazy", "grammar_triggers", "post_sampling_probs", "preserved_tokens", "reasoning_format"),
+    *("reasoning_in_content", "speculative.types", "timings_per_token", "thinking_forced_open"),
+)
+"""Of samplers and a chat parser that are not here."""
+
+
+@pytest.mark.parametrize(
+    "body",
+    [
+        {"prompt": "hello", "n_predict": 4},
+        {"prompt": [5, "hello", 6], "n_predict": 4, "return_tokens": True, "lora": [{"id": 0, "scale": 0.5}]},
+        {"prompt": ["hello", [7, 8]], "n_predict": 3, "n_probs": 2},
+        {"prompt": "hello", "n_predict": 30, "stop": ["a", "e", "o"]},
+        {"prompt": "hello", "n_predict": 4, "grammar": 'root ::= "ab"'},
+    ],
+)
+def test_its_own_completions(both, body):
+    for client in both:
+        client.post("/lora-adapters", json=[])
+    answers = [client.post("/completion", json={"temperature": 0, "repeat_penalty": 1.0, **body}).json() for client in both]
+    theirs, ours = (answer if isinstance(answer, list) else [answer] for answer in answers)
+    for one, other in zip(theirs, ours, strict=True):
+        for name in SETTINGS_OF_THEIRS:
+            one["generation_settings"].pop(name, None)
+        for name in ("lora", "samplers", "grammar"):
+            other["generation_settings"][name] = one["generation_settings"].get(name)
+        # It reports parts of a character together, by the last one's number; here each token has an entry.
+        last = [answer.pop("completion_probabilities", [{}])[-1] for answer in (one, other)]
+        assert last[0].keys() == last[1].keys()
+        assert last[0].get("id") == last[1].get("id")
+        assert_has_all(one, other)
+        names = ["content", "tokens", "prompt", "stop_type", "stopping_word", "truncated"]
+        names += ["tokens_predicted"] * (one["stop_type"] != "eos")  # it counts the end-of-text token
+        for name in names:
+            assert one[name] == other[name], name
+
+
+def test_its_own_streams(both):
+    body = {"prompt": "hello", "n_predict": 4, "temperature": 0, "stream": True}
+    theirs, ours = (client.post("/completion", json=body).text.split("\n\n") for client in both)
+    events = [[json.loads(line.removeprefix("data: ")) for line in lines if line] for lines in (theirs, ours)]
+    assert [one["stop"] for one in events[0]][-1] is [one["stop"] for one in events[1]][-1] is True
+    assert events[0][0].keys() <= events[1][0].keys()
+    assert "".join(one["content"] for one in events[0]) == "".join(one["content"] for one in events[1])
+
+
+@pytest.mark.parametrize(
+    ("path", "body"),
+    [
+        ("/tokenize", {"content": "hello world"}),
+        ("/tokenize", {"content": "<s>hello", "add_special": True, "parse_special": False}),
+        ("/tokenize", {"content": "hello é 漢", "with_pieces": True}),
+        ("/tokenize", {"content": ["hello", 5, "you"]}),
+        ("/detokenize", {"tokens": [0, 5, 80]}),
+        ("/apply-template", {"messages": HI}),
+    ],
+)
+def test_its_tokens_and_prompts(both, path, body):
+    theirs, ours = (client.post(path, json=body).json() for client in both)
+    assert theirs.items() <= ours.items()
+
+
+def test_its_properties(both):
+    theirs, ours = (client.get("/props").json() for client in both)
+    for name in ("total_slots", "modalities", "chat_template", "bos_token", "eos_token", "is_sleeping"):
+        assert type(theirs[name]) is type(ours[name]), name
+    assert theirs["chat_template"] == ours["chat_template"]
 
 
 def test_refusals_have_what_theirs_have(both):

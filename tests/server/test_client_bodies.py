@@ -3,10 +3,10 @@
 Field names and shapes are the clients' own, values are ours. Recorded from the packages: openai 3.57.0, langchain-openai 1.7.4
 (but for token ids, which its embeddings make with a tokenizer from the network), litellm 1.110.2. Read from source: Cline
 0162b828 (`openai.ts`), Continue 0228b897 (`openaiTypeConverters.ts`), LibreChat 00b3bc32 (`llm.ts`, sent by LangChain's
-JavaScript package), SillyTavern (`chat-completions.js`, source "custom"). Open WebUI's has every field that its page sends; its
-backend takes some out again, which ones depends on its version. SillyTavern's second one has the fields of its text
-completions, at the values of its default preset. Chainlit has no body of its own: it is that of its cookbook, by the openai
-package.
+JavaScript package), SillyTavern ba6f7b7a (`chat-completions.js`, source "custom"; `textgen-settings.js`), Open WebUI 074d4883
+(`tasks.py`: the titles of chats). Open WebUI's first one has every field that its page sends; its backend takes some out again,
+which ones depends on its version. SillyTavern's texts are at the values of its default preset. Chainlit has no body of its own:
+it is that of its cookbook, by the openai package. Those that call have a tool, a call and its result.
 """
 
 import httpx
@@ -126,30 +126,19 @@ SILLYTAVERN_TEXT = {
     "model": "smol",
     "max_new_tokens": 250,
     "max_tokens": 250,
-    "n_predict": 250,
     "temperature": 0.7,
     "top_p": 0.5,
     "typical_p": 1,
     "typical": 1,
+    "sampler_seed": -1,
     "min_p": 0,
     "repetition_penalty": 1.2,
-    "repeat_penalty": 1.2,
-    "rep_pen": 1.2,
     "frequency_penalty": 0,
     "presence_penalty": 0,
     "top_k": 40,
     "skew": 0,
-    "min_length": 0,
     "min_tokens": 0,
-    "num_beams": 1,
-    "length_penalty": 1,
-    "early_stopping": False,
     "add_bos_token": True,
-    "dynamic_temperature": False,
-    "dynatemp_low": 1,
-    "dynatemp_high": 1,
-    "dynatemp_range": 0,
-    "dynatemp_exponent": 1,
     "smoothing_factor": 0,
     "smoothing_curve": 1,
     "dry_allowed_length": 2,
@@ -162,7 +151,6 @@ SILLYTAVERN_TEXT = {
     "stop": ["\nAnn:"],
     "truncation_length": 2048,
     "ban_eos_token": False,
-    "ignore_eos": False,
     "skip_special_tokens": True,
     "include_reasoning": True,
     "top_a": 0,
@@ -172,20 +160,61 @@ SILLYTAVERN_TEXT = {
     "mirostat_eta": 0.1,
     "custom_token_bans": "",
     "banned_strings": [],
-    "api_type": "tabby",
     "api_server": "http://127.0.0.1:8080",
     "xtc_threshold": 0.1,
     "xtc_probability": 0,
     "nsigma": 0,
     "top_n_sigma": 0,
-    "temperature_last": True,
-    "do_sample": True,
+    "rep_pen": 1.2,
+    "rep_pen_range": 0,
+    "repetition_penalty_range": 0,
     "seed": -1,
     "guidance_scale": 1,
     "negative_prompt": "",
     "grammar_string": "",
-    "json_schema": None,
+    "repeat_penalty": 1.2,
+    "tfs_z": 1,
+    "repeat_last_n": 0,
+    "n_predict": 250,
+    "num_predict": 250,
+    "num_ctx": 2048,
+    "mirostat": 0,
+    "ignore_eos": False,
+    "rep_pen_slope": 1,
     "stream": True,
+}
+"""What it sends to every kind of server for texts; `nsigma`, `top_n_sigma` and `include_reasoning` are of later versions."""
+SILLYTAVERN_TABBY = {
+    **SILLYTAVERN_TEXT,
+    "api_type": "tabby",
+    "repetition_decay": 0,
+    "temperature_last": True,
+    "speculative_ngram": False,
+    "json_schema": {},
+}
+SILLYTAVERN_OOBA = {
+    **SILLYTAVERN_TEXT,
+    "api_type": "ooba",
+    "min_length": 0,
+    "num_beams": 1,
+    "length_penalty": 1,
+    "early_stopping": False,
+    "sampler_priority": ["repetition_penalty", "temperature", "top_k", "top_p", "min_p"],
+    "epsilon_cutoff": 0,
+    "eta_cutoff": 0,
+    "legacy_api": False,
+    "encoder_repetition_penalty": 1,
+    "no_repeat_ngram_size": 0,
+    "penalty_alpha": 0,
+    "temperature_last": True,
+    "do_sample": True,
+}
+SILLYTAVERN_VLLM = {
+    **{name: value for name, value in SILLYTAVERN_TEXT.items() if name != "seed"},
+    "api_type": "vllm",
+    "n": 1,
+    "best_of": 1,
+    "spaces_between_special_tokens": True,
 }
 LIBRECHAT = {
     "model": "smol",
@@ -221,22 +250,100 @@ LANGCHAIN_JSON_MODE = {"model": "smol", "stream": False, "messages": HISTORY, "r
 LITELLM = {"model": "smol", "messages": HISTORY, "stream": True}
 LITELLM_EMBEDDINGS = {"model": "smol", "input": ["ahoy"]}
 
+LOOK_UP_TOOL = {"type": "function", "function": {"name": "look_up", "description": "Look up.", "parameters": LOOK_UP}}
+CALL = {"id": "call_1", "type": "function", "function": {"name": "look_up", "arguments": '{"query": "ahoy"}'}}
+CALLED = [
+    {"role": "user", "content": "look it up"},
+    {"role": "assistant", "tool_calls": [CALL]},
+    {"role": "tool", "tool_call_id": "call_1", "content": "ahoy there"},
+]
+"""A call and its result, as clients send them back that leave the content of an answer without text out."""
+OPEN_WEBUI_TITLES = {
+    "model": "smol",
+    "messages": [{"role": "user", "content": "### Task:\nGenerate a title.\n<chat_history>ahoy there</chat_history>"}],
+    "stream": False,
+    "max_completion_tokens": 1000,
+    "metadata": {"task": "title_generation", "task_body": {"model": "smol", "messages": HISTORY}, "chat_id": None},
+}
+OPEN_WEBUI_CALLING = {
+    "stream": True,
+    "model": "smol",
+    "messages": [
+        CALLED[0],
+        {"role": "assistant", "content": "", "tool_calls": [{**CALL, "index": 0}]},
+        CALLED[2],
+    ],
+    "tools": [LOOK_UP_TOOL],
+    "stream_options": USAGE,
+    "max_tokens": 200,
+}
+CLINE_CALLING = {
+    "model": "smol",
+    "messages": [
+        {"role": "system", "content": "You are Cline."},
+        CALLED[0],
+        {"role": "assistant", "content": "I look.", "tool_calls": [CALL]},
+        CALLED[2],
+    ],
+    "temperature": 0,
+    "stream": True,
+    "stream_options": USAGE,
+    "tools": [{"type": "function", "function": {**LOOK_UP_TOOL["function"], "strict": False}}],
+    "tool_choice": "auto",
+    "parallel_tool_calls": False,
+}
+CONTINUE_CALLING = {
+    **CONTINUE,
+    "messages": [CALLED[0], {"role": "assistant", "content": " ", "tool_calls": [CALL]}, CALLED[2]],
+    "tool_choice": "auto",
+    "parallel_tool_calls": False,
+}
+SILLYTAVERN_CALLING = {
+    **SILLYTAVERN,
+    "messages": [
+        {"role": "system", "name": "example_user", "content": "Ann: hello"},
+        {"role": "system", "name": "example_assistant", "content": "hi"},
+        *CALLED,
+    ],
+    "tools": [LOOK_UP_TOOL],
+    "tool_choice": "auto",
+}
+LIBRECHAT_CALLING = {
+    **LIBRECHAT,
+    "messages": [
+        {"role": "system", "content": "Be brief."},
+        {"role": "user", "content": [{"type": "text", "text": "look it up"}]},
+        {"role": "assistant", "content": "", "tool_calls": [CALL]},
+        {"role": "tool", "content": "ahoy there", "tool_call_id": "call_1"},
+    ],
+    "tools": [LOOK_UP_TOOL],
+}
+
 IGNORED_OF_OPEN_WEBUI = (
     *("params", "files", "filter_ids", "tool_ids", "tool_servers", "features", "variables", "model_item", "session_id"),
     *("chat_id", "id", "background_tasks"),
 )
 IGNORED_OF_SILLYTAVERN = (
-    *("num_beams", "max_tokens_second", "truncation_length", "include_reasoning", "api_type", "api_server"),
+    *("sampler_seed", "max_tokens_second", "truncation_length", "include_reasoning", "api_server", "num_predict", "num_ctx"),
+    *("rep_pen_slope", "api_type"),
 )
 BODIES = {
     "Open WebUI": (CHAT, OPEN_WEBUI, IGNORED_OF_OPEN_WEBUI),
+    "Open WebUI, titles": (CHAT, OPEN_WEBUI_TITLES, ()),
+    "Open WebUI, calling": (CHAT, OPEN_WEBUI_CALLING, ()),
     "Cline": (CHAT, CLINE, ()),
+    "Cline, calling": (CHAT, CLINE_CALLING, ()),
     "Continue": (CHAT, CONTINUE, ()),
+    "Continue, calling": (CHAT, CONTINUE_CALLING, ()),
     "Continue, completing": (TEXT, CONTINUE_TAB, ()),
     "Chainlit": (CHAT, CHAINLIT, ()),
     "SillyTavern": (CHAT, SILLYTAVERN, ()),
-    "SillyTavern, texts": (TEXT, SILLYTAVERN_TEXT, IGNORED_OF_SILLYTAVERN),
+    "SillyTavern, calling": (CHAT, SILLYTAVERN_CALLING, ()),
+    "SillyTavern, TabbyAPI": (TEXT, SILLYTAVERN_TABBY, (*IGNORED_OF_SILLYTAVERN, "repetition_decay", "speculative_ngram")),
+    "SillyTavern, Oobabooga": (TEXT, SILLYTAVERN_OOBA, (*IGNORED_OF_SILLYTAVERN, "sampler_priority", "legacy_api")),
+    "SillyTavern, vLLM": (TEXT, SILLYTAVERN_VLLM, (*IGNORED_OF_SILLYTAVERN, "spaces_between_special_tokens")),
     "LibreChat": (CHAT, LIBRECHAT, ()),
+    "LibreChat, calling": (CHAT, LIBRECHAT_CALLING, ()),
     "LangChain": (CHAT, LANGCHAIN, ()),
     "LangChain, with_structured_output": (CHAT, LANGCHAIN_JSON_MODE, ()),
     "LangChain, embedding": (EMBED, LANGCHAIN_EMBEDDINGS, ()),
@@ -261,7 +368,12 @@ def test_what_clients_send_is_answered(client, engine, name, with_version):
     assert answer.headers.get("llamafu-ignored", "") == ", ".join(ignored)
     if path != EMBED:
         assert "ahoy" in answer.text
-        assert engine.asked[0][1].get("max_tokens", 128) == (body.get("max_tokens") or -1)
+        assert engine.asked[0][1].get("max_tokens", 128) == (body.get("max_tokens") or body.get("max_completion_tokens") or -1)
+
+
+def test_an_empty_schema_asks_for_nothing(client, engine):
+    assert client.post(TEXT, json=SILLYTAVERN_TABBY).status_code == 200
+    assert "json_schema" not in engine.asked[0][1]
 
 
 def test_a_strict_server_refuses_what_it_does_not_know(engine):

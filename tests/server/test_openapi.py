@@ -7,6 +7,7 @@ from pathlib import Path
 
 import httpx
 import pytest
+from helpers.infill_model import write_infill_model
 from helpers.openapi_answers import MAY_COME
 from helpers.raw_http import cases, send, statuses
 from helpers.schema_oracle import is_valid, look_up
@@ -22,16 +23,25 @@ from llamafu.server.settings import Settings
 
 
 @pytest.fixture(scope="module")
-def server(real, tiny_model, tiny_adapter_a, tmp_path_factory):
-    """A server over a real engine and the tiny model."""
+def server(real, tiny_adapter_a, tmp_path_factory):
+    """A server over a real engine and the tiny model, which can fill in."""
     folder = tmp_path_factory.mktemp("adapters")
     shutil.copy(tiny_adapter_a, folder / "a.gguf")
+    model = write_infill_model(tmp_path_factory.mktemp("model") / "tiny.gguf")
     with (
-        Engine(tiny_model, n_ctx=1024, n_threads=1, library=real.path) as engine,
-        serving(engine, model=tiny_model, adapters=folder, max_time=0.02, max_body=100_000) as address,
+        Engine(model, n_ctx=1024, n_threads=1, library=real.path) as engine,
+        serving(engine, model=model, adapters=folder, max_time=0.02, max_body=100_000) as address,
         httpx.Client(base_url=address, headers={"X-Admin-Key": ADMIN, "Connection": "close"}) as client,
     ):
         yield client
+
+
+@pytest.fixture(autouse=True)
+def _loaded(request):
+    """Bring the adapter back that a test before this one unloaded."""
+    if "server" in request.fixturenames:
+        server = request.getfixturevalue("server")
+        assert server.post("/v1/load_lora_adapter", json=GOOD["/v1/load_lora_adapter"]).status_code == 200
 
 
 @pytest.fixture(scope="module")
@@ -200,6 +210,11 @@ GOOD = {
     "/embeddings": {"input": "a"},
     "/v1/rerank": {"query": "a", "documents": ["a", {"text": "b"}], "top_n": 1},
     "/rerank": {"query": "a", "documents": ["a"]},
+    "/completion": {"prompt": [1, "a"], "n_predict": 2, "n_probs": 1, "lora": [{"name": "a", "scale": 0.5}]},
+    "/infill": {"input_prefix": "a", "input_suffix": "b", "input_extra": [{"text": "c"}], "n_predict": 2},
+    "/tokenize": {"content": "a", "with_pieces": True},
+    "/detokenize": {"tokens": [1]},
+    "/apply-template": {"messages": [{"role": "user", "content": "a"}]},
     "/v1/token/encode": {"text": "a"},
     "/v1/tokens/encode": {"text": "a"},
     "/v1/token/decode": {"tokens": [1]},
@@ -223,7 +238,8 @@ ITEMS = [
 
 
 def test_good_requests_are_answered_as_it_says(server, document):
-    for method, path, operation in sorted(operations(document), key=lambda each: each[0] == "DELETE"):
+    last = ("DELETE", "/v1/unload_lora_adapter")
+    for method, path, operation in sorted(operations(document), key=lambda each: (each[0] in last, each[1] in last)):
         options = {"json": GOOD[path]} if (method, path) in {each[:2] for each in with_json(document)} else {}
         if path == "/v1/lora/upload":  # below
             continue
@@ -257,6 +273,13 @@ def test_what_is_there_by_name_is_answered_as_it_says(server, document, path, na
         ("/v1/embeddings", {"input": "a", "lora": {"a": 0.5}}),
         ("/v1/embeddings", {"input": ["a"], "model": "a", "lora": None}),
         ("/v1/token/encode", {"text": [{"role": "user", "content": "a"}]}),
+        ("/v1/completions", {"prompt": "a", "max_tokens": 1, "echo": True, "logprobs": 1}),
+        ("/v1/completions", {"prompt": "a", "max_tokens": 1, "suffix": "b"}),
+        ("/completion", {"prompt": ["a", [1, "b"], {"prompt_string": "c"}], "n_predict": 1, "return_tokens": True}),
+        ("/completion", {"prompt": "a", "n_predict": 1, "response_fields": ["content", "timings/predicted_n"]}),
+        ("/tokenize", {"content": [1, "a"]}),
+        ("/tokenize", {"prompt": "a", "return_token_strs": True}),
+        ("/tokenize", {"messages": [{"role": "user", "content": "a"}], "add_generation_prompt": True}),
     ],
 )
 def test_every_form_of_a_body_is_as_it_says(server, document, path, body):
@@ -302,13 +325,15 @@ def test_uploads_are_answered_as_it_says(server, document, tiny_adapter_b):
         ("/v1/chat/completions", "ChatCompletionChunk"),
         ("/v1/messages", "MessageEvent"),
         ("/v1/responses", "ResponseEvent"),
+        ("/completion", "LlamaStreamChunk"),
+        ("/infill", "LlamaStreamChunk"),
     ],
 )
 def test_events_are_as_it_says(server, document, path, name):
     body = {**GOOD[path], "stream": True, "stream_options": {"include_usage": True}}
     lines = server.post(path, json=body).text.split("\n")
     events = [json.loads(line.removeprefix("data: ")) for line in lines if line.startswith("data: {")]
-    assert len(events) >= 3
+    assert len(events) >= (3 if path.startswith("/v1") else 2)  # llama-server has none before the text or after the end
     schema = strict(document["components"]["schemas"][name])
     assert all(is_valid(event, schema, strict(document)) for event in events)
 

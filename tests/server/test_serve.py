@@ -184,6 +184,8 @@ def test_every_kind_of_error(url, user, admin):
         user.completions.create("hello", lora={"gone": 1.0})
     with pytest.raises(InvalidRequestError, match="from 0 to 1"):
         admin.lora.load(LoraLoadRequest.of({"a": 1.5}))
+    with pytest.raises(InvalidRequestError, match=r"scale of 'a' is 1.3; it must be a finite number from 0 to 1"):
+        user.completions.create("hello", lora={"both": 1.0, "a": 0.5})
     with pytest.raises(InvalidRequestError, match="tokens"):
         user.completions.create("hello " * 3000)
     for options in ({"grammar": "root ::= ("}, {"json_schema": {"type": "nothing"}}):
@@ -330,6 +332,16 @@ def test_what_cannot_be_served(real, tiny_model, folder, flags, status, said):
         assert server.process.wait(10) == status
     assert said in server.log[-1]
     assert "Traceback" not in "".join(server.log)
+
+
+def test_a_kept_mix_is_active_from_the_start(real, tiny_model, folder, tmp_path):
+    for path in folder.iterdir():
+        shutil.copy(path, tmp_path)
+    (tmp_path / "kept.mix.json").write_text('{"lora": {"a": 0.5, "b": 1}}', encoding="utf-8")
+    flags = ("--adapters", tmp_path, "--library", real.path, "--lora", "kept=0.5", "--mix", "given=b")
+    with served(tiny_model, *flags) as server, TabbyClient(server.url, api_key=API) as user:
+        assert {card.id: card.scaling for card in user.lora.get_active().data} == {"a": 0.25, "b": 0.5}
+        assert {mix.id: mix.lora for mix in user.mixes.list()} == {"kept": {"a": 0.5, "b": 1.0}, "given": {"b": 1.0}}
 
 
 @pytest.mark.parametrize("lora", ["zz", "a=3"])

@@ -2,9 +2,11 @@
 
 import base64
 import json
+import os
 import shutil
 import socket
 import struct
+import time
 
 import httpx
 import pytest
@@ -105,6 +107,13 @@ def test_spelling_of_vllm(raw, engine, folder):
     assert raw.post("/v1/unload_lora_adapter", json={"lora_name": "new"}).status_code == 200
     assert engine.active_lora_adapters == {"pirate": 0.5}
     assert raw.post("/v1/unload_lora_adapter", json={"lora_name": "gone"}).status_code == 404
+    os.utime(folder / "new.gguf", (1, 1))
+    time.sleep(0.2)  # the folder was looked at several times, and the file has changed
+    assert "new" not in engine.adapters
+    assert raw.post("/v1/completions", json={"prompt": "a", "model": "new"}).status_code == 404
+    body = {"lora_name": "new", "lora_path": str(folder.resolve() / "new.gguf")}
+    assert raw.post("/v1/load_lora_adapter", json=body).status_code == 200
+    assert "new" in engine.adapters
 
 
 # -- generating ---------------------------------------------------------------------------------------------------

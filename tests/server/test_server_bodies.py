@@ -80,7 +80,7 @@ def test_every_option_reaches_the_engine():
 
 OTHER_NAMES = {
     "repeat_penalty": (1.5, ["repetition_penalty", "rep_pen"]),
-    "repeat_last_n": (-1, ["penalty_range", "repetition_range", "repetition_penalty_range"]),
+    "repeat_last_n": (-1, ["penalty_range", "repetition_range", "repetition_penalty_range", "rep_pen_range"]),
     "typical_p": (0.5, ["typical"]),
     "top_n_sigma": (1.5, ["nsigma"]),
     "mirostat": (2, ["mirostat_mode"]),
@@ -262,8 +262,8 @@ def test_what_clients_send_without_effect():
         ({"prompt": "a", "max_tokens": 1, "n_predict": 2}, "'n_predict' is another name of a field that was given; give one"),
         ({"prompt": "a", "stop": [3]}, "stop[0] is 3; give a string"),
         (
-            {"prompt": "a", "echo": True},
-            "echo is True; this server cannot do that: put the prompt before the answer where it is received",
+            {"prompt": "a", "use_beam_search": True},
+            "use_beam_search is True; this server cannot do that: answers are sampled; leave it out, and use n for several",
         ),
         ({"prompt": "a", "logit_bias": {"5": 101}}, "logit_bias[5]=101: give a number from -100 to 100, or False for never"),
         ({"prompt": "a", "logit_bias": [["a", 1], ["a", 2]]}, "logit_bias holds 'a' twice; give it once"),
@@ -362,8 +362,8 @@ def test_a_list_among_samplers_is_refused():
 
 
 def test_every_problem_is_named_at_once():
-    found = problems(CompletionBody, {"temperature": "hot", "top_p": 2, "echo": True, "x": 1})
-    assert [text.split(" ", 1)[0] for text in found] == ["echo", "temperature", "top_p", "prompt", "'x'"]
+    found = problems(CompletionBody, {"temperature": "hot", "top_p": 2, "bad_words": ["a"], "x": 1})
+    assert [text.split(" ", 1)[0] for text in found] == ["bad_words", "temperature", "top_p", "prompt", "'x'"]
 
 
 @pytest.mark.parametrize(
@@ -375,7 +375,7 @@ def test_bodies_that_are_no_json(content):
         read_json(content)
 
 
-FIELDS = sorted({*CompletionBody.model_fields, *ChatBody.model_fields, "echo", "x"})
+FIELDS = sorted({*CompletionBody.model_fields, *ChatBody.model_fields, "bad_words", "x"})
 JSON = st.recursive(
     st.none() | st.booleans() | st.integers() | st.floats(allow_nan=False, allow_infinity=False) | st.text(max_size=4),
     lambda inner: (

@@ -19,7 +19,8 @@ def test_aliases_and_facts_of_the_model(folder_of_two):
     ):
         cards = {card["id"]: card for card in client.get("/v1/models").json()["data"]}
         assert list(cards) == ["smol", "gpt-4o", "mine", "pirate", "shout"]
-        assert client.get("/models").json() == client.get("/v1/models").json()
+        assert client.get("/models").json() == client.get("/v1/model/list").json() == client.get("/v1/models").json()
+        assert client.get("/v1/model").json() == cards["smol"]
         for name in ("smol", "gpt-4o", "mine"):
             assert cards[name]["max_model_len"] == 1000
             assert cards[name]["meta"] == {"n_vocab": 300, "n_ctx_train": 2000, "n_embd": 2, "n_params": 600, "size": 1200}

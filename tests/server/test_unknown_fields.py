@@ -276,7 +276,7 @@ def test_pages_of_other_origins_see_the_header():
         ("completions", {"prompt": "a", "temperature": -1, "top_p": 2}, None),
         ("completions", {"prompt": "a", "temprature": 1}, "temprature"),
         ("completions", {"prompt": "a", "best_of": 3}, "best_of"),
-        ("completions", {"prompt": "a", "echo": True}, "echo"),
+        ("completions", {"prompt": "a", "bad_words": ["b"]}, "bad_words"),
         ("completions", {"prompt": ["a", 3]}, "prompt[1]"),
         ("completions", {"prompt": "a", "lora": {"pirate": 2}}, "lora['pirate']"),
         ("completions", {}, "prompt"),

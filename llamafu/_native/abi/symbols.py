@@ -49,7 +49,18 @@ GGML = frozenset(
     """.split()
 )
 
-GRAPH = frozenset("ggml_init_params ggml_init ggml_free ggml_new_tensor_1d ggml_map_custom1 ggml_custom1_op_t".split())
-"""What the engine makes its own operations with. The same in every build, so all families share one text of them."""
+GRAPH = frozenset(
+    """
+    ggml_init_params ggml_init ggml_free ggml_new_tensor_1d ggml_map_custom1 ggml_custom1_op_t
+    ggml_status ggml_backend_buffer_t
+    ggml_backend_buft_name ggml_backend_buft_alloc_buffer ggml_backend_buft_get_alignment ggml_backend_buft_get_max_size
+    ggml_backend_buft_get_alloc_size ggml_backend_buft_is_host ggml_backend_buft_get_device
+    ggml_backend_buffer_free ggml_backend_buffer_get_base ggml_backend_buffer_clear ggml_backend_buffer_get_type
+    ggml_backend_buffer_is_host
+    ggml_backend_tensor_alloc ggml_backend_tensor_set ggml_backend_tensor_get ggml_backend_dev_supports_op
+    """.split()
+)
+"""What the engine makes its own operations with, and where their memory lies. The same in every build, so all families share
+one text of them."""
 
 EXTRACTED = REQUIRED | OPTIONAL | TESTED | GGML | GRAPH

@@ -9,6 +9,7 @@ import numpy as np
 
 from llamafu._native.context import Context
 from llamafu._native.graph.eval_callback import EvalCallback
+from llamafu._native.graph.tensor_memory import host_view
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
@@ -86,7 +87,7 @@ class Attention:
         size = ffi.sizeof("struct ggml_tensor")
         copy = ffi.new("struct ggml_tensor *")
         ffi.memmove(copy, tensor, size)
-        theirs = np.frombuffer(ffi.buffer(tensor.data, tensor.ne[2] * tensor.nb[2]), np.float32)
+        theirs = host_view(self._library, tensor, (tensor.ne[2] * tensor.nb[2] // 4,))
         ours = np.full_like(theirs, np.nan)
         copy.data = ffi.cast("void *", ours.ctypes.data)
         node = int(ffi.cast("intptr_t", copy))

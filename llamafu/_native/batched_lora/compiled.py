@@ -32,6 +32,8 @@ class CompiledLoraHook:
     """
 
     compiled = True
+    stays_active = True
+    multiplies_all = False
 
     def __init__(
         self,
@@ -113,6 +115,16 @@ class CompiledLoraHook:
         ffi = self._library.ffi
         params.cb_eval = ffi.cast("ggml_backend_sched_eval_callback", self._kernels.on_node.address)
         params.cb_eval_user_data = ffi.cast("void *", self._state.ctypes.data)
+
+    def clear(self, units: NDArray[np.int32]) -> None:
+        """Take units from every target; what lies in them is not computed with."""
+        self.strength[:, units] = 0
+
+    def publish(self, target: int, units: NDArray[np.int32]) -> None:
+        """Nothing to do: the arrays themselves are read."""
+
+    def rest(self) -> None:
+        """Nothing to do: other adapters' operations are not replaced, since they multiply by other tensors."""
 
     def set_rows(self, rows: RowTable, outputs: RowTable) -> None:
         """Set the units that the rows of the next decode use; `outputs` is the table of those whose logits are wanted."""

@@ -9,6 +9,7 @@ import numpy as np
 from llamafu._native.batched_lora.slot_layout import with_spare
 from llamafu._native.batched_lora.slot_ops import SlotRewriter
 from llamafu._native.graph.eval_callback import EvalCallback
+from llamafu._native.graph.tensor_memory import host_view
 from llamafu.errors import DecodeError
 
 if TYPE_CHECKING:
@@ -33,6 +34,8 @@ class ExpertRewriteHook:
     """
 
     compiled = False
+    stays_active = False
+    multiplies_all = False
 
     def __init__(
         self,
@@ -72,6 +75,18 @@ class ExpertRewriteHook:
     def install(self, params: Any) -> None:
         """Enter the callback into `llama_context_params`."""
         self._callback.install(params)
+
+    def clear(self, units: NDArray[np.int32]) -> None:
+        """Set the factors A of units to 0: they are multiplied by in every target."""
+        self.strength[:, units] = 0
+        for a in self.a:
+            a[units] = 0
+
+    def publish(self, target: int, units: NDArray[np.int32]) -> None:
+        """Nothing to do: the arrays themselves are read."""
+
+    def rest(self) -> None:
+        """Nothing to do: other adapters' operations are not replaced, since they multiply by other tensors."""
 
     def set_rows(self, rows: RowTable, outputs: RowTable) -> None:
         """Set the units that the rows of the next decode use; `outputs` is the table of those whose logits are wanted."""
@@ -127,8 +142,7 @@ class ExpertRewriteHook:
         if scales is None or sizes[0] != self._total:
             message = f"an unexpected shape {sizes}"
             raise ValueError(message)
-        address = int(self._library.ffi.cast("intptr_t", tensor.data))
-        products = _array(self._library, address, (rows, used, self._total), np.float32)
+        products = host_view(self._library, tensor, (rows, used, self._total))
         scales = scales * self.strength[target]
         with np.errstate(all="ignore"):  # products of units that the row does not use may overflow: they become 0
             products[...] = np.where(scales[:, None, :] != 0, products * scales[:, None, :], 0)

@@ -8,16 +8,16 @@ projection without looking for adapters: such an adapter loads, and does nothing
 from __future__ import annotations
 
 import contextlib
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
 from llamafu._native.context import Context
-from llamafu._native.context_options import ContextOptions
 from llamafu._native.graph.eval_callback import EvalCallback
-from llamafu.errors import DecodeError
+from llamafu.errors import DecodeError, ErrorCode
 
 if TYPE_CHECKING:
     from llamafu._native.adapter import Adapter
+    from llamafu._native.context_options import ContextOptions
     from llamafu._native.library import Library
     from llamafu._native.model import Model
 
@@ -39,6 +39,8 @@ class AdapterOps:
     """How many experts A and B are stacked for; 1 for a plain matrix."""
     used: int
     """How many experts a token goes through; 1 for a plain matrix."""
+    buffer_type: Any = None
+    """Of the memory that the first three write to (`ggml_backend_buffer_type_t`); None where it differs."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -52,14 +54,19 @@ class AdapterGraph:
 
 
 class GraphProbe:
-    """Owns a context whose decodes are aborted before their first operation, made by the first `find`.
+    """Owns a context for graphs of one token, made by the first `find` with the flags of the real one, `options`.
 
-    On CPU backends every operation of a graph is announced before any is computed, so nothing is computed. The caller holds
-    the model's lock, and closes the probe before the model.
+    On CPU backends every operation of a graph is announced before any is computed: the decode is aborted at once, and
+    nothing is computed. With devices, operations are announced and computed part by part, so the decode runs to its end. It
+    gets a context of its own then, since a change of a context's adapters makes its backends allocate anew, and some
+    drivers do not survive many of that. The caller holds the model's lock, and closes the probe before the model.
     """
 
-    def __init__(self, model: Model) -> None:
+    def __init__(self, model: Model, options: ContextOptions) -> None:
         self._model = model
+        self._options = replace(
+            options, n_ctx=64, n_batch=1, n_ubatch=None, n_threads=1, n_seq_max=1, embeddings=False, n_outputs=0
+        )
         self._operations = _Operations(model.library)
         self._context: Context | None = None
 
@@ -70,26 +77,46 @@ class GraphProbe:
             context.close()
 
     def find(self, adapter: Adapter) -> AdapterGraph:
-        """Build the graph of one token with `adapter` and return where the adapter is in it."""
+        """Build the graph of one token with `adapter` and return where the adapter is in it; DecodeError where it fails."""
         self._operations.clear()
+        if self._options.offload:
+            with contextlib.closing(self._open()) as context:
+                return self._probe(context, adapter)
         if self._context is None:
-            callback = EvalCallback(self._model.library, self._operations.record)
-            self._context = Context(self._model, ContextOptions(n_ctx=64, n_batch=1), hook=callback)
+            self._context = self._open()
             self._context.abort_at_once()
-        self._context.set_adapters({adapter: 1.0})
         try:
-            with self._model.library.logs.quiet(), contextlib.suppress(DecodeError):
-                self._context.decode([max(self._model.bos, 0)], 0)
-            return self._operations.adapter_graph()  # it reads tensors of the graph, which the next decode may free
+            return self._probe(self._context, adapter)
         finally:
             self._context.set_adapters({})
             self._context.clear()
 
+    def _open(self) -> Context:
+        return Context(self._model, self._options, hook=EvalCallback(self._model.library, self._operations.record))
 
-def find_adapter_ops(model: Model, adapter: Adapter) -> AdapterGraph:
-    """Return where `adapter` is in the model's graph, with a context that lives for this call."""
-    with contextlib.closing(GraphProbe(model)) as probe:
+    def _probe(self, context: Context, adapter: Adapter) -> AdapterGraph:
+        context.set_adapters({adapter: 1.0})
+        with self._model.library.logs.quiet():
+            try:
+                context.decode([max(self._model.bos, 0)], 0)
+            except DecodeError as error:
+                if error.code != ErrorCode.ABORTED:  # an adapter whose graph fails is not one that the graph leaves out
+                    raise
+        return self._operations.adapter_graph()  # it reads tensors of the graph, which the next decode may free
+
+
+def find_adapter_ops(model: Model, adapter: Adapter, options: ContextOptions) -> AdapterGraph:
+    """Return where `adapter` is in the graph that a context of `options` has, with one that lives for this call."""
+    with contextlib.closing(GraphProbe(model, options)) as probe:
         return probe.find(adapter)
+
+
+def factor_name(name: str) -> str:
+    """Return the name of a factor, as the adapter has it, of what a graph calls it.
+
+    Where an operation runs on another device than its sources lie on, ggml copies those, and names a copy `DEVICE#NAME#0`.
+    """
+    return name.split("#")[1] if "#" in name else name
 
 
 @dataclass(frozen=True, slots=True)
@@ -97,6 +124,7 @@ class _Node:
     op: int
     kind: int
     sources: tuple[int, ...]
+    buffer_type: Any
 
 
 class _Operations:
@@ -121,11 +149,11 @@ class _Operations:
         address = int(ffi.cast("intptr_t", tensor))
         pointers = [source for source in tensor.src if source != ffi.NULL]
         sources = tuple(int(ffi.cast("intptr_t", source)) for source in pointers)
-        self._nodes[address] = _Node(int(tensor.op), int(tensor.type), sources)
+        self._nodes[address] = _Node(int(tensor.op), int(tensor.type), sources, self._buffer_type(tensor))
         for source in sources:
             self._readers.setdefault(source, []).append(address)
         for source in pointers[:1]:  # where every operation that multiplies by a factor has it
-            name = ffi.string(source.name).decode("utf-8", "replace")
+            name = factor_name(ffi.string(source.name).decode("utf-8", "replace"))
             if name.endswith((_A, _B)):
                 self._factors[name] = source
                 if name.endswith(_A):
@@ -143,6 +171,7 @@ class _Operations:
         if b is None or not self._is_expected(first):
             return None
         ffi = self._library.ffi
+        types = {self._nodes[node].buffer_type for node in self._writers(first)}
         stacked = self._nodes[first].op == self._library.operations["MUL_MAT_ID"]
         ids = next(iter(self._pointers(first)[2:3]), None) if stacked else None
         return AdapterOps(
@@ -153,7 +182,20 @@ class _Operations:
             b_data=int(ffi.cast("intptr_t", b.data)),
             experts=int(a.ne[2]) if stacked else 1,
             used=int(ids.ne[0]) if ids is not None else 1,
+            buffer_type=types.pop() if len(types) == 1 else None,
         )
+
+    def _writers(self, first: int) -> tuple[int, int, int]:
+        """Return a target's operations A x, B of that, and the scale."""
+        second = self._readers[first][0]
+        return first, second, self._readers[second][0]
+
+    def _buffer_type(self, tensor: Any) -> Any:
+        """Return the type of the memory that an operation writes to, None where it has none yet."""
+        buffer = tensor.buffer if tensor.view_src == self._library.ffi.NULL else tensor.view_src.buffer
+        if buffer == self._library.ffi.NULL:
+            return None
+        return self._library.lib.ggml_backend_buffer_get_type(buffer)
 
     def _is_expected(self, address: int) -> bool:
         """Follow the readers from A x on: two products, a scale and a sum, each read by the next alone."""

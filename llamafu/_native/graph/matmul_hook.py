@@ -4,14 +4,14 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any, NamedTuple
 
-import numpy as np
-
 from llamafu._native.graph.eval_callback import EvalCallback
+from llamafu._native.graph.tensor_memory import host_view
 from llamafu.errors import DecodeError
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable
 
+    import numpy as np
     from numpy.typing import NDArray
 
     from llamafu._native.library import Library
@@ -58,7 +58,10 @@ class MatmulHook:
         self._callback.install(params)
 
     def check(self) -> None:
-        """Show the last product, or raise what ended the decode: DecodeError for products that are not contiguous float32."""
+        """Show the last product, or raise what ended the decode: DecodeError for products that are not contiguous float32.
+
+        Or that lie in the memory of a device, where they cannot be read.
+        """
         if self._error is not None:
             raise self._error
         self._hand_over(None)
@@ -128,4 +131,4 @@ class MatmulHook:
     def _rows(self, tensor: Any) -> Array:
         """Return a view of a tensor as a matrix, [rows, width]."""
         width, count = tensor.ne[0], tensor.ne[1] * tensor.ne[2] * tensor.ne[3]
-        return np.frombuffer(self._library.ffi.buffer(tensor.data, width * count * _FLOAT), np.float32).reshape(count, width)
+        return host_view(self._library, tensor, (count, width))

@@ -5,20 +5,25 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 from llamafu._native.graph.adapter_ops import GraphProbe
+from llamafu._util.listing import listed
 from llamafu.errors import LoraIncompatibleError
 
 if TYPE_CHECKING:
     from collections.abc import Iterable
 
     from llamafu._native.adapter import Adapter
+    from llamafu._native.context_options import ContextOptions
     from llamafu._native.model import Model
 
 
 class Prober:
-    """Remembers which targets a model's graph uses, and probes for others; the caller holds the lock."""
+    """Remembers which targets a model's graph uses, and probes for others; the caller holds the lock.
 
-    def __init__(self, model: Model) -> None:
-        self._probe = GraphProbe(model)
+    `options` are those of the context that the adapters are for.
+    """
+
+    def __init__(self, model: Model, options: ContextOptions) -> None:
+        self._probe = GraphProbe(model, options)
         self._used: set[str] = set()
 
     def close(self) -> None:
@@ -26,7 +31,10 @@ class Prober:
         self._probe.close()
 
     def demand_all_used(self, adapter: Adapter, targets: Iterable[str]) -> None:
-        """Raise `LoraIncompatibleError` naming every target tensor that the graph never multiplies by the adapter."""
+        """Raise `LoraIncompatibleError` with every target tensor that the graph never multiplies by the adapter.
+
+        Raises `DecodeError` where the graph cannot be computed with the adapter.
+        """
         unknown = set(targets) - self._used
         if not unknown:
             return
@@ -36,7 +44,7 @@ class Prober:
                 f"{target}: this model's graph computes it without adapters, so it would do nothing" for target in unused
             )
             message = (
-                f"the adapter {adapter.label} would be used in part only: {'; '.join(problems)}. "
+                f"the adapter {adapter.label} would be used in part only: {listed(problems, '; ')}. "
                 "Train it without these targets, or use a libllama whose graph supports them"
             )
             raise LoraIncompatibleError(message, problems=problems)

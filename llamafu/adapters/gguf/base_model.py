@@ -5,7 +5,7 @@ from __future__ import annotations
 import mmap
 import re
 import stat
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -44,6 +44,8 @@ class BaseModel:
     """Shapes by tensor name, in GGUF's order (NumPy's reversed); of all shards."""
     metadata: dict[str, Scalar]
     """The header's single values; arrays, such as the vocabulary, are left out."""
+    sizes: dict[str, int] = field(default_factory=dict)
+    """Bytes of each tensor in the file; empty where the header is no GGUF file's."""
 
     @property
     def tied(self) -> bool:
@@ -75,11 +77,13 @@ def read_base(path: str | os.PathLike[str]) -> BaseModel:
     containers = [read_header(shard) for shard in _parts(path)]
     metadata: dict[str, Scalar] = {}
     tensors: dict[str, tuple[int, ...]] = {}
+    sizes: dict[str, int] = {}
     for container in containers:
         for key, value in container.metadata.items():
             if not isinstance(value, tuple):
                 metadata.setdefault(key, value)
         tensors |= {name: entry.shape for name, entry in container.tensors.items()}
+        sizes |= {name: entry.nbytes for name, entry in container.tensors.items()}
     kind = metadata.get("general.type")
     if kind in _OTHER_KINDS:
         message = f"{path} is {_OTHER_KINDS[str(kind)]} (general.type {kind!r}), no base model"
@@ -95,7 +99,7 @@ def read_base(path: str | os.PathLike[str]) -> BaseModel:
         raise ModelLoadError(message)
     for container in containers:
         _check_types(path, container)
-    return BaseModel(path, str(metadata.get("general.name") or path.stem), architecture, tensors, metadata)
+    return BaseModel(path, str(metadata.get("general.name") or path.stem), architecture, tensors, metadata, sizes)
 
 
 def read_model(path: str | os.PathLike[str]) -> BaseModel:

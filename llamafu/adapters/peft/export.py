@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from llamafu._util.atomic import whole_folder
+from llamafu._util.listing import listed
 from llamafu.adapters.compatibility import demand_fit
 from llamafu.adapters.file import read_adapter
 from llamafu.adapters.gguf.base_model import BaseModel
@@ -105,7 +106,7 @@ def peft_form(file: AdapterFile, base: BaseModel | None) -> tuple[dict[str, str]
             end = f"lora_embedding_{side}" if flipped else f"lora_{side}.weight"
             arrays[f"base_model.model.{modules[name]}.{end}"] = values
     if problems:
-        message = f"{file.path} cannot be written as PEFT: {'; '.join(problems)}"
+        message = f"{file.path} cannot be written as PEFT: {listed(problems, '; ')}"
         raise LoraIncompatibleError(message, problems=tuple(problems))
     return modules, arrays
 

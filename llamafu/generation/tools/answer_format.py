@@ -97,17 +97,17 @@ class AnswerParser:
     def _read(self) -> Steps[None]:
         yield
         form, marks, out = self._format.form, self._format.reasoning, self._out
-        if marks is not None:
-            yield from self._think(marks)
+        mark = "" if marks is None else (yield from self._think(marks))
         reading = Reading(self._reader, out, self._format.tools)
-        if form is not None:
+        if form is not None and not mark:
             yield from self._try(form.begin(reading))
         silent = marks.silent if marks is not None else ()
         looked_for = Marks([*(form.marks if form is not None else ()), *silent])
-        while mark := (yield from self._reader.until(looked_for, out.text)):
+        while mark := mark or (yield from self._reader.until(looked_for, out.text)):
             if form is not None and mark in form.marks:
                 self._reader.attempt(back=len(mark))
                 yield from self._try(form.read(reading, mark))
+            mark = ""
 
     def _try(self, steps: Steps[None]) -> Steps[None]:
         """Read calls; where there is none after all, the text goes on with the first character of the attempt."""
@@ -118,11 +118,17 @@ class AnswerParser:
                 self._out.text(self._reader.give_up())
         self._reader.keep()
 
-    def _think(self, marks: ReasoningMarks) -> Steps[None]:
-        """Read the reasoning that the answer begins with, or goes on with; a second opening mark is forgiven."""
+    def _think(self, marks: ReasoningMarks) -> Steps[str]:
+        """Read the reasoning that the answer begins with, or goes on with; a second opening mark is forgiven.
+
+        Return the mark of calls that ended it, read too, else "".
+        """
         opening = yield from self._reader.accept(marks.opening)
         if not opening and not self._format.is_thinking:
-            return
-        closing = yield from self._reader.until(Marks([marks.closing]), self._out.reasoning)
-        if closing:
+            return ""
+        form = self._format.form
+        calls = form.marks if form is not None and marks.ends_at_calls else ()
+        ending = yield from self._reader.until(Marks([marks.closing, *calls]), self._out.reasoning)
+        if ending:
             self._out.end_reasoning()
+        return ending if ending in calls else ""

@@ -95,8 +95,12 @@ def _grammar(wanted: _Wanted) -> str:
         document = read_schema(wanted.schema)
         answers.append(add_schema(writer.rules, document, document, "#", "document"))
     answer = writer.rules.add("answer", " | ".join(answers))
-    if wanted.closing and (wanted.is_forced or wanted.schema is not None or (form is not None and form.after_text is None)):
-        answer = rf"{writer.without((wanted.closing,))} {writer.text(wanted.closing)} [ \n]{{0,4}} {answer}"
+    if wanted.closing:
+        thinking = rf"{writer.without((wanted.closing,))} {writer.text(wanted.closing)} [ \n]{{0,4}}"
+        if wanted.is_forced or wanted.schema is not None or (form is not None and form.after_text is None):
+            answer = f"{thinking} {answer}"
+        elif wanted.closing in dict(wanted.tokens):  # any other closing mark is plain text too
+            answer = f"({thinking})? {answer}"
     writer.rules.define("root", answer)
     return writer.rules.text()
 

@@ -47,6 +47,19 @@ class GrammarWriter:
         hint = path.rsplit("/", 1)[-1] or tool.name
         return add_schema(self.rules, tool.parameters, schema, f"#/{path}".rstrip("/"), hint)
 
+    def members(self, pairs: Mapping[str, str], required: Iterable[str], comma: str) -> list[str]:
+        """Return the alternatives of a list of members by key, `comma` between them; "" is one where it may be empty.
+
+        Those that are not required come last, in their order, and each may lack.
+        """
+        names = set(required)
+        needed = [pair for key, pair in pairs.items() if key in names]
+        between, rest, starts = literal(comma), "", [""]
+        for key, pair in reversed([(key, pair) for key, pair in pairs.items() if key not in names]):
+            starts.append(f"{pair} {rest}".rstrip())
+            rest = self.rules.add(f"{key}-rest", f"({between} {pair})? {rest}".rstrip())
+        return [f"{f' {between} '.join(needed)} {rest}".rstrip()] if needed else starts[::-1]
+
     def without(self, marks: Iterable[str]) -> str:
         """Return the GBNF of any text that holds none of `marks`. Their first characters may not occur further inside of them.
 

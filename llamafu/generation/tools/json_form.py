@@ -21,7 +21,7 @@ _ARGUMENTS = ("arguments", "parameters")
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class JsonForm(Form):
-    """`{"name": ..., "arguments": {...}}`; where calls are read, a list of these is taken too, and separated ones.
+    """`{"name": ..., "arguments": {...}}`; where calls are read, a list of these is taken too, and several.
 
     closing: the mark after calls; a missing one is forgiven.
     name_key, arguments_key: how the two are written; both of `arguments` and `parameters` are read.
@@ -49,7 +49,8 @@ class JsonForm(Form):
         is_list = bool((yield from reader.accept("[")))
         while (yield from self._object(reading, known_only=known_only)):
             reader.attempt()
-            if not (yield from reader.accept("," if is_list else ";")):
+            goes_on = (yield from reader.accept("," if is_list else ";")) or (not is_list and (yield from reader.next_is("{")))
+            if not goes_on:
                 reader.keep()
                 if is_list:
                     yield from reader.accept("]")
@@ -95,6 +96,26 @@ class JsonForm(Form):
         """Return the GBNF of text without a mark; where none is needed, one that does not begin like an object either."""
         plain = writer.without(self.marks)
         return writer.unlike_object(plain) if self.is_bare else plain
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class KeyedForm(JsonForm):
+    """`{"NAME": {...}}`: the name is the key of the arguments, as Apertus writes."""
+
+    def _object(self, reading: Reading, *, known_only: bool) -> Steps[bool]:
+        del known_only
+        reader = reading.reader
+        yield from reader.expect("{")
+        name = string_in((yield from reader.value()))
+        yield from reader.expect(":")
+        if not (yield from reading.call(reading.name_in(name), Marks([self.closing]))):
+            return False
+        yield from reader.accept("}")
+        return True
+
+    def call_rule(self, writer: GrammarWriter, tool: Tool) -> str:
+        """Return the GBNF of one object."""
+        return f"{literal(f'{{{json.dumps(tool.name, ensure_ascii=False)}: ')} {writer.arguments(tool)} {literal('}')}"
 
 
 def _separator(reader: Reader, *, is_needed: bool) -> Steps[str]:

@@ -52,6 +52,10 @@ JSON_ONLY = Dialect(b": ping\n", b"")
 ANTHROPIC = Dialect(named_event({"type": "ping"}), b"", event=named_event, error=anthropic_error_body)
 
 
+WITHOUT_DONE = Dialect(OPENAI.ping, b"")
+"""llama-server's own: a stream ends with its last chunk."""
+
+
 def dialect_of(headers: Mapping[str, str]) -> Dialect:
     """Return what a client understands, by its headers' names in lower case.
 

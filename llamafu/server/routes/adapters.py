@@ -17,7 +17,6 @@ from llamafu.server.schemas.answers import (
     NumberedAnswer,
     SuccessAnswer,
 )
-from llamafu.service.errors import NotFoundError
 from llamafu.service.loading import LoraLoadRequest
 from llamafu.service.local import LocalLoraService
 
@@ -84,19 +83,15 @@ class AdapterRoutes:
         return SuccessAnswer(success=True)
 
     async def add_vllm(self, request: AuthedRequest[VllmLoadRequest]) -> ASGIApp:
-        """`POST /v1/load_lora_adapter`, vLLM's: `lora_path` is a name inside the folder, and has to be `lora_name`'s."""
+        """`POST /v1/load_lora_adapter`, vLLM's: `lora_path` is in the folder, and has to be `lora_name`'s."""
         name = request.body.lora_name
-        await asyncio.to_thread(self._catalog.register, name)
+        await asyncio.to_thread(self._catalog.register, name, request.body.lora_path)
         return _plain_text(f"Success: LoRA adapter '{name}' added successfully.")
 
     async def remove_vllm(self, request: AuthedRequest[VllmUnloadRequest]) -> ASGIApp:
-        """`POST /v1/unload_lora_adapter`, vLLM's: the adapter leaves the active set; its file stays in the folder."""
+        """`POST /v1/unload_lora_adapter`, vLLM's: nobody can ask for the adapter until it is loaded again; its file stays."""
         name = request.body.lora_name
-        if name not in self._engine.adapters:
-            message = f"no such adapter: {name!r}"
-            raise NotFoundError(message)
-        kept: dict[str, Any] = {each: scale for each, scale in self._engine.active_lora_adapters.items() if each != name}
-        await asyncio.to_thread(self._engine.set_lora_adapters, kept)
+        await asyncio.to_thread(self._catalog.unload, name)
         return _plain_text(f"Success: LoRA adapter '{name}' removed successfully.")
 
 

@@ -14,9 +14,11 @@ from starlette.responses import Response
 
 from llamafu.engine.request import Request
 from llamafu.errors import LlamafuError
+from llamafu.generation.infill import InfillText
 from llamafu.server.http.sse import Dialect, dialect_of, written_event
 from llamafu.server.http.streaming import EventStream, events_of, gathered, until_disconnect
-from llamafu.server.routes.models_and_tokens import prompt_tokens
+from llamafu.server.routes.models_and_tokens import asked
+from llamafu.server.routes.prompt_tokens import demand_infill, infill_tokens, prompt_tokens
 from llamafu.server.schemas.response_writer import ResponseWriter
 from llamafu.server.schemas.responses import Writer
 from llamafu.service.errors import APIError, ContextLengthExceededError, InvalidRequestError
@@ -70,11 +72,23 @@ class GenerationRoutes:
     async def completions(self, request: AuthedRequest[CompletionBody]) -> ASGIApp:
         """`POST /v1/completions`."""
         body = request.body
+        if body.suffix:
+            demand_infill(self._engine)
 
         def start(prompt: str | list[int]) -> Maker:
-            return lambda options: Request(prompt=prompt, **options)
+            def make(options: dict[str, Any]) -> Request:
+                given = prompt
+                if body.suffix and isinstance(prompt, str):
+                    given = infill_tokens(self._engine, InfillText(prompt, body.suffix), options["max_tokens"])
+                return Request(prompt=given, prompt_logprobs=body.logprobs if body.echo else None, **options)
 
-        return await self._openai(request.http, body, [start(prompt) for prompt in body.prompt], chat=False)
+            return make
+
+        echoed: list[str] = []
+        if body.echo:
+            texts = await asked(lambda: [self._text_of(prompt) for prompt in body.prompt])
+            echoed = [text for text in texts for _ in range(body.n)]
+        return await self._openai(request.http, body, [start(prompt) for prompt in body.prompt], chat=False, echoed=echoed)
 
     async def chats(self, request: AuthedRequest[ChatBody]) -> ASGIApp:
         """`POST /v1/chat/completions`."""
@@ -95,9 +109,11 @@ class GenerationRoutes:
         """Make a request of messages and the options of `chat`; raises what `ServedEngine.request_of_chat` raises."""
         return self._engine.request_of_chat(messages, {**options, "generic_tools": self._generic_tools})
 
-    async def _openai(self, request: HttpRequest, body: GenerationBody, makers: Sequence[Maker], *, chat: bool) -> ASGIApp:
+    async def _openai(
+        self, request: HttpRequest, body: GenerationBody, makers: Sequence[Maker], *, chat: bool, echoed: Sequence[str] = ()
+    ) -> ASGIApp:
         usage = body.stream_options is not None and body.stream_options.include_usage
-        writer = Writer(body.model or self._base, chat, with_usage=usage)
+        writer = Writer(body.model or self._base, chat, with_usage=usage, echoed=echoed)
         return await self.answer(request, body, makers, writer, dialect_of(request.headers))
 
     async def answer(
@@ -108,7 +124,10 @@ class GenerationRoutes:
         writer: AnswerWriter,
         dialect: Dialect,
     ) -> ASGIApp:
-        """Generate `body.n` answers to each request that `makers` make; return them, or their stream, as `writer` has them."""
+        """Generate `body.n` answers to each request that `makers` make; return them, or their stream, as `writer` has them.
+
+        `makers` are called on a thread, in order, before anything is written.
+        """
         options: dict[str, Any] = {**body.options()}
         scales = self._adapters.resolve(body.lora, body.model)
         if scales is not None:
@@ -121,7 +140,8 @@ class GenerationRoutes:
         for completion in completions:
             self._metrics.finished(completion)
         write = partial(writer.whole, completions)
-        content = await asyncio.to_thread(write) if any(one.logprobs for one in completions) else write()
+        is_large = any(one.logprobs or one.prompt_logprobs for one in completions)
+        content = await asyncio.to_thread(write) if is_large else write()
         return Response(content, media_type="application/json")
 
     async def _start(self, makers: Sequence[Maker], options: dict[str, Any], n: int) -> list[AnswerStream]:
@@ -148,6 +168,9 @@ class GenerationRoutes:
         if self._ending:
             self.end_all()
         return streams
+
+    def _text_of(self, prompt: str | list[int]) -> str:
+        return prompt if isinstance(prompt, str) else self._engine.detokenize(prompt, special=True)
 
     def _limited(self, request: Request) -> Request:
         """Return a request with the limits of this server; a prompt beyond them is refused."""

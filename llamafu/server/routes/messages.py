@@ -5,7 +5,8 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any
 
 from llamafu.server.http.sse import ANTHROPIC
-from llamafu.server.routes.models_and_tokens import asked, prompt_tokens
+from llamafu.server.routes.models_and_tokens import asked
+from llamafu.server.routes.prompt_tokens import prompt_tokens
 from llamafu.server.schemas.anthropic_answers import CountTokensAnswer
 from llamafu.server.schemas.anthropic_writer import MessageWriter
 

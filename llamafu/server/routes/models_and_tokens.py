@@ -6,6 +6,7 @@ import asyncio
 from typing import TYPE_CHECKING, Any, TypeVar
 
 from llamafu.errors import LlamafuError
+from llamafu.server.routes.prompt_tokens import prompt_tokens
 from llamafu.server.schemas.answers import ModelAnswer, ModelMeta, ModelsAnswer, PermissionAnswer, TextAnswer, TokensAnswer
 from llamafu.service.errors import InvalidRequestError, NotFoundError
 from llamafu.service.local import LocalLoraService
@@ -13,7 +14,6 @@ from llamafu.service.local import LocalLoraService
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
 
-    from llamafu.engine.request import Request
     from llamafu.server.http.endpoint import AuthedRequest
     from llamafu.server.protocols import ServedEngine
     from llamafu.server.schemas.text_requests import DecodeRequest, EncodeRequest
@@ -46,6 +46,10 @@ class ModelAndTokenRoutes:
             message = f"no such model: {name!r} (models: {', '.join(reversed(models))})"
             raise NotFoundError(message)
         return model
+
+    async def base(self, request: AuthedRequest[None]) -> ModelAnswer:  # noqa: ARG002 - a handler
+        """`GET /v1/model`, TabbyAPI's."""
+        return self._models()[0]
 
     async def permission(self, request: AuthedRequest[None]) -> PermissionAnswer:
         """`GET /v1/auth/permission`."""
@@ -87,11 +91,6 @@ class ModelAndTokenRoutes:
                 for name, scales in sorted(self._engine.mixes.items())
             ),
         ]
-
-
-def prompt_tokens(engine: ServedEngine, request: Request) -> Sequence[int]:
-    """Return the token ids of a request's prompt."""
-    return engine.tokenize(request.prompt) if isinstance(request.prompt, str) else request.prompt
 
 
 async def asked(function: Callable[[], _T]) -> _T:

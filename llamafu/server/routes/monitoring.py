@@ -7,8 +7,10 @@ from typing import TYPE_CHECKING, Any
 
 from starlette.responses import Response
 
+from llamafu._version import __version__
 from llamafu.server.http.metrics import KIND
 from llamafu.server.schemas.answers import DocumentAnswer, HealthAnswer
+from llamafu.server.schemas.llama_answers import StatusAnswer, VersionAnswer
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -35,6 +37,18 @@ class MonitoringRoutes:
     async def health(self, request: AuthedRequest[None]) -> HealthAnswer:  # noqa: ARG002 - a handler
         """`GET /health`."""
         return HealthAnswer(status="healthy", issues=[])
+
+    async def status(self, request: AuthedRequest[None]) -> StatusAnswer:  # noqa: ARG002 - a handler
+        """`GET /v1/health`, llama-server's."""
+        return StatusAnswer(status="ok")
+
+    async def ping(self, request: AuthedRequest[None]) -> ASGIApp:  # noqa: ARG002 - a handler
+        """`GET /ping` and `POST /ping`, vLLM's: an empty body."""
+        return Response(media_type="text/plain")
+
+    async def version(self, request: AuthedRequest[None]) -> VersionAnswer:  # noqa: ARG002 - a handler
+        """`GET /version`, vLLM's."""
+        return VersionAnswer(version=__version__)
 
     async def metrics(self, request: AuthedRequest[None]) -> ASGIApp:  # noqa: ARG002 - a handler
         """`GET /metrics`, as Prometheus reads them."""

@@ -20,11 +20,13 @@ if TYPE_CHECKING:
     from llamafu.server.routes.adapters import AdapterRoutes
     from llamafu.server.routes.embeddings import EmbeddingRoutes
     from llamafu.server.routes.generation import GenerationRoutes
+    from llamafu.server.routes.llama_server import LlamaServerRoutes
     from llamafu.server.routes.messages import MessageRoutes
     from llamafu.server.routes.mixer_page import MixerPage
     from llamafu.server.routes.mixes import MixRoutes
     from llamafu.server.routes.models_and_tokens import ModelAndTokenRoutes
     from llamafu.server.routes.monitoring import MonitoringRoutes
+    from llamafu.server.routes.tokenizing import TokenizingRoutes
     from llamafu.server.routes.upload import UploadRoute
     from llamafu.server.schemas.base import Answer, RequestBody
 
@@ -41,6 +43,8 @@ class Handlers:
     models: ModelAndTokenRoutes
     generation: GenerationRoutes
     messages: MessageRoutes
+    llama_server: LlamaServerRoutes
+    tokenizing: TokenizingRoutes
     embeddings: EmbeddingRoutes
     adapters: AdapterRoutes
     mixes: MixRoutes

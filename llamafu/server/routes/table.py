@@ -9,13 +9,16 @@ from llamafu.server.routes.route import TEXT, Route
 from llamafu.server.schemas import answers
 from llamafu.server.schemas import anthropic_answers as anthropic
 from llamafu.server.schemas import generation_answers as generated
+from llamafu.server.schemas import llama_answers as llama
 from llamafu.server.schemas.adapter_choice import NumberedScales
 from llamafu.server.schemas.adapter_requests import LoraLoadBody, MixBody, UploadForm, VllmLoadRequest, VllmUnloadRequest
 from llamafu.server.schemas.anthropic_requests import CountTokensBody, MessagesBody
+from llamafu.server.schemas.llama_requests import InfillBody, LlamaCompletionBody
 from llamafu.server.schemas.requests import ChatBody, CompletionBody
 from llamafu.server.schemas.response_answers import ResponseAnswer, ResponseEvent
 from llamafu.server.schemas.response_request import ResponseBody
 from llamafu.server.schemas.text_requests import DecodeRequest, EmbeddingRequest, EncodeRequest, RerankRequest
+from llamafu.server.schemas.tokenize_requests import DetokenizeBody, TokenizeBody
 
 _WITH = "`lora` says with which adapters, else `model`, else the active set is used."
 
@@ -30,24 +33,39 @@ _ROWS = (
     Route("GET", ("/health",), None, lambda to: to.monitoring.health,
           "Whether the server is up.",
           answer=answers.HealthAnswer),
+    Route("GET", ("/v1/health",), None, lambda to: to.monitoring.status,
+          "llama-server's word for whether the server is up.",
+          answer=llama.StatusAnswer),
+    Route("GET", ("/ping",), None, lambda to: to.monitoring.ping,
+          "vLLM's: nothing, where the server is up.",
+          answer_types=(TEXT,)),
+    Route("POST", ("/ping",), None, lambda to: to.monitoring.ping,
+          "vLLM's: nothing, where the server is up.",
+          answer_types=(TEXT,)),
+    Route("GET", ("/version",), None, lambda to: to.monitoring.version,
+          "The version of this program.",
+          answer=llama.VersionAnswer),
     Route("GET", ("/openapi.json",), None, lambda to: to.monitoring.document,
           "This document.",
           answer=answers.DocumentAnswer),
     Route("GET", ("/metrics",), "api", lambda to: to.monitoring.metrics,
           "Counts for Prometheus.",
           answer_types=(TEXT,)),
-    Route("GET", ("/v1/models", "/models"), "api", lambda to: to.models.models,
+    Route("GET", ("/v1/models", "/models", "/v1/model/list"), "api", lambda to: to.models.models,
           "The base model, every adapter and every mix.",
           answer=answers.ModelsAnswer),
     Route("GET", ("/v1/models/{name}", "/models/{name}"), "api", lambda to: to.models.model,
           "The base model, which is `current` too, or one adapter or mix.",
           answer=answers.ModelAnswer, refusals=(404,)),
+    Route("GET", ("/v1/model",), "api", lambda to: to.models.base,
+          "The base model, as TabbyAPI's clients ask for the one that is loaded.",
+          answer=answers.ModelAnswer),
     Route("GET", ("/v1/auth/permission",), "api", lambda to: to.models.permission,
           "Which right the key has; admin where the server takes no keys.",
           answer=answers.PermissionAnswer),
     Route("POST", ("/v1/completions", "/completions"), "api", lambda to: to.generation.completions,
           f"Complete a prompt. {_WITH}",
-          body=CompletionBody, answer=generated.CompletionAnswer, chunk=generated.CompletionChunk, refusals=(404, 429)),
+          body=CompletionBody, answer=generated.CompletionAnswer, chunk=generated.CompletionChunk, refusals=(404, 408, 429)),
     Route("POST", ("/v1/chat/completions", "/chat/completions"), "api", lambda to: to.generation.chats,
           f"Answer a chat. {_WITH}",
           body=ChatBody, answer=generated.ChatCompletionAnswer, chunk=generated.ChatCompletionChunk, refusals=(404, 429)),
@@ -68,6 +86,27 @@ _ROWS = (
     Route("POST", ("/v1/rerank", "/rerank"), "api", lambda to: to.embeddings.rerank,
           f"Documents by how well they answer a query, of a model that ranks. {_WITH}",
           body=RerankRequest, answer=generated.RerankAnswer, refusals=(404, 429)),
+    Route("POST", ("/completion",), "api", lambda to: to.llama_server.completion,
+          f"llama-server's way to complete a prompt. {_WITH}",
+          body=LlamaCompletionBody, answer=llama.LlamaCompletionAnswer, chunk=llama.LlamaStreamChunk, refusals=(404, 429)),
+    Route("POST", ("/infill",), "api", lambda to: to.llama_server.infill,
+          f"Fill in what is between a prefix and a suffix, where the model was trained to. {_WITH}",
+          body=InfillBody, answer=llama.LlamaCompletionAnswer, chunk=llama.LlamaStreamChunk, refusals=(404, 429)),
+    Route("GET", ("/props",), "api", lambda to: to.llama_server.props,
+          "llama-server's facts of the server and its model.",
+          answer=llama.PropsAnswer),
+    Route("POST", ("/tokenize",), "api", lambda to: to.tokenizing.tokenize,
+          "The tokens of a text, in llama-server's form or in vLLM's.",
+          body=TokenizeBody, answer=llama.TokenizeAnswer),
+    Route("POST", ("/detokenize",), "api", lambda to: to.tokenizing.detokenize,
+          "The text of tokens.",
+          body=DetokenizeBody, answer=llama.DetokenizeAnswer),
+    Route("POST", ("/apply-template",), "api", lambda to: to.tokenizing.template,
+          "The prompt that a chat becomes.",
+          body=ChatBody, answer=llama.PromptAnswer),
+    Route("GET", ("/tokenizer_info",), "api", lambda to: to.tokenizing.tokenizer,
+          "vLLM's facts of the tokenizer.",
+          answer=llama.TokenizerAnswer),
     Route("POST", ("/v1/token/encode", "/v1/tokens/encode"), "api", lambda to: to.models.encode,
           "The tokens of a text, or of the messages of a chat.",
           body=EncodeRequest, answer=answers.TokensAnswer),
@@ -111,7 +150,7 @@ _ROWS = (
           "vLLM's way to register an adapter of the folder.",
           body=VllmLoadRequest, answer_types=(TEXT,), refusals=(404,)),
     Route("POST", ("/v1/unload_lora_adapter",), "admin", lambda to: to.adapters.remove_vllm,
-          "vLLM's way to take an adapter out of the active set.",
+          "vLLM's way to take an adapter off the list, until it is loaded again.",
           body=VllmUnloadRequest, answer_types=(TEXT,), refusals=(404,)),
     Route("GET", ("/lora-adapters",), "api", lambda to: to.adapters.numbered,
           "llama-server's list of adapters.",

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from pathlib import PurePath
 from typing import Annotated, Any, ClassVar
 
 from pydantic import BaseModel, ConfigDict, Field, WithJsonSchema
@@ -47,7 +48,7 @@ class MixBody(SmallBody):
 
 
 class VllmLoadRequest(SmallBody):
-    """`POST /v1/load_lora_adapter`, vLLM's: the path is a name inside the adapters folder."""
+    """`POST /v1/load_lora_adapter`, vLLM's: the path is a name inside the adapters folder, with or without that."""
 
     without_effect: ClassVar[frozenset[str]] = frozenset({"lora_int_id", "base_model_name", "load_inplace"})
 
@@ -57,7 +58,7 @@ class VllmLoadRequest(SmallBody):
     def contradictions(self) -> list[str]:
         """Return that the path is not the name's."""
         name, path = self.lora_name, self.lora_path
-        if path.removesuffix(SUFFIX) == name:
+        if name in {path.removesuffix(SUFFIX), PurePath(path).name.removesuffix(SUFFIX)}:
             return []
         return [f"lora_path {path!r} is not {name!r} or {name + SUFFIX!r}: adapters go by their name in the folder"]
 

@@ -41,11 +41,11 @@ AppliedAdapters = Annotated[list[AppliedAdapter], Field(description="the adapter
 
 
 class TextLogprobs(Answer):
-    """Log probabilities of a completion's tokens, in OpenAI's older form."""
+    """Log probabilities of a completion's tokens, in OpenAI's older form; a prompt's first token has none."""
 
     tokens: list[str]
-    token_logprobs: list[float]
-    top_logprobs: list[dict[str, float]]
+    token_logprobs: list[float | None]
+    top_logprobs: list[dict[str, float] | None]
     text_offset: list[Count]
 
 

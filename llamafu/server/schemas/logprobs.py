@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import codecs
+import math
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
@@ -12,12 +13,15 @@ if TYPE_CHECKING:
 
 
 class TokenReports:
-    """Writes the probabilities of one answer. `chat` says in which of the two forms; `told` is how many it has written."""
+    """Writes the probabilities of one answer. `chat` says in which of the two forms; `told` is how many it has written.
 
-    def __init__(self, *, chat: bool) -> None:
+    `before`: characters of the first tokens that come before the text.
+    """
+
+    def __init__(self, *, chat: bool, before: int = 0) -> None:
         self._write = _in_chat if chat else self._in_completion
         self._decoder = codecs.getincrementaldecoder("utf-8")("replace")
-        self._characters = 0
+        self._characters = -before
         self.told = 0
 
     def write(self, found: Sequence[TokenLogprob]) -> dict[str, Any]:
@@ -26,15 +30,18 @@ class TokenReports:
         return self._write(found)
 
     def _in_completion(self, found: Sequence[TokenLogprob]) -> dict[str, Any]:
-        """Offsets count characters of the answer; a character in several tokens begins where its first one does."""
+        """Offsets count characters of the text; a character in several tokens begins where its first one does.
+
+        A prompt's first token, whose probability is NaN, has none.
+        """
         offsets = []
         for token in found:
-            offsets.append(self._characters)
+            offsets.append(max(self._characters, 0))
             self._characters += len(self._decoder.decode(token.token_bytes))
         return {
             "tokens": [_spelled(token.token_bytes) for token in found],
-            "token_logprobs": [token.logprob for token in found],
-            "top_logprobs": [_by_text(token) for token in found],
+            "token_logprobs": [None if math.isnan(token.logprob) else token.logprob for token in found],
+            "top_logprobs": [None if math.isnan(token.logprob) else _by_text(token) for token in found],
             "text_offset": offsets,
         }
 

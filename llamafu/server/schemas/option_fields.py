@@ -18,7 +18,7 @@ _OTHER_NAMES = {
     "max_tokens": ("max_completion_tokens", "n_predict", "max_new_tokens"),
     "stop": ("stopping_strings",),
     "repeat_penalty": ("repetition_penalty", "rep_pen"),
-    "repeat_last_n": ("penalty_range", "repetition_range", "repetition_penalty_range"),
+    "repeat_last_n": ("penalty_range", "repetition_range", "repetition_penalty_range", "rep_pen_range"),
     "typical_p": ("typical",),
     "top_n_sigma": ("nsigma",),
     "mirostat": ("mirostat_mode",),

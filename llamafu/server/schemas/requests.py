@@ -114,7 +114,7 @@ class GenerationBody(AnswerBody):
         """Return the JSON Schema that the answer has to fit, if there is one."""
         wanted = self.response_format
         if wanted is None or wanted.type == "text":
-            return self.json_schema
+            return self.json_schema or None  # SillyTavern sends an empty one where none is wanted
         if wanted.json_schema is not None:
             return wanted.json_schema.json_schema
         return wanted.bare_schema or ({"type": "object"} if wanted.type == "json_object" else None)
@@ -135,10 +135,19 @@ class GenerationBody(AnswerBody):
         return found
 
 
+def too_many_answers(prompts: int, n: int) -> list[str]:
+    """Return what is wrong with so many prompts and answers to each, if anything is."""
+    if prompts * n <= MOST_CHOICES:
+        return []
+    return [f"{prompts} prompts times n={n} is more than {MOST_CHOICES} answers; ask for fewer at a time"]
+
+
 class CompletionBody(GenerationBody):
-    """`POST /v1/completions`."""
+    """`POST /v1/completions`. `echo` puts the prompt before the answer, `suffix` is what follows it."""
 
     prompt: Prompts = Field(max_length=MOST_CHOICES)
+    echo: bool = False
+    suffix: str = ""
     logprobs: int | None = Field(None, ge=0, le=MOST_LOGPROBS)
 
     def alternatives(self) -> int | None:
@@ -147,11 +156,13 @@ class CompletionBody(GenerationBody):
 
     def contradictions(self) -> list[str]:
         """Return options that exclude each other, and more answers than one request may ask for."""
-        found = super().contradictions()
-        if len(self.prompt) * self.n > MOST_CHOICES:
-            found.append(
-                f"{len(self.prompt)} prompts times n={self.n} is more than {MOST_CHOICES} answers; ask for fewer at a time"
-            )
+        found = [*super().contradictions(), *too_many_answers(len(self.prompt), self.n)]
+        if self.echo and self.stream and self.logprobs is not None:
+            found.append("echo was given with logprobs and stream; a prompt's log probabilities come whole, leave out stream")
+        if self.suffix and self.echo:
+            found.append("suffix was given with echo; the prompt that is computed is made of both, leave one of them out")
+        if self.suffix and not all(isinstance(one, str) for one in self.prompt):
+            found.append("suffix was given with a prompt of token ids; give the prompt as a string")
         return found
 
 

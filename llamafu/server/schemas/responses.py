@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 from llamafu.generation.completion import Piece
 from llamafu.server.schemas.logprobs import TokenReports
+from llamafu.service.errors import InvalidRequestError
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -24,11 +25,15 @@ _GOES_ON: dict[str, Any] = {"finish_reason": None, "logprobs": None}
 
 @dataclass(frozen=True, slots=True)
 class Writer:
-    """Writes the answers to one request. `chat` says in which of the two forms, `with_usage` whether a stream tells it."""
+    """Writes the answers to one request. `chat` says in which of the two forms, `with_usage` whether a stream tells it.
+
+    `echoed`: texts of the prompts, one for each answer, each of which goes before its answer; none where they are not wanted.
+    """
 
     model: str
     chat: bool
     with_usage: bool = False
+    echoed: Sequence[str] = ()
     created: int = field(default_factory=lambda: int(time.time()))
     id: str = field(default_factory=lambda: secrets.token_hex(12))
     _reports: dict[int, TokenReports] = field(default_factory=dict)
@@ -40,15 +45,17 @@ class Writer:
         """
         choices = []
         for index, one in enumerate(completions):
-            text = {"message": _message(one)} if self.chat else {"text": one.text}
+            text = {"message": _message(one)} if self.chat else {"text": self._prompt(index) + one.text}
             choice = {"index": index, **text, "finish_reason": _reason(one), **seed(one)}
-            choices.append(f'{_json(choice)[:-1]},"logprobs":{self._written(index, one.logprobs)}}}')
+            choices.append(f'{_json(choice)[:-1]},"logprobs":{self._written(index, self._reported(index, one))}}}')
         rest = {"usage": usage(completions), "lora": lora(completions)}
         return f'{_json(self._head(whole=True))[:-1]},"choices":[{",".join(choices)}],{_json(rest)[1:]}'
 
     def first(self, index: int) -> list[dict[str, Any]]:
-        """Return the chunk that says who speaks; completions have none."""
-        return [self._chunk(index, {"role": "assistant", "content": ""}, _GOES_ON)] if self.chat else []
+        """Return the chunk that says who speaks; completions have none, but one with the prompt where that is wanted."""
+        if self.chat:
+            return [self._chunk(index, {"role": "assistant", "content": ""}, _GOES_ON)]
+        return [self._chunk(index, self.echoed[index], _GOES_ON)] if self.echoed else []
 
     def pieces(self, index: int, piece: str) -> list[dict[str, Any]]:
         """Return the chunks of one piece: reasoning, text and parts of calls, the probabilities with the first of them."""
@@ -65,6 +72,23 @@ class Writer:
     def end(self, completions: Sequence[Completion]) -> list[dict[str, Any]]:
         """Return the chunk after the last one that says what it took."""
         return [{**self._head(whole=False), "choices": [], "usage": usage(completions)}] if self.with_usage else []
+
+    def _prompt(self, index: int) -> str:
+        return self.echoed[index] if self.echoed else ""
+
+    def _reported(self, index: int, completion: Completion) -> Sequence[TokenLogprob] | None:
+        """Return the probabilities to write: with the prompt's, those of the end-of-text token too, as its reader counts on."""
+        prompt, answer = completion.prompt_logprobs, completion.logprobs
+        if answer is None or not self.echoed:
+            return answer
+        if prompt is None:
+            message = (
+                "the request ended, after --max-time, before its prompt was computed; send shorter ones, or fewer at a time"
+            )
+            raise InvalidRequestError(message, status=408)
+        self._reports[index] = TokenReports(chat=False, before=_unseen(prompt, self._prompt(index)))
+        end = completion.end_logprob
+        return [*prompt, *answer, *([] if end is None else [end])]
 
     def _chunk(self, index: int, text: object, end: dict[str, Any]) -> dict[str, Any]:
         return {**self._head(whole=False), "choices": [{"index": index, "delta" if self.chat else "text": text, **end}]}
@@ -93,6 +117,12 @@ class Writer:
 
     def _probabilities(self, index: int, found: Sequence[TokenLogprob]) -> dict[str, Any]:
         return self._reports.setdefault(index, TokenReports(chat=self.chat)).write(found)
+
+
+def _unseen(tokens: Sequence[TokenLogprob], text: str) -> int:
+    """Return how many characters tokens have before a text that they end with, such as those of a BOS."""
+    joined = b"".join(token.token_bytes for token in tokens).decode("utf-8", "replace")
+    return len(joined) - len(text) if joined.endswith(text) else 0
 
 
 def _message(completion: Completion) -> dict[str, Any]:

@@ -24,13 +24,14 @@ class Unsupported:
 _BY_GRAMMAR = "say it as a JSON Schema in json_schema, or as GBNF in grammar"
 _TOKENS = "forbid tokens by logit_bias, at false; demand a form by a grammar"
 _SAMPLER = "leave it out, and use temperature, top_k, top_p, min_p, typical_p or top_n_sigma"
+_REPETITION = "leave it out, and use repeat_penalty or DRY (dry_multiplier)"
 _LENGTH = "the length of an answer is max_tokens at most; ask for more in the prompt"
 _WHOLE_PROMPT = "a prompt is computed whole or refused; shorten it before it is sent"
 _ALWAYS_SO = "an answer never has special tokens or its stop string in it; add them to the text where they are wanted"
 
 UNSUPPORTED: Mapping[str, Unsupported] = {
     # OpenAI
-    "echo": Unsupported((False,), "put the prompt before the answer where it is received"),
+    "echo": Unsupported((False,), "put the prompt before the answer where it is received, or ask /v1/completions"),
     "suffix": Unsupported(("",), "write prefix and suffix into the prompt, in the form that the model was trained on"),
     "modalities": Unsupported((["text"], []), "answers are text; leave it out"),
     "web_search_options": Unsupported((), "nothing is searched here; give what was found as a message"),
@@ -44,7 +45,7 @@ UNSUPPORTED: Mapping[str, Unsupported] = {
     "skip_special_tokens": Unsupported((True,), _ALWAYS_SO),
     "stop_token_ids": Unsupported(([],), "give the texts of these tokens as stop"),
     "truncate_prompt_tokens": Unsupported((-1,), _WHOLE_PROMPT),
-    "prompt_logprobs": Unsupported((0, False), "only answers have log probabilities here; leave it out"),
+    "prompt_logprobs": Unsupported((0, False), "give echo: true and logprobs to /v1/completions"),
     "allowed_token_ids": Unsupported(([],), _TOKENS),
     "bad_words": Unsupported(([],), _TOKENS),
     "structural_tag": Unsupported((), _BY_GRAMMAR),
@@ -56,6 +57,11 @@ UNSUPPORTED: Mapping[str, Unsupported] = {
     "post_sampling_probs": Unsupported((False,), "probabilities are the model's own, before sampling; leave it out"),
     "return_tokens": Unsupported((False,), "give logprobs, which names the tokens"),
     "image_data": Unsupported(([],), "only text is read here; leave it out"),
+    "n_indent": Unsupported((0,), "hold the form by a grammar"),
+    "adaptive_target": Unsupported((-1,), _SAMPLER),
+    "grammar_lazy": Unsupported((False,), "a grammar holds from the first token on; give tools, whose calls are held later"),
+    "grammar_triggers": Unsupported(([],), "a grammar holds from the first token on; leave it out"),
+    "preserved_tokens": Unsupported(([],), "leave it out, and give tools, whose marks are kept"),
     # TabbyAPI
     "add_bos_token": Unsupported((True,), "give the prompt as token ids, with or without it"),
     "tfs": Unsupported((1,), _SAMPLER),
@@ -72,14 +78,29 @@ UNSUPPORTED: Mapping[str, Unsupported] = {
     "negative_prompt": Unsupported(("",), "guidance by a second prompt is not done here; leave it out"),
     "guidance_scale": Unsupported((1,), "guidance by a second prompt is not done here; leave it out"),
     "cfg_scale": Unsupported((1,), "guidance by a second prompt is not done here; leave it out"),
+    # text-generation-webui
+    "tfs_z": Unsupported((1,), _SAMPLER),
+    "epsilon_cutoff": Unsupported((0,), _SAMPLER),
+    "eta_cutoff": Unsupported((0,), _SAMPLER),
+    "num_beams": Unsupported((1,), "answers are sampled; leave it out, and use n for several"),
+    "penalty_alpha": Unsupported((0,), "answers are sampled; leave it out"),
+    "encoder_repetition_penalty": Unsupported((1,), _REPETITION),
+    "no_repeat_ngram_size": Unsupported((0,), _REPETITION),
 }
 """By name. One that a later version gives an effect is declared as a field, and then no longer counts here."""
 
 _ABOUT_THE_REQUEST = ("user", "metadata", "store", "safety_identifier", "service_tier", "request_id", "priority")
-_ABOUT_CACHES_AND_SPEED = ("prompt_cache_key", "prompt_cache_retention", "prediction", "cache_salt", "cache_prompt", "id_slot")
-_ABOUT_REPORTS = ("timings_per_token", "return_progress")
-_OF_WHAT_IS_OFF = (*("smoothing_curve", "dynatemp_exponent", "dynatemp_low", "dynatemp_high"),)
+_ABOUT_CACHES_AND_SPEED = (
+    *("prompt_cache_key", "prompt_cache_retention", "prediction", "cache_salt"),
+    *("cache_prompt", "id_slot", "n_cache_reuse"),
+)
+_ABOUT_REPORTS = ("timings_per_token", "return_progress", "sse_ping_interval", "verbose")
+_OF_WHAT_IS_OFF = (
+    *("smoothing_curve", "dynatemp_exponent", "dynatemp_low", "dynatemp_high", "adaptive_decay"),
+    *("n_keep", "n_discard"),  # a full context ends an answer, and is never shifted
+    "t_max_prompt_ms",  # llama-server itself only reads it
+)
 WITHOUT_EFFECT = frozenset({*_ABOUT_THE_REQUEST, *_ABOUT_CACHES_AND_SPEED, *_ABOUT_REPORTS, *_OF_WHAT_IS_OFF})
 """Fields that could not change the text of an answer here: they are about the request, or settings of what is refused above."""
-FOREIGN = frozenset({"mode", "models"})
+FOREIGN = frozenset({"mode", "models", "num_predict"})
 """Fields of other servers whose names look like misspelled ones of ours."""

@@ -6,9 +6,11 @@ import logging
 import threading
 import time
 from contextlib import contextmanager
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from llamafu.adapters import inspect_adapter
+from llamafu.adapters.gguf.container import SUFFIX
 from llamafu.errors import LlamafuError, LoraNotFoundError
 from llamafu.server.storage.adapter_folder import Numbers, files_of
 from llamafu.server.storage.last_use import forget_use, last_use, note_use
@@ -18,7 +20,6 @@ from llamafu.service.errors import InvalidRequestError, NotFoundError, as_api_er
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
-    from pathlib import Path
 
     from llamafu.server.protocols import ServedEngine
     from llamafu.server.storage.adapter_folder import AdapterFolder, FolderEntry
@@ -45,6 +46,8 @@ class Catalog:
         self._numbers = Numbers()
         self._used: dict[str, float] = {}
         self._unwritten: set[str] = set()
+        self._unloaded: set[str] = set()
+        """Adapters of the folder that were taken off the list, until they are loaded by name."""
         self._lock = threading.Lock()  # one change of the folder's adapters and mixes at a time
         files = None if folder is None else MixFiles(folder.folder)
         self.mixes = MixCatalog(engine, files, self._lock, given=mixes or {}, reserved=reserved)
@@ -58,8 +61,10 @@ class Catalog:
         with self._lock:
             changes = self._folder.poll()
             for found in (*changes.added, *changes.changed):
-                self._register(found)
+                if found.name not in self._unloaded:
+                    self._register(found)
             for name in changes.removed:
+                self._unloaded.discard(name)
                 self._forget(name)
             self.mixes.refresh()
 
@@ -96,17 +101,34 @@ class Catalog:
                 raise InvalidRequestError(message, status=409)
             _LOG.info("deleting %s", path)
             folder.delete(name)
+            self._unloaded.discard(name)
             forget_use(path)
             self._forget(name)
 
-    def register(self, name: str) -> None:
-        """Register the folder's adapter `name` now, without waiting for the next poll; `NotFoundError`."""
+    def register(self, name: str, place: str) -> None:
+        """Register the folder's adapter `name` now, without waiting for the next poll; `NotFoundError`.
+
+        `place` is its name, or where it lies in the folder; `InvalidRequestError` for a path elsewhere.
+        """
         folder = self._demand_folder()
+        if place.removesuffix(SUFFIX) != name and Path(place).parent != folder.folder:
+            message = f"lora_path is {place!r}, which is not in this server's folder of adapters; give {name!r} alone"
+            raise InvalidRequestError(message)
         with self._lock:
             with _by_name(path := folder.path_of(name)):
                 self._engine.add_adapter(path, name=name)
             folder.mark_known(name)
             self._numbers.add(name)
+            self._unloaded.discard(name)
+
+    def unload(self, name: str) -> None:
+        """Take an adapter off the list, and out of the active set, until `register` is called for it; `NotFoundError`."""
+        with self._lock:
+            if name not in self._engine.adapters:
+                message = f"no such adapter: {name!r}"
+                raise NotFoundError(message)
+            self._unloaded.add(name)
+            self._forget(name)
 
     def used(self, names: Iterable[str]) -> None:
         """Note that these are used now; `write_uses` stores it."""
@@ -162,7 +184,7 @@ class Catalog:
         self._numbers.remove(name)
         active = self._engine.active_lora_adapters
         if name in active:
-            _LOG.warning("the adapter %r is gone from the folder, and leaves the active set", name)
+            _LOG.warning("the adapter %r is gone, and leaves the active set", name)
             self._engine.set_lora_adapters({each: scale for each, scale in active.items() if each != name})
         if name in self._engine.adapters:
             self.mixes.suspend(name)

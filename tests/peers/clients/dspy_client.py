@@ -1,0 +1,21 @@
+"""DSPy: a signature with a nested model, by its JSON adapter; an agent with a tool."""
+
+import dspy
+from common import KEY, TASK, URL, Voyage, report
+
+
+class Describe(dspy.Signature):
+    """Describe the voyage."""
+
+    task: str = dspy.InputField()
+    voyage: Voyage = dspy.OutputField()
+
+
+def model(name):
+    return dspy.LM(f"openai/{name}", api_base=URL, api_key=KEY, temperature=0, max_tokens=200, cache=False, num_retries=0)
+
+
+with dspy.context(lm=model("smol"), adapter=dspy.JSONAdapter()):
+    voyage = dspy.Predict(Describe)(task=TASK).voyage
+said = model("pirate")("What is the capital of Germany?", max_tokens=12)[0]
+report(structured=voyage.model_dump(), said=said if isinstance(said, str) else said["text"])
