@@ -560,6 +560,19 @@ def test_a_call_and_its_result(live, template):
     assert (named.status_code, "tool_choice names 'f'" in named.json()["error"]["message"]) == (400, True)
 
 
+def test_thinking_ends_at_its_budget(live, monkeypatch):
+    """The template opens the reasoning, so that a model that never ends it thinks until the budget is spent."""
+    monkeypatch.setattr(Model, "chat_template", lambda self: f"{TEMPLATE}<think>")
+    asked = {"max_tokens": 40, "ignore_eos": True, "temperature": 0}
+    endless = ask(live, **asked, thinking={"type": "adaptive"}).json()["content"]
+    assert [block["type"] for block in endless] == ["thinking"]
+    for budget in (3, 9):
+        thought, spoken = ask(live, **asked, thinking={"type": "enabled", "budget_tokens": budget}).json()["content"]
+        assert (thought["type"], spoken["type"]) == ("thinking", "text")
+        assert endless[0]["thinking"].startswith(thought["thinking"])
+        assert len(thought["thinking"]) < len(endless[0]["thinking"])
+
+
 def test_stop_sequences_are_named(live, template, monkeypatch):
     with saying(monkeypatch, "one two three"):
         told = ask(live, stop_sequences=["x", " thr"]).json()

@@ -164,7 +164,7 @@ def test_readers_take_the_fields_that_it_names(strict_server, document):
             if listed := re.search(r"\(fields: ([\w, ]+)\)", told):
                 listing += 1
                 assert set(listed[1].split(", ")) == set(properties), path
-    assert listing == 14  # every reader but those of prompts and chats, whose schemas are made of the readers themselves
+    assert listing == 15  # every reader but those of prompts and chats, whose schemas are made of the readers themselves
 
 
 def test_required_fields_are_demanded(server, document):
