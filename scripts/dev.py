@@ -27,7 +27,7 @@ NEWER = [f"python3.{minor}" for minor in (14, 13, 12, 11)]
 JOBS = {
     "demo": "a real model changes its voice as adapters are applied, blended and faded, and in one batch (92 MB, fetched once)",
     "test": "lint, then every test, in two processes; ARGS='-k name' goes to pytest",
-    "test-peers": "compare with PEFT, upstream, openai's client, Go and Chromium, in tests/peers (torch and Go fetched once)",
+    "test-peers": "compare with PEFT, upstream, clients' packages, Go and Chromium, in tests/peers (all of them fetched once)",
     "soak": "the engine under random load, in tests/soak: six minutes, or ARGS='--seconds 60'",
     "fuzz": "wild requests, damaged files, random schemas and every pre-tokenizer, in tests/fuzz and others: half an hour",
     "lint": "ruff, mypy and the direction of imports",

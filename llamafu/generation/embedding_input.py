@@ -122,7 +122,8 @@ def _read(item: object, tokenize: Callable[[str], list[int]], n_vocab: int, whic
 def _token(value: object, n_vocab: int, which: str) -> int:
     token = -1 if isinstance(value, bool) or not hasattr(value, "__index__") else index(value)
     if not 0 <= token < n_vocab:
-        message = f"{which} holds {value!r:.60}, which is no token id from 0 to {n_vocab - 1}"
+        mend = "give ids of this model's own tokenizer, or the text itself"
+        message = f"{which} holds {value!r:.60}, which is no token id from 0 to {n_vocab - 1}; {mend}"
         raise ValueError(message)
     return token
 

@@ -1,7 +1,11 @@
-"""DSPy: a signature with a nested model, by its JSON adapter; an agent with a tool."""
+"""DSPy: a signature with a nested model, by its JSON adapter, which asks by schema where a provider is said to support that."""
 
 import dspy
 from common import KEY, TASK, URL, Voyage, report
+from dspy.lm15 import AccessPolicy, ModelSupport, OpenAIChatCompat, ProviderDefinition, register_provider
+
+access = AccessPolicy(provider="llamafu", env_keys=("LLAMAFU_API_KEY",), base_url=URL)
+register_provider(ProviderDefinition.chat(access, compat=OpenAIChatCompat()), supports=ModelSupport(response_schema=True))
 
 
 class Describe(dspy.Signature):
@@ -12,7 +16,7 @@ class Describe(dspy.Signature):
 
 
 def model(name):
-    return dspy.LM(f"openai/{name}", api_base=URL, api_key=KEY, temperature=0, max_tokens=200, cache=False, num_retries=0)
+    return dspy.LM(f"llamafu/{name}", api_key=KEY, temperature=0, max_tokens=200, cache=False, num_retries=0)
 
 
 with dspy.context(lm=model("smol"), adapter=dspy.JSONAdapter()):
