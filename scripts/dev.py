@@ -1,6 +1,6 @@
 """Set up `.venv` and run one of the project's jobs in it.
 
-    python scripts/dev.py demo|test|test-peers|soak|fuzz|lint|bench|matrix|clean|help [ARGUMENT...]
+    python scripts/dev.py demo|test|test-peers|test-vulkan|soak|fuzz|lint|bench|matrix|clean|help [ARGUMENT...]
 
 What is installed stays until its sources change, so later runs need no network. Only the standard library is used, and
 an old Python is enough to get as far as finding a newer one. The make targets have the same names.
@@ -28,6 +28,7 @@ JOBS = {
     "demo": "a real model changes its voice as adapters are applied, blended and faded, and in one batch (92 MB, fetched once)",
     "test": "lint, then every test, in two processes; ARGS='-k name' goes to pytest",
     "test-peers": "compare with PEFT, upstream, clients' packages, Go and Chromium, in tests/peers (all of them fetched once)",
+    "test-vulkan": "adapters and mixing on a GPU, in tests/devices: Mesa's software driver, which is installed on Debian",
     "soak": "the engine under random load, in tests/soak: six minutes, or ARGS='--seconds 60'",
     "fuzz": "wild requests, damaged files, random schemas and every pre-tokenizer, in tests/fuzz and others: half an hour",
     "lint": "ruff, mypy and the direction of imports",
@@ -40,6 +41,8 @@ EXTRAS = {"demo": ["prebuilt", "fast"], "test-peers": ["prebuilt", "test", "peer
 """What a job needs of pyproject.toml's extras, where that is not `prebuilt` and `test`."""
 SIDE_BY_SIDE = ("-n", "2", "--dist", "loadfile", "--no-loadscope-reorder")
 """How pytest-xdist shares the test files out: a file's tests stay in one process, which opens what they share once."""
+VULKAN = ("mesa-vulkan-drivers", "libvulkan1")
+"""Debian's packages of Vulkan's loader and of drivers, a software one among them."""
 FUZZED = ("tests/native/test_tokenizing.py", "tests/generation/test_grammar_random.py", "tests/adapters/test_mutation.py")
 """Tests beside tests/fuzz that try more where LLAMAFU_FUZZ_COUNT is set."""
 LINT = (
@@ -71,6 +74,7 @@ def main(arguments: list[str]) -> int:
         "demo": demo,
         "test": test,
         "test-peers": test_peers,
+        "test-vulkan": test_vulkan,
         "soak": soak,
         "fuzz": fuzz,
         "lint": lint,
@@ -97,6 +101,26 @@ def test(rest: list[str]) -> int:
 def test_peers(rest: list[str]) -> int:
     """Compare with the programs that do the same job."""
     return run("python", "-m", "pytest", "tests/peers", *rest)
+
+
+def test_vulkan(rest: list[str]) -> int:
+    """Test on a GPU, or on the driver that plays one."""
+    if not has_vulkan():
+        if not (shutil.which("apt-get") and os.geteuid() == 0):
+            return fail(f"there is no driver for Vulkan here; install one, such as: sudo apt install {' '.join(VULKAN)}")
+        say(f"installing {' '.join(VULKAN)}")
+        demand(["apt-get", "install", "-y", "--no-install-recommends", *VULKAN])
+    os.environ.setdefault("GGML_VK_VISIBLE_DEVICES", "0")  # ggml leaves out devices that are a CPU unless they are named
+    os.environ["LLAMAFU_DEMAND_DEVICE"] = "1"
+    return run("python", "-m", "pytest", "tests/devices", *rest)
+
+
+def has_vulkan() -> bool:
+    """Whether Vulkan's loader and a driver are installed."""
+    import ctypes.util
+
+    folders = (Path("/usr/share/vulkan/icd.d"), Path("/etc/vulkan/icd.d"))
+    return ctypes.util.find_library("vulkan") is not None and any(any(folder.glob("*.json")) for folder in folders)
 
 
 def soak(rest: list[str]) -> int:

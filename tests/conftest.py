@@ -18,7 +18,7 @@ sys.path.insert(0, str(SCRIPTS))
 # OpenMP's threads spin while they wait, which slows tiny models a hundredfold on a busy machine. Read when libllama loads.
 os.environ.setdefault("OMP_WAIT_POLICY", "passive")
 os.environ.setdefault("OPENBLAS_NUM_THREADS", "1")  # NumPy's threads spin too, and bring nothing at these sizes
-_TIERS = ("matrix", "peers", "soak")
+_TIERS = ("devices", "matrix", "peers", "soak")
 
 
 def pytest_ignore_collect(collection_path, config):

@@ -41,9 +41,12 @@ _OPTIONS = ContextOptions(n_ctx=64, n_batch=32, n_threads=1, n_seq_max=2, offloa
 
 
 def prove_device(library: Library, name: str) -> dict[str, str]:
-    """Return for "models", "adapters" and "mixing" why it does not work on the device of this name, or `WORKS`."""
+    """Return for "models", "adapters" and "mixing" why it does not work on the device of this name, or `WORKS`.
+
+    The empty name stands for the CPU.
+    """
     expected = json.loads((FOLDER / "expected.json").read_text(encoding="utf-8"))
-    placement = Placement(layers=_ALL_LAYERS, devices=(name,))
+    placement = Placement(layers=_ALL_LAYERS, devices=(name,)) if name else Placement()
     result = dict.fromkeys(("models", "adapters", "mixing"), "")
     try:
         model = Model(library, FOLDER / "model.gguf", placement=placement)

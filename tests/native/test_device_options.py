@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 import inspect
 from dataclasses import fields
+from pathlib import Path
 
 import pytest
 
@@ -139,6 +140,13 @@ def test_they_reach_libllama(tiny_model, real):
         context = llm._session.instance.context
         assert context.model.library.lib.llama_n_ubatch(context.pointer) == 8
         assert abs(llm.next_logits(prompt) - wanted).max() < 0.02
+
+
+def test_the_page_lists_them():
+    """With their defaults and their meanings."""
+    page = (Path(__file__).resolve().parents[2] / "docs" / "devices.md").read_text("utf-8")
+    for option in DEVICE_OPTIONS:
+        assert f"| `{option.name}` | `{option.default!r}` | {option.doc} |" in page
 
 
 def test_texts_of_options():

@@ -18,8 +18,8 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from llamafu._native.batched_lora.device_memory import strides
 from llamafu._native.batched_lora.device_place import DevicePlace, padded_units
+from llamafu._native.batched_lora.op_templates import OpTemplates
 from llamafu._native.batched_lora.slot_layout import strength_levels
 from llamafu.errors import DecodeError
 
@@ -32,11 +32,6 @@ if TYPE_CHECKING:
     from llamafu._native.batched_lora.row_table import RowTable
     from llamafu._native.graph.adapter_ops import AdapterOps
     from llamafu._native.library import Library
-
-_FLOAT = 4  # bytes
-_NONE = (0,) * 16
-_EXACT = (10,) + (0,) * 15
-"""Parameters of a product: sums in float32 (GGML_PREC_F32), since products with others' units must stay finite."""
 
 
 class _TargetOps:
@@ -77,6 +72,7 @@ class DeviceLoraHook:
         self._library, self._ffi = library, library.ffi
         self._mul_mat, self._mul, self._scale = (library.operations[name] for name in ("MUL_MAT", "MUL", "SCALE"))
         self._float = library.types["f32"]
+        self._templates = OpTemplates(library)
         self._targets, self._shapes = tuple(targets), tuple(shapes)
         self._names = {f"{ops.target}.lora_a".encode(): i for i, ops in enumerate(targets)}
         self._units, self._rows = padded_units(units), rows
@@ -233,9 +229,8 @@ class DeviceLoraHook:
         if self._fault:
             node.op = 0
             return
-        node.op = self._mul_mat
+        self._templates.write_product(node)
         node.src[1], node.src[0] = node.src[0], ops.place.factors[ops.target][1]
-        node.op_params = _EXACT
         ops.place.return_products(ops.products)
         self._ended += 1
 
@@ -255,20 +250,17 @@ class DeviceLoraHook:
             self._copy_b(target)
         ops = _TargetOps(target, place, self._counts.index(count), shape, node)
         self._known[node] = self._first[node] = ops
-        node.src[0], node.op_params = ops.a, _EXACT
-        self._put(node, shape, ops.products.hidden)
+        node.src[0] = ops.a
+        self._templates.write(node, self._mul_mat, (self._units, *shape), ops.products.hidden)
         self._began += 1
 
     def _rewrite_second(self, ops: _TargetOps, node: Any) -> None:
         if self._fault:
             node.op = 0
             return
-        node.op = self._mul
-        node.src[0] = ops.first
-        node.op_params = _NONE
-        ops.second = node
+        node.src[0], ops.second = ops.first, node
         self._point(ops)
-        self._put(node, ops.shape, ops.products.masked)
+        self._templates.write(node, self._mul, (self._units, *ops.shape), ops.products.masked)
         self._second[node] = ops
 
     def _point(self, ops: _TargetOps) -> None:
@@ -284,11 +276,6 @@ class DeviceLoraHook:
             self._must_point = False
             for ops in self._known.values():
                 self._point(ops)
-
-    def _put(self, node: Any, shape: tuple[int, ...], products: Any) -> None:
-        """Let an operation write its [units, rows] to memory of ours."""
-        node.ne, node.nb = strides((self._units, *shape), _FLOAT)
-        node.buffer, node.data = products.buffer, products.data
 
     def _open_place(self, buffer_type: Any) -> DevicePlace:
         place = self._places.get(buffer_type)
