@@ -18,7 +18,6 @@ from llamafu.model.llamafu import Llamafu
 if TYPE_CHECKING:
     import os
     from collections.abc import AsyncIterator, Callable, Mapping, Sequence
-    from types import TracebackType
 
     import numpy as np
 
@@ -277,9 +276,7 @@ class AsyncLlamafu:
         await self._model()
         return self
 
-    async def __aexit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
+    async def __aexit__(self, *error: object) -> None:
         await self.close()
 
     @property

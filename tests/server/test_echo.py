@@ -14,7 +14,7 @@ from tiny_model import EOS
 from llamafu.engine import Engine, Request
 from llamafu.generation.completion import Completion, Timings, TokenLogprob, Usage
 from llamafu.generation.sampling import log_softmax
-from llamafu.server.schemas.responses import Writer
+from llamafu.server.schemas.openai_writer import OpenAIWriter
 from llamafu.service.errors import InvalidRequestError
 
 CLOSE = 2e-3
@@ -127,7 +127,7 @@ def test_a_prompt_that_no_time_was_for_is_an_error():
     """Half of the numbers would be read as all."""
     one = Completion("", (), "cancelled", Usage(3, 0, 0), Timings(0.1, 0.2), logprobs=())
     with pytest.raises(InvalidRequestError, match="before its prompt was computed") as caught:
-        Writer("m", chat=False, echoed=["abc"]).whole([one])
+        OpenAIWriter("m", chat=False, echoed=["abc"]).whole([one])
     assert caught.value.status == 408
 
 
@@ -136,7 +136,7 @@ def test_a_blank_before_the_first_word_is_no_part_of_the_text():
     prompt = tuple(TokenLogprob(i, text, float("nan") if i == 0 else -1.0, ()) for i, text in enumerate(("<s>", " a", " b")))
     one = Completion("c", (3,), "length", Usage(3, 1, 0), Timings(0.1, 0.2), (), (TokenLogprob(3, "c", -2.0, ()),))
     one = replace(one, prompt_logprobs=prompt)
-    (choice,) = json.loads(Writer("m", chat=False, echoed=["a b"]).whole([one]))["choices"]
+    (choice,) = json.loads(OpenAIWriter("m", chat=False, echoed=["a b"]).whole([one]))["choices"]
     assert (choice["text"], choice["logprobs"]["text_offset"]) == ("a bc", [0, 0, 1, 3])
 
 

@@ -10,7 +10,7 @@ from llamafu import Engine, Llamafu
 from llamafu.errors import EmptyPromptError
 from llamafu.generation.completion import Completion, Piece, Timings, TokenLogprob, Usage
 from llamafu.server.schemas.logprobs import TokenReports
-from llamafu.server.schemas.responses import Writer
+from llamafu.server.schemas.openai_writer import OpenAIWriter
 
 TEXT = "a😀漢é"
 GRAMMAR = f'root ::= "{TEXT}"'
@@ -87,7 +87,7 @@ def test_a_whole_answer_is_written_in_pieces(chat, length, monkeypatch):
     texts = []
     dumps = json.dumps
     monkeypatch.setattr(json, "dumps", lambda *args, **named: texts.append(dumps(*args, **named)) or texts[-1])
-    told = json.loads(Writer("m", chat).whole([one, other]))
+    told = json.loads(OpenAIWriter("m", chat).whole([one, other]))
     first, second = told["choices"]
     assert list(told) == ["id", "object", "created", "model", "choices", "usage", "lora"]
     assert first["logprobs"] == json.loads(dumps(TokenReports(chat=chat).write(tokens)))

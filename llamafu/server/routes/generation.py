@@ -19,8 +19,8 @@ from llamafu.server.http.sse import Dialect, dialect_of, written_event
 from llamafu.server.http.streaming import EventStream, events_of, gathered, until_disconnect
 from llamafu.server.routes.models_and_tokens import asked
 from llamafu.server.routes.prompt_tokens import demand_infill, infill_tokens, prompt_tokens
+from llamafu.server.schemas.openai_writer import OpenAIWriter
 from llamafu.server.schemas.response_writer import ResponseWriter
-from llamafu.server.schemas.responses import Writer
 from llamafu.service.errors import APIError, ContextLengthExceededError, InvalidRequestError
 
 if TYPE_CHECKING:
@@ -113,7 +113,7 @@ class GenerationRoutes:
         self, request: HttpRequest, body: GenerationBody, makers: Sequence[Maker], *, chat: bool, echoed: Sequence[str] = ()
     ) -> ASGIApp:
         usage = body.stream_options is not None and body.stream_options.include_usage
-        writer = Writer(body.model or self._base, chat, with_usage=usage, echoed=echoed)
+        writer = OpenAIWriter(body.model or self._base, chat, with_usage=usage, echoed=echoed)
         return await self.answer(request, body, makers, writer, dialect_of(request.headers))
 
     async def answer(

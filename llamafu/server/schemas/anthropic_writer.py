@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 import pydantic_core
 
 from llamafu.generation.completion import Piece
-from llamafu.server.schemas.responses import lora, seed
+from llamafu.server.schemas.openai_writer import lora, seed
 
 if TYPE_CHECKING:
     from collections.abc import Sequence

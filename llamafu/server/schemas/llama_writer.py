@@ -10,8 +10,8 @@ from typing import TYPE_CHECKING, Any
 from llamafu.generation.completion import Piece
 from llamafu.generation.line_limits import LineLimits
 from llamafu.generation.sampler_order import order_of
+from llamafu.server.schemas.openai_writer import lora
 from llamafu.server.schemas.option_fields import OPTION_NAMES
-from llamafu.server.schemas.responses import lora
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence

@@ -10,8 +10,8 @@ from llamafu.generation.completion import Piece
 from llamafu.generation.options import OPTION_SPECS
 from llamafu.generation.tools.tool import named_function
 from llamafu.server.schemas.logprobs import TokenReports
+from llamafu.server.schemas.openai_writer import lora, seed
 from llamafu.server.schemas.response_items import CallItem, MessageItem, OutputItem, ReasoningItem, write
-from llamafu.server.schemas.responses import lora, seed
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Sequence

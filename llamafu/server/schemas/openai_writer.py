@@ -24,7 +24,7 @@ _GOES_ON: dict[str, Any] = {"finish_reason": None, "logprobs": None}
 
 
 @dataclass(frozen=True, slots=True)
-class Writer:
+class OpenAIWriter:
     """Writes the answers to one request. `chat` says in which of the two forms, `with_usage` whether a stream tells it.
 
     `echoed`: texts of the prompts, one for each answer, each of which goes before its answer; none where they are not wanted.
