@@ -27,11 +27,20 @@ class Store:
     """Arrays alone, full of what was there before."""
 
     compiled = True
+    multiplies_all = False
 
     def __init__(self, shapes, dtype=np.float16):
         self.a = [np.full((UNITS, 1, n_in), 7, dtype) for n_in, _ in shapes]
         self.b = [np.full((UNITS, 1, n_out), 7, dtype) for _, n_out in shapes]
         self.strength = np.full((len(shapes), UNITS), 7, np.float32)
+        self.published = []
+
+    def clear(self, units):
+        self.strength[:, units] = 0
+
+    def publish(self, target, units):
+        assert self.strength[target, units].any()
+        self.published.append((target, units.tolist()))
 
 
 class Told:

@@ -1,0 +1,119 @@
+"""What an engine does with the options of devices where there is no GPU, and the kernel of devices on the CPU."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+from helpers.adapters_made import make_adapter
+from helpers.forced import STRICT, Case, opened, run_forced
+
+from llamafu._native.batched_lora.device import DeviceLoraHook
+from llamafu._native.graph.adapter_ops import GraphProbe, factor_name
+from llamafu._native.graph.unused_targets import Prober
+from llamafu.engine import Engine
+from llamafu.errors import ContextInitError, DecodeError, ErrorCode, LoraIncompatibleError
+
+CASES = [([5, 6, 7], [8, 9], {}), ([10, 11], [12, 13], {"a": 1.0}), ([20, 21, 22], [23, 24], {"a": 0.5, "b": 1.0})]
+
+
+def cases():
+    return [Case(prompt, said, lora) for prompt, said, lora in CASES]
+
+
+@pytest.fixture(autouse=True)
+def _without_gpus(monkeypatch):
+    monkeypatch.setenv("GGML_VK_VISIBLE_DEVICES", "")
+
+
+@pytest.mark.parametrize("layers", [99, -1, "auto"])
+def test_without_a_gpu_everything_is_as_before(tiny_model, tiny_adapter_a, tiny_adapter_b, layers, monkeypatch):
+    """The CPU computes, and mixes: bit by bit what it does without the option."""
+    rows = []
+    for options in ({}, {"n_gpu_layers": layers}):
+        engine, llm = opened(tiny_model, [tiny_adapter_a, tiny_adapter_b], **options)
+        with engine, llm:
+            found = cases()
+            run_forced(engine, monkeypatch, found)
+            stats = engine.stats()
+            if "Vulkan" in stats.placement:
+                pytest.skip("another test has loaded a driver that plays a GPU into this process")
+            rows.append(np.concatenate([case.rows for case in found]))
+            assert stats.kernel in ("compiled", "python")
+            assert stats.mixed_steps
+            assert not stats.fallback_steps
+            assert "CPU computes every layer" in stats.placement
+    assert np.array_equal(*rows)
+
+
+def test_swapped_masks_are_seen(tiny_model, tiny_adapter_a, tiny_adapter_b, monkeypatch):
+    """Rows with each other's masks have other logits; without the swap they are those of each alone."""
+    engine, llm = opened(tiny_model, [tiny_adapter_a, tiny_adapter_b], kernel="device")
+    with engine, llm:
+        found = cases()
+        run_forced(engine, monkeypatch, found)
+        plain = np.concatenate([case.rows for case in found])
+        whole = DeviceLoraHook._factors_of
+        monkeypatch.setattr(DeviceLoraHook, "_factors_of", lambda self, table: whole(self, table)[:, ::-1].copy())
+        run_forced(engine, monkeypatch, found)
+        assert np.abs(np.concatenate([case.rows for case in found]) - plain).max() > 0.1
+
+
+def test_ranks_that_differ_by_target(tiny_model, tmp_path, monkeypatch):
+    """Strengths then differ too: each level of them has masks of its own, also in a graph that is used again."""
+    names = ("blk.0.attn_q.weight", "blk.1.attn_v.weight", "blk.1.ffn_up.weight")
+    for i in range(2):
+        ranks = {name: 2 + i + place for place, name in enumerate(names)}
+        make_adapter(tmp_path / f"r{i}.gguf", tiny_model, seed=i, rank=ranks, tensors=names, strength=0.5)
+    paths = sorted(tmp_path.glob("*.gguf"))
+    engine, llm = opened(tiny_model, paths, kernel="device")
+    with engine, llm:
+        for lora in ({"r0": 1.0}, {"r1": 1.0}, {"r0": 0.5, "r1": 0.5}):
+            found = [Case([5, 6, 7], [8, 9], lora), Case([5, 6], [8, 9])]
+            run_forced(engine, monkeypatch, found)
+            for case in found:
+                llm._session.cache.clear()
+                wanted = llm.next_logits(case.prompt, case.said, lora=case.lora)
+                assert np.abs(np.array(case.rows) - wanted).max() < 1e-3
+
+
+def test_a_kernel_that_does_not_go_with_the_place(tiny_model, monkeypatch):
+    """One error says where layers are computed."""
+    from llamafu._native.placement import Placement
+
+    monkeypatch.setattr(Placement, "offloads", property(lambda _: True))
+    with pytest.raises(ContextInitError, match="kernel='python' does not go with where layers are computed"):
+        Engine(tiny_model, kernel="python", **STRICT)
+
+
+def test_a_probe_that_fails_is_no_unused_target(tiny_model, tiny_adapter_a, monkeypatch):
+    """Only an abort is what the probe wants; another error is raised, and no target is called unused."""
+    engine, llm = opened(tiny_model, [])
+    with engine, llm:
+        prober = Prober(llm._session.instance.model, llm._session.instance.context_options)
+        error = DecodeError("the device is lost", code=ErrorCode.DECODE_FAILED)
+
+        def fail(*_):
+            raise error
+
+        monkeypatch.setattr("llamafu._native.context.Context.decode", fail)
+        with pytest.raises(DecodeError, match="the device is lost"):
+            llm.load_lora_adapter(tiny_adapter_a)
+        prober.close()
+
+
+def test_many_unused_targets_make_a_short_message(tiny_model, tiny_adapter_a, monkeypatch):
+    """Five names and a count; all are in `problems`."""
+    engine, llm = opened(tiny_model, [])
+    with engine, llm:
+        found = type("Found", (), {"used_targets": frozenset()})
+        monkeypatch.setattr(GraphProbe, "find", lambda *_: found)
+        with pytest.raises(LoraIncompatibleError, match="and 9 more") as caught:
+            llm.load_lora_adapter(tiny_adapter_a)
+        assert len(caught.value.problems) == 14
+        assert len(str(caught.value)) < 900
+
+
+def test_names_of_copies():
+    """Ggml's copies on another device have the name inside."""
+    assert factor_name("blk.1.ffn_down.weight.lora_a") == "blk.1.ffn_down.weight.lora_a"
+    assert factor_name("Vulkan0#blk.1.ffn_down.weight.lora_a#0") == "blk.1.ffn_down.weight.lora_a"
