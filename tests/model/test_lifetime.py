@@ -105,12 +105,16 @@ calls = {
     "using": lambda: llm.using({}).__enter__(),
     "lora_adapters": lambda: llm.lora_adapters,
     "active_lora_adapters": lambda: llm.active_lora_adapters,
+    "add_mix": lambda: llm.add_mix("mix", {"a": 1.0}),
+    "remove_mix": lambda: llm.remove_mix("mix"),
+    "mixes": lambda: llm.mixes,
     "validate_lora_compatibility": lambda: llm.validate_lora_compatibility(TINY / "a.gguf"),
     "complete": lambda: llm.complete("Hello"),
     "stream": lambda: llm.stream("Hello"),
     "chat": lambda: llm.chat(message),
     "stream_chat": lambda: llm.stream_chat(message),
     "embed": lambda: llm.embed("Hello"),
+    "rerank": lambda: llm.rerank("Hello", ["there"]),
     "next_logits": lambda: llm.next_logits([40]),
     "tokenize": lambda: llm.tokenize("Hello"),
     "tokenize_chat": lambda: llm.tokenize_chat(message),
@@ -118,7 +122,8 @@ calls = {
     "save_state": lambda: llm.save_state("/nonexistent/state"),
     "load_state": lambda: llm.load_state("/nonexistent/state"),
 }
-assert set(calls) == {name for name in dir(Llamafu) if not name.startswith("_")} - {"close"}
+known = {name for name in dir(Llamafu) if not name.startswith("_")} - {"close"}
+assert set(calls) == known, set(calls) ^ known
 for call in calls.values():
     assert "closed" in raises(ClosedError, call)
 calls = {
