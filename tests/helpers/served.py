@@ -28,6 +28,10 @@ class Served:
             if line.startswith("listening on "):
                 self.url = line.split()[-1]
                 return
+        self.read_to_the_end()
+
+    def read_to_the_end(self):
+        """Wait until all that the process wrote is read: its pipes are closed next."""
         self._reader.join(10)
 
     def _read(self):
@@ -51,10 +55,14 @@ def served(model, *flags, keys=True):
             env={"LLAMAFU_DATA": data, **environment},  # nothing is written to the user's own folder
         ) as process,
     ):
+        running = None
         try:
-            yield Served(process)
+            running = Served(process)
+            yield running
         finally:
             process.kill()
+            if running is not None:
+                running.read_to_the_end()
 
 
 def running(url):

@@ -14,7 +14,7 @@ from llamafu import Engine
 from llamafu._native.model import Model
 from llamafu.generation.completion import Piece, TokenLogprob
 from llamafu.generation.tools.answer_format import AnswerFormat, AnswerParser
-from llamafu.generation.tools.family import reasoning_of
+from llamafu.generation.tools.reasoning_marks import reasoning_of
 from llamafu.server.http.sse import written_event
 from llamafu.server.schemas.reading import read_body
 from llamafu.server.schemas.response_answers import ResponseAnswer
