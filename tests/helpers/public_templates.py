@@ -33,6 +33,5 @@ class Told:
     def metadata(self, key):
         assert key == "tokenizer.chat_template.tool_use"
 
-    def token_bytes(self, token, *, special):
-        assert special
-        return [b"<s>", b"</s>"][token]
+    def spelled(self, token):
+        return ["<s>", "</s>"][token]
