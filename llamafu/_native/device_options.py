@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-import inspect
 from collections.abc import Sequence
 from dataclasses import dataclass, field, fields
 from typing import TYPE_CHECKING, Any, Literal, TypedDict, TypeVar, cast
 
-from llamafu._util.arguments import check_number, check_whole
+from llamafu._util.arguments import check_number, check_whole, read_truth
+from llamafu._util.signatures import show_options
 from llamafu._util.suggestions import did_you_mean
 
 if TYPE_CHECKING:
@@ -20,7 +20,6 @@ _MOST_DEVICES = 16
 """What libllama has room for."""
 SPLIT_MODES = {"none": 0, "layer": 1, "row": 2}
 """libllama's numbers for the ways to divide a model among several devices."""
-_WORDS = {"1": True, "true": True, "yes": True, "on": True, "0": False, "false": False, "no": False, "off": False}
 
 
 class DeviceArguments(TypedDict, total=False):
@@ -93,13 +92,6 @@ def _read_shares(text: str) -> tuple[float, ...]:
     except ValueError:
         message = f"{text!r} is no list of numbers with commas between them, such as 3,1"
         raise ValueError(message) from None
-
-
-def _read_truth(text: str) -> bool:
-    if text.lower() not in _WORDS:
-        message = f"{text!r} is not one of {', '.join(_WORDS)}"
-        raise ValueError(message)
-    return _WORDS[text.lower()]
 
 
 def _check_layers(name: str, value: Any) -> None:
@@ -201,14 +193,14 @@ class DeviceOptions:
     use_mmap: bool = _option(
         "whether the model's file is mapped into memory rather than read",
         default=True,
-        read=_read_truth,
+        read=read_truth,
         check=_check_truth,
         metavar="yes|no",
     )
     use_mlock: bool = _option(
         "whether the system must keep the model in memory",
         default=False,
-        read=_read_truth,
+        read=read_truth,
         check=_check_truth,
         metavar="yes|no",
     )
@@ -222,14 +214,14 @@ class DeviceOptions:
     kv_unified: bool | None = _option(
         "whether all sequences share one KV memory; an engine's always do",
         default=None,
-        read=_read_truth,
+        read=read_truth,
         check=_check_truth_or_none,
         metavar="yes|no",
     )
     offload_kqv: bool = _option(
         "whether the KV memory of layers that a GPU computes lies there too",
         default=True,
-        read=_read_truth,
+        read=read_truth,
         check=_check_truth,
         metavar="yes|no",
     )
@@ -270,11 +262,4 @@ _BY_NAME = {option.name: option for option in DEVICE_OPTIONS}
 
 def takes_device_options(function: _F) -> _F:
     """Show every option of devices, with its default, in the signature of a function that takes `**devices`."""
-    signature = inspect.signature(function)
-    kept = [p for p in signature.parameters.values() if p.kind is not inspect.Parameter.VAR_KEYWORD]
-    options = [
-        inspect.Parameter(each.name, inspect.Parameter.KEYWORD_ONLY, default=each.default, annotation=each.annotation)
-        for each in DEVICE_OPTIONS
-    ]
-    function.__signature__ = signature.replace(parameters=[*kept, *options])  # type: ignore[attr-defined]
-    return function
+    return show_options(function, DEVICE_OPTIONS)

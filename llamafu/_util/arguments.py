@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import math
 
+_WORDS = {"1": True, "true": True, "yes": True, "on": True, "0": False, "false": False, "no": False, "off": False}
+
 
 def check_whole(name: str, value: object, *, low: float | None = None, high: float | None = None) -> None:
     """Raise ValueError unless `value`, the argument `name`, is a whole number within the limits. None is no limit."""
@@ -23,6 +25,14 @@ def check_number(name: str, value: object, *, low: float | None = None, high: fl
         return
     message = f"{name}={value!r} is not a number {range_text(low, high, above=above)}"
     raise ValueError(message)
+
+
+def read_truth(text: str) -> bool:
+    """Read yes or no, in one of the words that are common for them; ValueError."""
+    if text.lower() not in _WORDS:
+        message = f"{text!r} is not one of {', '.join(_WORDS)}"
+        raise ValueError(message)
+    return _WORDS[text.lower()]
 
 
 def range_text(low: float | None, high: float | None, *, above: bool = False) -> str:

@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
-import inspect
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, TypeVar
 
+from llamafu._util.signatures import show_options
 from llamafu.generation.messages import read_tools
 from llamafu.generation.option_spec import OptionSpec, about, list_options, specs_of
-from llamafu.generation.options import OPTION_SPECS, OptionArguments, refuse_unknown, takes_options
+from llamafu.generation.options import OPTION_SPECS, OptionArguments, refuse_unknown
 from llamafu.generation.tools.tool import choice_problem
 
 _F = TypeVar("_F", bound=Callable[..., Any])
@@ -125,11 +125,4 @@ def split_options(arguments: ChatArguments) -> tuple[ChatOptions, OptionArgument
 
 def takes_chat_options(function: _F) -> _F:
     """Show every option of a chat, with its default, in the signature of a function that takes `**options`."""
-    signature = inspect.signature(function)
-    *kept, rest = signature.parameters.values()
-    own = [
-        inspect.Parameter(spec.name, inspect.Parameter.KEYWORD_ONLY, default=spec.default, annotation=spec.annotation)
-        for spec in CHAT_OPTION_SPECS
-    ]
-    function.__signature__ = signature.replace(parameters=[*kept, *own, rest])  # type: ignore[attr-defined]
-    return takes_options(function)
+    return show_options(function, (*CHAT_OPTION_SPECS, *OPTION_SPECS))

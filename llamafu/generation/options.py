@@ -11,11 +11,11 @@ agree.
 
 from __future__ import annotations
 
-import inspect
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, Self, TypedDict, TypeVar
 
+from llamafu._util.signatures import show_options
 from llamafu._util.suggestions import did_you_mean
 from llamafu.generation.logit_bias import check_logit_bias
 from llamafu.generation.option_spec import OptionSpec, about, list_options, specs_of, texts_of
@@ -202,14 +202,7 @@ Options.__doc__ = list_options(Options.__doc__, OPTION_SPECS)
 
 def takes_options(function: _F) -> _F:
     """Show every option, with its default, in the signature of a function that takes `**options`."""
-    signature = inspect.signature(function)
-    kept = [p for p in signature.parameters.values() if p.kind is not inspect.Parameter.VAR_KEYWORD]
-    options = [
-        inspect.Parameter(spec.name, inspect.Parameter.KEYWORD_ONLY, default=spec.default, annotation=spec.annotation)
-        for spec in OPTION_SPECS
-    ]
-    function.__signature__ = signature.replace(parameters=[*kept, *options])  # type: ignore[attr-defined]
-    return function
+    return show_options(function, OPTION_SPECS)
 
 
 def refuse_unknown(arguments: Mapping[str, Any], names: Sequence[str]) -> None:

@@ -48,15 +48,6 @@ def number(text: str) -> float:
         raise ValueError(message) from None
 
 
-def flag(text: str) -> bool:
-    """Read yes or no."""
-    words = {"1": True, "true": True, "yes": True, "on": True, "0": False, "false": False, "no": False, "off": False}
-    if text.lower() not in words:
-        message = f"{text!r} is not one of {', '.join(words)}"
-        raise ValueError(message)
-    return words[text.lower()]
-
-
 def name_and_scale(text: str) -> tuple[str, float]:
     """Read NAME=SCALE; without a scale it is 1. The range of scales says which are legal."""
     name, sign, scale = text.rpartition("=")

@@ -9,11 +9,12 @@ from dataclasses import MISSING, dataclass, field, fields
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from llamafu._util.arguments import read_truth
 from llamafu._util.suggestions import did_you_mean
 from llamafu.generation.options import MOST_DRAFTED
 from llamafu.lora.scales import check_scale_range
 from llamafu.server.device_settings import DeviceSettings
-from llamafu.server.setting_readers import duration, flag, mix_of, name_and_scale, not_empty, number, whole
+from llamafu.server.setting_readers import duration, mix_of, name_and_scale, not_empty, number, whole
 from llamafu.service.keys import check_key
 
 if TYPE_CHECKING:
@@ -44,7 +45,7 @@ def setting(
         many: it may be given more than once, and its value is a tuple.
         words: names of the values of a setting that has several, such as LOW and HIGH.
         secret: it is left out of the repr.
-        flags: a short flag, such as -m.
+        flags: a short read_truth, such as -m.
         separator: what stands between the values of a setting that has several, in a variable of the environment.
 
     """
@@ -69,13 +70,15 @@ class Settings(DeviceSettings):
     )
     scale_range: tuple[float, float] = setting(number, "scales that are allowed", (0.0, 1.0), words=("LOW", "HIGH"))
     alias: tuple[str, ...] = setting(not_empty, "further name of the base model, listed and taken as `model`", (), many=True)
-    strict: bool = setting(flag, "refuse fields of requests that are not known here, which are ignored else", default=False)
+    strict: bool = setting(
+        read_truth, "refuse fields of requests that are not known here, which are ignored else", default=False
+    )
     host: str = setting(not_empty, "address to listen on", "127.0.0.1")
     port: int = setting(whole(0, 65535), "port to listen on; 0 takes a free one", 8080)
     api_key: tuple[str, ...] = setting(check_key, "key that may generate", (), many=True, secret=True)
     admin_key: tuple[str, ...] = setting(check_key, "key that may do everything", (), many=True, secret=True)
     keys: Path | None = setting(Path, "file of keys, read again when it changes (default: in the user's data folder)", None)
-    no_auth: bool = setting(flag, "take every request without a key; on the loopback only", default=False)
+    no_auth: bool = setting(read_truth, "take every request without a key; on the loopback only", default=False)
     allow_origin: tuple[str, ...] = setting(not_empty, "web origin that browsers may call from", (), many=True)
     n_ctx: int = setting(whole(2), "context in tokens, shared by all sequences", 8192)
     max_sequences: int = setting(whole(1), "sequences that run at a time", 16)
@@ -87,7 +90,7 @@ class Settings(DeviceSettings):
         whole(0, MOST_DRAFTED), "next tokens that a step guesses from earlier places of each text; 0 is off", 0
     )
     no_generic_tools: bool = setting(
-        flag, "refuse tools where the chat template has no place for them, in place of a system message", default=False
+        read_truth, "refuse tools where the chat template has no place for them, in place of a system message", default=False
     )
     bank_rank: int = setting(whole(1), "rank units that adapters share", 128)
     threads: int | None = setting(whole(1), "threads to compute with (default: every CPU)", None)
@@ -151,7 +154,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         data, name = each.metadata, f"--{each.name.replace('_', '-')}"
         default = "" if each.default in {MISSING, None, (), False} else f" ({' '.join(_texts(each.default))})"
         options: dict[str, Any] = {"default": None, "help": data["text"] + default, "dest": each.name}
-        if data["read"] is flag:
+        if data["read"] is read_truth:
             options |= {"action": "store_const", "const": "yes"}
         else:
             options |= {"action": "append" if data["many"] else "store", "metavar": data["words"] or each.name.upper()}
