@@ -13,12 +13,7 @@ def best_cpu_seconds(action, tries=7):
 
     A virtual machine beside busy others may compute at half its speed for hours.
     """
-    return min(map(_cpu_seconds, [action] * tries)) / slowness()
-
-
-def slowness():
-    """How many times as long as a usual machine this one takes at present, at least 1."""
-    return max(1.0, min(map(_cpu_seconds, [_loop] * 5)) / _USUAL_SECONDS)
+    return min(map(_cpu_seconds, [action] * tries)) / max(1.0, min(map(_cpu_seconds, [_loop] * 5)) / _USUAL_SECONDS)
 
 
 def _cpu_seconds(action):
