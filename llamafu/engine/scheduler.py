@@ -63,7 +63,7 @@ class Scheduler:
         if bank is not None:
             bank.forget_failures()
         most = self.runtime.instance.context.n_batch
-        parts = self._fit_in_memory(pack(self.pool.running, most, self._prompt_budget.tokens, self._most_logits))
+        parts = self._fit_in_memory(pack(self.pool.share_prompts(), most, self._prompt_budget.tokens, self._most_logits))
         if bank is not None and not bank.store.compiled:  # the rewriting store computes less where rows are in the bank's order
             parts.sort(key=lambda part: bank.first_unit(part.sequence.states[part.start]))
         answers = sum(part.sequence.is_decoding for part in parts)

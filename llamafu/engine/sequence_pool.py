@@ -15,6 +15,7 @@ from llamafu.generation.sampling import TokenSampler
 if TYPE_CHECKING:
     from collections.abc import Iterator, Sequence
 
+    from llamafu.engine.kv_cache import Key
     from llamafu.engine.recorder import Recorder
     from llamafu.engine.registry import Content
     from llamafu.engine.runtime import EngineRuntime
@@ -53,12 +54,13 @@ class SequencePool:
         Adapters are read from disk until `deadline` (of `time.perf_counter`). What fails ends the sequence with its error:
         then too it no longer waits, and True is returned.
         """
-        if len(sequence.tokens) + 1 > self.kv.free_tokens and not self.kv.make_space(len(sequence.tokens) + 1):
+        share = not sequence.needs_prompt_logits
+        if not self.kv.fits(sequence.tokens, sequence.states, share=share):
             return False
         try:
             if not sequence.status.holds_adapters and not self._acquire_adapters(sequence, deadline):
                 return False
-            place = self.kv.open(sequence.tokens, sequence.states, share=not sequence.needs_prompt_logits)
+            place = self.kv.open(sequence.tokens, sequence.states, share=share)
             if place is None:
                 return False
             sequence.number, sequence.computed = place
@@ -75,6 +77,28 @@ class SequencePool:
         self.running.append(sequence)
         sequence.status = sequence.status.once_started
         return True
+
+    def share_prompts(self) -> list[SequenceRun]:
+        """Give running prompts the blocks that others have computed since; return the sequences that have work of their own.
+
+        A sequence whose next block another one, started earlier, is about to compute waits for it.
+        """
+        under_way: set[Key] = set()
+        ready = []
+        for sequence in self.running:
+            if not sequence.is_decoding and sequence.number is not None:
+                if not sequence.needs_prompt_logits:
+                    joined = self.kv.join(sequence.number, sequence.tokens, sequence.states)
+                    sequence.computed += joined
+                    sequence.cached += joined
+                    self._recorder.cached_tokens += joined
+                key = self.kv.next_key(sequence.number, sequence.tokens, sequence.states)
+                if key in under_way and not sequence.needs_prompt_logits:
+                    continue
+                if key is not None:
+                    under_way.add(key)
+            ready.append(sequence)
+        return ready
 
     def preempt(self, sequence: SequenceRun) -> None:
         """Take a running sequence's KV memory and let it wait; its tokens are computed anew when it is started again."""

@@ -125,6 +125,16 @@ def test_no_token_is_made_where_none_is_asked_for(engine, options):
     assert again.usage.cached_tokens >= 128
 
 
+def test_what_fills_most_of_the_context_is_found_again(engine):
+    """The space that a prompt needs is counted without what it shares, so that its own prefix is not evicted for it."""
+    prompt = np.random.default_rng(3).integers(5, 200, 900).tolist()
+    first = engine.complete(prompt, **SHORT)
+    assert first.usage.cached_tokens == 0
+    tickets = [engine.submit(Request(prompt=[*prompt, n], **SHORT)) for n in range(5, 11)]
+    told = [ticket.result(PATIENCE).usage.cached_tokens for ticket in tickets]
+    assert told == [900 // 64 * 64] * 6
+
+
 def test_an_answer_may_fill_the_context(engine):
     assert engine.model_facts.context_length == 1024
     told = engine.complete("x", max_tokens=-1, ignore_eos=True, temperature=0)

@@ -44,6 +44,42 @@ def speaking(engine, prompt="hello", **options):
     return ticket
 
 
+@pytest.mark.parametrize("lora", [{}, {"a": 1.0}, {"a": 0.5, "b": 1.0}], ids=["base", "one", "blend"])
+def test_prompts_that_begin_alike_are_computed_once(engine, monkeypatch, lora):
+    """Eight at once with one beginning: the first one's blocks are the others' as soon as they are computed."""
+    prompt = engine.tokenize("ten green bottles " * 60)[:330]
+    endings = [[*prompt, n, n] for n in range(5, 9)]
+    alone = []
+    for ending in endings:
+        alone.append(engine.complete(ending, lora=lora, **SHORT))
+        engine._worker.call(lambda scheduler: scheduler.pool.clear_memory())
+    before = engine.stats().prompt_tokens
+    tickets = [engine.submit(Request(prompt=ending, lora=lora, **SHORT)) for ending in endings * 2]
+    told = [ticket.result(20) for ticket in tickets]
+    assert [done.tokens for done in told] == [done.tokens for done in alone * 2]
+    assert sorted(done.usage.cached_tokens for done in told) == [0] + [330 // PREFIX_BLOCK * PREFIX_BLOCK] * 7
+    assert engine.stats().prompt_tokens - before == 332 + 7 * (332 % PREFIX_BLOCK)
+
+
+def test_prompts_alike_under_other_adapters_share_nothing(engine):
+    prompt = engine.tokenize("ten green bottles " * 60)[:330]
+    loras = ({}, {"a": 1.0}, {"a": 0.5}, {"b": 1.0})
+    tickets = [engine.submit(Request(prompt=prompt, lora=lora, **SHORT)) for lora in loras]
+    assert [ticket.result(20).usage.cached_tokens for ticket in tickets] == [0] * 4
+
+
+def test_what_is_waited_for_may_end(engine):
+    """The one that computes a common beginning is cancelled: the next one goes on from there."""
+    prompt = engine.tokenize("ten green bottles " * 200)[:1000]
+    speaking(engine).cancel()
+    for _ in range(5):
+        first, *others = [engine.submit(Request(prompt=prompt, **SHORT)) for _ in range(4)]
+        first.cancel()
+        assert len({ticket.result(20).tokens for ticket in others}) == 1
+        assert first.result(20).finish_reason == "cancelled"
+        engine._worker.call(lambda scheduler: scheduler.pool.clear_memory())
+
+
 def test_a_long_prompt_lets_the_others_speak(engine, monkeypatch):
     """A block of it a step where no more fits into the target, and nobody's row is left out; alone it is computed at once."""
     prompt = engine.tokenize("ten green bottles " * 60)[:330]
