@@ -13,6 +13,7 @@ import os
 import shutil
 import subprocess
 import sys
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -45,6 +46,9 @@ VULKAN = ("mesa-vulkan-drivers", "libvulkan1")
 """Debian's packages of Vulkan's loader and of drivers, a software one among them."""
 FUZZED = ("tests/native/test_tokenizing.py", "tests/generation/test_grammar_random.py", "tests/adapters/test_mutation.py")
 """Tests beside tests/fuzz that try more where LLAMAFU_FUZZ_COUNT is set."""
+COMPILED = ("llamafu._native.batched_lora.lora_kernels", "llamafu._native.batched_lora.attention_kernels")
+"""Modules that numba compiles when they are first imported, and caches. Done beside the linters, which leave a CPU idle: else
+each of pytest's processes would compile them."""
 LINT = (
     ("ruff", "check", "."),
     ("ruff", "format", "--check", "."),
@@ -91,7 +95,9 @@ def demo(rest: list[str]) -> int:
 
 def test(rest: list[str]) -> int:
     """Lint, then test, whatever lint said: pytest's summary comes last."""
-    linted = lint([])
+    with ThreadPoolExecutor(1) as beside:
+        beside.submit(run, "python", "-c", f"import {', '.join(COMPILED)}")
+        linted = lint([])
     if linted:
         say("lint failed, see above; the tests run all the same")
     tested = run("python", "-m", "pytest", *SIDE_BY_SIDE, *rest)

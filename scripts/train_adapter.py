@@ -3,8 +3,9 @@
     pip install torch transformers peft gguf
     python scripts/train_adapter.py --base MODEL.gguf --data scripts/adapter_data/pirate.jsonl --out DIR
 
-The data is one {"question": ..., "answer": ...} a line. The loss counts answer tokens only; the last lines of the
-file are kept out of training and measure it. `scripts/make_example_gguf.py --base MODEL.gguf DIR` then makes the GGUF.
+The data is one {"question": ..., "answer": ...} a line, or {"prompt": ..., "answer": ...} with a prompt as it is. The loss
+counts answer tokens only; the last lines of the file are kept out of training and measure it.
+`scripts/make_example_gguf.py --base MODEL.gguf DIR` then makes the GGUF.
 """
 
 from __future__ import annotations
@@ -75,7 +76,10 @@ def parse_args() -> argparse.Namespace:
 
 def encode(tokenizer: Any, row: dict[str, str]) -> tuple[list[int], list[int]]:
     """Return (token ids, labels) of one exchange; labels are IGNORED outside the answer and its end token."""
-    prompt = prompt_ids(tokenizer, row["question"])
+    if "prompt" in row:
+        prompt = tokenizer(row["prompt"], add_special_tokens=False)["input_ids"]
+    else:
+        prompt = prompt_ids(tokenizer, row["question"])
     reply = [*tokenizer(row["answer"], add_special_tokens=False)["input_ids"], tokenizer.eos_token_id]
     return prompt + reply, [IGNORED] * len(prompt) + reply
 

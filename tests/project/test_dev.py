@@ -42,7 +42,7 @@ def test_test_runs_the_tests_whatever_lint_says_and_returns_the_first_failure(ra
     statuses, commands = ran
     assert dev.main(["test", "-k", "name"]) == 0
     assert commands[-1] == ("python", "-m", "pytest", *dev.SIDE_BY_SIDE, "-k", "name")
-    assert len(commands) == len(dev.LINT) + 1
+    assert len(commands) == len(dev.LINT) + 2
     statuses["pytest"] = 2
     assert dev.main(["test"]) == 2
     statuses["mypy"] = 3
