@@ -71,7 +71,8 @@ def test_every_schema_is_enforced_or_refused_by_name(suite):
     kept, repeats = counts["invalid", False], counts["invalid", True]
     told = (
         f"Of its {refused + enforced} schemas {enforced} are enforced and {refused} are refused by name; "
-        f"of the {invalid} invalid values under those that are enforced, {kept} cannot be written, and {repeats} repeat items under `uniqueItems`; "
+        f"of the {invalid} invalid values under those that are enforced, {kept} cannot be written, "
+        f"and {repeats} repeat items under `uniqueItems`; "
         f"of the {valid} valid ones, {counts['valid', True]} can be written."
     )
     assert told in " ".join(DOCS.read_text("utf-8").split()), told
