@@ -34,6 +34,8 @@ _STAGES = (
     ("tokenizes", "tokenising an empty text with it"),
 )
 _MOST_LINES = 3
+_MOST_KEPT = 2000
+"""Results in the cache; beyond that the older half is removed."""
 _NO_LIMIT, _SHORT_RUN = 1 << 62, 4096
 """In bytes. A short run is one for whose recursion any thread's stack is large enough: some 600 bytes of it for each byte."""
 
@@ -64,7 +66,19 @@ def check_model(library: Library, path: Path) -> CheckedModel:
         kept.parent.mkdir(parents=True, exist_ok=True)
         unfinished.write_text(json.dumps({"longest_run": checked.longest_run, "breaks": checked.breaks}), encoding="utf-8")
         unfinished.replace(kept)
+        _forget_oldest(kept.parent)
     return checked
+
+
+def _forget_oldest(folder: Path) -> None:
+    """Remove the oldest results once there are many: each change of a file leaves one behind that nobody asks for again."""
+    results = [entry for entry in os.scandir(folder) if entry.is_file()]
+    if len(results) <= _MOST_KEPT:
+        return
+    results.sort(key=lambda entry: entry.stat().st_mtime)
+    for entry in results[: len(results) - _MOST_KEPT // 2]:
+        with contextlib.suppress(FileNotFoundError):  # another process removed it
+            Path(entry).unlink()
 
 
 def command(library: Library, path: Path, task: str) -> list[str]:

@@ -91,6 +91,21 @@ def test_a_damaged_record_costs_one_process_more(runs, tmp_path, sound):
     assert len(runs) == 2
 
 
+def test_the_oldest_results_are_removed_once_there_are_many(runs, monkeypatch, tmp_path, sound):
+    monkeypatch.setattr(model_check, "_MOST_KEPT", 4)
+    library = open_library(find(None).path, find(None).family)
+    models = [write(tmp_path, sound, f"{number}.gguf") for number in range(5)]
+    for path in models:
+        check_model(library, path)
+    kept = sorted((tmp_path / "cache" / "opened").iterdir())
+    assert len(kept) == 2
+    assert len(runs) == 5
+    check_model(library, models[-1])
+    assert len(runs) == 5
+    check_model(library, models[0])
+    assert len(runs) == 6
+
+
 def test_a_file_cut_at_three_quarters_has_the_librarys_own_lines(tmp_path, sound):
     path = write(tmp_path, sound[: len(sound) * 3 // 4])
     with pytest.raises(ModelLoadError, match="libllama says: .*not within the file bounds, .*incomplete"):
