@@ -3,7 +3,7 @@
 A projector is an encoder (a vision or audio transformer) and the layers that bring its output to the width of the
 language model. Keys and tensor names are those that libmtmd reads. All weights are F32. `PROJECTORS` names the kinds:
 
-- `llava` (libmtmd's "mlp"): 16 patches with a class embedding, two linear layers, one token a patch;
+- `llava` (libmtmd's "mlp"): 16 patches, two linear layers, one token a patch;
 - `gemma3`: patches averaged two by two, a norm and one matrix; its tokens see each other both ways;
 - `qwen2vl` (libmtmd's "qwen2vl_merger"): any size, rotary positions in two dimensions, four patches a token;
 - `ultravox`: Whisper's encoder over a mel spectrogram of 30 seconds, 32 frames a token.
@@ -68,8 +68,7 @@ def _llava(writer: GGUFWriter, weights: Weights, width: int, *, alone: bool) -> 
     layers = 3  # the last one is read and never computed, as in CLIP's files
     _add_vision(writer, "mlp", width, layers, PATCH, alone=alone)
     tensors = _patches(weights, "v.patch_embd.weight", PATCH)
-    tensors["v.class_embd"] = weights.uniform((WIDTH,), 1.0)
-    tensors["v.position_embd.weight"] = weights.uniform(((IMAGE // PATCH) ** 2 + 1, WIDTH), 0.5)
+    tensors["v.position_embd.weight"] = weights.uniform(((IMAGE // PATCH) ** 2, WIDTH), 0.5)
     tensors |= _norm(weights, "v.pre_ln") | _blocks(weights, "v", layers)
     tensors |= _affine(weights, "mm.0", (width, WIDTH), 0.5)
     return tensors | _affine(weights, "mm.2", (width, width), 0.5)
