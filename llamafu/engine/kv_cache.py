@@ -6,13 +6,14 @@ from collections import OrderedDict
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Protocol
 
-from llamafu.generation.prompt import PREFIX_BLOCK
+from llamafu.generation.media.layout import PromptLayout
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
     from llamafu.lora.scales import State
 
+_PLAIN = PromptLayout()
 Key = tuple[int, tuple[int, ...], tuple["State", ...]]
 """Identifies a block: the number of the block before it, its tokens, and the adapter state of each."""
 
@@ -24,15 +25,16 @@ class Memory(Protocol):
         """Remove a sequence's tokens from a position on; False where the memory cannot."""
 
     def share(self, source: int, target: int, length: int) -> None:
-        """Make another sequence's first `length` tokens also `target`'s."""
+        """Make what another sequence has at the first `length` positions also `target`'s."""
 
 
 @dataclass(slots=True, eq=False)
 class KvBlock:
-    """`PREFIX_BLOCK` tokens that were computed once, and the numbers of the sequences that hold them."""
+    """Some tokens that were computed once, and the numbers of the sequences that hold them: see `PromptLayout.block_end`."""
 
     number: int
     key: Key | None
+    size: int
     holders: set[int] = field(default_factory=set)
 
 
@@ -50,37 +52,39 @@ class KvCache:
         self._free = list(range(sequences - 1, -1, -1))
         self._blocks: dict[int, list[KvBlock]] = {}
         self._tails: dict[int, list[tuple[int, State]]] = {}
+        self._layouts: dict[int, PromptLayout] = {}
         self._known: dict[Key, KvBlock] = {}
         self._kept: OrderedDict[int, None] = OrderedDict()
         self._numbers = 0
-        self._alive = 0
+        self._in_blocks = 0
         self.hits = 0
 
     @property
     def used(self) -> int:
         """Tokens in the memory; shared ones count once."""
-        return self._alive * PREFIX_BLOCK + sum(map(len, self._tails.values()))
+        return self._in_blocks + sum(map(len, self._tails.values()))
 
     @property
     def free_tokens(self) -> int:
         """Tokens that can be added before anything has to be evicted."""
         return self.size - self.used
 
-    def open(self, tokens: Sequence[int], states: Sequence[State], *, share: bool = True) -> tuple[int, int] | None:
-        """Begin a sequence; return its number and how many leading tokens are computed already; None if no number is free.
+    def open(
+        self, tokens: Sequence[int], states: Sequence[State], layout: PromptLayout = _PLAIN, *, share: bool = True
+    ) -> tuple[int, int] | None:
+        """Begin a sequence; return its number, and how many leading tokens are computed already; None if no number is free.
 
         The last token is never among them: its logits are needed. `share` False: none is.
         """
         shared: list[KvBlock] = []
         previous = -1
-        sharable = (len(tokens) - 1) // PREFIX_BLOCK * PREFIX_BLOCK if self._reuse and share else 0
-        for start in range(0, sharable, PREFIX_BLOCK):
-            key = (previous, tuple(tokens[start : start + PREFIX_BLOCK]), tuple(states[start : start + PREFIX_BLOCK]))
-            block = self._known.get(key)
+        length = 0
+        while self._reuse and share and (end := layout.block_end(length)) < len(tokens):
+            block = self._known.get((previous, tuple(tokens[length:end]), tuple(states[length:end])))
             if block is None:
                 break
             shared.append(block)
-            previous = block.number
+            previous, length = block.number, end
         if shared:
             for holder in shared[-1].holders & self._kept.keys():
                 self._kept.move_to_end(holder)
@@ -88,30 +92,31 @@ class KvCache:
         if not self._free and not self._evict(sparing=source):
             if not self._evict():
                 return None
-            shared, source = [], None  # the only number left was the one to share with
+            shared, source, length = [], None, 0  # the only number left was the one to share with
         number = self._free.pop()
-        length = len(shared) * PREFIX_BLOCK
         if source is not None:
-            self._memory.share(source, number, length)
+            self._memory.share(source, number, layout.position(length))
             self.hits += 1
         for block in shared:
             block.holders.add(number)
-        self._blocks[number], self._tails[number] = shared, []
+        self._blocks[number], self._tails[number], self._layouts[number] = shared, [], layout
         return number, length
 
     def append(self, number: int, tokens: Sequence[int], states: Sequence[State]) -> None:
         """Account for tokens that were computed."""
         tail, blocks = self._tails[number], self._blocks[number]
         tail.extend(zip(tokens, states, strict=True))
-        while len(tail) >= PREFIX_BLOCK:
-            full, tail[:] = tail[:PREFIX_BLOCK], tail[PREFIX_BLOCK:]
+        start = _length(blocks)
+        while len(tail) >= (size := self._layouts[number].block_end(start) - start):
+            full, tail[:] = tail[:size], tail[size:]
+            start += size
             previous = blocks[-1].number if blocks else -1
             key = (previous, tuple(token for token, _ in full), tuple(state for _, state in full))
             # A block whose key is known already stays private (its key is None), and so do the blocks after it.
             is_new = self._reuse and key not in self._known and (not blocks or blocks[-1].key is not None)
-            block = KvBlock(self._numbers, key if is_new else None, {number})
+            block = KvBlock(self._numbers, key if is_new else None, size, {number})
             self._numbers += 1
-            self._alive += 1
+            self._in_blocks += size
             if block.key is not None:
                 self._known[key] = block
             blocks.append(block)
@@ -120,7 +125,7 @@ class KvCache:
         """End a sequence. Its full blocks are kept for later sequences until evicted, unless another holds all of them."""
         blocks = self._blocks[number]
         useful = keep and any(block.key is not None and block.holders == {number} for block in blocks)
-        if useful and self._memory.cut(len(blocks) * PREFIX_BLOCK, number):
+        if useful and self._memory.cut(self._layouts[number].position(_length(blocks)), number):
             self._tails[number] = []
             self._kept[number] = None
         else:
@@ -147,11 +152,16 @@ class KvCache:
 
     def _forget(self, number: int) -> None:
         self._memory.cut(0, number)
-        del self._tails[number]
+        del self._tails[number], self._layouts[number]
         for block in self._blocks.pop(number):
             block.holders.discard(number)
             if not block.holders:
-                self._alive -= 1
+                self._in_blocks -= block.size
                 if block.key is not None:
                     del self._known[block.key]
         self._free.append(number)
+
+
+def _length(blocks: Sequence[KvBlock]) -> int:
+    """Return how many tokens are in blocks."""
+    return sum(block.size for block in blocks)
