@@ -2,7 +2,8 @@
 
     python build_ffi.py
 
-One module for each ABI family (a folder of `cdefs/`). They are plain Python: no C compiler is involved.
+One module for each ABI family (a folder of `cdefs/`), of libllama and of libmtmd. They are plain Python: no C compiler is
+involved.
 The wheel build calls the same code as a hatchling hook.
 """
 
@@ -52,6 +53,13 @@ def family_sources() -> dict[str, str]:
     return completed
 
 
+def media_sources() -> dict[str, str]:
+    """Cdef text of every family of libmtmd: its structs, then the functions, whose types are opaque in all of them."""
+    shared = (ROOT / "cdefs" / "mtmd.h").read_text(encoding="utf-8")
+    paths = sorted(ROOT.glob("cdefs/*/mtmd.h"))
+    return {f"layout_{path.parent.name}": path.read_text(encoding="utf-8") + shared for path in paths}
+
+
 def _types_of(declaration: str) -> set[str]:
     """The library's own type names in a function declaration."""
     arguments = declaration.partition("(")[2]
@@ -62,7 +70,7 @@ def generate() -> list[Path]:
     """Write the modules anew and return their paths."""
     TARGET.mkdir(parents=True, exist_ok=True)
     written = []
-    for family, text in family_sources().items():
+    for family, text in {**family_sources(), **media_sources()}.items():
         ffi = cffi.FFI()
         ffi.cdef(text)
         ffi.set_source(f"llamafu._native.abi.{family}", None)

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING
 from gguf import PoolingType
 from tiny_encoders import write_bert, write_nomic, write_t5
 from tiny_kinds import write_hybrid, write_moe, write_positions, write_recurrent
+from tiny_media import MEDIA_FIXTURES
 from tiny_model import FIRST_BYTE, MODULES, TINY, sha256, write_adapter, write_model
 from tiny_vocabularies import add_spm
 
@@ -57,6 +58,9 @@ FIXTURES: dict[str, Callable[[Path], None]] = {
         f"one-{module}.gguf": partial(_ADAPTER, seed=20 + i, rank=4, alpha=4.0, modules=(module,), strength=0.25)
         for i, module in enumerate(MODULES)
     },
+    **MEDIA_FIXTURES,
+    "qwen2vl-a.gguf": partial(_ADAPTER, seed=30, rank=4, alpha=8.0, strength=0.2, arch="qwen2vl"),
+    "qwen2vl-b.gguf": partial(_ADAPTER, seed=31, rank=2, alpha=1.0, modules=("attn_q", "attn_v"), strength=0.3, arch="qwen2vl"),
 }
 
 

@@ -102,13 +102,19 @@ def byte_text(data: bytes) -> str:
     return "".join(alphabet[byte] for byte in data)
 
 
-def add_vocabulary(writer: GGUFWriter, merges: tuple[str, ...], pre: str = "gpt-2") -> None:
-    """Write a byte-level BPE tokenizer: the controls, all 256 bytes, the merges; `pre` names its pre-tokenizer."""
+def add_vocabulary(
+    writer: GGUFWriter, merges: tuple[str, ...], pre: str = "gpt-2", *, more_controls: tuple[str, ...] = ()
+) -> None:
+    """Write a byte-level BPE tokenizer: the controls, all 256 bytes, the merges, and `more_controls`.
+
+    `pre` names its pre-tokenizer.
+    """
     texts = [byte_text(bytes([byte])) for byte in range(256)] + [merge.replace(" ", "") for merge in merges]
     writer.add_tokenizer_model("gpt2")
     writer.add_tokenizer_pre(pre)
-    writer.add_token_list([*CONTROL_TOKENS, *texts])
-    writer.add_token_types([TokenType.CONTROL] * len(CONTROL_TOKENS) + [TokenType.NORMAL] * len(texts))
+    writer.add_token_list([*CONTROL_TOKENS, *texts, *more_controls])
+    control, normal = TokenType.CONTROL, TokenType.NORMAL
+    writer.add_token_types([control] * len(CONTROL_TOKENS) + [normal] * len(texts) + [control] * len(more_controls))
     writer.add_token_merges(merges)
     writer.add_bos_token_id(BOS)
     writer.add_eos_token_id(EOS)
@@ -125,7 +131,7 @@ def _model_tensors(shape: Shape, weights: Weights, *, tied: bool, arch: str) -> 
         tensors[prefix + "ffn_norm.weight"] = weights.norm(shape.n_embd)
         for module in MODULES:
             tensors[f"{prefix}{module}.weight"] = weights.linear(shape.linear(module))
-        for module in MODULES[:3] if arch == "qwen2" else ():
+        for module in MODULES[:3] if arch in {"qwen2", "qwen2vl"} else ():
             tensors[f"{prefix}{module}.bias"] = weights.uniform(shape.linear(module)[:1], 0.2)
         for module in MODULES[:2] if arch == "qwen3" else ():
             tensors[f"{prefix}{module}_norm.weight"] = weights.norm(shape.head_dim)
@@ -151,10 +157,10 @@ def write_model(
 ) -> None:
     """Write a model of `shape`; the same seed gives the same weights whatever `q4_0` says.
 
-    `arch` is "llama", "qwen2" (the same tensors plus biases on q, k and v) or "qwen3" (plus norms of q and k). With `tied`
-    there is no `output.weight`. With `q4_0` every matrix is quantised. `pooling` is for a model that embeds, or ranks, with
-    a head of two outputs and a template for pairs; without `causal` its tokens see those behind them too. `pre` names
-    another pre-tokenizer, `vocabulary` writes another kind of tokenizer than byte-level BPE.
+    `arch` is "llama", "qwen2" or "qwen2vl" (the same tensors plus biases on q, k and v) or "qwen3" (plus norms of q and
+    k). With `tied` there is no `output.weight`. With `q4_0` every matrix is quantised. `pooling` is for a model that
+    embeds, or ranks, with a head of two outputs and a template for pairs; without `causal` its tokens see those behind
+    them too. `pre` names another pre-tokenizer, `vocabulary` writes another kind of tokenizer than byte-level BPE.
     """
     writer = GGUFWriter(path, arch)
     writer.add_type("model")
@@ -205,14 +211,15 @@ def write_adapter(
     strength: float = 0.5,
     f16: bool = False,
     invocation_tokens: tuple[int, ...] = (),
+    arch: str = "llama",
 ) -> None:
-    """Write a LoRA adapter for the llama model of `shape`.
+    """Write a LoRA adapter for the `arch` model of `shape`.
 
     At scale 1 each of `modules` moves its outputs by about `strength` times the standard deviation of its inputs,
     whatever `rank` and `alpha` are. `invocation_tokens` make it an aLoRA adapter.
     """
     weights = Weights(seed)
-    writer = GGUFWriter(path, "llama")
+    writer = GGUFWriter(path, arch)
     writer.add_type("adapter")
     writer.add_string("adapter.type", "lora")
     writer.add_name(path.name.partition(".")[0])

@@ -38,7 +38,7 @@ def pytest_xdist_setupnodes(config, specs):
 def _maker_digest() -> str:
     sources = [
         (SCRIPTS / f"{name}.py").read_bytes()
-        for name in ("make_fixtures", "tiny_model", "tiny_kinds", "tiny_encoders", "tiny_vocabularies")
+        for name in ("make_fixtures", "tiny_model", "tiny_kinds", "tiny_encoders", "tiny_media", "tiny_vocabularies")
     ]
     return hashlib.sha256(b"".join([*sources, version("gguf").encode()])).hexdigest()
 

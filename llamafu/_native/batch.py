@@ -9,6 +9,9 @@ from llamafu._native.checks import create
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
+    import numpy as np
+    from numpy.typing import NDArray
+
     from llamafu._native.library import Library
 
 
@@ -57,3 +60,31 @@ class Batch:
         batch, self._batch = self._batch, None
         if batch is not None:
             self._library.lib.llama_batch_free(batch)
+
+
+class EmbeddingBatch:
+    """A `llama_batch` of rows that are given by their embeddings in place of tokens, for one call.
+
+    `embeddings` is float32, shape [rows, width]; `positions` int32, shape [sections, rows]; both have to be contiguous.
+    """
+
+    def __init__(
+        self,
+        library: Library,
+        embeddings: NDArray[np.float32],
+        positions: NDArray[np.int32],
+        sequences: Sequence[int],
+        outputs: Sequence[bool],
+    ) -> None:
+        ffi, rows = library.ffi, len(embeddings)
+        ids = [ffi.new("llama_seq_id[1]", [sequence]) for sequence in sequences]
+        parts = {
+            "embd": ffi.from_buffer("float[]", embeddings),
+            "pos": ffi.from_buffer("llama_pos[]", positions),
+            "n_seq_id": ffi.new("int32_t[]", [1] * rows),
+            "seq_id": ffi.new("llama_seq_id *[]", ids),
+            "logits": ffi.new("int8_t[]", list(map(int, outputs))),
+        }
+        self._kept = (ids, parts)  # libllama reads what the struct points to
+        self.pointer: Any = ffi.new("struct llama_batch *", {"n_tokens": rows, **parts})[0]
+        """The `llama_batch`, to be passed by value."""

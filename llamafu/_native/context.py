@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-import os
 from typing import TYPE_CHECKING, Any, Protocol
 
-from llamafu._native.batch import Batch
+from llamafu._native.batch import Batch, EmbeddingBatch
 from llamafu._native.checks import create, explain, not_null, succeeded
+from llamafu._native.context_check import check_context_options
 from llamafu._native.context_options import FLASH_ATTENTION
-from llamafu._native.memory_needs import BYTES_PER_VALUE, least_bytes, machine_bytes
 from llamafu.errors import ClosedError, ContextInitError, DecodeError, ErrorCode, LlamafuError
 
 if TYPE_CHECKING:
@@ -46,7 +45,7 @@ class Context:
         self._keep: list[Any] = [hook]
         self._adapters: dict[Adapter, float] = {}
         library = model.library
-        self._check(options)
+        check_context_options(model, options)
         params = self._params(hook)
         message = f"cannot make a context of {options.n_ctx} tokens ({options.type_k}/{options.type_v} KV); try a smaller n_ctx"
         made: list[Any] = []
@@ -58,6 +57,7 @@ class Context:
             self.n_ctx = int(library.lib.llama_n_ctx(self._pointer))
             self.longest = min(self.n_ctx, options.positions or self.n_ctx)
             self.n_batch = int(library.lib.llama_n_batch(self._pointer))
+            self.n_ubatch = int(library.lib.llama_n_ubatch(self._pointer))
             self.n_seq_max = int(library.lib.llama_n_seq_max(self._pointer))
             self._memory = library.lib.llama_get_memory(self._pointer)
             self._run = library.lib.llama_encode if model.is_encoder else library.lib.llama_decode
@@ -67,31 +67,6 @@ class Context:
             self._pointer = made[0] if made and made[0] != library.ffi.NULL else None
             self.close()
             raise
-
-    def _check(self, options: ContextOptions) -> None:
-        """Refuse options with which libllama would end or block the process."""
-        library = self.model.library
-        for option, name in (("type_k", options.type_k), ("type_v", options.type_v)):
-            if name not in BYTES_PER_VALUE or name not in library.types:
-                message = f"{option}={name!r} is no KV type; use one of {', '.join(BYTES_PER_VALUE)}"
-                raise ContextInitError(message, code=ErrorCode.INVALID_PARAM)
-        most = library.lib.llama_max_parallel_sequences()
-        if options.n_seq_max > most:
-            message = f"n_seq_max={options.n_seq_max}, but this libllama holds {most} sequences"
-            raise ContextInitError(message, code=ErrorCode.INVALID_PARAM)
-        if options.n_threads > 1 and library.process != os.getpid():
-            message = (
-                f"n_threads={options.n_threads}, but this process was forked after libllama was loaded, and its threads "
-                "do not survive a fork; use n_threads=1, or start the child afresh (multiprocessing's start method 'spawn')"
-            )
-            raise ContextInitError(message, code=ErrorCode.INVALID_PARAM)
-        needed, there = least_bytes(self.model, options), machine_bytes()
-        if needed > there and not options.offload:
-            message = (
-                f"n_ctx={options.n_ctx} takes at least {needed / 1e9:.1f} GB as {options.type_k}/{options.type_v} KV memory, "
-                f"but this machine has {there / 1e9:.1f} GB; use a smaller n_ctx"
-            )
-            raise ContextInitError(message, code=ErrorCode.OUT_OF_MEMORY)
 
     def _params(self, hook: Hook | None) -> Any:
         """Return the `llama_context_params` of these options, as far as this build has the fields."""
@@ -202,6 +177,32 @@ class Context:
         self._batch.fill(tokens, positions, sequences, outputs)
         return int(self._run(pointer, self._batch.pointer))
 
+    def compute_rows(
+        self,
+        embeddings: np.ndarray[Any, np.dtype[np.float32]],
+        positions: np.ndarray[Any, np.dtype[np.int32]],
+        sequences: Sequence[int],
+        outputs: Sequence[bool],
+        *,
+        causal: bool = True,
+    ) -> int:
+        """Decode rows that are given by their embeddings, as `compute` does tokens; `positions` has shape [sections, rows].
+
+        Without `causal`, all rows of a sequence see each other: then they have to fit into one ubatch.
+        """
+        library, rows = self.model.library, len(embeddings)
+        if not 0 < rows <= (self.n_batch if causal else self.n_ubatch):
+            message = f"{rows} rows of embeddings do not fit into one batch of {self.n_batch if causal else self.n_ubatch}"
+            raise DecodeError(message, code=ErrorCode.INVALID_PARAM)
+        batch = EmbeddingBatch(library, embeddings, positions, sequences, outputs)
+        if causal:
+            return int(self._run(self.pointer, batch.pointer))
+        library.lib.llama_set_causal_attn(self.pointer, False)  # noqa: FBT003
+        try:
+            return int(self._run(self.pointer, batch.pointer))
+        finally:
+            library.lib.llama_set_causal_attn(self.pointer, True)  # noqa: FBT003
+
     def failure(self, code: int, message: str) -> DecodeError:
         """Make the error for a code that `compute` returned."""
         reason = {1: "no room in the KV memory", 2: "aborted"}.get(code, f"libllama returned {code}")
@@ -272,7 +273,7 @@ class Context:
         return bool(self.model.library.lib.llama_memory_seq_rm(self._memory, sequence, position, -1))
 
     def share(self, source: int, target: int, length: int) -> None:
-        """Let sequence `target` begin with the first `length` tokens of `source`; the memory is shared, not copied."""
+        """Let sequence `target` begin with what `source` has at its first `length` positions; it is shared, not copied."""
         self.pointer  # noqa: B018 - a closed context raises here
         self.model.library.lib.llama_memory_seq_cp(self._memory, source, target, 0, length)
 

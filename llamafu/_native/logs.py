@@ -8,7 +8,7 @@ from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
+    from collections.abc import Callable, Iterator
 
 logger = logging.getLogger("llamafu.native")
 logger.addHandler(logging.NullHandler())  # without a handler, Python prints warnings to stderr
@@ -35,8 +35,14 @@ class LogBridge:
         self._interrupt: BaseException | None = None
         # Kept on self: a collected callback would leave the library with a dangling pointer.
         self._callback = ffi.callback("void(enum ggml_log_level, const char *, void *)", self._receive, onerror=self._swallow)
+        self._served: list[Callable[[Any], None]] = []
         lib.llama_log_set(self._callback, ffi.NULL)
         atexit.register(self.detach)
+
+    def serve(self, register: Callable[[Any], None]) -> None:
+        """Receive the lines of a further library too: `register` gives it a callback, now and once more at the end."""
+        self._served.append(register)
+        register(self._callback)
 
     def take_errors(self) -> list[str]:
         """Return the distinct error lines since the last call that was checked, three at most, and forget them."""
@@ -68,6 +74,8 @@ class LogBridge:
         """Point the library at a harmless C function: at exit no Python may run inside a destructor."""
         pointer = self._ffi.cast("void *", self._ffi.addressof(self._lib, "llama_time_us"))
         self._lib.llama_log_set(self._ffi.cast("ggml_log_callback", pointer), self._ffi.NULL)
+        for register in self._served:
+            register(pointer)
 
     def _receive(self, level: int, text: Any, _user_data: Any) -> None:
         """Collect the parts of a line, and log it once it is whole."""

@@ -27,14 +27,16 @@ class Model:
     """Owns a `llama_model`; immutable once loaded, so every method may run on any thread.
 
     `reads_whole`: attention is not causal, so that a text must be computed in one batch. `is_encoder`: libllama computes it
-    by `llama_encode` alone (T5's encoder). `n_embd_out` is the width of the vectors that come out. `checked` says which
-    texts must not be tokenised in this process; without it, all are. `placement`: by default the CPU computes all.
+    by `llama_encode` alone (T5's encoder). `n_embd_out` is the width of the vectors that come out, `n_embd_inp` that of
+    rows given in place of tokens. `checked` says which texts must not be tokenised in this process; without it, all are.
+    `placement`: by default the CPU computes all.
     """
 
     def __init__(
         self, library: Library, path: Path, *, placement: Placement | None = None, checked: CheckedModel | None = None
     ) -> None:
         self.library = library
+        self.path = path
         self._derived: dict[Callable[[Model], Any], Any] = {}
         # Each call of libllama gives the interpreter away, and log probabilities would make twenty for every token.
         self._token_bytes: tuple[dict[int, bytes], dict[int, bytes]] = ({}, {})
@@ -62,6 +64,8 @@ class Model:
         self.n_embd = int(lib.llama_model_n_embd(self._pointer))
         wider = library.has("llama_model_n_embd_out")  # older builds: as wide as those that go in
         self.n_embd_out = int(lib.llama_model_n_embd_out(self._pointer)) if wider else self.n_embd
+        given = library.has("llama_model_n_embd_inp")  # some models' graphs take rows of several layers' embeddings, end to end
+        self.n_embd_inp = int(lib.llama_model_n_embd_inp(self._pointer)) if given else self.n_embd
         self.n_layer = int(lib.llama_model_n_layer(self._pointer))
         self.n_ctx_train = int(lib.llama_model_n_ctx_train(self._pointer))
         self.size = int(lib.llama_model_size(self._pointer))

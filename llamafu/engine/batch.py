@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from enum import Enum
 from typing import TYPE_CHECKING
 
 from llamafu._native.batched_lora.row_table import RowTable
@@ -12,13 +13,23 @@ if TYPE_CHECKING:
 
     from llamafu.engine.bank import Bank
     from llamafu.engine.sequence import SequenceRun
+    from llamafu.generation.media.prompt import MediaSpan
     from llamafu.lora.scales import State
+
+
+class RowKind(Enum):
+    """What the rows of one decode call are: libllama takes no batch of two kinds."""
+
+    TOKENS = "tokens"
+    CAUSAL = "rows of media that see what is before them"
+    TOGETHER = "rows of media that see each other"
 
 
 @dataclass(frozen=True, slots=True)
 class Part:
     """`count` consecutive tokens of one sequence, from index `start` on, and after them the tokens of a guess.
 
+    They may be rows of one medium instead, and then all of them are.
     The logits of the last token come out, and those of each one of the guess; of all tokens where those of a prompt are needed.
     """
 
@@ -47,6 +58,11 @@ class Part:
         """The tokens of its rows."""
         return [*self.sequence.tokens[self.start : self.end], *self.draft]
 
+    @property
+    def media(self) -> MediaSpan | None:
+        """The medium whose rows they are."""
+        return self.sequence.layout.span_at(self.start)
+
     def runs(self) -> Iterator[tuple[int, State]]:
         """Yield runs of rows with one adapter state: how many rows, and the state."""
         states = self.sequence.states
@@ -74,6 +90,7 @@ class Group:
     parts: list[Part]
     mixed: bool
     state: State = ()
+    kind: RowKind = RowKind.TOKENS
     reason: str = ""
     """Why these rows need a call of their own; empty where they are all there is."""
 
@@ -102,6 +119,23 @@ def groups_of(parts: Iterable[Part], fallback_reason: Callable[[SequenceRun], st
 
     `fallback_reason` returns why a sequence cannot be mixed with others, empty where it can.
     """
+    kinds: dict[RowKind, list[Part]] = {}
+    for part in parts:
+        kinds.setdefault(_kind_of(part), []).append(part)
+    return [
+        replace(group, kind=kind)
+        for kind, some in kinds.items()
+        for group in _groups_of_kind(some, fallback_reason, together=together)
+    ]
+
+
+def _kind_of(part: Part) -> RowKind:
+    if (span := part.media) is None:
+        return RowKind.TOKENS
+    return RowKind.CAUSAL if span.rows.causal else RowKind.TOGETHER
+
+
+def _groups_of_kind(parts: Iterable[Part], fallback_reason: Callable[[SequenceRun], str], *, together: bool) -> list[Group]:
     mixed: list[Part] = []
     alone: dict[tuple[State, bool], list[Part]] = {}
     reasons: dict[State, str] = {}

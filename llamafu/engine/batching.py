@@ -40,12 +40,14 @@ def pack(running: Sequence[SequenceRun], most: int, beside_answers: int, most_lo
     if not prompts or room <= 0:
         return parts
     first, *others = prompts
+    # Rows that see each other are computed at once, whatever the room: in a call of their own, so that they fit.
+    at_once = _at_once(first)
     reserved = min(_missing(first), max(room // 2 // PREFIX_BLOCK, 1) * PREFIX_BLOCK, room)
     logits = most_logits
     if first.needs_prompt_logits:
         reserved = min(reserved, most_logits)
         logits -= reserved
-    free = room - reserved
+    free = room - reserved if not at_once else max(room - at_once, 0)
     found: list[Part] = []
     for sequence in sorted(others, key=_missing):
         allowed = min(free, logits) if sequence.needs_prompt_logits else free
@@ -55,7 +57,7 @@ def pack(running: Sequence[SequenceRun], most: int, beside_answers: int, most_lo
             logits -= count if sequence.needs_prompt_logits else 0
     allowed = reserved + (min(free, logits) if first.needs_prompt_logits else free)
     # Where not even a block fits and nothing else does, a shorter part is computed.
-    count = _cut(first, allowed) or (0 if found else min(_missing(first), allowed))
+    count = at_once or _cut(first, allowed) or (0 if found else min(_stretch(first), allowed))
     return parts + ([Part(first, first.computed, count)] if count else []) + found
 
 
@@ -70,8 +72,22 @@ def _cut(sequence: SequenceRun, room: int) -> int:
     Prompts are cut at ends of blocks only: then the same calls compute them, and round alike, whatever runs beside them and
     however many of their blocks are cached.
     """
-    last_block = (len(sequence.tokens) - 1) // PREFIX_BLOCK * PREFIX_BLOCK
+    if at_once := _at_once(sequence):
+        return at_once if at_once <= room else 0
+    stretch = _stretch(sequence)
+    last_block = (sequence.computed + stretch - 1) // PREFIX_BLOCK * PREFIX_BLOCK
     end = min(sequence.computed + room, max(last_block, sequence.computed))
     if (whole := end // PREFIX_BLOCK * PREFIX_BLOCK - sequence.computed) > 0:
         return whole
-    return _missing(sequence) if _missing(sequence) <= room else 0
+    return stretch if stretch <= room else 0
+
+
+def _stretch(sequence: SequenceRun) -> int:
+    """Return how many tokens, or how many rows of one medium, are to be computed before the next of the other kind."""
+    return sequence.layout.stretch_end(sequence.computed, len(sequence.tokens)) - sequence.computed
+
+
+def _at_once(sequence: SequenceRun) -> int:
+    """Return how many rows have to be computed in one call, because they see each other; 0 where none have to."""
+    span = sequence.layout.span_at(sequence.computed)
+    return 0 if span is None or span.rows.causal else len(span.rows)

@@ -4,6 +4,10 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
+import numpy as np
+
+from llamafu.engine.batch import RowKind
+
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
@@ -24,7 +28,7 @@ class DecodeStep:
 
     def run(self, group: Group, parts: Sequence[Part]) -> int:
         """Compute these parts of a group; return libllama's code. DecodeError when the bank was not applied as set."""
-        context, bank = self._runtime.instance.context, self._bank(group, parts)
+        bank = self._bank(group, parts)
         if bank is not None:
             self._runtime.enter_bank(*group.tables(parts, bank))
         else:
@@ -34,19 +38,41 @@ class DecodeStep:
             self._count_mixed(parts)
         else:
             self._count_alone(group)
-        tokens: list[int] = []
-        positions: list[int] = []
         sequences: list[int | None] = []
         outputs: list[bool] = []
         for part in parts:
-            tokens += part.tokens
-            positions += range(part.start, part.start + part.rows)
             sequences += [part.sequence.number] * part.rows
             outputs += [False] * (part.rows - part.outputs) + [True] * part.outputs
-        code = context.compute(tokens, positions, sequences, outputs)  # type: ignore[arg-type] # running ones have a number
+        compute = self._compute_tokens if group.kind is RowKind.TOKENS else self._compute_media
+        code = compute(group, parts, sequences, outputs)  # type: ignore[arg-type] # running ones have a number
         if code == 0 and bank is not None:
             bank.store.check()
         return code
+
+    def _compute_tokens(self, _group: Group, parts: Sequence[Part], sequences: Sequence[int], outputs: Sequence[bool]) -> int:
+        tokens: list[int] = []
+        positions: list[int] = []
+        for part in parts:
+            first = part.sequence.layout.position(part.start)
+            tokens += part.tokens
+            positions += range(first, first + part.rows)
+        return self._runtime.instance.context.compute(tokens, positions, sequences, outputs)
+
+    def _compute_media(self, group: Group, parts: Sequence[Part], sequences: Sequence[int], outputs: Sequence[bool]) -> int:
+        embeddings, positions = [], []
+        for part in parts:
+            span = part.media
+            assert span is not None  # noqa: S101 - every part of this group has one
+            start, end = part.start - span.start, part.end - span.start
+            embeddings.append(span.rows.embeddings[start:end])
+            positions.append(span.rows.positions(part.sequence.layout.position(span.start), start, end))
+        return self._runtime.instance.context.compute_rows(
+            np.concatenate(embeddings),
+            np.ascontiguousarray(np.concatenate(positions, axis=1)),
+            sequences,
+            outputs,
+            causal=group.kind is RowKind.CAUSAL,
+        )
 
     def _bank(self, group: Group, parts: Sequence[Part]) -> Bank | None:
         """The bank, if it is to apply the rows' adapters; None where libllama's own operations do, or there are none."""

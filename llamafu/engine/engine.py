@@ -66,6 +66,7 @@ class Engine(EngineAdapterHost):
     - `type_k`, `type_v`: types of keys and values in the KV memory, by ggml's name. Default "f16". `ContextInitError`.
     - `scale_range`: least and largest legal scale. Default (0.0, 1.0); a scale outside of it is an `InvalidScaleError`.
     - `library`: a libllama, file or folder. Default: `llamafu lib list`'s first. `LibraryNotFoundError`, `AbiMismatchError`.
+    - `mmproj_path`: the model's projector, as for `Llamafu`. Default none.
     - `devices`: which devices compute, and where memory lies: the options of `DeviceOptions`, such as `n_gpu_layers`.
 
     What is not legal is a ValueError where no other error is named. Any thread may call any method. While an engine has work,
@@ -93,6 +94,7 @@ class Engine(EngineAdapterHost):
         type_v: str = "f16",
         scale_range: tuple[float, float] = (0.0, 1.0),
         library: str | os.PathLike[str] | None = None,
+        mmproj_path: str | os.PathLike[str] | None = None,
         **devices: Unpack[DeviceArguments],
     ) -> None:
         options = EngineOptions(
@@ -114,7 +116,7 @@ class Engine(EngineAdapterHost):
         self.scale_range = check_scale_range(scale_range)
         self.path = Path(model_path)
         # None of the parts refers to the engine: it is freed as soon as nobody else does.
-        self._runtime = EngineRuntime(read_model(self.path), options, library)
+        self._runtime = EngineRuntime(read_model(self.path), options, library, mmproj_path)
         self.model_facts = ModelFacts.of(self._runtime.instance.context)
         self._scheduler = Scheduler(self._runtime, options)
         self._registry = AdapterRegistry(self._runtime.base, partial(demand_usable, self._runtime))

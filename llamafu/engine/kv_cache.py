@@ -6,13 +6,14 @@ from collections import OrderedDict
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Protocol
 
-from llamafu.generation.prompt import PREFIX_BLOCK
+from llamafu.generation.media.layout import PromptLayout
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
     from llamafu.lora.scales import State
 
+_PLAIN = PromptLayout()
 Key = tuple[int, tuple[int, ...], tuple["State", ...]]
 """Identifies a block: the number of the block before it, its tokens, and the adapter state of each."""
 
@@ -24,15 +25,21 @@ class Memory(Protocol):
         """Remove a sequence's tokens from a position on; False where the memory cannot."""
 
     def share(self, source: int, target: int, length: int) -> None:
-        """Make another sequence's first `length` tokens also `target`'s."""
+        """Make what another sequence has at the first `length` positions also `target`'s."""
 
 
 @dataclass(slots=True, eq=False)
 class KvBlock:
-    """`PREFIX_BLOCK` tokens that were computed once, the sequences that hold them, and how many of those are running."""
+    """Some tokens that were computed once, the sequences that hold them, and how many of those are running.
+
+    `PromptLayout.block_end` says which tokens.
+    """
 
     number: int
     key: Key | None
+    size: int
+    end: int
+    """Where it ends in the text of those that hold it."""
     holders: set[int] = field(default_factory=set)
     running: int = 1
 
@@ -51,41 +58,45 @@ class KvCache:
         self._free = list(range(sequences - 1, -1, -1))
         self._blocks: dict[int, list[KvBlock]] = {}
         self._tails: dict[int, list[tuple[int, State]]] = {}
+        self._layouts: dict[int, PromptLayout] = {}
         self._known: dict[Key, KvBlock] = {}
         self._kept: OrderedDict[int, None] = OrderedDict()
         self._numbers = 0
-        self._alive = 0
-        self._idle = 0  # blocks that no running sequence holds
+        self._in_blocks = 0
+        self._idle = 0  # tokens in blocks that no running sequence holds
         self.hits = 0
 
     @property
     def used(self) -> int:
         """Tokens in the memory; shared ones count once."""
-        return self._alive * PREFIX_BLOCK + sum(map(len, self._tails.values()))
+        return self._in_blocks + sum(map(len, self._tails.values()))
 
     @property
     def free_tokens(self) -> int:
         """Tokens that can be added before anything has to be evicted."""
         return self.size - self.used
 
-    def fits(self, tokens: Sequence[int], states: Sequence[State], *, share: bool = True) -> bool:
+    def fits(
+        self, tokens: Sequence[int], states: Sequence[State], layout: PromptLayout = _PLAIN, *, share: bool = True
+    ) -> bool:
         """Whether a sequence and its first new token would find space, with every kept prefix but its own evicted."""
         needed = len(tokens) + 1
-        evictable = self.free_tokens + self._idle * PREFIX_BLOCK
+        evictable = self.free_tokens + self._idle
         if needed <= evictable or not share:
             return needed <= evictable
-        shared = self._find(tokens, states)
-        return needed <= evictable + sum(block.running > 0 for block in shared) * PREFIX_BLOCK
+        return needed <= evictable + sum(block.size for block in self._find(tokens, states, layout) if block.running)
 
-    def open(self, tokens: Sequence[int], states: Sequence[State], *, share: bool = True) -> tuple[int, int] | None:
+    def open(
+        self, tokens: Sequence[int], states: Sequence[State], layout: PromptLayout = _PLAIN, *, share: bool = True
+    ) -> tuple[int, int] | None:
         """Begin a sequence; return its number and how many leading tokens are computed already.
 
         The last token is never among them: its logits are needed. `share` False: none is. Kept prefixes are evicted until
         the rest and one new token fit, after the sequence has taken its own. None if no number is free, or no space.
         """
-        if not self.fits(tokens, states, share=share):
+        if not self.fits(tokens, states, layout, share=share):
             return None
-        shared = self._find(tokens, states) if share else []
+        shared = self._find(tokens, states, layout) if share else []
         if shared:
             for holder in shared[-1].holders & self._kept.keys():
                 self._kept.move_to_end(holder)
@@ -97,67 +108,73 @@ class KvCache:
             if not self.fits(tokens, states, share=False):
                 return None
         number = self._free.pop()
-        length = len(shared) * PREFIX_BLOCK
+        length = _end(shared)
         if source is not None:
-            self._memory.share(source, number, length)
+            self._memory.share(source, number, layout.position(length))
             self.hits += 1
         self._hold(shared, number)
-        self._blocks[number], self._tails[number] = shared, []
+        self._blocks[number], self._tails[number], self._layouts[number] = shared, [], layout
         self.make_space(len(tokens) + 1 - length)
         return number, length
 
     def join(self, number: int, tokens: Sequence[int], states: Sequence[State]) -> int:
         """Let a running sequence have the next blocks of its text that others have computed since; return how many tokens."""
-        blocks = self._blocks[number]
-        if self.next_key(number, tokens, states) is None or not (found := self._find(tokens, states, blocks)):
+        blocks, layout = self._blocks[number], self._layouts[number]
+        if self.next_key(number, tokens, states) is None or not (found := self._find(tokens, states, layout, blocks)):
             return 0
-        self._memory.share(next(iter(found[-1].holders)), number, (len(blocks) + len(found)) * PREFIX_BLOCK)
+        joined = _end(found) - _end(blocks)
+        self._memory.share(next(iter(found[-1].holders)), number, layout.position(_end(found)))
         self._hold(found, number)
         self.hits += not blocks
         blocks += found
-        return len(found) * PREFIX_BLOCK
+        return joined
 
     def next_key(self, number: int, tokens: Sequence[int], states: Sequence[State]) -> Key | None:
         """Return what the next block of a running sequence's text will be known by; None if it is not to be shared."""
         blocks = self._blocks[number]
-        start = len(blocks) * PREFIX_BLOCK
-        if not self._reuse or self._tails[number] or start + PREFIX_BLOCK >= len(tokens) or (blocks and blocks[-1].key is None):
+        start = _end(blocks)
+        end = self._layouts[number].block_end(start)
+        if not self._reuse or self._tails[number] or end >= len(tokens) or (blocks and blocks[-1].key is None):
             return None
-        return _key(blocks[-1].number if blocks else -1, tokens, states, start)
+        return _key(blocks, tokens[start:end], states[start:end])
 
-    def _find(self, tokens: Sequence[int], states: Sequence[State], after: Sequence[KvBlock] = ()) -> list[KvBlock]:
+    def _find(
+        self, tokens: Sequence[int], states: Sequence[State], layout: PromptLayout, after: Sequence[KvBlock] = ()
+    ) -> list[KvBlock]:
         """Return the blocks of a text that are in the memory, those at its beginning or `after` others."""
+        before = list(after[-1:])
         found: list[KvBlock] = []
-        previous = after[-1].number if after else -1
-        last = (len(tokens) - 1) // PREFIX_BLOCK if self._reuse else 0
-        for place in range(len(after), last):
-            block = self._known.get(_key(previous, tokens, states, place * PREFIX_BLOCK))
+        start = _end(after)
+        while self._reuse and (end := layout.block_end(start)) < len(tokens):
+            block = self._known.get(_key(found or before, tokens[start:end], states[start:end]))
             if block is None:
                 break
             found.append(block)
-            previous = block.number
+            start = end
         return found
 
     def _hold(self, blocks: Sequence[KvBlock], number: int) -> None:
         """Account for a running sequence that shares blocks."""
         for block in blocks:
             block.holders.add(number)
-            self._idle -= not block.running
+            if not block.running:
+                self._idle -= block.size
             block.running += 1
 
     def append(self, number: int, tokens: Sequence[int], states: Sequence[State]) -> None:
         """Account for tokens that were computed."""
         tail, blocks = self._tails[number], self._blocks[number]
         tail.extend(zip(tokens, states, strict=True))
-        while len(tail) >= PREFIX_BLOCK:
-            full, tail[:] = tail[:PREFIX_BLOCK], tail[PREFIX_BLOCK:]
-            previous = blocks[-1].number if blocks else -1
-            key = (previous, tuple(token for token, _ in full), tuple(state for _, state in full))
+        start = _end(blocks)
+        while len(tail) >= (size := self._layouts[number].block_end(start) - start):
+            full, tail[:] = tail[:size], tail[size:]
+            start += size
+            key = _key(blocks, [token for token, _ in full], [state for _, state in full])
             # A block whose key is known already stays private (its key is None), and so do the blocks after it.
             is_new = self._reuse and key not in self._known and (not blocks or blocks[-1].key is not None)
-            block = KvBlock(self._numbers, key if is_new else None, {number})
+            block = KvBlock(self._numbers, key if is_new else None, size, start, {number})
             self._numbers += 1
-            self._alive += 1
+            self._in_blocks += size
             if block.key is not None:
                 self._known[key] = block
             blocks.append(block)
@@ -167,7 +184,7 @@ class KvCache:
         blocks = self._blocks[number]
         self._leave(blocks)
         useful = keep and any(block.key is not None and block.holders == {number} for block in blocks)
-        if useful and self._memory.cut(len(blocks) * PREFIX_BLOCK, number):
+        if useful and self._memory.cut(self._layouts[number].position(_end(blocks)), number):
             self._tails[number] = []
             self._kept[number] = None
         else:
@@ -196,22 +213,28 @@ class KvCache:
         """Account for a running sequence that ends."""
         for block in blocks:
             block.running -= 1
-            self._idle += not block.running
+            if not block.running:
+                self._idle += block.size
 
     def _forget(self, number: int) -> None:
         """Free the memory and the number of a sequence that does not run."""
         self._memory.cut(0, number)
-        del self._tails[number]
+        del self._tails[number], self._layouts[number]
         for block in self._blocks.pop(number):
             block.holders.discard(number)
             if not block.holders:
-                self._alive -= 1
-                self._idle -= 1
+                self._in_blocks -= block.size
+                self._idle -= block.size
                 if block.key is not None:
                     del self._known[block.key]
         self._free.append(number)
 
 
-def _key(previous: int, tokens: Sequence[int], states: Sequence[State], start: int) -> Key:
-    end = start + PREFIX_BLOCK
-    return previous, tuple(tokens[start:end]), tuple(states[start:end])
+def _end(blocks: Sequence[KvBlock]) -> int:
+    """Return where blocks end in the text that begins with them."""
+    return blocks[-1].end if blocks else 0
+
+
+def _key(before: Sequence[KvBlock], tokens: Sequence[int], states: Sequence[State]) -> Key:
+    """Return the key of a block with these tokens that follows others."""
+    return before[-1].number if before else -1, tuple(tokens), tuple(states)

@@ -12,6 +12,7 @@ from llamafu.generation.sampling_options import MOST
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
+    from llamafu.generation.media.prompt import MediaPrompt
     from llamafu.generation.tools.answer_format import AnswerFormat
 
 
@@ -19,14 +20,14 @@ if TYPE_CHECKING:
 class Request(Options):
     """A prompt with the options of `complete`.
 
-    `prompt` is text, or token ids. `priority`: a higher one is started first. `timeout`: seconds after which the request
-    is ended with `finish_reason` "cancelled", with what there is by then; None is no limit. `answer_format` says how the
-    answer of a chat is parted into text, reasoning and calls; None: all of it is text. `prompt_logprobs`: report the log
-    probabilities of the prompt's tokens, with so many alternatives beside each; None is off. It computes the whole prompt, also
-    what is cached of it. `report_tokens`: streamed pieces have their tokens.
+    `prompt` is text, token ids, or what a chat with media was made into (`Engine.request_of_chat`). `priority`: a higher one is
+    started first. `timeout`: seconds after which the request is ended with `finish_reason` "cancelled", with what there is by
+    then; None is no limit. `answer_format` says how the answer of a chat is parted into text, reasoning and calls; None: all of
+    it is text. `prompt_logprobs`: report the log probabilities of the prompt's tokens, with so many alternatives beside each;
+    None is off. It computes the whole prompt, also what is cached of it. `report_tokens`: streamed pieces have their tokens.
     """
 
-    prompt: str | Sequence[int]
+    prompt: str | Sequence[int] | MediaPrompt
     priority: int = 0
     timeout: float | None = None
     answer_format: AnswerFormat | None = None

@@ -12,6 +12,7 @@ from llamafu.adapters.file import read_adapter
 from llamafu.engine.bank_setup import BankSetup
 from llamafu.errors import LoraError
 from llamafu.generation.classifier_head import classifier_head
+from llamafu.generation.media.opening import open_encoder
 from llamafu.libraries.discovery import find
 from llamafu.libraries.placement import place
 
@@ -32,8 +33,14 @@ class EngineRuntime:
     bank, placeholder_adapter, plan, used, refused, attention: as `BankSetup` made them.
     """
 
-    def __init__(self, base: BaseModel, options: EngineOptions, library: str | os.PathLike[str] | None) -> None:
-        """Find and load libllama, the model, and the context; `library` names a libllama, as for `Engine`."""
+    def __init__(
+        self,
+        base: BaseModel,
+        options: EngineOptions,
+        library: str | os.PathLike[str] | None,
+        projector: str | os.PathLike[str] | None = None,
+    ) -> None:
+        """Find and load libllama, the model, its projector, and the context; `library` names a libllama, as for `Engine`."""
         self.base = base
         self.head = classifier_head(base)
         """The model's classifier head; None where it does not rank."""
@@ -54,6 +61,11 @@ class EngineRuntime:
         )
         self.bank, self.placeholder_adapter, self.plan = setup.bank, setup.placeholder_adapter, setup.plan
         self.used, self.refused, self.attention = setup.used, setup.refused, setup.attention
+        try:
+            self.encoder = None if projector is None else open_encoder(self.instance, projector)
+        except BaseException:
+            self._close_native()
+            raise
 
     @contextmanager
     def sharing(self) -> Iterator[Model]:
@@ -106,6 +118,11 @@ class EngineRuntime:
         """Wait for all blocks of `sharing`, then free everything. Idempotent."""
         with self._user_left:
             self._user_left.wait_for(lambda: not self._model_users)
-            self.instance.close()
+            if self.encoder is not None and self.instance.is_ours:
+                self.encoder.close()
+            self._close_native()
+
+    def _close_native(self) -> None:
+        self.instance.close()
         if self.bank is not None and self.instance.is_ours:
             self.bank.store.close()

@@ -191,10 +191,8 @@ class Scheduler:
         """Cut what a failed call has left in the KV memory; a single part's sequence ends with the error."""
         self.recorder.failed_steps += 1
         _LOG.warning("a decode call of %d sequences failed: %s", len(parts), error)
-        is_cut = True
-        for part in parts:
-            if part.sequence.number is not None:
-                is_cut &= self.runtime.instance.context.cut(part.start, part.sequence.number)
+        running = [part for part in parts if part.sequence.number is not None]
+        is_cut = min([self._forget(part.sequence, part.start) for part in running], default=True)  # all of them are cut
         if len(parts) == 1:
             self.pool.end(parts[0].sequence, error)
         elif not is_cut:  # a recurrent memory cannot go back to an earlier position
@@ -254,8 +252,13 @@ class Scheduler:
         self.recorder.drafts_held += held
         if sequence.number is not None:  # it goes on: an ended one's memory is cut already
             sequence.lookup.learn(len(part.draft), held)  # type: ignore[union-attr] # it made the guess
-            self.runtime.instance.context.cut(sequence.computed, sequence.number)
+            self._forget(sequence, sequence.computed)
         return made
+
+    def _forget(self, sequence: SequenceRun, start: int) -> bool:
+        """Cut a running sequence's memory at an index; False where it cannot be: within a medium, in a recurrent memory."""
+        position = sequence.layout.cut_position(start)
+        return position is not None and self.runtime.instance.context.cut(position, sequence.number)  # type: ignore[arg-type]
 
     def _sample(self, sequence: SequenceRun, row: int, logits: object, now: float) -> int:
         """Sample one token; return how many new tokens that makes, 0 when the sequence ended without one."""

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING
 from llamafu.engine.sequence_status import SequenceStatus
 from llamafu.generation.answer import AnswerBuilder, applied_adapters
 from llamafu.generation.completion import Completion, FinishReason, Timings, TokenLogprob
+from llamafu.generation.media.layout import PromptLayout
 from llamafu.lora.activation import Activation
 
 if TYPE_CHECKING:
@@ -24,12 +25,14 @@ if TYPE_CHECKING:
     from llamafu.lora.active_set import LoraSet
     from llamafu.lora.scales import State
 
+_PLAIN = PromptLayout()
+
 
 class SequenceRun:
     """One request from its submission to its end. The engine's thread only.
 
     `tokens` are the prompt's and the new ones. The first `computed` of them are in the KV memory; `states` has the adapter
-    state that each is computed under.
+    state that each is computed under. `layout` says where they stand; a negative token is a row of a medium (`MediaPrompt`).
     """
 
     def __init__(
@@ -42,12 +45,14 @@ class SequenceRun:
         limit: int,
         constraint: Constraint | None = None,
         budget: ReasoningBudget | None = None,
+        layout: PromptLayout = _PLAIN,
     ) -> None:
         self.request = request
         self.constraint = constraint
         self.budget = budget
         self.handle = handle
         self.tokens = list(prompt)
+        self.layout = layout
         self.prompt_length = len(prompt)
         self.answer = AnswerBuilder(
             request,

@@ -10,6 +10,7 @@ from llamafu.engine.kv_cache import KvCache
 from llamafu.engine.native_adapters import NativeAdapterCache
 from llamafu.engine.sequence_status import SequenceStatus
 from llamafu.engine.waiting_queue import WaitingQueue
+from llamafu.generation.media.prompt import text_tokens
 from llamafu.generation.sampling import TokenSampler
 
 if TYPE_CHECKING:
@@ -55,18 +56,18 @@ class SequencePool:
         then too it no longer waits, and True is returned.
         """
         share = not sequence.needs_prompt_logits
-        if not self.kv.fits(sequence.tokens, sequence.states, share=share):
+        if not self.kv.fits(sequence.tokens, sequence.states, sequence.layout, share=share):
             return False
         try:
             if not sequence.status.holds_adapters and not self._acquire_adapters(sequence, deadline):
                 return False
-            place = self.kv.open(sequence.tokens, sequence.states, share=share)
+            place = self.kv.open(sequence.tokens, sequence.states, sequence.layout, share=share)
             if place is None:
                 return False
             sequence.number, sequence.computed = place
             if sequence.sampler is None:
                 model = self.runtime.instance.model
-                prompt = sequence.tokens[: sequence.prompt_length]
+                prompt = text_tokens(sequence.tokens[: sequence.prompt_length])
                 sequence.sampler = TokenSampler(model, sequence.request, prompt, sequence.constraint, sequence.budget)
                 sequence.cached = sequence.computed
                 self._recorder.cached_tokens += sequence.cached

@@ -65,6 +65,13 @@ class EngineStats:
     """Seconds that loading took, in all."""
     prefix_hits: int
     """Requests whose prompt began with blocks that were computed already."""
+    media_waiting: int
+    """Images and sounds that are being encoded now, or wait for it."""
+    media_encoded: int
+    """Those that were encoded; `media_reused` were asked about again, and taken from memory."""
+    media_reused: int
+    media_seconds: float
+    """Seconds that encoding took, in all."""
     preemptions: int
     """How often a running request lost its KV memory to an older one, and was computed anew later."""
     mixed_steps: int
@@ -88,7 +95,7 @@ class EngineStats:
     def of(cls, scheduler: Scheduler, *, queued: int) -> EngineStats:
         """Take a snapshot, on any thread; the engine's may be in the middle of a step."""
         recorder, runtime = scheduler.recorder, scheduler.runtime
-        bank = runtime.bank
+        bank, encoder = runtime.bank, runtime.encoder
         return cls(
             tokens_per_second=recorder.rate(),
             queued=queued,
@@ -109,6 +116,10 @@ class EngineStats:
             page_ins=bank.page_ins if bank else 0,
             page_in_seconds=bank.page_in_seconds if bank else 0.0,
             prefix_hits=scheduler.pool.kv.hits,
+            media_waiting=encoder.waiting if encoder else 0,
+            media_encoded=encoder.encoded if encoder else 0,
+            media_reused=encoder.reused if encoder else 0,
+            media_seconds=encoder.seconds if encoder else 0.0,
             preemptions=recorder.preemptions,
             mixed_steps=recorder.mixed_steps,
             plain_steps=recorder.plain_steps,

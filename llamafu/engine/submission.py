@@ -10,11 +10,14 @@ from llamafu.engine.async_stream import AsyncRequestStream
 from llamafu.engine.request import Request
 from llamafu.engine.request_handle import RequestHandle
 from llamafu.engine.sequence import SequenceRun
-from llamafu.errors import ContextOverflowError, MultimodalError, UnsupportedError
+from llamafu.errors import ContextOverflowError, MultimodalError, QueueFullError, UnsupportedError
 from llamafu.generation.chat_options import split_options
 from llamafu.generation.chat_template import render
 from llamafu.generation.chat_turn import prepare
 from llamafu.generation.completion import Completion
+from llamafu.generation.media.layout import PromptLayout
+from llamafu.generation.media.parts import MediaParts
+from llamafu.generation.media.prompt import MediaPrompt, check_spans, counted, prompt_with_media, text_tokens
 from llamafu.generation.options import Options
 from llamafu.generation.prompt import check_prompt, demand_continuing
 from llamafu.generation.prompt_logprobs import PromptLogprobs
@@ -45,6 +48,7 @@ class Submission:
 
     def __init__(self, runtime: EngineRuntime, worker: Worker, adapters: AdapterManager, options: EngineOptions) -> None:
         self._prompt_lookup = options.prompt_lookup_num_tokens
+        self._most_waiting = options.max_queue
         self._runtime = runtime
         self._worker = worker
         self._adapters = adapters
@@ -108,42 +112,59 @@ class Submission:
         """Return the request whose prompt is `messages`, formatted by the chat template."""
         self._worker.demand_open()
         demand_continuing(self._runtime.instance.context)
+        self._demand_capacity(1)
         with self._runtime.sharing() as model:
-            turn = prepare(model, messages, options)
-        return Request(prompt=turn.tokens, answer_format=turn.answer_format, **turn.options)
+            turn = prepare(model, messages, options, self._runtime.encoder)
+        return Request(prompt=turn.prompt, answer_format=turn.answer_format, **turn.options)
 
     def chat_prompt(self, messages: Sequence[Mapping[str, Any]], options: ChatArguments) -> str:
         """Return the text that the chat template makes of `messages`."""
         self._worker.demand_open()
         with self._runtime.sharing() as model:
-            return render(model, messages, split_options(options)[0]).text
+            media = None if self._runtime.encoder is None else MediaParts()
+            text = render(model, messages, split_options(options)[0], media=media).text
+        return text if media is None else media.shown(text)
 
     def _submit(self, asked: Sequence[tuple[Request, RequestHandle]]) -> list[RequestHandle]:
         self._worker.demand_open()
         demand_continuing(self._runtime.instance.context)
-        self._worker.demand_capacity(len(asked))  # before tokenizing, and before an adapter is copied
+        self._demand_capacity(len(asked))  # before tokenizing, and before an adapter is copied
         self._worker.submit([self._sequence(request, handle) for request, handle in asked])
         return [handle for _, handle in asked]
 
+    def _demand_capacity(self, count: int) -> None:
+        """Raise QueueFullError where requests could not be queued now, or too many wait until their media are encoded."""
+        encoder = self._runtime.encoder
+        self._worker.demand_capacity(count)
+        if encoder is not None and encoder.waiting >= self._most_waiting:
+            message = f"{encoder.waiting} media are being encoded or wait for it; try later"
+            raise QueueFullError(message)
+
     def _sequence(self, request: Request, handle: RequestHandle) -> SequenceRun:
-        if request.media:
-            message = f"media has {len(request.media)} entries, but an engine reads text only"
-            raise MultimodalError(message)
         with self._runtime.sharing() as model:
-            prompt = self._tokens_of(request.prompt, model)
+            given = self._with_media(request, model)
+            spans = given.spans if isinstance(given, MediaPrompt) else ()
+            prompt = self._tokens_of(given, model)
             check_prompt(prompt, model)
+        check_spans(spans, self._runtime.instance.context)
         lora = self._adapters.lora_set(request.lora)
         with self._runtime.sharing() as model:
             prepare_samplers(model, request)
             constraint = constrain(model, request)
             budget = reasoning_budget(model, request, request.answer_format)
         longest = self._runtime.instance.context.longest
-        sequence = SequenceRun(request, prompt, lora, handle, limit=longest, constraint=constraint, budget=budget)
+        layout = PromptLayout(spans)
+        sequence = SequenceRun(
+            request, prompt, lora, handle, limit=longest, constraint=constraint, budget=budget, layout=layout
+        )
         if request.prompt_logprobs is not None:
+            if spans:
+                message = "prompt_logprobs: the rows of media have no probabilities; leave it out"
+                raise UnsupportedError(message)
             with self._runtime.sharing() as model:
                 sequence.prompt_logprobs = PromptLogprobs(model, prompt, request.prompt_logprobs)
         if (guessed := self._guessed(request.prompt_lookup_num_tokens, lora)) > 0:
-            sequence.lookup = PromptLookup(prompt, guessed)
+            sequence.lookup = PromptLookup(text_tokens(prompt), guessed)
         return sequence
 
     def _guessed(self, asked: int | None, lora: LoraSet[Content]) -> int:
@@ -158,17 +179,30 @@ class Submission:
             raise UnsupportedError(message)
         return 0 if why else (self._prompt_lookup if asked is None else asked)
 
-    def _tokens_of(self, prompt: str | Sequence[int], model: Model) -> Sequence[int]:
+    def _with_media(self, request: Request, model: Model) -> str | Sequence[int] | MediaPrompt:
+        """Return the prompt, its media encoded."""
+        if not request.media:
+            return request.prompt
+        if not isinstance(request.prompt, str):
+            message = "media are placed by markers in a text, but the prompt has token ids; give a text, or leave media out"
+            raise MultimodalError(message)
+        return prompt_with_media(model, request.prompt, request.media, self._runtime.encoder)
+
+    def _tokens_of(self, prompt: str | Sequence[int] | MediaPrompt, model: Model) -> Sequence[int]:
         """Return the tokens of a prompt; their number is checked before each of them is."""
-        tokens = model.tokenize(prompt, add_special=True, parse_special=True) if isinstance(prompt, str) else prompt
+        if isinstance(prompt, MediaPrompt):
+            tokens: Sequence[int] = prompt.tokens
+        else:
+            tokens = model.tokenize(prompt, add_special=True, parse_special=True) if isinstance(prompt, str) else prompt
         context = self._runtime.instance.context
         if len(tokens) >= context.longest:
+            length = counted(len(tokens), prompt.spans if isinstance(prompt, MediaPrompt) else ())
             message = (
-                f"the prompt has {len(tokens)} tokens, but the engine's memory holds {context.capacity}, one of them "
+                f"the prompt has {length}, but the engine's memory holds {context.capacity}, one of them "
                 "for the answer; shorten it or make the engine with a larger n_ctx"
             )
             raise ContextOverflowError(message)
-        if isinstance(prompt, str):
+        if isinstance(prompt, str | MediaPrompt):
             return tokens
         n_vocab = model.n_vocab
         for token in prompt:

@@ -21,6 +21,7 @@ if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
 
     from llamafu._native.model import Model
+    from llamafu.generation.media.parts import PartReader
 
 _MEND = "install jinja2 (`pip install 'llamafu[chat]'`) to run the model's own template"
 
@@ -51,9 +52,16 @@ class RenderedChat:
 
 
 def render(
-    model: Model, messages: Sequence[Mapping[str, Any]], options: ChatOptions | None = None, *, thinks: bool = True
+    model: Model,
+    messages: Sequence[Mapping[str, Any]],
+    options: ChatOptions | None = None,
+    *,
+    thinks: bool = True,
+    media: PartReader | None = None,
 ) -> RenderedChat:
     """Make the prompt for `messages`. Without `thinks`, a template that can is told to let the model not think.
+
+    `media` reads the images and sounds among them; None refuses them.
 
     The model's template is a Jinja program. With jinja2 (the extra `chat`) it is run in a sandbox; without it,
     libllama formats the templates that it recognises, with a `ChatTemplateWarning`. Raises TypeError or ValueError
@@ -61,7 +69,7 @@ def render(
     """
     options = options or ChatOptions()
     problems: list[str] = []
-    read = read_messages(messages, problems)
+    read = read_messages(messages, problems, media)
     tools = read_tools((options.tools if options.tool_choice != "none" else None) or (), problems)
     if problems:
         raise (ValueError if isinstance(messages, list | tuple) and not messages else TypeError)("; ".join(problems))

@@ -5,8 +5,11 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
+from llamafu.errors import MultimodalError
 from llamafu.generation.chat_options import split_options
 from llamafu.generation.chat_template import render, tokens_of
+from llamafu.generation.media.parts import MediaParts
+from llamafu.generation.media.prompt import MediaPrompt, media_prompt
 from llamafu.generation.options import UNLIMITED_REASONING, Options
 from llamafu.generation.sampling import grammar_source
 from llamafu.generation.tools.answer_format import AnswerFormat
@@ -21,22 +24,26 @@ if TYPE_CHECKING:
     from llamafu._native.model import Model
     from llamafu.generation.chat_options import ChatArguments
     from llamafu.generation.chat_template import RenderedChat
+    from llamafu.generation.media.encoder import MediaEncoder
     from llamafu.generation.options import OptionArguments
     from llamafu.generation.tools.reasoning_marks import ReasoningMarks
 
 
 @dataclass(frozen=True, slots=True)
 class ChatTurn:
-    """The token ids of a prompt, the options of the generation, and the format of the answer, None for text alone."""
+    """A prompt, the options of the generation, and the format of the answer, None for text alone."""
 
-    tokens: list[int]
+    prompt: list[int] | MediaPrompt
     options: OptionArguments
     answer_format: AnswerFormat | None
 
 
-def prepare(model: Model, messages: Sequence[Mapping[str, Any]], arguments: ChatArguments) -> ChatTurn:
+def prepare(
+    model: Model, messages: Sequence[Mapping[str, Any]], arguments: ChatArguments, encoder: MediaEncoder | None = None
+) -> ChatTurn:
     """Make the prompt of a chat, and the grammar of its answer where calls are held to their form.
 
+    `encoder` encodes the media among its messages; None refuses them.
     With a grammar, regex or choices of the caller's the whole answer is text. Raises what `render` raises, TypeError and
     ValueError for options, and GrammarError for the schema of a tool that cannot be held to.
     """
@@ -47,18 +54,26 @@ def prepare(model: Model, messages: Sequence[Mapping[str, Any]], arguments: Chat
     if form != "json_schema" and chat.tool_choice not in ("auto", "none"):
         message = f"{form} and tool_choice={chat.tool_choice!r} were both given, which both say what the answer is; give one"
         raise ValueError(message)
-    rendered = render(model, messages, chat, thinks=checked.reasoning_budget != 0)
-    tokens = tokens_of(model, rendered.text)
+    if checked.media:
+        message = "media belong into the messages of a chat, each as a part of the content: {'type': 'image', 'image': ...}"
+        raise MultimodalError(message)
+    media = None if encoder is None else MediaParts()
+    rendered = render(model, messages, chat, thinks=checked.reasoning_budget != 0, media=media)
+    prompt: list[int] | MediaPrompt
+    if encoder is not None and media:
+        prompt = media_prompt(model, media.split(rendered.text), encoder)
+    else:
+        prompt = tokens_of(model, rendered.text)
     found = _format_of(model, rendered, messages[-1])
     if form != "json_schema" or found is None or found.marks_of_reasoning is None:
         options = {**options, "reasoning_budget": UNLIMITED_REASONING}  # nothing of the answer is reasoning
     if form != "json_schema" or found is None:
-        return ChatTurn(tokens, options, None)
+        return ChatTurn(prompt, options, None)
     rules = CallRules(choice=chat.tool_choice, parallel=chat.parallel_tool_calls, held=rendered.is_generic)
     grammar = answer_grammar(found, rendered.tools, rules, schema)
     if grammar is not None:
         options = {**options, "json_schema": None, "grammar": grammar}
-    return ChatTurn(tokens, options, found)
+    return ChatTurn(prompt, options, found)
 
 
 def _format_of(model: Model, rendered: RenderedChat, last: Mapping[str, Any]) -> AnswerFormat | None:

@@ -11,6 +11,7 @@ from typing import Any
 from llamafu._util.nulls import without_nulls
 from llamafu._util.suggestions import did_you_mean
 from llamafu.generation.json_text import read_json
+from llamafu.generation.media.parts import MEDIA_PARTS, NoMedia, PartReader
 
 _TEXTS = ("name", "tool_call_id", "reasoning_content")
 _ANSWERS_ONLY = ("refusal", "annotations", "audio", "function_call")
@@ -26,13 +27,13 @@ _MOST_COMPARED = 100
 _MAY_BE_SILENT = ("assistant", "tool", "function")
 
 
-def read_messages(given: object, problems: list[str]) -> list[dict[str, Any]]:
+def read_messages(given: object, problems: list[str], media: PartReader | None = None) -> list[dict[str, Any]]:
     """Return messages as chat templates take them, and add what is wrong to `problems`, each with its path.
 
-    `content` is always a string: the text parts of a list are joined by newlines, null is "". Other null fields are left
-    out. Every tool call has the form {"type": "function", "function": {"name", "arguments"}}; `arguments` stays a string
-    or an object as it came, since which of them a template expects is found when it runs. Unknown fields are passed on,
-    since templates may know them. Idempotent.
+    `content` is always a string: the text parts of a list are joined by newlines, `media` says what stands for the others
+    (None refuses them), null is "". Other null fields are left out. Every tool call has the form {"type": "function",
+    "function": {"name", "arguments"}}; `arguments` stays a string or an object as it came, since which of them a template
+    expects is found when it runs. Unknown fields are passed on, since templates may know them. Idempotent.
     """
     if isinstance(given, str | bytes) or not isinstance(given, Sequence):
         problems.append(
@@ -42,7 +43,8 @@ def read_messages(given: object, problems: list[str]) -> list[dict[str, Any]]:
     if not given:
         problems.append("messages is empty; give at least one, such as {'role': 'user', 'content': 'hi'}")
     problems += _misspelled(given)
-    return [_message(message, f"messages[{index}]", problems) for index, message in enumerate(given)]
+    reader = NoMedia() if media is None else media
+    return [_message(message, f"messages[{index}]", problems, reader) for index, message in enumerate(given)]
 
 
 def read_tools(given: object, problems: list[str]) -> list[dict[str, Any]]:
@@ -112,7 +114,7 @@ def _why_no_json(given: Any) -> str | None:
     return None
 
 
-def _message(given: object, where: str, problems: list[str]) -> dict[str, Any]:
+def _message(given: object, where: str, problems: list[str], media: PartReader) -> dict[str, Any]:
     if not isinstance(given, Mapping):
         problems.append(f"{where} is {reprlib.repr(given)}; give an object with role and content")
         return {}
@@ -131,12 +133,12 @@ def _message(given: object, where: str, problems: list[str]) -> dict[str, Any]:
     ]
     calls = _calls(message, where, problems)
     silent = bool(calls) or role in _MAY_BE_SILENT or "content" in message
-    content = _content(message, where, problems, may_be_silent=silent)
+    content = _content(message, where, problems, media, may_be_silent=silent)
     kept = {name: value for name, value in message.items() if name not in {*_ANSWERS_ONLY, "tool_calls", "content"}}
     return {**kept, "content": content, **({"tool_calls": calls} if calls else {})}
 
 
-def _content(message: Mapping[str, Any], where: str, problems: list[str], *, may_be_silent: bool) -> str:
+def _content(message: Mapping[str, Any], where: str, problems: list[str], media: PartReader, *, may_be_silent: bool) -> str:
     """Return the text of a message; for an answer of OpenAI's without content, its refusal."""
     said = message.get("content")
     if "audio" in message and said is None:
@@ -151,20 +153,31 @@ def _content(message: Mapping[str, Any], where: str, problems: list[str], *, may
     if not isinstance(given, list):
         problems.append(f"{where}.content is {reprlib.repr(given)}; give a string, or a list of text parts")
         return ""
-    texts = []
+    return _joined(given, where, problems, media)
+
+
+def _joined(given: list[Any], where: str, problems: list[str], media: PartReader) -> str:
+    """Return the text of content parts: texts on lines of their own, media where they stand."""
+    shown = ""
+    follows_text = False
     for index, part in enumerate(given):
         at = f"{where}.content[{index}]"
         kind = part.get("type", "text") if isinstance(part, dict) else None
+        if kind in MEDIA_PARTS:
+            shown += media.text_of(part, at, problems)
+            follows_text = False
+            continue
         text = part.get("refusal" if kind == "refusal" else "text") if isinstance(part, dict) else None
         if not isinstance(part, dict):
             problems.append(f"{at} is {reprlib.repr(part)}; give an object with type 'text' and a text")
         elif kind not in {"text", "refusal"}:
-            problems.append(f"{at}.type is {reprlib.repr(kind)}; this model takes text parts only")
+            problems.append(f"{at}.type is {reprlib.repr(kind)}; give one of {', '.join(('text', *MEDIA_PARTS))}")
         elif not isinstance(text, str):
             problems.append(f"{at}.{kind} is {reprlib.repr(text) if text is not None else 'missing'}; give a string")
         else:
-            texts.append(text)
-    return "\n".join(texts)
+            shown += f"\n{text}" if follows_text else text
+            follows_text = True
+    return shown
 
 
 def _calls(message: Mapping[str, Any], where: str, problems: list[str]) -> list[dict[str, Any]]:

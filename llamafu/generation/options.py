@@ -136,7 +136,10 @@ class Options(SamplingOptions):
     )
     choices: str | Sequence[str] = field(default=(), metadata=about("the text must be one of these", flag=False))
     media: Sequence[Any] = field(
-        default=(), metadata=about("images or sounds; this version reads none, so that anything here is an error", flag=False)
+        default=(),
+        metadata=about(
+            "images and sounds, each for one marker <__media__> of the prompt; a model with a projector", flag=False
+        ),
     )
     lora: LoraScales | None = field(
         default=None,

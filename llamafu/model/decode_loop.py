@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING
 from llamafu.errors import ContextOverflowError, LlamafuError, UnsupportedError
 from llamafu.generation.answer import AnswerBuilder, applied_adapters
 from llamafu.generation.completion import Completion, FinishReason, Timings, joined
+from llamafu.generation.media.prompt import MediaPrompt, check_spans, counted, text_tokens
 from llamafu.generation.prompt import check_prompt, demand_continuing
 from llamafu.generation.reasoning_budget import reasoning_budget
 from llamafu.generation.sampling import ENDED, TokenSampler, constrain
@@ -35,14 +36,15 @@ class Generation:
     def __init__(
         self,
         session: Session,
-        prompt: Sequence[int],
+        prompt: Sequence[int] | MediaPrompt,
         options: Options,
         lora: LoraSet[LoadedAdapter],
         answer_format: AnswerFormat | None = None,
     ) -> None:
         self._session = session
         self._lora = lora
-        self._prompt = tuple(prompt)
+        spans = prompt.spans if isinstance(prompt, MediaPrompt) else ()
+        self._prompt = tuple(prompt.tokens if isinstance(prompt, MediaPrompt) else prompt)
         if options.prompt_lookup_num_tokens:
             message = (
                 f"prompt_lookup_num_tokens={options.prompt_lookup_num_tokens}: only an Engine checks guessed tokens; use one, "
@@ -51,19 +53,20 @@ class Generation:
             raise UnsupportedError(message)
         model, context = session.instance.model, session.instance.context
         demand_continuing(context)
-        check_prompt(prompt, model)
+        check_prompt(self._prompt, model)
+        check_spans(spans, context)
         if len(prompt) >= context.longest:
             message = (
-                f"the prompt has {len(prompt)} tokens, but the context holds {context.capacity}, one of them for the answer; "
-                "shorten it or open the model with a larger n_ctx"
+                f"the prompt has {counted(len(prompt), spans)}, but the context holds {context.capacity}, one of them for the "
+                "answer; shorten it or open the model with a larger n_ctx"
             )
             raise ContextOverflowError(message)
         self._switch = state_switch(context, lora)
         self._activation = Activation(lora, self._prompt)
-        self._segments = plan(self._prompt, self._activation.prompt_states(), context.n_batch)
+        self._segments = plan(self._prompt, self._activation.prompt_states(), context.n_batch, spans)
         self._answer = AnswerBuilder(options, capacity=context.longest - len(prompt), answer_format=answer_format)
         budget = reasoning_budget(model, options, answer_format)
-        self._sampler = TokenSampler(model, options, self._prompt, constrain(model, options), budget)
+        self._sampler = TokenSampler(model, options, text_tokens(self._prompt), constrain(model, options), budget)
         self._own = threading.RLock()
         self._stepping = False
         self._cancelled = False

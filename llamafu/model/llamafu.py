@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 import weakref
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Self, Unpack
@@ -11,11 +10,11 @@ from llamafu._native.context_options import FLASH_ATTENTION, MOST_THREADS, Conte
 from llamafu._native.cpu import usable_cpus
 from llamafu._native.device_options import DeviceArguments, DeviceOptions, takes_device_options
 from llamafu._util.arguments import check_whole
-from llamafu.errors import MultimodalError
 from llamafu.generation import chat_template
 from llamafu.generation.chat_options import ChatArguments, split_options, takes_chat_options
 from llamafu.generation.chat_turn import prepare
 from llamafu.generation.embedding_input import EmbeddingInput, check_text_lengths, longest_text
+from llamafu.generation.media.prompt import MediaPrompt, prompt_with_media
 from llamafu.generation.options import OptionArguments, Options, takes_options
 from llamafu.generation.prompt import demand_continuing
 from llamafu.generation.ranking import RankingInput
@@ -30,6 +29,7 @@ from llamafu.model.stream import Stream
 from llamafu.model.teacher_forcing import forced_logits
 
 if TYPE_CHECKING:
+    import os
     from collections.abc import Mapping, Sequence
     from types import TracebackType
 
@@ -53,7 +53,8 @@ class Llamafu(ModelAdapterHost):
     - `n_batch`: the most tokens of one decode call, at least 1. Default 512. A model that reads texts as a whole (an encoder)
       takes `n_ctx`, or what it was made for, where that is larger.
     - `n_threads`: CPU threads, from 1 to 512. Default: one for each CPU that this process may use.
-    - `mmproj_path`: a projector for images. Default none; this version reads none, so that any is a `MultimodalError`.
+    - `mmproj_path`: the model's projector (mmproj file), which lets it take images or sounds. Default none. `ModelLoadError`;
+      `MultimodalError` where the libllama comes without libmtmd.
     - `flash_attn`: "auto" (default), "on" or "off".
     - `type_k`, `type_v`: types of keys and values in the KV memory, by ggml's name. Default "f16". `ContextInitError`.
     - `scale_range`: least and largest legal scale. Default (0.0, 1.0); a scale outside of it is an `InvalidScaleError`.
@@ -90,9 +91,6 @@ class Llamafu(ModelAdapterHost):
         if flash_attn not in FLASH_ATTENTION:
             message = f"flash_attn={flash_attn!r} is none of {', '.join(map(repr, FLASH_ATTENTION))}"
             raise ValueError(message)
-        if mmproj_path is not None:
-            message = f"mmproj_path={os.fspath(mmproj_path)!r}: this version reads no projectors; leave it out for text"
-            raise MultimodalError(message)
         self.scale_range = check_scale_range(scale_range)
         self.path = Path(model_path)
         self._embeds = embeddings
@@ -108,7 +106,7 @@ class Llamafu(ModelAdapterHost):
             n_ubatch=placing.n_ubatch,
             unified=embeddings if placing.kv_unified is None else placing.kv_unified,
         )
-        self._session = session = open_session(self.path, options, placing, library=library)
+        self._session = session = open_session(self.path, options, placing, library=library, projector=mmproj_path)
         self._adapters = ModelAdapters(session, self.scale_range)
         # Freed when nothing refers to the adapters' owner any more: a running call of this object does, and so does a
         # running call of a handle. The end of the process is the session's own business, since daemon threads may run.
@@ -176,21 +174,28 @@ class Llamafu(ModelAdapterHost):
         return given.ranked(self._pooled(given, lora))
 
     def next_logits(
-        self, prompt: Sequence[int], said: Sequence[int] = (), *, lora: LoraScales | None = None
+        self,
+        prompt: Sequence[int] | str,
+        said: Sequence[int] = (),
+        *,
+        lora: LoraScales | None = None,
+        media: Sequence[object] = (),
     ) -> np.ndarray[Any, np.dtype[np.float32]]:
-        """Return the logits after the tokens `prompt`, and after each token of `said`, shape [1 + len(said), n_vocab].
+        """Return the logits after `prompt`, tokens or text, and after each token of `said`, shape [1 + len(said), n_vocab].
 
-        `said` are the tokens of an answer that is given (teacher forcing). The adapters (`lora`, or the active set) act as
-        in a generation that chooses these tokens: a scale that is a function is called for the steps 0 to len(said). Holds
-        the context until it returns. Raises what `complete` raises.
+        `said` are the tokens of an answer that is given (teacher forcing), `media` belong to the markers of a text. The
+        adapters (`lora`, or the active set) act as in a generation that chooses these tokens: a scale that is a function is
+        called for the steps 0 to len(said). Holds the context until it returns. Raises what `complete` raises.
         """
         with self._session.model_in_use() as model:
             largest = model.n_vocab - 1
-        for token in (*prompt, *said):
+        for token in (*(() if isinstance(prompt, str) else prompt), *said):
             check_whole("a token", token, low=0, high=largest)
+        given = self._read_prompt(prompt, media) if isinstance(prompt, str) else list(prompt)
+        tokens, spans = (given.tokens, given.spans) if isinstance(given, MediaPrompt) else (given, ())
         chosen = self._adapters.lora_set(lora)
         with self._session.between_steps(disturbs=True):
-            return forced_logits(self._session, prompt, said, chosen)
+            return forced_logits(self._session, tokens, said, chosen, spans)
 
     def tokenize(self, text: str, *, add_special: bool = True, parse_special: bool = True) -> list[int]:
         """Return the token ids of `text`; `add_special` adds BOS where the model wants one."""
@@ -247,19 +252,24 @@ class Llamafu(ModelAdapterHost):
     def _start_chat(self, messages: Sequence[Mapping[str, Any]], options: ChatArguments) -> Generation:
         demand_continuing(self._session.instance.context)
         with self._session.model_in_use() as model:
-            turn = prepare(model, messages, options)
-        return self._generation(turn.tokens, Options.of(turn.options), turn.answer_format)
+            turn = prepare(model, messages, options, self._session.encoder)
+        return self._generation(turn.prompt, Options.of(turn.options), turn.answer_format)
 
     def _start(self, prompt: str, options: Options) -> Generation:
         if not isinstance(prompt, str):
             message = f"prompt is {type(prompt).__name__}, not str"
             raise TypeError(message)
-        return self._generation(self.tokenize(prompt), options)
+        return self._generation(self._read_prompt(prompt, options.media), options)
 
-    def _generation(self, tokens: list[int], options: Options, read_as: AnswerFormat | None = None) -> Generation:
-        if options.media:
-            message = f"media has {len(options.media)} entries, but this model was opened without a projector"
-            raise MultimodalError(message)
+    def _read_prompt(self, prompt: str, media: Sequence[object]) -> list[int] | MediaPrompt:
+        if not media:
+            return self.tokenize(prompt)
+        with self._session.model_in_use() as model:
+            return prompt_with_media(model, prompt, media, self._session.encoder)
+
+    def _generation(
+        self, prompt: Sequence[int] | MediaPrompt, options: Options, read_as: AnswerFormat | None = None
+    ) -> Generation:
         lora = self._adapters.lora_set(options.lora)  # calls the user's scale functions, so before any lock is held
         with self._session.model_in_use():
-            return Generation(self._session, tokens, options, lora, read_as)
+            return Generation(self._session, prompt, options, lora, read_as)

@@ -16,6 +16,7 @@ from llamafu.adapters.file import read_adapter
 from llamafu.adapters.gguf.base_model import read_model
 from llamafu.errors import ClosedError
 from llamafu.generation.classifier_head import classifier_head
+from llamafu.generation.media.opening import open_encoder
 from llamafu.libraries.discovery import find
 from llamafu.libraries.placement import place
 from llamafu.model.context_lock import ContextLock
@@ -31,6 +32,7 @@ if TYPE_CHECKING:
     from llamafu._native.model import Model
     from llamafu.adapters.gguf.base_model import BaseModel
     from llamafu.generation.classifier_head import ClassifierHead
+    from llamafu.generation.media.encoder import MediaEncoder
     from llamafu.lora.active_set import LoraSet
     from llamafu.lora.registry import LoadedAdapter
     from llamafu.lora.scales import State
@@ -42,12 +44,16 @@ _EXIT_TIMEOUT = 10.0
 class Session:
     """An open model and its context: the prefix cache over it, and the lock around it. Any thread.
 
-    `base` is the header of the model's file, `head` its classifier head, if it ranks. `prober` computes which tensors the
+    `base` is the header of the model's file, `head` its classifier head, if it ranks, `encoder` encodes
+    media, if a projector was given. `prober` computes which tensors the
     model's graph applies adapters to.
     """
 
-    def __init__(self, instance: Instance, base: BaseModel, head: ClassifierHead | None) -> None:
+    def __init__(
+        self, instance: Instance, base: BaseModel, head: ClassifierHead | None, encoder: MediaEncoder | None = None
+    ) -> None:
         self.instance = instance
+        self.encoder = encoder
         self.base = base
         self.head = head
         self.cache = PrefixCache(instance.context)
@@ -89,9 +95,11 @@ class Session:
             self.free()
 
     def free(self) -> None:
-        """Free probing context, context, adapters and model, in this order. Idempotent; nothing may be running."""
+        """Free probing context, projector, context, adapters and model, in this order. Idempotent; nothing may be running."""
         if self.instance.is_ours:
             self.prober.close()
+            if self.encoder is not None:
+                self.encoder.close()
         self.instance.close()
 
     @property
@@ -100,12 +108,17 @@ class Session:
 
 
 def open_session(
-    path: Path, options: ContextOptions, devices: DeviceOptions, *, library: str | os.PathLike[str] | None
+    path: Path,
+    options: ContextOptions,
+    devices: DeviceOptions,
+    *,
+    library: str | os.PathLike[str] | None,
+    projector: str | os.PathLike[str] | None = None,
 ) -> Session:
     """Open the model at `path` with a context of these options, on the libllama that `library` names, or the best found.
 
-    Raises `ModelLoadError`, `LibraryNotFoundError`, `AbiMismatchError`, `ContextInitError`, or ValueError for a device that is
-    not there.
+    Raises `ModelLoadError`, `LibraryNotFoundError`, `AbiMismatchError`, `ContextInitError`, ValueError for a device that is not
+    there, and for a `projector` what `open_encoder` raises.
     """
     base = read_model(path)
     head = classifier_head(base)
@@ -119,7 +132,12 @@ def open_session(
         placement=place(loaded, base, devices, options),
         frees_adapters=verified.frees_adapters is not False,
     )
-    return Session(instance, base, head)
+    try:
+        encoder = None if projector is None else open_encoder(instance, projector)
+    except BaseException:
+        instance.close()
+        raise
+    return Session(instance, base, head, encoder)
 
 
 def state_switch(context: Context, lora: LoraSet[LoadedAdapter]) -> Callable[[State], None]:

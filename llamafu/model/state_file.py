@@ -27,6 +27,9 @@ _LENGTH = 8
 
 def save(path: Path, session: Session) -> None:
     """Write the state atomically; the file is complete or absent."""
+    if any(segment.media is not None for segment in session.cache.segments):
+        message = "the computed prompt has media, which no state file holds; save the state of a text"
+        raise StateFileError(message)
     dump = session.instance.context.dump()
     header = json.dumps(
         {

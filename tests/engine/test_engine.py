@@ -103,7 +103,7 @@ def test_adapters_dir(tiny_model, tiny_dir, tmp_path):
         ({"lora": {"a": 1.5}}, InvalidScaleError, "from 0 to 1"),
         ({"lora": ["a"]}, TypeError, "no mapping"),
         ({"lora": {5: 1.0}}, TypeError, "by name, not by 5"),
-        ({"media": ["x.png"]}, MultimodalError, "text only"),
+        ({"media": ["x.png"]}, MultimodalError, "1 entries.*mmproj_path"),
         ({"max_tokens": -2}, ValueError, "max_tokens=-2"),
     ],
 )

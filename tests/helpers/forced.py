@@ -23,16 +23,21 @@ LARGEST_KL = 1e-6
 
 @dataclass
 class Case:
-    """A request with what it is made to say; `rows` gets its logits after the prompt and after each said token."""
+    """A request with what it is made to say; `rows` gets its logits after the prompt and after each said token.
 
-    prompt: list[int]
+    The prompt is token ids, or a text with a marker for each of `media`.
+    """
+
+    prompt: list[int] | str
     said: list[int]
     lora: Mapping[str, Any] = field(default_factory=dict)
     priority: int = 0
     rows: list[np.ndarray] = field(default_factory=list)
+    media: Sequence[object] = ()
 
     def request(self) -> Request:
-        return Request(prompt=self.prompt, max_tokens=len(self.said) + 1, temperature=0, lora=self.lora, priority=self.priority)
+        options = {"lora": self.lora, "priority": self.priority, "media": self.media}
+        return Request(prompt=self.prompt, max_tokens=len(self.said) + 1, temperature=0, **options)
 
 
 @contextmanager
@@ -50,7 +55,7 @@ def forced(monkeypatch: Any) -> Iterator[dict[int, Case]]:
         def pick(self, _context: Any, _row: int, logits: np.ndarray) -> tuple[int, None]:
             self.case.rows.append(logits.copy())
             step = len(self.case.rows) - 1
-            return (self.case.said[step] if step < len(self.case.said) else self.case.prompt[-1]), None
+            return (self.case.said[step] if step < len(self.case.said) else 0), None
 
         def close(self) -> None:
             pass
@@ -77,7 +82,7 @@ def run_forced(engine: Engine, monkeypatch: Any, cases: Sequence[Case]) -> list[
 def alone(llm: Llamafu, case: Case) -> np.ndarray:
     """Return the logits of the same request by itself, with plain libllama adapters."""
     llm._session.cache.clear()
-    return llm.next_logits(case.prompt, case.said, lora=case.lora)
+    return llm.next_logits(case.prompt, case.said, lora=case.lora, media=case.media)
 
 
 def kl(reference: np.ndarray, ours: np.ndarray) -> np.ndarray:
@@ -103,7 +108,8 @@ def check(cases: Sequence[Case], references: Sequence[np.ndarray], *, largest: f
 def opened(model: Path, adapters: Sequence[Path], **options: Any) -> tuple[Engine, Llamafu]:
     """Open an engine, and the plain model beside it, with the same adapters."""
     engine = Engine(model, **{**STRICT, "n_ctx": 1024, "n_batch": 128, "bank_dtype": "f32", **options})
-    llm = Llamafu(model, n_ctx=max(512, options.get("n_ctx", 0)), n_batch=128, **STRICT)
+    n_ctx, mmproj = max(512, options.get("n_ctx", 0)), options.get("mmproj_path")
+    llm = Llamafu(model, n_ctx=n_ctx, n_batch=128, mmproj_path=mmproj, **STRICT)
     for path in adapters:
         engine.add_adapter(path)
         llm.load_lora_adapter(path)

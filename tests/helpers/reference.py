@@ -1,7 +1,8 @@
-"""An independent forward pass of small llama-architecture GGUF models in NumPy float64.
+"""An independent forward pass of small GGUF models of the llama and qwen2vl architectures in NumPy float64.
 
 It shares nothing with the code under test but the gguf package, follows the textbook formulas, and knows exactly what
-the test models use: RMS norm, rotary embedding over adjacent pairs, grouped-query attention, SwiGLU, LoRA.
+the test models use: RMS norm, rotary embedding (over adjacent pairs, or Qwen2-VL's in three dimensions), grouped-query
+attention, SwiGLU, LoRA.
 """
 
 from __future__ import annotations
@@ -27,22 +28,23 @@ class Reference:
     """A model whose logits are computed without libllama."""
 
     def __init__(self, path: str | PathLike[str]) -> None:
-        """Read and dequantise the whole model at `path`; only the llama architecture is known."""
+        """Read and dequantise the whole model at `path`, of architecture llama or qwen2vl."""
         reader = GGUFReader(path)
 
         def value(key: str) -> int | float | str:
             return reader.fields[key].contents()
 
-        if (architecture := value("general.architecture")) != "llama":
-            message = f"the reference computes llama models, {path} is {architecture!r}"
+        if (arch := value("general.architecture")) not in {"llama", "qwen2vl"}:
+            message = f"the reference computes llama and qwen2vl models, {path} is {arch!r}"
             raise ValueError(message)
-        self.n_layer = value("llama.block_count")
-        self.n_head = value("llama.attention.head_count")
-        self.n_head_kv = value("llama.attention.head_count_kv")
-        self.head_dim = value("llama.rope.dimension_count")
-        self.rope_base = value("llama.rope.freq_base")
-        self.eps = value("llama.attention.layer_norm_rms_epsilon")
-        self.causal = "llama.attention.causal" not in reader.fields or bool(value("llama.attention.causal"))
+        self.n_layer = value(f"{arch}.block_count")
+        self.n_head = value(f"{arch}.attention.head_count")
+        self.n_head_kv = value(f"{arch}.attention.head_count_kv")
+        self.head_dim = value(f"{arch}.rope.dimension_count")
+        self.rope_base = value(f"{arch}.rope.freq_base")
+        self.sections = value(f"{arch}.rope.dimension_sections")[:3] if arch == "qwen2vl" else None
+        self.eps = value(f"{arch}.attention.layer_norm_rms_epsilon")
+        self.causal = f"{arch}.attention.causal" not in reader.fields or bool(value(f"{arch}.attention.causal"))
         self.weights = _tensors(reader)
 
     def logits(self, tokens: Sequence[int], adapters: Adapters = ()) -> np.ndarray:
@@ -51,30 +53,55 @@ class Reference:
         `adapters` are pairs of a GGUF adapter and its scale: one number, or one per token (what a token's keys and
         values were computed with stays, as in a cache).
         """
-        linear = self._linear(self._deltas(adapters, len(tokens)))
-        x = self._rows(tokens, linear)
+        return self.logits_of(self.weights["token_embd.weight"][list(tokens)], adapters)
+
+    def logits_of(
+        self,
+        embeddings: np.ndarray,
+        adapters: Adapters = (),
+        *,
+        positions: np.ndarray | None = None,
+        both_ways: Sequence[tuple[int, int]] = (),
+    ) -> np.ndarray:
+        """Return the logits after every row of `embeddings` [n, n_embd], which may be tokens' or a picture's.
+
+        `positions` [n, 3] are each row's time, row and column (0, 1, 2, ... in all three by default). The rows of each
+        span (first, behind the last) in `both_ways` see each other, whatever their order.
+        """
+        linear = self._linear(self._deltas(adapters, len(embeddings)))
+        x = self._rows(embeddings, linear, positions, both_ways)
         return linear(x, "output.weight", self.weights.get("output.weight", self.weights["token_embd.weight"]))
 
     def rows(self, tokens: Sequence[int], adapters: Adapters = ()) -> np.ndarray:
         """Return the last layer's vectors of all tokens of one text, normed, float64 [n_tokens, n_embd]."""
-        return self._rows(tokens, self._linear(self._deltas(adapters, len(tokens))))
+        embeddings = self.weights["token_embd.weight"][list(tokens)]
+        return self._rows(embeddings, self._linear(self._deltas(adapters, len(tokens))))
 
     def _linear(self, deltas: dict[str, list[tuple[np.ndarray, np.ndarray, np.ndarray]]]) -> Callable[..., np.ndarray]:
         def linear(x: np.ndarray, name: str, weight: np.ndarray | None = None) -> np.ndarray:
-            y = x @ (self.weights[name] if weight is None else weight).T
+            y = x @ (self.weights[name] if weight is None else weight).T + self.weights.get(f"{name[:-6]}bias", 0.0)
             for a, b, factor in deltas.get(name, ()):
                 y = y + factor * (x @ a.T @ b.T)
             return y
 
         return linear
 
-    def _rows(self, tokens: Sequence[int], linear: Callable[..., np.ndarray]) -> np.ndarray:
-        x = self.weights["token_embd.weight"][list(tokens)]
+    def _rows(
+        self,
+        x: np.ndarray,
+        linear: Callable[..., np.ndarray],
+        positions: np.ndarray | None = None,
+        both_ways: Sequence[tuple[int, int]] = (),
+    ) -> np.ndarray:
+        places = np.arange(len(x))[:, None].repeat(3, axis=1) if positions is None else positions
+        visible = np.tri(len(x), dtype=bool) if self.causal else np.ones((len(x), len(x)), dtype=bool)
+        for first, behind in both_ways:
+            visible[first:behind, first:behind] = True
         for layer in range(self.n_layer):
             prefix = f"blk.{layer}."
             h = self._rms_norm(x, prefix + "attn_norm.weight")
             q, k, v = (linear(h, f"{prefix}attn_{which}.weight") for which in "qkv")
-            x = x + linear(self._attention(q, k, v), prefix + "attn_output.weight")
+            x = x + linear(self._attention(q, k, v, places, visible), prefix + "attn_output.weight")
             h = self._rms_norm(x, prefix + "ffn_norm.weight")
             gate = linear(h, prefix + "ffn_gate.weight")
             hidden = gate / (1 + np.exp(-gate)) * linear(h, prefix + "ffn_up.weight")
@@ -100,23 +127,30 @@ class Reference:
     def _rms_norm(self, x: np.ndarray, name: str) -> np.ndarray:
         return x / np.sqrt(np.mean(x * x, axis=-1, keepdims=True) + self.eps) * self.weights[name]
 
-    def _rope(self, x: np.ndarray) -> np.ndarray:
-        """Rotate each adjacent pair of features of x [n_tokens, heads, head_dim] by its position."""
-        frequencies = self.rope_base ** (-np.arange(0, self.head_dim, 2) / self.head_dim)
-        angles = np.arange(len(x))[:, None, None] * frequencies
-        even, odd = x[..., 0::2], x[..., 1::2]
-        rotated = even * np.cos(angles) - odd * np.sin(angles), even * np.sin(angles) + odd * np.cos(angles)
-        return np.stack(rotated, axis=-1).reshape(x.shape)
+    def _rope(self, x: np.ndarray, places: np.ndarray) -> np.ndarray:
+        """Rotate pairs of features of x [n_tokens, heads, head_dim] by `places` [n_tokens, 3].
 
-    def _attention(self, q: np.ndarray, k: np.ndarray, v: np.ndarray) -> np.ndarray:
+        A llama's pairs are adjacent and turn by the first place. Qwen2-VL's are half a head apart; `sections` says how
+        many of them turn by each of the three.
+        """
+        frequencies = self.rope_base ** (-np.arange(0, self.head_dim, 2) / self.head_dim)
+        turning = places[:, :1] if self.sections is None else places.repeat(self.sections, axis=1)
+        angles = (turning * frequencies)[:, None, :]
+        if self.sections is None:
+            first, second = x[..., 0::2], x[..., 1::2]
+        else:
+            first, second = np.split(x, 2, axis=-1)
+        rotated = first * np.cos(angles) - second * np.sin(angles), first * np.sin(angles) + second * np.cos(angles)
+        return np.stack(rotated, axis=-1).reshape(x.shape) if self.sections is None else np.concatenate(rotated, axis=-1)
+
+    def _attention(self, q: np.ndarray, k: np.ndarray, v: np.ndarray, places: np.ndarray, visible: np.ndarray) -> np.ndarray:
         n_tokens = len(q)
         group = self.n_head // self.n_head_kv
-        q = self._rope(q.reshape(n_tokens, self.n_head, self.head_dim))
-        k = self._rope(k.reshape(n_tokens, self.n_head_kv, self.head_dim)).repeat(group, axis=1)
+        q = self._rope(q.reshape(n_tokens, self.n_head, self.head_dim), places)
+        k = self._rope(k.reshape(n_tokens, self.n_head_kv, self.head_dim), places).repeat(group, axis=1)
         v = v.reshape(n_tokens, self.n_head_kv, self.head_dim).repeat(group, axis=1)
         scores = np.einsum("ihd,jhd->hij", q, k) / np.sqrt(self.head_dim)
-        if self.causal:
-            scores = np.where(np.tri(n_tokens, dtype=bool), scores, -np.inf)
+        scores = np.where(visible, scores, -np.inf)
         scores = np.exp(scores - scores.max(axis=-1, keepdims=True))
         scores /= scores.sum(axis=-1, keepdims=True)
         return np.einsum("hij,jhd->ihd", scores, v).reshape(n_tokens, -1)

@@ -13,7 +13,6 @@ from llamafu.errors import (
     ContextOverflowError,
     GrammarError,
     LlamafuError,
-    MultimodalError,
 )
 
 GREEDY = {"temperature": 0, "max_tokens": 12}
@@ -203,13 +202,6 @@ def test_tokenize_options(llm):
         llm.detokenize(["a"])
     with pytest.raises(LlamafuError, match="outside this vocabulary of 317"):
         llm.detokenize([317])
-
-
-def test_media_and_projector_are_refused_by_name(llm, tiny_model):
-    with pytest.raises(MultimodalError, match="1 entries"):
-        llm.complete("x", media=[b"png"])
-    with pytest.raises(MultimodalError, match="mmproj"):
-        Llamafu(tiny_model, mmproj_path="proj.gguf")
 
 
 def test_embed(tiny_model, tiny_adapter_a, llm):

@@ -171,7 +171,7 @@ cases += [(ContextInitError, f"type_v={{kind!r}}", model, {{"type_v": kind}}) fo
 cases += [(ContextInitError, "q8_0", model, {{"type_v": "q8_0", "flash_attn": "off"}})]
 cases += [(ValueError, "flash_attn", model, {{"flash_attn": value}}) for value in ("yes", True, None)]
 cases += [(ValueError, "scale_range", model, {{"scale_range": value}}) for value in ((1, 0), 1, (0, float("nan")), None)]
-cases += [(LlamafuError, "mmproj", model, {{"mmproj_path": "x.gguf"}})]
+cases += [(LlamafuError, "no such model file", model, {{"mmproj_path": "x.gguf"}})]
 cases += [(LibraryNotFoundError, "/nonexistent", model, {{"library": "/nonexistent"}})]
 cases += [(TypeError, "unknown", model, {{"unknown": 1}})]
 

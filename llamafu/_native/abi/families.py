@@ -26,7 +26,7 @@ class Family:
 
 def compiled_names() -> list[str]:
     """Names of the families that ship with the package, newest layout first."""
-    found = [path.stem for path in Path(__file__).parent.glob("layout*.py")]
+    found = [path.stem for path in Path(__file__).parent.glob("layout[0-9]*.py")]
     if not found:
         message = "the generated cffi modules are missing from this checkout; run `python build_ffi.py` once"
         raise AbiMismatchError(message)

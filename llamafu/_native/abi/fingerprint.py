@@ -1,6 +1,6 @@
-"""Second step of the verification: what the library's default-parameter functions write.
+"""Second step of the verification: what a library's default-parameter functions write.
 
-Both functions return a struct by value. On x86-64 (System V) such a return is a hidden pointer argument, so
+These functions return a struct by value. On x86-64 (System V) such a return is a hidden pointer argument, so
 the function can be called with a buffer that was prefilled, twice with different bytes: the bytes that are equal
 after both calls were written. That set of offsets, and known defaults at a family's offsets, tell layouts apart.
 """
@@ -11,11 +11,19 @@ import platform
 import struct
 import sys
 from dataclasses import dataclass
-from typing import Any
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping
 
 _BUFFER_BYTES = 512
 """More than either struct has."""
-_FUNCTIONS = {"llama_model_params": "llama_model_default_params", "llama_context_params": "llama_context_default_params"}
+TEXT_DEFAULTS = {"llama_model_params": "llama_model_default_params", "llama_context_params": "llama_context_default_params"}
+"""libllama's structs, and the functions that return them."""
+MEDIA_DEFAULTS = {"mtmd_context_params": "mtmd_context_params_default"}
+"""libmtmd's."""
+_SET_POINTERS = frozenset(("image_marker", "media_marker"))
+"""Pointers that some release has set by default."""
 
 # Values that some release has had as its default; a field that is not here may have any.
 _KNOWN: dict[str, tuple[float, ...]] = {
@@ -44,22 +52,26 @@ _KNOWN: dict[str, tuple[float, ...]] = {
     "main_gpu": (0,),
     "load_mode": (-1, 0, 1),
     "lazy_mode": (0, 1),
+    "image_min_tokens": (-1,),
+    "image_max_tokens": (-1,),
+    "batch_max_tokens": (1024,),
+    "verbosity": (1, 2),
 }
 
 
 @dataclass(frozen=True, slots=True)
 class Fingerprint:
-    """Bytes of the two default structs, and which of them were written (None where that cannot be told)."""
+    """Bytes of the default structs, and which of them were written (None where that cannot be told)."""
 
     defaults: dict[str, bytes]
     written: dict[str, frozenset[int] | None]
 
     def mismatches(self, ffi: Any) -> list[str]:
         """Return why the family `ffi` does not fit; empty when it does."""
-        return [problem for name in _FUNCTIONS for problem in self._struct_mismatches(ffi, name)]
+        return [problem for name in self.defaults for problem in self._struct_mismatches(ffi, name)]
 
     def _struct_mismatches(self, ffi: Any, name: str) -> list[str]:
-        """Return why one of the two structs does not fit the family `ffi`."""
+        """Return why one of the structs does not fit the family `ffi`."""
         kind = ffi.typeof(f"struct {name}")
         size = ffi.sizeof(kind)
         problems = []
@@ -79,20 +91,20 @@ class Fingerprint:
         return problems
 
 
-def take(library_path: str) -> Fingerprint:
-    """Call both functions of the library at `library_path`; run this in a child process only."""
+def take(library_path: str, functions: Mapping[str, str] = TEXT_DEFAULTS) -> Fingerprint:
+    """Call functions of the library at `library_path` that return structs, by their names; only in a child process."""
     import cffi
 
     raw = cffi.FFI()
     raw.cdef(
         f"typedef struct {{ uint8_t bytes[{_BUFFER_BYTES}]; }} buffer;"
-        + "".join(f"buffer {function}(void);" for function in _FUNCTIONS.values())
+        + "".join(f"buffer {function}(void);" for function in functions.values())
     )
     lib = raw.dlopen(library_path)
     defaults: dict[str, bytes] = {}
     written: dict[str, frozenset[int] | None] = {}
     by_pointer = platform.machine() in {"x86_64", "AMD64"} and sys.platform in {"linux", "darwin"}
-    for name, function in _FUNCTIONS.items():
+    for name, function in functions.items():
         if not by_pointer:
             defaults[name], written[name] = bytes(raw.buffer(raw.new("buffer *", getattr(lib, function)()))), None
             continue
@@ -112,7 +124,7 @@ def _implausible(name: str, kind: Any, raw: bytes) -> str | None:
     if kind.kind == "pointer":
         value = int.from_bytes(raw, "little")
         # Pointers are NULL by default; older builds point devices and callbacks nowhere either.
-        return hex(value) if value else None
+        return hex(value) if value and name not in _SET_POINTERS else None
     if kind.cname == "_Bool":
         return str(raw[0]) if raw[0] > 1 else None
     if kind.cname == "float":

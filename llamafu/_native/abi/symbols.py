@@ -31,6 +31,7 @@ SET_GENERATIONS = ("llama_set_adapters_lora", "llama_set_adapter_lora")
 OPTIONAL = frozenset(
     """
     llama_version llama_n_ctx_seq llama_model_is_hybrid llama_model_n_embd_out
+    llama_model_n_embd_inp llama_set_causal_attn
     llama_encode llama_model_has_decoder
     llama_sampler_init_xtc llama_sampler_init_top_n_sigma
     llama_set_adapters_lora llama_set_adapter_lora llama_clear_adapter_lora

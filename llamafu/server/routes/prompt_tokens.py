@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
+from llamafu.generation.media.prompt import MediaPrompt, text_tokens
 from llamafu.service.errors import InvalidRequestError
 
 if TYPE_CHECKING:
@@ -16,8 +17,11 @@ if TYPE_CHECKING:
 
 
 def prompt_tokens(engine: ServedEngine, request: Request) -> Sequence[int]:
-    """Return the token ids of a request's prompt."""
-    return engine.tokenize(request.prompt) if isinstance(request.prompt, str) else request.prompt
+    """Return the token ids of a request's prompt, without the rows of media."""
+    prompt = request.prompt
+    if isinstance(prompt, MediaPrompt):
+        return text_tokens(prompt.tokens)
+    return engine.tokenize(prompt) if isinstance(prompt, str) else prompt
 
 
 def mixed_tokens(engine: ServedEngine, parts: MixedPrompt, *, add_special: bool, parse_special: bool) -> list[int]:

@@ -8,7 +8,7 @@ from starlette.responses import Response
 
 from llamafu.server.http.endpoint import JSON
 from llamafu.server.routes.models_and_tokens import asked
-from llamafu.server.routes.prompt_tokens import mixed_tokens
+from llamafu.server.routes.prompt_tokens import mixed_tokens, prompt_tokens
 from llamafu.server.schemas.json_parts import json_in_parts
 from llamafu.server.schemas.llama_answers import DetokenizeAnswer, PromptAnswer, TokenizerAnswer
 from llamafu.service.errors import InvalidRequestError
@@ -71,8 +71,7 @@ class TokenizingRoutes:
             tokens = self._engine.tokenize(body.prompt, add_special=body.add_special_tokens is not False)
         else:
             options = {**body.chat_options(), "generic_tools": self._generic_tools}
-            prompt = self._engine.request_of_chat(body.messages, options).prompt
-            tokens = self._engine.tokenize(prompt) if isinstance(prompt, str) else list(prompt)
+            tokens = list(prompt_tokens(self._engine, self._engine.request_of_chat(body.messages, options)))
         texts = None
         if body.return_token_strs:
             texts = [text.decode("utf-8", "replace") for text in self._spelled("return_token_strs", tokens)]

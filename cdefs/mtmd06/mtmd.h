@@ -1,0 +1,2 @@
+struct mtmd_input_text { const char * text; size_t text_len; bool add_special; bool parse_special; };
+struct mtmd_context_params { bool use_gpu; void * device; bool print_timings; int n_threads; const char * image_marker; const char * media_marker; int flash_attn_type; bool warmup; int image_min_tokens; int image_max_tokens; bool (*cb_eval)(void *, bool, void *); void * cb_eval_user_data; int32_t batch_max_tokens; bool (*progress_callback)(float, void *); void * progress_callback_user_data; };

@@ -1,0 +1,1 @@
+"""Images and sounds in prompts: reading them, encoding them once, and the place that each has among the tokens."""
