@@ -11,6 +11,7 @@ if TYPE_CHECKING:
 
     from llamafu.adapters.info import AdapterInfo
     from llamafu.engine.adapter_manager import AdapterManager
+    from llamafu.engine.bank_contents import BankContents
 
 
 class EngineAdapterHost:
@@ -50,6 +51,10 @@ class EngineAdapterHost:
     def adapter_path(self, name: str) -> Path:
         """Return the file or folder that an adapter was added from; `LoraNotFoundError`."""
         return self._adapters.source(name)
+
+    def bank_contents(self) -> BankContents:
+        """Return what the bank holds now; a running step may be changing it."""
+        return self._adapters.bank_contents()
 
     @property
     def lora_targets(self) -> frozenset[str]:

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING
 from llamafu._util.listing import listed
 from llamafu.adapters.file import default_name
 from llamafu.adapters.reader import adapters_in
+from llamafu.engine.bank_contents import BankContents
 from llamafu.errors import LoraError, LoraIncompatibleError
 from llamafu.lora.active_set import LoraSet, LoraUse
 from llamafu.lora.mixes import NamedMixes
@@ -65,6 +66,11 @@ class AdapterManager:
     def source(self, name: str) -> Path:
         """Return where a name was added from; `LoraNotFoundError`."""
         return self._registry.source(name)
+
+    def bank_contents(self) -> BankContents:
+        """Return what the bank holds now."""
+        self._worker.demand_open()
+        return BankContents.of(self._runtime.bank)
 
     @property
     def targets(self) -> frozenset[str]:

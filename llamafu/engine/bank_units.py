@@ -37,6 +37,11 @@ class UnitAllocator:
         return self._residents[digest]
 
     @property
+    def residents(self) -> dict[str, int]:
+        """The units of each content that is resident, the least recently used first. Any thread may ask."""
+        return {digest: len(found.units) for digest, found in self._residents.copy().items()}
+
+    @property
     def used(self) -> int:
         """Units that are allocated."""
         return self.capacity - len(self._free)

@@ -130,6 +130,11 @@ class Catalog:
             self._unloaded.add(name)
             self._forget(name)
 
+    @property
+    def unloaded(self) -> frozenset[str]:
+        """Adapters of the folder that were taken off the list, until they are loaded by name."""
+        return frozenset(self._unloaded)
+
     def used(self, names: Iterable[str]) -> None:
         """Note that these are used now; `write_uses` stores it."""
         now = self._clock()

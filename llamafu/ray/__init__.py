@@ -1,0 +1,1 @@
+"""A server of many replicas. What is here needs nothing but Llamafu itself."""
