@@ -94,9 +94,9 @@ def _as_text(rows: list[_Row], skipped: Mapping[str, str]) -> str:
 
 
 def _remove(arguments: argparse.Namespace) -> int:
+    from llamafu.lora.mix_files import MixFiles
     from llamafu.server.storage.adapter_folder import AdapterFolder
     from llamafu.server.storage.last_use import forget_use
-    from llamafu.server.storage.mix_files import MixFiles
     from llamafu.service.errors import InvalidRequestError, NotFoundError
 
     folder = AdapterFolder(arguments.folder)

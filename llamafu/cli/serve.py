@@ -102,8 +102,8 @@ def _mixes_from_start(
     settings: Settings, folder: AdapterFolder | None, adapters: Collection[str]
 ) -> dict[str, Mapping[str, float]]:
     """Return the mixes of --mix, and those of the folder that --lora names; an error where one of them cannot be used."""
-    from llamafu.server.storage.adapter_folder import NAME_RULE, is_name
-    from llamafu.server.storage.mix_files import MixFiles
+    from llamafu._util.file_names import NAME_RULE, is_name
+    from llamafu.lora.mix_files import MixFiles
 
     kept = {} if folder is None else MixFiles(folder.folder).read()
     active = {name for name, _ in settings.lora} - set(adapters)

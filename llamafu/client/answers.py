@@ -5,8 +5,9 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from typing import Any
 
+from llamafu._util.json_values import as_number
 from llamafu.generation.completion import AppliedLora, Usage
-from llamafu.service.fields import Fields, as_number
+from llamafu.service.fields import Fields
 
 
 @dataclass(frozen=True, slots=True)

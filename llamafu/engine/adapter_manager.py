@@ -9,8 +9,9 @@ from llamafu._util.listing import listed
 from llamafu.adapters.file import default_name
 from llamafu.adapters.reader import adapters_in
 from llamafu.engine.bank_contents import BankContents
-from llamafu.errors import LoraError, LoraIncompatibleError
+from llamafu.errors import LlamafuError, LoraError, LoraIncompatibleError
 from llamafu.lora.active_set import LoraSet, LoraUse
+from llamafu.lora.mix_files import MixFiles
 from llamafu.lora.mixes import NamedMixes
 from llamafu.lora.scales import check_scale
 
@@ -24,6 +25,7 @@ if TYPE_CHECKING:
     from llamafu.engine.runtime import EngineRuntime
     from llamafu.engine.scheduler import Scheduler
     from llamafu.engine.worker import Worker
+    from llamafu.lora.mix_files import MixFile
     from llamafu.lora.scales import LoraScales, Scale
 
 
@@ -48,7 +50,7 @@ class AdapterManager:
         return self._registry.add(path, name)
 
     def add_folder(self, path: str | os.PathLike[str] | None) -> None:
-        """Register every GGUF file and PEFT folder of a folder, if there is one; NotADirectoryError where it is none."""
+        """Register the GGUF files, PEFT folders and mixes of a folder, if there is one; NotADirectoryError where it is none."""
         if path is None:
             return
         folder = Path(path)
@@ -57,6 +59,8 @@ class AdapterManager:
             raise NotADirectoryError(message)
         for entry in adapters_in(folder):
             self.add(entry, None)
+        for mix in MixFiles(folder).read().values():
+            self._add_kept(mix)
 
     def infos(self) -> dict[str, AdapterInfo]:
         """What is registered, by name."""
@@ -86,6 +90,18 @@ class AdapterManager:
             raise LoraError(message)
         self.lora_set(checked)
         self.mixes.add(name, checked, overwrite=overwrite)
+
+    def _add_kept(self, mix: MixFile) -> None:
+        """Enter the mix of a file; `LoraError` names the file."""
+        problem = mix.problem
+        if problem is None:
+            try:
+                self.add_mix(mix.name, mix.scales, overwrite=False)
+            except (LlamafuError, ValueError) as error:
+                problem = str(error)
+        if problem is not None:
+            message = f"{mix.path} is no mix that can be used: {problem}; mend it, or move it elsewhere"
+            raise LoraError(message)
 
     def remove(self, name: str) -> None:
         """Forget a name, and unpin its content; `LoraError` while it is active or part of a mix."""

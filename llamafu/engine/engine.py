@@ -48,7 +48,8 @@ class Engine(EngineAdapterHost):
     """One base model that answers many requests at once, each with its own adapters and scales, in one batch.
 
     - `model_path`: the base model's GGUF file. `FileNotFoundError`, `ModelLoadError`.
-    - `adapters_dir`: a folder of GGUF adapters and PEFT folders to register. Default none. `NotADirectoryError`, `LoraError`.
+    - `adapters_dir`: a folder whose GGUF adapters, PEFT folders and mixes (`NAME.mix.json`) are registered. Default none.
+      `NotADirectoryError`, `LoraError`.
     - `max_sequences`: requests that run at the same time, from 1 to `n_batch`. Default 16.
     - `max_queue`: requests that may wait beside them, at least 1; one more is a `QueueFullError`. Default 256.
     - `bank_rank`: rank units of the bank: the most that the ranks of all adapters in use at once may add up to. Default 128; 0

@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-import math
 from typing import Final, TypeVar
 
+from llamafu._util.json_values import as_number, kind_of, shown
 from llamafu._util.suggestions import did_you_mean
 from llamafu.service.errors import InvalidRequestError
 
@@ -110,35 +110,3 @@ class Fields:
         told = "is missing" if value is None else f"is {shown(value)}"
         self.complain(name, f"{told}; give {wanted}")
         return fallback if isinstance(default, Required) else default
-
-
-def as_number(value: object) -> float | None:
-    """Return a JSON number as a float; None for anything else, what is not finite, and whole numbers that no float holds."""
-    if isinstance(value, bool) or not isinstance(value, int | float):
-        return None
-    try:
-        number = float(value)
-    except OverflowError:
-        return None
-    return number if math.isfinite(number) else None
-
-
-def shown(value: object) -> str:
-    """Return a value for a message: its repr where that is short, else its JSON type."""
-    if isinstance(value, dict | list):  # whose repr may take a tenth of a second
-        return kind_of(value)
-    text = repr(value)
-    return text if len(text) <= 60 else kind_of(value)  # noqa: PLR2004 - one glance
-
-
-def kind_of(value: object) -> str:
-    """Return the name of a value's JSON type."""
-    words: tuple[tuple[type | tuple[type, ...], str], ...] = (
-        (bool, "true or false"),
-        ((int, float), "a number"),
-        (str, "a string"),
-        (list, "a list"),
-        (dict, "an object"),
-        (type(None), "null"),
-    )
-    return next((word for kind, word in words if isinstance(value, kind)), type(value).__name__)

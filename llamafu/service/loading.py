@@ -6,8 +6,9 @@ from collections import Counter
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Self
 
+from llamafu._util.json_values import as_number, shown
 from llamafu.service.errors import InvalidRequestError
-from llamafu.service.fields import Fields, as_number, shown
+from llamafu.service.fields import Fields
 
 if TYPE_CHECKING:
     from collections.abc import Mapping

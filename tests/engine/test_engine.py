@@ -81,8 +81,14 @@ def test_bank_larger_than_the_machine(tiny_model):
 
 def test_adapters_dir(tiny_model, tiny_dir, tmp_path):
     shutil.copy(tiny_dir / "a.gguf", tmp_path / "x.gguf")
+    (tmp_path / "half.mix.json").write_text('{"lora": {"x": 0.5}}', "utf-8")
     with Engine(tiny_model, adapters_dir=tmp_path, n_ctx=256) as engine:
         assert set(engine.adapters) == {"x"}
+        assert engine.mixes == {"half": {"x": 0.5}}
+    for content, says in (('{"lora": {"gone": 1}}', "'gone'"), ("[]", "not of the form")):
+        (tmp_path / "bad.mix.json").write_text(content, "utf-8")
+        with pytest.raises(LoraError, match=rf"bad\.mix\.json is no mix that can be used: .*{says}.*; mend it"):
+            Engine(tiny_model, adapters_dir=tmp_path, n_ctx=256)
     with pytest.raises(NotADirectoryError, match="make it, or leave it out"):
         Engine(tiny_model, adapters_dir=tmp_path / "none")
 

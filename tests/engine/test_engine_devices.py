@@ -8,6 +8,7 @@ from helpers.adapters_made import make_adapter
 from helpers.forced import STRICT, Case, opened, run_forced
 
 from llamafu._native.batched_lora.device import DeviceLoraHook
+from llamafu._native.batched_lora.known_graphs import KnownGraphs
 from llamafu._native.graph.adapter_ops import GraphProbe, factor_name
 from llamafu._native.graph.unused_targets import Prober
 from llamafu.engine import Engine
@@ -74,6 +75,32 @@ def test_ranks_that_differ_by_target(tiny_model, tmp_path, monkeypatch):
                 llm._session.cache.clear()
                 wanted = llm.next_logits(case.prompt, case.said, lora=case.lora)
                 assert np.abs(np.array(case.rows) - wanted).max() < 1e-3
+
+
+@pytest.mark.parametrize("is_other", [False, True])
+def test_known_graphs(tiny_model, tiny_adapter_a, tiny_adapter_b, is_other, monkeypatch):
+    """A new graph of as many rows is rewritten as one before it; where it turns out to be another, its rows are not lost."""
+    played, plain = [], KnownGraphs.play
+
+    def play(self, node):
+        played.append(node)
+        if is_other and len(played) == 9:
+            message = "not what it was"
+            raise ValueError(message)
+        return plain(self, node)
+
+    monkeypatch.setattr(KnownGraphs, "play", play)
+    engine, llm = opened(tiny_model, [tiny_adapter_a, tiny_adapter_b], kernel="device")
+    with engine, llm:
+        for turn in range(3):
+            found = [Case([5 + turn, 6, 7], [8] * (2 + 2 * i), lora) for i, (_, _, lora) in enumerate(CASES)]
+            run_forced(engine, monkeypatch, found)
+            for case in found:
+                llm._session.cache.clear()
+                wanted = llm.next_logits(case.prompt, case.said, lora=case.lora)
+                assert np.abs(np.array(case.rows) - wanted).max() < 1e-3
+        assert len(played) > 100
+        assert engine.stats().failed_steps == is_other
 
 
 def test_a_kernel_that_does_not_go_with_the_place(tiny_model, monkeypatch):

@@ -6,7 +6,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from llamafu.server.storage.adapter_folder import AdapterFolder, Numbers, is_name
+from llamafu._util.file_names import is_name
+from llamafu.server.storage.adapter_folder import AdapterFolder, Numbers
 from llamafu.service import InvalidRequestError, NotFoundError
 
 

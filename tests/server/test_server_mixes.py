@@ -11,7 +11,7 @@ from helpers.served import wait_for
 from helpers.serving import ADMIN, API, FakeEngine, serving
 
 from llamafu.client import LoraLoadRequest, Mix, ServerError, TabbyClient
-from llamafu.server.storage.mix_files import MixFiles
+from llamafu.lora.mix_files import MixFiles
 
 CAPTAIN = {"pirate": 0.8, "shout": 0.3}
 KEY = {"X-Admin-Key": ADMIN}

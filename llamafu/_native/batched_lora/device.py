@@ -18,8 +18,10 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from llamafu._native.batched_lora.device_place import DevicePlace, padded_units
-from llamafu._native.batched_lora.op_templates import OpTemplates
+from llamafu._native.batched_lora.device_bank import DeviceBank
+from llamafu._native.batched_lora.device_place import TargetOps
+from llamafu._native.batched_lora.known_graphs import KnownGraphs
+from llamafu._native.batched_lora.node_memory import NodeMemory
 from llamafu._native.batched_lora.slot_layout import strength_levels
 from llamafu.errors import DecodeError
 
@@ -28,31 +30,19 @@ if TYPE_CHECKING:
 
     from numpy.typing import NDArray
 
-    from llamafu._native.batched_lora.device_place import Products
+    from llamafu._native.batched_lora.device_place import DevicePlace
     from llamafu._native.batched_lora.row_table import RowTable
     from llamafu._native.graph.adapter_ops import AdapterOps
     from llamafu._native.library import Library
 
 
-class _TargetOps:
-    """One target's rewritten operations in libllama's graph."""
-
-    __slots__ = ("a", "first", "kind", "level", "place", "products", "second", "shape", "target")
-
-    def __init__(self, target: int, place: DevicePlace, kind: int, shape: tuple[int, ...], first: Any) -> None:
-        self.target, self.place, self.kind, self.shape = target, place, kind, shape
-        self.first, self.second = first, first  # the second is announced later
-        self.a, _ = place.factors[target]
-        self.products: Products = place.take_products()
-        self.level = 0
-
-
-class DeviceLoraHook:
+class DeviceLoraHook(DeviceBank):
     """A context's hook that applies, row by row, the rank units of a bank in the memory of devices. One thread at a time.
 
     The adapter whose operations are `targets`, plain matrices of which each has `buffer_type`, must be the context's active
     one, at factor 1, in every decode between `set_rows` and `check`. Arrays of a target as `CompiledLoraHook` has them, on the
-    host: `publish` copies what was written to the devices. `rows` is the most rows of a decode.
+    host: `publish` copies what was written to the devices. `rows` is the most rows of a decode. A new graph of as many rows as
+    one before it is rewritten as that was, where all rows have outputs (`known_graphs`).
     """
 
     compiled = False
@@ -69,75 +59,33 @@ class DeviceLoraHook:
         dtype: type[np.float16 | np.float32],
         rows: int,
     ) -> None:
-        self._library, self._ffi = library, library.ffi
+        super().__init__(library, shapes, units=units, dtype=dtype, rows=rows)
         self._mul_mat, self._mul, self._scale = (library.operations[name] for name in ("MUL_MAT", "MUL", "SCALE"))
         self._float = library.types["f32"]
-        self._templates = OpTemplates(library)
-        self._targets, self._shapes = tuple(targets), tuple(shapes)
+        self._nodes = NodeMemory(library)
+        self._graphs = KnownGraphs(self._nodes)
+        self._targets = tuple(targets)
         self._names = {f"{ops.target}.lora_a".encode(): i for i, ops in enumerate(targets)}
-        self._units, self._rows = padded_units(units), rows
-        self._dtype = dtype
-        self.a: list[NDArray[np.floating]] = [np.zeros((self._units, 1, n), dtype) for n, _ in shapes]
-        # As ggml reads it, with the units of each output next to each other.
-        self._b = [np.zeros((n, self._units), dtype) for _, n in shapes]
-        self.b: list[NDArray[np.floating]] = [values.T[:, None] for values in self._b]
-        self.strength = np.zeros((len(targets), self._units), np.float32)
-        self._written = np.zeros((len(targets), self._units), np.bool_)
         self._strengths = np.zeros((1, self._units), np.float32)
-        self._levels: list[int] = [0] * len(targets)
+        self._levels: list[int] = []
         self._factors: list[NDArray[np.float32]] = []
         self._counts = (0, 0)
-        self._places: dict[Any, DevicePlace] = {}
-        self._known: dict[Any, _TargetOps] = {}
-        self._first: dict[Any, _TargetOps] = {}
-        self._second: dict[Any, _TargetOps] = {}
-        self._is_stale = True
+        self._places_of: dict[int, DevicePlace] = {}  # by the buffers of one graph
+        self._known: dict[int, TargetOps] = {}
+        self._first: dict[int, TargetOps] = {}
+        self._second: dict[int, TargetOps] = {}
         self._is_resting = True
         """Whether nothing is looked at: in other decodes, and once a graph was found to be rewritten already."""
         self._must_point = False
         self._began = self._ended = 0
         self._fault = ""
-        self._callback = library.ffi.callback("bool(struct ggml_tensor *, bool, void *)", self._on_node, error=False)
-        by_type: dict[Any, dict[int, tuple[int, int]]] = {}
-        for i, ops in enumerate(targets):
-            by_type.setdefault(ops.buffer_type, {})[i] = shapes[i]
-        for buffer_type, there in by_type.items():
-            self._open_place(buffer_type).add(there)
+        # Pointers as numbers: a graph has thousands of nodes, and hardly any is looked at.
+        self._callback = library.ffi.callback("bool(intptr_t, bool, intptr_t)", self._on_node, error=False)
+        self._open_places([ops.buffer_type for ops in targets])
 
     def install(self, params: Any) -> None:
         """Enter the callback into `llama_context_params`."""
-        params.cb_eval = self._callback
-
-    # -- the bank ------------------------------------------------------------------------------------------------
-
-    def clear(self, units: NDArray[np.int32]) -> None:
-        """Set the factors A of units to 0 wherever an adapter has left any: they are multiplied by in every target."""
-        self.strength[:, units] = 0
-        self._is_stale = True
-        for i in np.flatnonzero(self._written[:, units].any(axis=1)):
-            self.a[i][units] = 0
-            self._copy_a(int(i), units)
-        self._written[:, units] = False
-
-    def publish(self, target: int, units: NDArray[np.int32]) -> None:
-        """Copy what was written for these units of a target, and its strengths, to the devices."""
-        self._written[target, units] = True
-        self._is_stale = True
-        self._copy_a(target, units)
-        self._copy_b(target)
-
-    def _copy_a(self, target: int, units: NDArray[np.int32]) -> None:
-        values = self.a[target]
-        for run in np.split(units, np.flatnonzero(np.diff(units) != 1) + 1):
-            first, last = int(run[0]), int(run[-1])
-            for place in self._places.values():
-                if target in place.factors:
-                    place.memory.write(place.factors[target][0], values[first : last + 1], values.strides[0] * first)
-
-    def _copy_b(self, target: int) -> None:
-        for place in self._places.values():
-            if target in place.factors:
-                place.memory.write(place.factors[target][1], self._b[target])
+        params.cb_eval = self._ffi.cast("ggml_backend_sched_eval_callback", self._callback)
 
     # -- a decode ------------------------------------------------------------------------------------------------
 
@@ -150,6 +98,7 @@ class DeviceLoraHook:
         self._is_resting = False
         self._began = self._ended = 0
         self._fault = ""
+        self._graphs.stop()
         for unfinished in (self._first, self._second):
             for ops in unfinished.values():
                 ops.place.return_products(ops.products)
@@ -160,11 +109,14 @@ class DeviceLoraHook:
                 levels, self._strengths = strength_levels(self.strength)
             else:  # a target that such an adapter lacks cannot share its level: the products there are 0
                 self._strengths, levels = np.unique(self.strength, axis=0, return_inverse=True)
-            self._levels, self._is_stale, self._must_point = levels.tolist(), False, True
+            self._is_stale, before, self._levels = False, self._levels, levels.tolist()
+            self._must_point |= self._levels != before
         tables = (rows,) if outputs is rows else (rows, outputs)
         self._factors = [self._factors_of(table) for table in tables]
         for place in self._places.values():
             self._write_masks(place)
+        if self._must_point:
+            self._graphs.clear()
 
     def _factors_of(self, table: RowTable) -> NDArray[np.float32]:
         """Return what each row's products are multiplied by, [levels, rows, units]."""
@@ -182,91 +134,114 @@ class DeviceLoraHook:
         if not self._fault and (self._began != count or self._ended != count):
             self._fault = f"{self._began} of {count} adapted tensors began, {self._ended} ended; was it split?"
         if self._fault:
+            self._graphs.forget(self._counts)
             message = f"the batch was not computed: {self._fault}"
             raise DecodeError(message)
 
-    def close(self) -> None:
-        """Free the memory of the devices; the context must be closed before, the model after. Idempotent."""
-        for place in self._places.values():
-            place.memory.close()
-
     # -- the graph -----------------------------------------------------------------------------------------------
 
-    def _on_node(self, node: Any, ask: bool, _user_data: Any) -> bool:  # noqa: FBT001 - the C signature
+    def _on_node(self, node: int, ask: bool, _user_data: int) -> bool:  # noqa: FBT001 - the C signature
         """Rewrite an operation before it runs; an error is kept for `check`, and nothing of the target is computed."""
         if self._is_resting or not ask:
             return False
         try:
-            op = node.op
-            if op == self._mul_mat:
-                self._look_at_product(node)
-            elif op == self._scale and self._second:
-                self._look_at_scale(node)
+            if self._graphs.expected:
+                if node == self._graphs.expected:
+                    self._play(node)
+                return False
+            operation, first, second = self._nodes.operation(node)
+            if operation == self._mul_mat:
+                self._look_at_product(node, first, second)
+            elif operation == self._scale and self._second:
+                self._look_at_scale(node, first)
         except Exception as error:  # noqa: BLE001 - reported by check
-            node.op = 0
-            name = self._ffi.string(node.name).decode("utf-8", "replace")
+            self._nodes.drop(node)
+            name = self._nodes.name(node).decode("utf-8", "replace")
             self._fault = self._fault or f"{name}: {error}"
         return False
 
-    def _look_at_product(self, node: Any) -> None:
-        if self._first and (ops := self._first.pop(node.src[1], None)) is not None:
+    def _look_at_product(self, node: int, factor: int, values: int) -> None:
+        if self._first and (ops := self._first.pop(values, None)) is not None:
             self._rewrite_second(ops, node)
+            if factor != self._targets[ops.target].b:  # ggml's copy, whose address does not tell what it holds
+                self._graphs.stop()
             return
-        if not self._began and (ops := self._known.get(node)) is not None and node.src[0] == ops.a:
+        if not self._began and (ops := self._known.get(node)) is not None and factor == ops.a:
             self._reuse()
             return
-        name = self._ffi.string(node.src[0].name)
+        name = self._nodes.name(factor)
         target = self._names.get(name)
         if target is None and b"#" in name:  # a copy that ggml made, see `adapter_ops.factor_name`
             target = self._names.get(name.split(b"#")[1])
         if target is not None:
-            self._rewrite_first(node, target)
+            self._rewrite_first(node, values, target)
+            if factor != self._targets[target].a:
+                self._graphs.stop()
 
-    def _look_at_scale(self, node: Any) -> None:
-        ops = self._second.pop(node.src[0], None)
+    def _look_at_scale(self, node: int, values: int) -> None:
+        ops = self._second.pop(values, None)
         if ops is None:
             return
         if self._fault:
-            node.op = 0
+            self._nodes.drop(node)
             return
-        self._templates.write_product(node)
-        node.src[1], node.src[0] = node.src[0], ops.place.factors[ops.target][1]
+        before = self._nodes.until_data(node)
+        self._nodes.write_product(node, ops.b, values)
+        self._graphs.record(node, before)
         ops.place.return_products(ops.products)
         self._ended += 1
+        if self._ended == len(self._targets) and not self._fault:
+            self._graphs.keep(self._counts, self._known)
 
-    def _rewrite_first(self, node: Any, target: int) -> None:
+    def _rewrite_first(self, node: int, values: int, target: int) -> None:
         if not self._began:  # a new graph: nothing of the last one is computed again
-            self._known.clear()
             self._must_point = False
-        _, *rest = node.ne
+            known = self._graphs.start(self._counts, node, record=self._counts[0] == self._counts[1])
+            if known is not None:
+                self._known, self._began = known, 1
+                self._play(node)
+                return
+            self._known = {}
+            self._places_of.clear()
+        buffer, width, *rest = self._nodes.place(node)
         shape, count = tuple(rest), rest[0] * rest[1] * rest[2]
-        if self._fault or count not in self._counts or node.src[1].type != self._float:
-            message = f"an unexpected shape {list(node.ne)}"
+        if self._fault or count not in self._counts or self._nodes.kind(values) != self._float:
+            message = f"an unexpected shape {[width, *rest]}"
             raise ValueError(message)
-        place = self._open_place(self._library.lib.ggml_backend_buffer_get_type(node.buffer))
-        if target not in place.factors:
-            place.add({target: self._shapes[target]})
-            self._copy_a(target, np.arange(self._units, dtype=np.int32))
-            self._copy_b(target)
-        ops = _TargetOps(target, place, self._counts.index(count), shape, node)
+        place = self._places_of.get(buffer)
+        if place is None:
+            pointer = self._ffi.cast("ggml_backend_buffer_t", buffer)
+            place = self._places_of[buffer] = self._open_place(self._library.lib.ggml_backend_buffer_get_type(pointer))
+        self._demand_factors(place, target)
+        ops = TargetOps(target, place, self._counts.index(count), shape, node)
         self._known[node] = self._first[node] = ops
-        node.src[0] = ops.a
-        self._templates.write(node, self._mul_mat, (self._units, *shape), ops.products.hidden)
+        hidden, before = ops.products.hidden, self._nodes.until_data(node)
+        self._nodes.write(node, self._mul_mat, (self._units, *shape), hidden.buffer, hidden.data)
+        self._nodes.set_first(node, ops.a)
+        self._graphs.record(node, before)
         self._began += 1
 
-    def _rewrite_second(self, ops: _TargetOps, node: Any) -> None:
+    def _rewrite_second(self, ops: TargetOps, node: int) -> None:
         if self._fault:
-            node.op = 0
+            self._nodes.drop(node)
             return
-        node.src[0], ops.second = ops.first, node
+        ops.second = node
+        masked, before = ops.products.masked, self._nodes.until_data(node)
+        self._nodes.write(node, self._mul, (self._units, *ops.shape), masked.buffer, masked.data)
+        self._nodes.set_first(node, ops.first)
         self._point(ops)
-        self._templates.write(node, self._mul, (self._units, *ops.shape), ops.products.masked)
+        self._graphs.record(node, before)
         self._second[node] = ops
 
-    def _point(self, ops: _TargetOps) -> None:
+    def _point(self, ops: TargetOps) -> None:
         """Let a target's mask be that of its present level."""
-        ops.level = self._levels[ops.target]
-        ops.second.src[1] = ops.place.masks[ops.kind].view(ops.level, ops.shape)
+        self._nodes.set_second(ops.second, ops.place.masks[ops.kind].view(self._levels[ops.target], ops.shape))
+
+    def _play(self, node: int) -> None:
+        """Rewrite the next operation of a graph that is like one before it."""
+        if self._graphs.play(node):
+            self._began = self._ended = len(self._targets)
+            self._is_resting = True
 
     def _reuse(self) -> None:
         """Take a graph that libllama uses again, whose operations are rewritten already."""
@@ -278,10 +253,8 @@ class DeviceLoraHook:
                 self._point(ops)
 
     def _open_place(self, buffer_type: Any) -> DevicePlace:
-        place = self._places.get(buffer_type)
-        if place is None:
-            kind = "f16" if self._dtype is np.float16 else "f32"
-            place = DevicePlace(self._library, buffer_type, units=self._units, rows=self._rows, kind=kind)
-            self._places[buffer_type] = place
+        is_new = buffer_type not in self._places
+        place = super()._open_place(buffer_type)
+        if is_new:
             self._write_masks(place)
         return place

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 from llamafu.errors import ContextInitError, ErrorCode
 
@@ -17,6 +17,17 @@ if TYPE_CHECKING:
 VALUE_BYTES = {"f32": 4, "f16": 2}
 
 
+class DeviceTensor(NamedTuple):
+    """A tensor in a device's memory."""
+
+    pointer: Any
+    address: int
+    """Of its description, on the host."""
+    buffer: int
+    data: int
+    """As the backend counts; no address of the host."""
+
+
 class DeviceMemory:
     """Allocates tensors in buffers of one type (`ggml_backend_buffer_type_t`). One thread at a time.
 
@@ -27,14 +38,14 @@ class DeviceMemory:
         self._library = library
         self._type = buffer_type
         self._buffers: list[Any] = []
-        self._tensors: list[Any] = []
+        self._tensors: list[DeviceTensor] = []
 
     @property
     def name(self) -> str:
         """What ggml calls this type of memory, such as "Vulkan0"."""
         return str(self._library.ffi.string(self._library.lib.ggml_backend_buft_name(self._type)).decode("utf-8", "replace"))
 
-    def allocate(self, shapes: Sequence[tuple[str, tuple[int, ...]]]) -> list[Any]:
+    def allocate(self, shapes: Sequence[tuple[str, tuple[int, ...]]]) -> list[DeviceTensor]:
         """Return a tensor for each type ("f32", "f16") and size, in ggml's order, filled with zeros; together in few buffers.
 
         Raises `ContextInitError` where the device has no memory for them.
@@ -45,7 +56,6 @@ class DeviceMemory:
             int(lib.ggml_backend_buft_get_max_size(self._type)),
         )
         tensors = [describe(self._library, kind, sizes) for kind, sizes in shapes]
-        self._tensors += tensors
         group: list[tuple[Any, int]] = []
         end = 0
         for tensor in tensors:
@@ -57,7 +67,14 @@ class DeviceMemory:
             end += size
         if group:
             self._place(group, end)
-        return tensors
+        placed = [self.placed(tensor) for tensor in tensors]
+        self._tensors += placed
+        return placed
+
+    def placed(self, tensor: Any) -> DeviceTensor:
+        """Return a tensor that has its memory, with the addresses that it will keep."""
+        ffi = self._library.ffi
+        return DeviceTensor(tensor, *(int(ffi.cast("intptr_t", one)) for one in (tensor, tensor.buffer, tensor.data)))
 
     def _place(self, group: Sequence[tuple[Any, int]], size: int) -> None:
         """Put tensors at their offsets into a new buffer."""
@@ -78,9 +95,9 @@ class DeviceMemory:
                 message = f"ggml does not place a tensor of the bank in the memory {self.name} (status {status})"
                 raise ContextInitError(message)
 
-    def write(self, tensor: Any, values: NDArray[np.floating], offset: int = 0) -> None:
+    def write(self, tensor: DeviceTensor, values: NDArray[np.floating], offset: int = 0) -> None:
         """Copy a contiguous array into a tensor, from this byte on; it is there when this returns."""
-        self._library.lib.ggml_backend_tensor_set(tensor, self._library.ffi.from_buffer(values), offset, values.nbytes)
+        self._library.lib.ggml_backend_tensor_set(tensor.pointer, self._library.ffi.from_buffer(values), offset, values.nbytes)
 
     def close(self) -> None:
         """Free every buffer. Idempotent."""

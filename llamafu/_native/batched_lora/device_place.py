@@ -14,6 +14,7 @@ if TYPE_CHECKING:
     import numpy as np
     from numpy.typing import NDArray
 
+    from llamafu._native.batched_lora.device_memory import DeviceTensor
     from llamafu._native.library import Library
 
 _FLOAT = 4  # bytes
@@ -26,9 +27,9 @@ _SLOTS = 16
 class Products(NamedTuple):
     """Room for one target's products."""
 
-    hidden: Any
+    hidden: DeviceTensor
     """A x, [units, rows]."""
-    masked: Any
+    masked: DeviceTensor
     """The same times the mask."""
 
 
@@ -39,8 +40,8 @@ class RowMasks:
         self._library, self._memory = library, memory
         self._units, self._rows = units, rows
         self._levels = 0
-        self._whole: Any = None
-        self._views: dict[tuple[int, tuple[int, ...]], Any] = {}
+        self._whole: DeviceTensor | None = None
+        self._views: dict[tuple[int, tuple[int, ...]], DeviceTensor] = {}
 
     def write(self, values: NDArray[np.float32]) -> bool:
         """Set the factors of the next decode; return True where operations must be pointed at new tensors."""
@@ -49,19 +50,25 @@ class RowMasks:
             self._levels = len(values)
             (self._whole,) = self._memory.allocate([("f32", (self._units, self._rows, self._levels))])
             self._views = {}
-        if values.size:
+        if values.size and self._whole is not None:
             self._memory.write(self._whole, values)
         return moved
 
-    def view(self, level: int, shape: tuple[int, ...]) -> Any:
-        """Return the factors of a level as a tensor [units, *shape]; some graphs divide rows by sequence."""
+    def view(self, level: int, shape: tuple[int, ...]) -> int:
+        """Return the address of the factors of a level as a tensor [units, *shape]; some graphs divide rows by sequence."""
         view = self._views.get((level, shape))
         if view is None:
-            view = self._views[level, shape] = describe(self._library, "f32", (self._units, *shape))
-            ffi = self._library.ffi
-            start = int(ffi.cast("intptr_t", self._whole.data)) + _FLOAT * self._units * math.prod(shape) * level
-            view.buffer, view.data = self._whole.buffer, ffi.cast("void *", start)
-        return view
+            view = self._views[level, shape] = self._make_view(level, shape)
+        return view.address
+
+    def _make_view(self, level: int, shape: tuple[int, ...]) -> DeviceTensor:
+        if self._whole is None:
+            message = "no factors of rows were set"
+            raise ValueError(message)
+        view = describe(self._library, "f32", (self._units, *shape))
+        start = self._whole.data + _FLOAT * self._units * math.prod(shape) * level
+        view.buffer, view.data = self._whole.pointer.buffer, self._library.ffi.cast("void *", start)
+        return self._memory.placed(view)
 
 
 class DevicePlace:
@@ -71,7 +78,7 @@ class DevicePlace:
         self.memory = DeviceMemory(library, buffer_type)
         self.masks = tuple(RowMasks(library, self.memory, units=units, rows=rows) for _ in range(2))
         """Of all rows, and of those with outputs."""
-        self.factors: dict[int, tuple[Any, Any]] = {}
+        self.factors: dict[int, tuple[DeviceTensor, DeviceTensor]] = {}
         """A [in, units] and B [units, out] by target."""
         self._kind = kind
         self._units, self._rows = units, rows
@@ -98,6 +105,19 @@ class DevicePlace:
     def _add_products(self) -> None:
         tensors = self.memory.allocate([("f32", (self._units, self._rows))] * (2 * _SLOTS))
         self._free.extend(map(Products, tensors[::2], tensors[1::2]))
+
+
+class TargetOps:
+    """One target's rewritten operations in libllama's graph."""
+
+    __slots__ = ("a", "b", "first", "kind", "place", "products", "second", "shape", "target")
+
+    def __init__(self, target: int, place: DevicePlace, kind: int, shape: tuple[int, ...], first: int) -> None:
+        self.target, self.place, self.kind, self.shape = target, place, kind, shape
+        self.first, self.second = first, first  # addresses; the second is announced later
+        a, b = place.factors[target]
+        self.a, self.b = a.address, b.address
+        self.products = place.take_products()
 
 
 def padded_units(units: int) -> int:

@@ -8,11 +8,11 @@ from typing import TYPE_CHECKING, Annotated, Any, ClassVar
 
 from pydantic import ConfigDict, RootModel
 
+from llamafu._util.json_values import kind_of
 from llamafu.server.schemas.base import RequestBody, SmallBody
 from llamafu.server.schemas.field_types import JsonSchemaOf, Name, NumberId, Scale
 from llamafu.server.schemas.reading import validated
 from llamafu.service.errors import InvalidRequestError, NotFoundError
-from llamafu.service.fields import kind_of
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Collection, Mapping, Sized

@@ -10,9 +10,9 @@ from typing import TYPE_CHECKING, Annotated, Any, ClassVar, Union, get_args, get
 
 from pydantic import AliasChoices, BaseModel, ConfigDict, Field, model_validator
 
+from llamafu._util.json_values import kind_of
 from llamafu._util.nulls import without_nulls
 from llamafu.server.schemas.unsupported_fields import Unsupported
-from llamafu.service.fields import kind_of
 
 if TYPE_CHECKING:
     from pydantic import GetJsonSchemaHandler

@@ -6,10 +6,10 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal, TypeGuard
 
 from pydantic import BaseModel, BeforeValidator, Field, SkipValidation, ValidationInfo
 
+from llamafu._util.json_values import kind_of, shown
 from llamafu.generation.messages import MESSAGE_FIELDS, PART_FIELDS, read_messages
 from llamafu.generation.tools.tool import LEGAL_CHOICE, is_choice
 from llamafu.server.schemas.field_types import JsonSchemaOf, Legal, Name, TokenIds, must_be, refuse
-from llamafu.service.fields import kind_of, shown
 
 if TYPE_CHECKING:
     from llamafu.server.schemas.ignored_fields import IgnoredFields

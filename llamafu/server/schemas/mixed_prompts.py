@@ -6,9 +6,9 @@ from typing import Annotated, Any
 
 from pydantic import BaseModel, BeforeValidator, Field, SkipValidation
 
+from llamafu._util.json_values import shown
 from llamafu.server.schemas.content import MOST_PARTS, MOST_TOKENS
 from llamafu.server.schemas.field_types import Count, JsonSchemaOf, must_be, refuse
-from llamafu.service.fields import shown
 
 MixedPrompt = list[str | int]
 """One prompt: texts and token ids that follow each other."""

@@ -7,12 +7,12 @@ from typing import TYPE_CHECKING, Any, TypeVar, get_args
 
 from pydantic import RootModel, ValidationError
 
+from llamafu._util.json_values import kind_of, shown
 from llamafu._util.suggestions import did_you_mean
 from llamafu.server.schemas.base import RequestBody, SmallBody, field_names, model_in
 from llamafu.server.schemas.field_types import PROBLEMS, Legal
 from llamafu.server.schemas.ignored_fields import IgnoredFields, without_unknown
 from llamafu.service.errors import InvalidRequestError
-from llamafu.service.fields import kind_of, shown
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Mapping, Sequence

@@ -6,9 +6,9 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 from pydantic import BaseModel, BeforeValidator, Field, SkipValidation, ValidationInfo
 
+from llamafu._util.json_values import shown
 from llamafu.server.schemas.content import MOST_MESSAGES, MOST_PARTS, bound
 from llamafu.server.schemas.field_types import JsonSchemaOf, Name, must_be, refuse
-from llamafu.service.fields import shown
 
 if TYPE_CHECKING:
     from collections.abc import Sequence

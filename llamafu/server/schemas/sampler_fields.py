@@ -7,11 +7,11 @@ from typing import Annotated, Any
 
 from pydantic import BeforeValidator, SkipValidation
 
+from llamafu._util.json_values import shown
 from llamafu.generation.logit_bias import check_logit_bias
 from llamafu.generation.sampler_order import SAMPLERS
 from llamafu.server.schemas.content import Texts
 from llamafu.server.schemas.field_types import JsonSchemaOf, must_be, refuse
-from llamafu.service.fields import shown
 
 _LONGEST_ID = 10
 """Digits of a token id."""

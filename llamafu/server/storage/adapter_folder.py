@@ -10,6 +10,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from llamafu._util.file_names import NAME_RULE, is_name
 from llamafu.adapters.file import default_name
 from llamafu.adapters.gguf.container import SUFFIX
 from llamafu.adapters.peft.config import CONFIG
@@ -18,10 +19,6 @@ from llamafu.service.errors import InvalidRequestError, NotFoundError
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
-
-_LONGEST = 200
-"""Bytes of a name: with the suffix it fits every file system."""
-NAME_RULE = f"letters, digits, blanks and - _ . of at most {_LONGEST} bytes"
 
 
 @dataclass(frozen=True, slots=True)
@@ -249,14 +246,3 @@ class Numbers:
 def files_of(adapter: Path) -> list[Path]:
     """Return the files that an adapter is made of: itself, or those directly in its folder."""
     return [adapter] if not adapter.is_dir() else sorted(each for each in adapter.iterdir() if each.is_file())
-
-
-def is_name(name: str) -> bool:
-    """Whether `name` can be an adapter's: one part of a path, visible, printable, and not too long."""
-    return (
-        name.isprintable()  # which lone surrogates are not
-        and 0 < len(name.encode()) <= _LONGEST
-        and not name.startswith(".")
-        and name == name.strip()
-        and not set(name) & set('/\\:*?"<>|')
-    )

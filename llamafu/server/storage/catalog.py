@@ -12,10 +12,10 @@ from typing import TYPE_CHECKING, Any
 from llamafu.adapters import inspect_adapter
 from llamafu.adapters.gguf.container import SUFFIX
 from llamafu.errors import LlamafuError, LoraNotFoundError
+from llamafu.lora.mix_files import MixFiles
 from llamafu.server.storage.adapter_folder import Numbers, files_of
 from llamafu.server.storage.last_use import forget_use, last_use, note_use
 from llamafu.server.storage.mix_catalog import MixCatalog
-from llamafu.server.storage.mix_files import MixFiles
 from llamafu.service.errors import InvalidRequestError, NotFoundError, as_api_error
 
 if TYPE_CHECKING:

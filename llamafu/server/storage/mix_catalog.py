@@ -6,16 +6,16 @@ import logging
 import time
 from typing import TYPE_CHECKING
 
+from llamafu._util.file_names import NAME_RULE, is_name
 from llamafu.errors import LlamafuError
-from llamafu.server.storage.adapter_folder import NAME_RULE, is_name
 from llamafu.service.errors import InvalidRequestError, NotFoundError
 
 if TYPE_CHECKING:
     import threading
     from collections.abc import Collection, Mapping
 
+    from llamafu.lora.mix_files import MixFile, MixFiles
     from llamafu.server.protocols import ServedEngine
-    from llamafu.server.storage.mix_files import MixFile, MixFiles
 
 _LOG = logging.getLogger("llamafu.server")
 

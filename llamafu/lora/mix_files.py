@@ -10,8 +10,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from llamafu._util.atomic import whole_file
-from llamafu.server.storage.adapter_folder import is_name
-from llamafu.service.fields import as_number, shown
+from llamafu._util.file_names import is_name
+from llamafu._util.json_values import as_number, shown
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
