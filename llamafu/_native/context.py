@@ -8,7 +8,8 @@ from typing import TYPE_CHECKING, Any, Protocol
 from llamafu._native.batch import Batch
 from llamafu._native.checks import create, explain, not_null, succeeded
 from llamafu._native.context_options import FLASH_ATTENTION
-from llamafu._native.memory_needs import BYTES_PER_VALUE, least_bytes, machine_bytes
+from llamafu._native.memory_needs import BYTES_PER_VALUE, least_bytes
+from llamafu._util.system.hardware import machine_bytes
 from llamafu.errors import ClosedError, ContextInitError, DecodeError, ErrorCode, LlamafuError
 
 if TYPE_CHECKING:

@@ -10,6 +10,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from llamafu._util.system.files import is_device_name
 from llamafu.adapters.file import default_name
 from llamafu.adapters.gguf.container import SUFFIX
 from llamafu.adapters.peft.config import CONFIG
@@ -259,4 +260,5 @@ def is_name(name: str) -> bool:
         and not name.startswith(".")
         and name == name.strip()
         and not set(name) & set('/\\:*?"<>|')
+        and not is_device_name(name)
     )
