@@ -60,7 +60,6 @@ struct llama_model * llama_model_load_from_file( const char * path_model, struct
 void llama_model_free(struct llama_model * model);
 struct llama_context * llama_init_from_model( struct llama_model * model, struct llama_context_params params);
 void llama_free(struct llama_context * ctx);
-int64_t llama_time_us(void);
 size_t llama_max_parallel_sequences(void);
 uint32_t llama_n_ctx (const struct llama_context * ctx);
 uint32_t llama_n_ctx_seq (const struct llama_context * ctx);

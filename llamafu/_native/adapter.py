@@ -3,17 +3,13 @@
 from __future__ import annotations
 
 import os
-import tempfile
-from contextlib import contextmanager
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from llamafu._native.checks import not_null
+from llamafu._util.system.files import private_path
 from llamafu.errors import ClosedError, LoraLoadError
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
-
     from llamafu._native.model import Model
 
 
@@ -31,8 +27,8 @@ class Adapter:
         if library.has("llama_adapter_lora_init_from_file_ptr") and library.has("fmemopen"):
             pointer = _from_memory(model, content)
         else:
-            with _private_path(content) as path:
-                pointer = library.lib.llama_adapter_lora_init(model.pointer, path.encode())
+            with private_path(content) as path:
+                pointer = library.lib.llama_adapter_lora_init(model.pointer, os.fsencode(path))
         self._pointer = not_null(model.library, pointer, LoraLoadError, f"libllama refused the adapter {label}")
 
     @classmethod
@@ -76,22 +72,3 @@ def _from_memory(model: Model, content: bytes) -> Any:
         return lib.llama_adapter_lora_init_from_file_ptr(model.pointer, stream)
     finally:
         lib.fclose(stream)
-
-
-@contextmanager
-def _private_path(content: bytes) -> Iterator[str]:
-    """Give `content` a path that nobody else can write: an anonymous memory file, or a temporary one."""
-    if hasattr(os, "memfd_create") and Path("/proc/self/fd").exists():
-        descriptor = os.memfd_create("llamafu-adapter", os.MFD_CLOEXEC)
-        try:
-            view = memoryview(content)
-            while view:
-                view = view[os.write(descriptor, view) :]
-            yield f"/proc/self/fd/{descriptor}"
-        finally:
-            os.close(descriptor)
-        return
-    with tempfile.TemporaryDirectory(prefix="llamafu-") as folder:
-        path = Path(folder) / "adapter.gguf"
-        path.write_bytes(content)
-        yield str(path)

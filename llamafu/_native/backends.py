@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
@@ -14,6 +15,8 @@ _TYPES = ("cpu", "gpu", "igpu", "accel", "meta")
 _SUFFIXES = (".so", ".dylib", ".dll")
 GPUS = frozenset({"gpu", "igpu"})
 """Kinds of devices that layers can be given to."""
+_NO_GPUS = ("ggml-cpu", "ggml-blas", "ggml-rpc")
+"""Plug-ins that bring none here. BLAS, which macOS builds have, would take products off the CPU, where adapters are mixed."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -52,7 +55,7 @@ def load_cpu(ffi: Any, lib: Any, library: Path) -> Path | None:
         return None
     plugins = [p for p in _plugins(library) if "ggml-cpu" in p.name]
     for plugin in sorted(plugins, key=_score, reverse=True):
-        lib.ggml_backend_load(str(plugin).encode())
+        lib.ggml_backend_load(os.fsencode(plugin))
         if any(each.kind == "cpu" for each in devices(ffi, lib)):
             return plugin
     tried = ", ".join(p.name for p in plugins) or "none there"
@@ -65,12 +68,12 @@ def load_cpu(ffi: Any, lib: Any, library: Path) -> Path | None:
 
 
 def load_accelerators(ffi: Any, lib: Any, library: Path) -> None:
-    """Load every plug-in that is no CPU backend; one whose driver is absent refuses by itself."""
+    """Load every plug-in that may bring a GPU; one whose driver is absent refuses by itself."""
     if any(each.kind in GPUS for each in devices(ffi, lib)):
         return
     for plugin in _plugins(library):
-        if "ggml-cpu" not in plugin.name:
-            lib.ggml_backend_load(str(plugin).encode())
+        if not any(name in plugin.name for name in _NO_GPUS):
+            lib.ggml_backend_load(os.fsencode(plugin))
 
 
 def _plugin_folders(library: Path) -> list[Path]:

@@ -5,7 +5,8 @@ from __future__ import annotations
 import os
 from typing import TYPE_CHECKING
 
-from llamafu._native.memory_needs import BYTES_PER_VALUE, least_bytes, machine_bytes
+from llamafu._native.memory_needs import BYTES_PER_VALUE, least_bytes
+from llamafu._util.system.hardware import machine_bytes
 from llamafu.errors import ContextInitError, ErrorCode
 
 if TYPE_CHECKING:

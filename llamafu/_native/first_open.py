@@ -13,6 +13,7 @@ import _thread
 import importlib
 import os
 import sys
+import time
 from typing import Any
 
 SMALL_STACK, SHORT = 128 * 1024, 2000
@@ -27,6 +28,8 @@ _SMALL_MODEL = 32 << 20
 _BATCH_TOKENS = 5
 _SECONDS = 3
 """Limit for all the texts that are tried, which take some 20 ms."""
+_ABORTED = 3
+"""Exit status of a process that ends itself where the system has no alarm for it."""
 _ERROR, _CONTINUED = 4, 5
 
 
@@ -37,15 +40,17 @@ def main(arguments: list[str]) -> int:
     sys.path += [folder, site]
     if family.startswith("header:"):
         ffi: Any = importlib.import_module("llamafu._native.abi.families").load(family).ffi
+        opener = importlib.import_module("llamafu._native.abi.shared_library")
     else:
         ffi = importlib.import_module(family).ffi
-    lib = ffi.dlopen(path, ffi.RTLD_NOW | ffi.RTLD_LOCAL)
+        opener = importlib.import_module("shared_library")
+    lib = opener.open_shared(ffi, path)
     errors = _Errors(ffi)
     callback = ffi.callback("void(enum ggml_log_level, const char *, void *)", errors.receive)
     lib.llama_log_set(callback, ffi.NULL)
     lib.llama_backend_init()
     if plugin:
-        lib.ggml_backend_load(plugin.encode("utf-8", "surrogateescape"))
+        lib.ggml_backend_load(os.fsencode(plugin))
     if task == "serve":
         return _serve(ffi, lib, model)
     try_model(ffi, lib, model)
@@ -67,14 +72,20 @@ class _Errors:
 
 
 def bound_memory(model: str) -> None:
-    """Limit the address space, since a damaged number may ask for all memory, and leave no core file."""
+    """Limit the address space, since a damaged number may ask for all memory, and leave no core file, where the system can.
+
+    Windows has no such limits, and macOS refuses those that are below what every program has mapped at its start.
+    """
     try:
         import resource
     except ImportError:
         return
     size = os.stat(model).st_size if os.path.exists(model) else 0  # noqa: PTH110, PTH116 - pathlib takes 10 ms to import
-    resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
-    resource.setrlimit(resource.RLIMIT_AS, (_MEMORY + 2 * size, resource.RLIM_INFINITY))
+    for kind, soft, hard in ((resource.RLIMIT_CORE, 0, 0), (resource.RLIMIT_AS, _MEMORY + 2 * size, resource.RLIM_INFINITY)):
+        try:
+            resource.setrlimit(kind, (soft, hard))
+        except (ValueError, OSError):
+            continue
 
 
 def _load(lib: Any, model: str, *, weights: str) -> Any:
@@ -147,6 +158,13 @@ def _end_after(seconds: int) -> None:
     alarm = getattr(importlib.import_module("_signal"), "alarm", None)  # the module signal takes 10 ms to import
     if alarm is not None:
         alarm(seconds)
+        return
+
+    def end() -> None:
+        time.sleep(seconds)
+        os._exit(_ABORTED)
+
+    _thread.start_new_thread(end, ())
 
 
 def _say(word: str) -> None:

@@ -6,6 +6,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from llamafu._native.abi.shared_library import open_shared
 from llamafu._native.library import exports
 
 if TYPE_CHECKING:
@@ -41,7 +42,7 @@ class GgmlCodec:
             f"bool {_NEEDS_MATRIX}(int);"
             + "".join(f"void {symbol}(const void *, float *, int64_t);" for symbol in _DECODERS.values())
         )
-        self._lib: Any = self._ffi.dlopen(str(library.path))
+        self._lib: Any = open_shared(self._ffi, str(library.path))
 
     def problem(self, source: IntEnum, target: IntEnum) -> str | None:
         """Return why values of type `source` cannot be read or written as `target`, and what to do; None if they can."""

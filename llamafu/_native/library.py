@@ -3,16 +3,20 @@
 from __future__ import annotations
 
 import os
-import sys
 import threading
 from dataclasses import dataclass, field
-from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from llamafu._native import backends
 from llamafu._native.abi import families
+from llamafu._native.abi.shared_library import open_shared
 from llamafu._native.logs import LogBridge
+from llamafu._util import system
+from llamafu._util.system.processes import mapped_files
 from llamafu.errors import AbiMismatchError, LibraryNotFoundError
+
+if TYPE_CHECKING:
+    from pathlib import Path
 
 
 @dataclass(frozen=True, slots=True)
@@ -91,12 +95,13 @@ def _open(path: Path, family: str) -> Library:
     """Load the library and what it needs: its log callback, and a CPU backend."""
     declarations = families.load(family)
     ffi = declarations.ffi
+    _refuse_foreign_ggml(path, loaded=False)
     try:
-        lib = ffi.dlopen(str(path), ffi.RTLD_NOW | ffi.RTLD_LOCAL)
+        lib = open_shared(ffi, str(path))
     except OSError as error:
         message = f"cannot load {path}: {error}; run `llamafu lib list` to see what else there is"
         raise LibraryNotFoundError(message) from error
-    _refuse_foreign_ggml(path)
+    _refuse_foreign_ggml(path, loaded=True)
     if not exports(ffi, lib, "llama_set_adapters_lora"):
         # Builds of that generation may reuse the last graph although the adapters changed, and so ignore the
         # change without a word (they compare the address of the adapter list only).
@@ -131,19 +136,23 @@ def _numbers(ffi: Any, name_of: Any, count: int) -> dict[str, int]:
     return {ffi.string(name).decode(): number for number, name in names if name != ffi.NULL}
 
 
-def _refuse_foreign_ggml(path: Path) -> None:
-    """Raise `AbiMismatchError` where the mapped libggml-base is not beside libllama: two builds would mix in this process."""
-    maps = Path("/proc/self/maps")
-    if not maps.exists():  # other systems resolve libraries by full path
+def _refuse_foreign_ggml(path: Path, *, loaded: bool) -> None:
+    """Raise `AbiMismatchError` where a libggml-base of this process is not beside libllama: two builds would mix.
+
+    `loaded` tells whether libllama is in memory already. Before, nothing of it has been bound to the wrong one yet.
+    """
+    mapped = mapped_files("ggml-base")
+    foreign = [file for file in mapped if _folder(file) != _folder(path)]
+    own = len(mapped) - len(foreign) if loaded else 1
+    needed = any(path.parent.glob("*ggml-base*"))
+    if not foreign or (system.current().by_path and (own or not needed)):
         return
-    ggml = {Path(line[line.index("/") :]) for line in maps.read_text().splitlines() if "libggml-base" in line and "/" in line}
-    foreign = sorted(str(p) for p in ggml if not _same_place(p.parent, path.parent))
-    if foreign:
-        message = (
-            f"{path} would run on another build's ggml ({', '.join(foreign)}); start a process that loads only one of them"
-        )
-        raise AbiMismatchError(message)
+    message = (
+        f"{path} would run on another build's ggml ({', '.join(map(str, foreign))}); "
+        "start a process that loads only one of them"
+    )
+    raise AbiMismatchError(message)
 
 
-def _same_place(one: Path, other: Path) -> bool:
-    return one == other or os.path.realpath(one) == os.path.realpath(other) or sys.platform == "darwin"
+def _folder(file: Path) -> str:
+    return os.path.normcase(os.path.realpath(file.parent))

@@ -72,7 +72,8 @@ class LogBridge:
 
     def detach(self) -> None:
         """Point the library at a harmless C function: at exit no Python may run inside a destructor."""
-        pointer = self._ffi.cast("void *", self._ffi.addressof(self._lib, "llama_time_us"))
+        # One that only returns a constant, so that it may be called in any state of the library.
+        pointer = self._ffi.cast("void *", self._lib.llama_max_parallel_sequences)
         self._lib.llama_log_set(self._ffi.cast("ggml_log_callback", pointer), self._ffi.NULL)
         for register in self._served:
             register(pointer)

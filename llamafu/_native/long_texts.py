@@ -10,7 +10,7 @@ import time
 from typing import TYPE_CHECKING
 
 from llamafu._native.model_check import command, environment
-from llamafu._util import child_process
+from llamafu._util.system import processes
 from llamafu.errors import ClosedError, TokenizeError
 
 if TYPE_CHECKING:
@@ -115,7 +115,7 @@ class LongTexts:
         for pipe in (process.stdin, process.stdout):
             if pipe is not None:
                 pipe.close()
-        return child_process.ending(process.returncode)
+        return processes.ending(process.returncode)
 
     def _refusal(self, text: bytes, ending: str, *, late: bool) -> str:
         run = max(map(len, _BREAK.split(text)))

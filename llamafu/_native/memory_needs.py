@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
@@ -41,11 +40,3 @@ def least_bytes(model: Model, options: ContextOptions) -> float:
     key = (number("key_length") or width) * BYTES_PER_VALUE[options.type_k]
     value = (number("value_length") or width) * BYTES_PER_VALUE[options.type_v]
     return options.n_ctx * (_CELL + (0 if partial else model.n_layer * heads * (key + value)))
-
-
-def machine_bytes() -> float:
-    """Return the memory of this machine; infinite where the system does not tell."""
-    try:
-        return float(os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE"))
-    except (AttributeError, ValueError, OSError):  # Windows has no sysconf
-        return float("inf")

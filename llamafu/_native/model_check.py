@@ -19,7 +19,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from llamafu._util import child_process, paths
+from llamafu._util import paths
+from llamafu._util.system import processes
 from llamafu._version import __version__
 from llamafu.errors import ModelLoadError
 
@@ -135,7 +136,7 @@ def _open_in_child(library: Library, path: Path) -> CheckedModel:
         return CheckedModel(path, _NO_LIMIT, breaks=True)
     if (missing := next((doing for stage, doing in _STAGES if stage.encode() not in stages), None)) is not None:
         words = last_words(done.stderr)
-        message = f"cannot load the model {path}: {missing} ended a process ({child_process.ending(done.returncode)})"
+        message = f"cannot load the model {path}: {missing} ended a process ({processes.ending(done.returncode)})"
         mend = "the file is damaged or made for another libllama: fetch or convert it again"
         raise ModelLoadError(f"{message}; {mend}; libllama says: {words}" if words else f"{message}; {mend}")
     return CheckedModel(path, _SHORT_RUN if b"spells" in stages else 0, breaks=b"words" in stages)

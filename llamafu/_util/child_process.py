@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-import signal
 import subprocess
 import sys
 from pathlib import Path
@@ -23,11 +22,3 @@ def run(module: str, *arguments: str, timeout: float) -> subprocess.CompletedPro
     return subprocess.run(  # noqa: S603 - our own module, run by our own interpreter
         command, env=environment, stdin=subprocess.DEVNULL, capture_output=True, timeout=timeout, check=False
     )
-
-
-def ending(code: int) -> str:
-    """Describe the exit code of a process that failed."""
-    try:
-        return f"signal {-code}, {signal.Signals(-code).name}"
-    except ValueError:
-        return f"exit status {code:#x}"

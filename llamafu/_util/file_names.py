@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from llamafu._util.system.files import is_device_name
+
 _LONGEST = 200
 """Bytes of a name: with the suffix it fits every file system."""
 NAME_RULE = f"letters, digits, blanks and - _ . of at most {_LONGEST} bytes"
@@ -15,4 +17,5 @@ def is_name(name: str) -> bool:
         and not name.startswith(".")
         and name == name.strip()
         and not set(name) & set('/\\:*?"<>|')
+        and not is_device_name(name)
     )

@@ -9,9 +9,9 @@ from llamafu._native.adapter import Adapter
 from llamafu._native.context import Context
 from llamafu._native.context_options import ContextOptions
 from llamafu._native.graph.matmul_hook import MatmulHook
-from llamafu._native.memory_needs import machine_bytes
 from llamafu._native.model import Model
 from llamafu._native.model_check import check_model
+from llamafu._util.system.hardware import machine_bytes
 from llamafu.adapters.gguf.ggml_type import BLOCKS
 from llamafu.adapters.info import is_expert
 from llamafu.baking.calibration_data import WINDOW, evenly_spaced, generated_windows, packed, text_windows

@@ -5,7 +5,6 @@ from __future__ import annotations
 import itertools
 import json
 import os
-import platform
 import statistics
 import sys
 import tempfile
@@ -13,6 +12,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from llamafu._native.cpu import usable_cpus
+from llamafu._util.system.hardware import cpu_name
 from llamafu.cli.arguments import EXAMPLE, at_least, model_path
 from llamafu.cli.device_arguments import add_devices, device_arguments
 from llamafu.cli.progress import Progress
@@ -171,7 +171,7 @@ def _conditions(engine: Engine, threads: int, library: str | None) -> dict[str, 
 
     found, stats = find(library), engine.stats()
     return {
-        "cpu": _cpu(),
+        "cpu": cpu_name(),
         "cpus": usable_cpus(),
         "load": os.getloadavg()[0] if hasattr(os, "getloadavg") else None,
         "threads": threads,
@@ -181,13 +181,6 @@ def _conditions(engine: Engine, threads: int, library: str | None) -> dict[str, 
         "fallbacks": stats.fallback_reasons,
         "llamafu": __version__,
     }
-
-
-def _cpu() -> str:
-    facts = Path("/proc/cpuinfo")
-    lines = facts.read_text("utf-8").splitlines() if facts.exists() else []
-    named = (line.partition(":")[2].strip() for line in lines if line.startswith("model name"))
-    return next(named, platform.processor() or platform.machine())
 
 
 def _text(report: dict[str, Any]) -> str:

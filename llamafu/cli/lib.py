@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from llamafu.cli.progress import Progress
+from llamafu.libraries.backend_names import BACKENDS
 
 if TYPE_CHECKING:
     from llamafu.libraries.discovery import Candidate
@@ -27,6 +28,11 @@ def add_parser(subparsers: Any) -> None:
     listing.set_defaults(run=_list)
     install = actions.add_parser("install", help="fetch a prebuilt libllama into your data folder")
     install.add_argument("--force", action="store_true", help="fetch it again even if a usable one is there")
+    install.add_argument(
+        "--backend",
+        choices=list(BACKENDS),
+        help="what it must have; cpu for nothing else (default: whatever the package brings)",
+    )
     install.set_defaults(run=_install)
     build = actions.add_parser("build", help="compile a libllama tuned to this CPU into your data folder")
     build.add_argument(
@@ -34,6 +40,9 @@ def add_parser(subparsers: Any) -> None:
     )
     build.add_argument(
         "--jobs", type=_positive, default=os.cpu_count() or 1, metavar="N", help="compilers at a time (%(default)s)"
+    )
+    build.add_argument(
+        "--backend", choices=list(BACKENDS), default="cpu", help="what to compile beside the CPU's code (default: nothing)"
     )
     build.set_defaults(run=_build)
 
@@ -114,15 +123,17 @@ def _as_json(candidate: Candidate, answer: VerifiedLibrary | Refusal, devices: l
 
 
 def _install(arguments: argparse.Namespace) -> int:
-    from llamafu.libraries.install import REQUIREMENT, install, installed
+    from llamafu.libraries.install import install, installed
+    from llamafu.libraries.prebuilt import prebuilt
 
-    there = None if arguments.force else installed()
+    requirement = prebuilt(arguments.backend).requirement
+    there = None if arguments.force else installed(arguments.backend)
     if there is not None:
         sys.stdout.write(f"already installed: {_summary(there)}\n")
         return 0
     with Progress() as progress:
-        progress.show(f"fetching {REQUIREMENT}")
-        proven = install()
+        progress.show(f"fetching {requirement}")
+        proven = install(arguments.backend)
     sys.stdout.write(f"installed: {_summary(proven)}\n")
     return 0
 
@@ -131,7 +142,7 @@ def _build(arguments: argparse.Namespace) -> int:
     from llamafu.libraries.build import build
 
     with Progress() as progress:
-        proven = build(arguments.source, jobs=arguments.jobs, report=progress.show)
+        proven = build(arguments.source, jobs=arguments.jobs, report=progress.show, backend=arguments.backend)
     sys.stdout.write(f"built: {_summary(proven)}\n")
     return 0
 

@@ -13,6 +13,7 @@ import sys
 import threading
 from typing import TYPE_CHECKING, Any
 
+from llamafu._util.system.processes import ending_signals, is_closed_pipe, piped_encoding
 from llamafu._version import __version__
 from llamafu.errors import LlamafuError
 
@@ -59,19 +60,20 @@ def _run(arguments: argparse.Namespace) -> int:
     debug = getattr(arguments, "debug", False)
     _route_logs(debug=debug)
     if isinstance(sys.stdout, io.TextIOWrapper):
-        sys.stdout.reconfigure(errors="replace")  # a model's text may have characters that the terminal's encoding lacks
+        # A model's text may have characters that the terminal's encoding lacks; to files and pipes Windows would write ANSI.
+        sys.stdout.reconfigure(errors="replace", encoding=None if sys.stdout.isatty() else piped_encoding())
     try:
         with _signals_as_exceptions():
             status: int = arguments.run(arguments)
         sys.stdout.flush()
     except KeyboardInterrupt:
         return INTERRUPTED
-    except BrokenPipeError:
-        # Python flushes stdout at exit, which would raise again.
-        with contextlib.suppress(OSError, ValueError):
-            os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-        return BROKEN_PIPE
     except (LlamafuError, OSError) as error:
+        if isinstance(error, OSError) and is_closed_pipe(error):
+            # Python flushes stdout at exit, which would raise again.
+            with contextlib.suppress(OSError, ValueError):
+                os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+            return BROKEN_PIPE
         return _failed(str(error), debug=debug)
     except Exception as error:  # noqa: BLE001 - a bug is reported as one line too
         return _failed(f"{type(error).__name__}: {error} (this is a bug; --debug shows where)", debug=debug)
@@ -80,12 +82,12 @@ def _run(arguments: argparse.Namespace) -> int:
 
 @contextlib.contextmanager
 def _signals_as_exceptions() -> Iterator[None]:
-    """Make SIGTERM and SIGHUP raise SystemExit, so that the command removes unfinished files before it ends."""
+    """Make the signals that end a program raise SystemExit, so that the command removes unfinished files before it ends."""
 
     def end(number: int, _frame: FrameType | None) -> None:
         raise SystemExit(_SIGNALLED + number)
 
-    numbers = [getattr(signal, name) for name in ("SIGTERM", "SIGHUP") if hasattr(signal, name)]
+    numbers = ending_signals()
     if threading.current_thread() is not threading.main_thread():
         numbers = []
     before = {number: signal.signal(number, end) for number in numbers if signal.getsignal(number) is signal.SIG_DFL}

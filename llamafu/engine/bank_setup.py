@@ -17,7 +17,7 @@ from llamafu._native.batched_lora.device_support import refusal
 from llamafu._native.batched_lora.rewritten import ExpertRewriteHook
 from llamafu._native.batched_lora.slot_layout import with_spare
 from llamafu._native.graph.adapter_ops import find_adapter_ops
-from llamafu._native.memory_needs import machine_bytes
+from llamafu._util.system.hardware import machine_bytes
 from llamafu.adapters.writer import factor_bytes
 from llamafu.adapters.zeros import EMBEDDINGS, takes_adapters, zero_adapter
 from llamafu.engine.bank import Bank

@@ -11,6 +11,7 @@ from functools import partial
 from typing import TYPE_CHECKING
 
 from llamafu._util.listing import listed
+from llamafu._util.system.files import changed_ns
 from llamafu.adapters.compatibility import demand_fit
 from llamafu.adapters.file import AdapterFile, default_name
 from llamafu.adapters.gguf.values import as_stored
@@ -191,10 +192,12 @@ def _signature(path: Path) -> _Signature | None:
         stats = [file.stat() for file in files]
     except OSError:
         return None
-    newest = max((max(stat.st_mtime_ns, stat.st_ctime_ns) for stat in stats), default=0)
+    changes = [changed_ns(file, stat) for file, stat in zip(files, stats, strict=True)]
+    newest = max((*changes, *(stat.st_mtime_ns for stat in stats)), default=0)
     # `abs`: with a time in the future the file would never count as settled, and be read for every request.
     settled = abs(time.time_ns() - newest) > _TICK
-    return _Signature(tuple((s.st_dev, s.st_ino, s.st_size, s.st_mtime_ns, s.st_ctime_ns) for s in stats), settled)
+    known = zip(stats, changes, strict=True)
+    return _Signature(tuple((s.st_dev, s.st_ino, s.st_size, s.st_mtime_ns, changed) for s, changed in known), settled)
 
 
 def _stored(file: BinaryIO, entry: TensorEntry) -> NDArray[np.floating]:

