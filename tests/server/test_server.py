@@ -57,6 +57,20 @@ def test_five_operations(admin, engine):
     assert admin.chat.create(HI).text == "ahoy there"
 
 
+def test_unload_with_a_body_that_names_something_unloads_nothing(raw, engine):
+    """It empties the whole set: who names one adapter means the others to stay."""
+    for content in (b'{"name": "pirate"}', b'["pirate"]', b"pirate"):
+        engine.set_lora_adapters({"pirate": 0.8, "shout": 0.5})
+        for method, path in (("POST", "/v1/lora/unload"), ("DELETE", "/v1/loras/active")):
+            answer = raw.request(method, path, content=content)
+            assert (answer.status_code, "empties the active set" in answer.json()["detail"]) == (400, True)
+        assert engine.active_lora_adapters == {"pirate": 0.8, "shout": 0.5}
+    for content in (b"", b"{}", b" null\n"):
+        engine.set_lora_adapters({"pirate": 0.8})
+        assert raw.post("/v1/lora/unload", content=content).json() == {}
+        assert engine.active_lora_adapters == {}
+
+
 def test_an_api_key_sees_the_active_ones(admin, user):
     assert user.lora.list().data == ()
     admin.lora.load(LoraLoadRequest.of({"pirate": 0}))

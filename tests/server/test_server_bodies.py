@@ -457,6 +457,16 @@ def test_what_does_not_exist(lora, model):
         resolve_adapters(lora, model, **THERE)
 
 
+def test_the_adapter_that_was_meant_is_named():
+    for lora, model in ((None, "Pirate"), ({"piratte": 1}, None), ([{"name": "pirat"}], None)):
+        with pytest.raises(NotFoundError, match="; did you mean 'pirate'?"):
+            resolve_adapters(lora, model, **THERE)
+    many = {**THERE, "names": [*THERE["names"], *map(str, range(100))]}  # comparing takes time, which streams wait for
+    with pytest.raises(NotFoundError) as caught:
+        resolve_adapters({"piratte": 1}, None, **many)
+    assert "did you mean" not in str(caught.value)
+
+
 @pytest.mark.parametrize(
     ("lora", "problem"),
     [

@@ -128,6 +128,22 @@ def test_which_adapters_act_is_never_guessed(raw):
         assert (answer.status_code, "is not a field" in answer.json()["detail"]) == (400, True), path
 
 
+@pytest.mark.parametrize("name", ["adapter_id", "lora_path", "adapter", "lora_request"])
+def test_other_servers_choices_of_adapters_are_not_ignored(raw, name):
+    """LoRAX, SGLang and others: who names an adapter so is not answered by the base model."""
+    for path, body in (
+        ("/v1/chat/completions", {"messages": HI}),
+        ("/v1/completions", {"prompt": "a"}),
+        ("/v1/embeddings", {"input": "a"}),
+        ("/v1/messages", {"messages": HI}),
+        ("/v1/responses", {"input": "a"}),
+        ("/completion", {"prompt": "a"}),
+    ):
+        answer = raw.post(path, json={**body, name: "pirate"})
+        assert (answer.status_code, "chosen by model" in answer.text) == (400, True), (path, answer.text)
+        assert raw.post(path, json={**body, name: None}).status_code == 200, path
+
+
 # -- what asks for nothing ----------------------------------------------------------------------------------------
 
 

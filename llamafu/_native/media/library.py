@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from llamafu._native.abi.shared_library import open_shared
 from llamafu.errors import MultimodalError
 
 if TYPE_CHECKING:
@@ -66,7 +67,7 @@ def open_media_library(library: Library, path: Path, family: str) -> MediaLibrar
     """Load the libmtmd at `path`, whose family was proven, beside the libllama of this process; `MultimodalError`."""
     ffi = declarations(family)
     try:
-        lib = ffi.dlopen(str(path), ffi.RTLD_NOW | ffi.RTLD_LOCAL)
+        lib = open_shared(ffi, str(path))
     except OSError as error:
         message = f"cannot load {path}: {error}; use a build that has libmtmd beside libllama: `llamafu lib install`"
         raise MultimodalError(message) from error

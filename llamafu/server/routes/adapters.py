@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 from starlette.responses import Response
 
+from llamafu.server.http.endpoint import read_whole
 from llamafu.server.schemas.answers import (
     DeletedAnswer,
     LoraCardAnswer,
@@ -17,6 +18,7 @@ from llamafu.server.schemas.answers import (
     NumberedAnswer,
     SuccessAnswer,
 )
+from llamafu.service.errors import InvalidRequestError
 from llamafu.service.loading import LoraLoadRequest
 from llamafu.service.local import LocalLoraService
 
@@ -31,6 +33,10 @@ if TYPE_CHECKING:
     from llamafu.server.schemas.adapter_requests import LoraLoadBody, VllmLoadRequest, VllmUnloadRequest
     from llamafu.server.storage.catalog import Catalog
     from llamafu.service.cards import LoraList
+
+_NOTHING = frozenset({b"", b"{}", b"null"})
+_MOST_OF_NOTHING = 64 * 1024
+"""Bytes of a body that says nothing; clients send an empty object, or null, where they have none."""
 
 
 class AdapterRoutes:
@@ -56,8 +62,14 @@ class AdapterRoutes:
         loaded = await asyncio.to_thread(self._service.load, request.body.request())
         return LoraLoadAnswer(success=list(loaded.success), failure=list(loaded.failure))
 
-    async def unload(self, request: AuthedRequest[None]) -> NothingAnswer:  # noqa: ARG002 - a handler
-        """`POST /v1/lora/unload`, `DELETE /v1/loras/active`."""
+    async def unload(self, request: AuthedRequest[None]) -> NothingAnswer:
+        """`POST /v1/lora/unload`, `DELETE /v1/loras/active`: without a body; one that names adapters means others to stay."""
+        if (await read_whole(request.http, _MOST_OF_NOTHING)).strip() not in _NOTHING:
+            message = (
+                "unload takes no body: it empties the active set; POST /v1/lora/load with the adapters that are to stay, or "
+                "POST /v1/unload_lora_adapter takes one adapter off every list"
+            )
+            raise InvalidRequestError(message)
         self._service.unload()
         return NothingAnswer()
 

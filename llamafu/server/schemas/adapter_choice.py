@@ -9,17 +9,21 @@ from typing import TYPE_CHECKING, Annotated, Any, ClassVar
 from pydantic import ConfigDict, RootModel
 
 from llamafu._util.json_values import kind_of
+from llamafu._util.suggestions import did_you_mean
 from llamafu.server.schemas.base import RequestBody, SmallBody
 from llamafu.server.schemas.field_types import JsonSchemaOf, Name, NumberId, Scale
 from llamafu.server.schemas.reading import validated
 from llamafu.service.errors import InvalidRequestError, NotFoundError
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Collection, Mapping, Sized
+    from collections.abc import Callable, Collection, Mapping, Sequence, Sized
 
 
 MOST_ADAPTERS = 1000
 """Adapters that one `lora` may name: each entry is checked in one call, which every stream waits for."""
+
+_MOST_COMPARED = 100
+"""Names with which an unknown one is compared, to say which was meant."""
 
 
 class AdapterScale(SmallBody):
@@ -115,7 +119,7 @@ def resolve_adapters(
         scales = _read_scales(lora, name_of, scale_range)
         if unknown := [name for name in scales if name not in names]:
             reasons = "".join(f"; the mix {name!r} cannot be used: {waiting[name]}" for name in unknown if name in waiting)
-            message = f"no such adapter: {', '.join(map(repr, unknown))}{reasons}"
+            message = f"no such adapter: {', '.join(map(repr, unknown))}{_meant(unknown, names)}{reasons}"
             raise NotFoundError(message)
         return scales
     if not model or model == base or model in aliases:
@@ -123,10 +127,17 @@ def resolve_adapters(
     if model in names:
         return {model: 1.0}
     own = " or ".join(map(repr, [base, *aliases]))
-    message = f"no such model: {model!r}; it may be {own} or an adapter's name (GET /v1/models lists them)"
+    message = (
+        f"no such model: {model!r}{_meant([model], names)}; it may be {own}, or an adapter or a mix (GET /v1/models lists them)"
+    )
     if model in waiting:
         message = f"the mix {model!r} cannot be used: {waiting[model]}"
     raise NotFoundError(message)
+
+
+def _meant(unknown: Sequence[str], names: Collection[str]) -> str:
+    """Return the name that was meant by the first unknown one; comparing takes time that every stream waits for."""
+    return did_you_mean(unknown[0], names) if len(names) <= _MOST_COMPARED else ""
 
 
 def _read_scales(lora: object, name_of: Callable[[int], str | None], scale_range: tuple[float, float]) -> dict[str, float]:

@@ -71,7 +71,7 @@ def _within_range(value: object, info: ValidationInfo) -> float:
     low, high = context["scale_range"]
     number = as_number(value)
     if number is None or not low <= number <= high:
-        legal = f"{_NUMBER} from {low:g} to {high:g}"
+        legal = f"{_NUMBER} from {low:g} to {high:g}, the server's --scale-range"
         raise must_be(legal)
     return number
 

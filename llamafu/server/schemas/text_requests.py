@@ -11,7 +11,7 @@ from llamafu.server.schemas.adapter_choice import LoraChoice
 from llamafu.server.schemas.base import SmallBody
 from llamafu.server.schemas.content import AnyTokens, Documents, TextOrMessages, TextsToEmbed
 from llamafu.server.schemas.field_types import Flag, Legal, Name
-from llamafu.server.schemas.unsupported_fields import Unsupported
+from llamafu.server.schemas.unsupported_fields import OTHER_CHOICES, Unsupported
 
 
 class EncodeRequest(SmallBody):
@@ -43,6 +43,7 @@ class EmbeddingRequest(SmallBody):
     """`POST /v1/embeddings`: OpenAI's, with `lora`."""
 
     without_effect: ClassVar[frozenset[str]] = frozenset({"user"})
+    unsupported: ClassVar[Mapping[str, Unsupported]] = OTHER_CHOICES
 
     input: TextsToEmbed
     encoding_format: Annotated[Literal["float", "base64"], Legal("'float' or 'base64'")] = "float"
@@ -56,6 +57,7 @@ class RerankRequest(SmallBody):
 
     without_effect: ClassVar[frozenset[str]] = frozenset({"user", "priority"})
     unsupported: ClassVar[Mapping[str, Unsupported]] = {
+        **OTHER_CHOICES,
         "max_tokens_per_doc": Unsupported((), "documents are read whole or refused; shorten them before they are sent"),
         "truncate_prompt_tokens": Unsupported((-1,), "documents are read whole or refused; shorten them before they are sent"),
     }

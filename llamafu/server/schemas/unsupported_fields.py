@@ -29,7 +29,19 @@ _LENGTH = "the length of an answer is max_tokens at most; ask for more in the pr
 _WHOLE_PROMPT = "a prompt is computed whole or refused; shorten it before it is sent"
 _ALWAYS_SO = "an answer never has special tokens or its stop string in it; add them to the text where they are wanted"
 
+_OTHER_NAMES = (
+    *("adapter", "adapters", "adapter_id", "adapter_name", "adapter_parameters", "adapter_source"),
+    *("lora_adapter", "lora_adapters", "lora_id", "lora_name", "lora_names", "lora_path", "lora_request"),
+    *("lora_scale", "lora_scales", "lora_weight", "lora_weights"),
+)
+OTHER_CHOICES: Mapping[str, Unsupported] = dict.fromkeys(
+    _OTHER_NAMES, Unsupported(("", [], {}), "adapters are chosen by model, with a name, or by lora, such as {'NAME': 0.8}")
+)
+"""Fields by which other servers (LoRAX, TGI, SGLang, LMDeploy and others) choose adapters: to ignore one would be to answer by
+another model than the one asked for."""
+
 UNSUPPORTED: Mapping[str, Unsupported] = {
+    **OTHER_CHOICES,
     # OpenAI
     "echo": Unsupported((False,), "put the prompt before the answer where it is received, or ask /v1/completions"),
     "suffix": Unsupported(("",), "write prefix and suffix into the prompt, in the form that the model was trained on"),
