@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING
 
 from llamafu._native.media.library import MediaLibrary, open_media_library, path_beside
 from llamafu._util import child_process, paths
+from llamafu._util.system import processes
 from llamafu._version import __version__
 from llamafu.errors import AbiMismatchError, MultimodalError
 
@@ -75,6 +76,6 @@ def _proven_family(library: Library, path: Path) -> str:
         if not tried or tried[-1] in skipped:
             said = done.stderr.decode("utf-8", "replace").strip().splitlines()[-1:]
             words = f", and said: {said[0]}" if said else ""
-            message = f"cannot use {path}: its probe ended ({child_process.ending(done.returncode)}){words}; {_MEND}"
+            message = f"cannot use {path}: its probe ended ({processes.ending(done.returncode)}){words}; {_MEND}"
             raise AbiMismatchError(message)
         skipped.append(tried[-1])

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING
 
 from llamafu._native.media.projector import Projector
 from llamafu._util import child_process, paths
+from llamafu._util.system import processes
 from llamafu._version import __version__
 from llamafu.adapters.gguf.base_model import read_header
 from llamafu.errors import ModelLoadError
@@ -58,7 +59,7 @@ def _try_in_child(media: MediaLibrary, model: Path, path: Path) -> None:
         message = f"{path}: libmtmd did not open it within {_TIMEOUT:.0f} s in a process of its own; the file may be damaged"
         raise ModelLoadError(message) from None
     if done.returncode != 0:
-        ending = child_process.ending(done.returncode)
+        ending = processes.ending(done.returncode)
         message = f"cannot load the projector {path}: opening it ended a process ({ending}); it is damaged: fetch it again"
         raise ModelLoadError(message)
     with contextlib.suppress(OSError):  # a cache folder that cannot be written costs time, not the answer
