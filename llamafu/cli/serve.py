@@ -38,23 +38,32 @@ def add_parser(subparsers: Any) -> None:
 def _run(arguments: argparse.Namespace) -> int:
     from llamafu.server.settings import Settings, load
 
-    missing = sorted(package for module, package in _NEEDED.items() if importlib.util.find_spec(module) is None)
-    if missing:
-        message = f"serving needs {', '.join(missing)}; install the extra: pip install 'llamafu[server]'"
-        raise LlamafuError(message)
+    _demand_packages(_NEEDED, "serving", "server")
     given = {each.name: getattr(arguments, each.name) for each in fields(Settings)}
     try:
         settings = load(given, config=arguments.config)
     except ValueError as error:
         arguments.refuse(str(error))
+    if settings.ray:
+        _demand_packages({"ray": "ray[serve]"}, "serving on Ray", "ray")
     return serve_with(settings)
 
 
+def _demand_packages(needed: Mapping[str, str], what: str, extra: str) -> None:
+    missing = sorted(package for module, package in needed.items() if importlib.util.find_spec(module) is None)
+    if missing:
+        message = f"{what} needs {', '.join(missing)}; install the extra: pip install 'llamafu[{extra}]'"
+        raise LlamafuError(message)
+
+
 def serve_with(settings: Settings) -> int:
-    """Open the engine with the adapters of `--lora` active, serve until a signal, and return the exit status."""
+    """Open the engine with the adapters of `--lora` active, serve until a signal, and return the exit status.
+
+    With `--ray`, replicas open engines instead.
+    """
     from llamafu.engine import Engine
     from llamafu.libraries.openmp import shorten_openmp_spin
-    from llamafu.server.auth.startup_keys import load_startup_keys
+    from llamafu.server.auth.startup_keys import load_startup_keys, startup_key_file
     from llamafu.server.run import serve
     from llamafu.server.storage.adapter_folder import AdapterFolder
 
@@ -64,26 +73,16 @@ def serve_with(settings: Settings) -> int:
     _demand_adapters("--lora", dict(settings.lora), {**found, **mixes})
     _demand_free_aliases(settings.alias, found)
     try:
-        guard = load_startup_keys(settings, _print_line)
         path = model_path(settings.model)
         settings = replace(settings, model=str(path))
+        if settings.ray:
+            return _serve_on_ray(replace(settings, keys=startup_key_file(settings, _print_line)))
+        guard = load_startup_keys(settings, _print_line)
     except ValueError as error:
         raise LlamafuError(str(error)) from error
     _log_requests()
     shorten_openmp_spin()
-    with Engine(
-        path,
-        max_sequences=settings.max_sequences,
-        max_queue=settings.max_queue,
-        target_itl_ms=settings.target_itl_ms,
-        prompt_lookup_num_tokens=settings.prompt_lookup_num_tokens,
-        bank_rank=settings.bank_rank,
-        n_ctx=settings.n_ctx,
-        n_threads=settings.threads,
-        scale_range=settings.scale_range,
-        library=settings.library,
-        **settings.device_arguments,
-    ) as engine:
+    with Engine(path, **settings.engine_arguments) as engine:
         named = [name for each in (dict(settings.lora), *mixes.values()) for name in each]
         for name in dict.fromkeys(name for name in named if name not in mixes):
             assert folder is not None  # noqa: S101 - Settings demands it
@@ -96,6 +95,13 @@ def serve_with(settings: Settings) -> int:
         if settings.n_gpu_layers != 0:
             _print_line(f"{path.name}: {stats.placement}")
         return 0 if serve(engine, settings, guard, _print_line) else 1
+
+
+def _serve_on_ray(settings: Settings) -> int:
+    from llamafu.ray.serve_cluster import serve_cluster
+
+    serve_cluster(settings, _print_line)
+    return 0
 
 
 def _mixes_from_start(

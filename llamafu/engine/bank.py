@@ -12,6 +12,7 @@ import numpy as np
 from llamafu.adapters.info import is_expert
 from llamafu.engine.bank_loader import BankLoader
 from llamafu.engine.bank_units import UnitAllocator
+from llamafu.engine.histogram import Histogram
 from llamafu.errors import LoraError
 
 if TYPE_CHECKING:
@@ -66,6 +67,7 @@ class Bank:
         self.allocator = UnitAllocator(capacity)
         self.page_ins = 0
         self.page_in_seconds = 0.0
+        self.page_in_times = Histogram()
         self._contents: dict[str, Content] = {}
         """Resident contents, by digest: while one is here, its private copy on disk stays too."""
         self._targets = {target: index for index, target in enumerate(targets)}
@@ -160,7 +162,7 @@ class Bank:
         finally:
             self.page_in_seconds += time.perf_counter() - began
         if is_complete:
-            del self._loaders[digest]
+            self.page_in_times.observe(time.perf_counter() - self._loaders.pop(digest).began)
             self.allocator.release([digest])
             self.page_ins += 1
         return is_complete

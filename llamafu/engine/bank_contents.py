@@ -1,4 +1,4 @@
-"""What an engine's bank holds."""
+"""What an engine's bank holds, and which adapters its requests use."""
 
 from __future__ import annotations
 
@@ -9,6 +9,7 @@ if TYPE_CHECKING:
     from collections.abc import Mapping
 
     from llamafu.engine.bank import Bank
+    from llamafu.engine.sequence_pool import SequencePool
 
 
 @dataclass(frozen=True, slots=True)
@@ -31,3 +32,17 @@ class BankContents:
             return cls()
         ranks = bank.allocator.residents
         return cls(bank.allocator.capacity, ranks, frozenset(bank.allocator.pinned.copy()) & ranks.keys())
+
+
+@dataclass(frozen=True, slots=True)
+class AdapterUse:
+    """Names of the adapters of requests that run now, and of those that wait, sorted."""
+
+    running: tuple[str, ...] = ()
+    waiting: tuple[str, ...] = ()
+
+    @classmethod
+    def of(cls, pool: SequencePool) -> AdapterUse:
+        """Take a snapshot, on any thread."""
+        sides = ([*pool.running], [*pool.waiting])
+        return cls(*(tuple(sorted({use.name for sequence in side for use in sequence.lora.uses})) for side in sides))

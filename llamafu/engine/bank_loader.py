@@ -20,6 +20,7 @@ class BankLoader:
     """Runs `write_chunks` step by step, after a reader thread has fetched a large content. The engine's thread only."""
 
     def __init__(self, content: Content, write_chunks: Callable[[Content], Iterator[None]]) -> None:
+        self.began = time.perf_counter()
         self._chunks = write_chunks(content)
         self._reader: threading.Thread | None = None
         if content.info.nbytes > _AT_ONCE:

@@ -12,6 +12,7 @@ from llamafu._native.device_options import DeviceArguments, DeviceOptions, takes
 from llamafu.adapters.gguf.base_model import read_model
 from llamafu.engine.adapter_host import EngineAdapterHost
 from llamafu.engine.adapter_manager import AdapterManager, demand_usable
+from llamafu.engine.bank_contents import AdapterUse
 from llamafu.engine.embedder import Embedder
 from llamafu.engine.engine_options import EngineOptions
 from llamafu.engine.model_facts import ModelFacts
@@ -264,6 +265,10 @@ class Engine(EngineAdapterHost):
     def stats(self) -> EngineStats:
         """Return what happened so far, in numbers."""
         return EngineStats.of(self._scheduler, queued=self._worker.queued)
+
+    def adapter_use(self) -> AdapterUse:
+        """Return which adapters the requests of now use."""
+        return AdapterUse.of(self._scheduler.pool)
 
     def forget_times(self) -> None:
         """Take the percentiles of `stats` from what happens from now on only; the counts go on."""

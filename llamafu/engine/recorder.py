@@ -5,6 +5,8 @@ from __future__ import annotations
 import time
 from collections import Counter, deque
 
+from llamafu.engine.histogram import Histogram
+
 _WINDOW = 2048
 """Times that percentiles are taken of: the last so many."""
 _RATE_SECONDS = 10.0
@@ -21,6 +23,7 @@ class Recorder:
         self.batch_sizes: Counter[int] = Counter()
         self.ttft: deque[float] = deque(maxlen=_WINDOW)
         self.itl: deque[float] = deque(maxlen=_WINDOW)
+        self.ttft_histogram, self.itl_histogram = Histogram(), Histogram()
         self._steps: deque[tuple[float, float, int]] = deque(maxlen=_WINDOW)
 
     def step(self, began: float, sequences: int, tokens: int) -> None:
@@ -29,8 +32,18 @@ class Recorder:
         self.completion_tokens += tokens
         self._steps.append((began, time.perf_counter(), tokens))
 
+    def first_token(self, seconds: float) -> None:
+        """Take note of the time from a request's arrival to its first token."""
+        self.ttft.append(seconds)
+        self.ttft_histogram.observe(seconds)
+
+    def next_token(self, seconds: float) -> None:
+        """Take note of the time between two tokens of a request."""
+        self.itl.append(seconds)
+        self.itl_histogram.observe(seconds)
+
     def forget_times(self) -> None:
-        """Begin the percentiles anew."""
+        """Begin the percentiles anew; the histograms go on."""
         self.ttft.clear()
         self.itl.clear()
 

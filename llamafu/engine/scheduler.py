@@ -283,9 +283,9 @@ class Scheduler:
             self.pool.end(sequence, error)
             return 0
         if is_first:
-            self.recorder.ttft.append(now - sequence.arrived)
+            self.recorder.first_token(now - sequence.arrived)
         else:
-            self.recorder.itl.append(now - since)
+            self.recorder.next_token(now - since)
         if reason is not None:
             self.pool.finish(sequence, reason)
         else:

@@ -5,9 +5,12 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
+from llamafu.engine.histogram import Histogram
+
 if TYPE_CHECKING:
     from collections import deque
 
+    from llamafu.engine.histogram import HistogramCounts
     from llamafu.engine.scheduler import Scheduler
 
 
@@ -56,6 +59,9 @@ class EngineStats:
     """Seconds from a request's arrival to its first token."""
     itl: Percentiles
     """Seconds between two tokens of a request."""
+    ttft_histogram: HistogramCounts
+    """The same as `ttft`, of all requests since the engine was made, counted by size."""
+    itl_histogram: HistogramCounts
     bank_units: int
     """Rank units of the bank; `bank_units_used` of them hold an adapter."""
     bank_units_used: int
@@ -63,6 +69,8 @@ class EngineStats:
     """Adapters that were loaded into the bank."""
     page_in_seconds: float
     """Seconds that loading took, in all."""
+    page_in_histogram: HistogramCounts
+    """Seconds from the start of each to its end, steps of others in between included, counted by size."""
     prefix_hits: int
     """Requests whose prompt began with blocks that were computed already."""
     media_waiting: int
@@ -111,10 +119,13 @@ class EngineStats:
             batch_sizes=dict(recorder.batch_sizes),
             ttft=Percentiles.of(recorder.ttft),
             itl=Percentiles.of(recorder.itl),
+            ttft_histogram=recorder.ttft_histogram.counts(),
+            itl_histogram=recorder.itl_histogram.counts(),
             bank_units=bank.allocator.capacity if bank else 0,
             bank_units_used=bank.allocator.used if bank else 0,
             page_ins=bank.page_ins if bank else 0,
             page_in_seconds=bank.page_in_seconds if bank else 0.0,
+            page_in_histogram=(bank.page_in_times if bank else Histogram()).counts(),
             prefix_hits=scheduler.pool.kv.hits,
             media_waiting=encoder.waiting if encoder else 0,
             media_encoded=encoder.encoded if encoder else 0,

@@ -33,6 +33,7 @@ class ClusterState:
     active: scale by name, what a request runs with that names no adapter.
     unloaded: adapters of the folder that nobody can ask for until they are loaded by name.
     files: SHA-256 of each file of the adapters folder, by its path in there.
+    times: when each was last written, in nanoseconds: clients are told the seconds. Times alone make no new version.
     retarget: whether waiting requests are to take this version's active set, too (`skip_queue`).
     """
 
@@ -41,6 +42,7 @@ class ClusterState:
     unloaded: frozenset[str] = frozenset()
     files: Mapping[str, str] = field(default_factory=dict)
     retarget: bool = False
+    times: Mapping[str, int] = field(default_factory=dict, compare=False)
 
 
 @dataclass(frozen=True, slots=True)
@@ -85,7 +87,9 @@ class StateStore:
         self._last_look: Mapping[str, str] = {}
         kept = self._read()
         files = {} if self.folder is None else files_in(self.folder, self._known)
-        self.state = ClusterState(1, dict(active or {}), frozenset(), files) if kept is None else replace(kept, files=files)
+        times = {path: stamp[0] for path, (stamp, _) in self._known.items()}
+        kept = ClusterState(1, dict(active or {})) if kept is None else kept
+        self.state = replace(kept, files=files, times=times)
 
     def look(self) -> bool:
         """Take over what others have changed in the folder; return whether that made a new version.
@@ -141,6 +145,8 @@ class StateStore:
     def _become(self, state: ClusterState) -> None:
         if self.folder is not None:
             data = {"version": state.version, "active": dict(state.active), "unloaded": sorted(state.unloaded)}
+            files_in(self.folder, self._known)
+            state = replace(state, times={path: self._known[path][0][0] for path in state.files if path in self._known})
             with whole_file(self.folder / STATE_FILE) as unfinished, unfinished.open("w", encoding="utf-8") as file:
                 json.dump(data, file, ensure_ascii=False, indent=2)
                 file.flush()

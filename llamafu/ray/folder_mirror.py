@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import os
 import shutil
 from typing import TYPE_CHECKING
 
@@ -35,8 +36,10 @@ class FolderMirror:
         """Return the SHA-256 of every file by path."""
         return files_in(self.folder, self._known)
 
-    def follow(self, files: Mapping[str, str]) -> bool:
-        """Make the folder what `files` says; return whether anything changed. `LlamafuError` where a content cannot be had.
+    def follow(self, files: Mapping[str, str], times: Mapping[str, int]) -> bool:
+        """Make the folder what `files` and `times` say; return whether files changed.
+
+        Raises `LlamafuError` where a content cannot be had.
 
         What is there already stays, so that a call after an error goes on where that one ended.
         """
@@ -50,6 +53,9 @@ class FolderMirror:
         by_content = {digest: path for path, digest in here.items() if path in files and path not in missing}
         for path, digest in missing.items():
             self._obtain(self.folder / path, path, digest, by_content.get(digest))
+        for path, written in times.items():
+            if (target := self.folder / path).exists() and target.stat().st_mtime_ns != written:
+                os.utime(target, ns=(written, written))
         return here != files
 
     def _obtain(self, target: Path, path: str, digest: str, same: str | None) -> None:

@@ -85,13 +85,10 @@ class FollowedState:
                 if change is not None:
                     try:
                         await self._send(change)
-                        version = await self._hub.commit(self._replica, change)
+                        await self._hub.commit(self._replica, change)
                     except BaseException:
                         self._version = 0  # what is here is nobody's state: the next news puts it right
                         raise
-                    if version == self._version + 1:  # else the folder has changed too, which the next news brings
-                        self._version = version
-                        await self._describe()
         finally:
             await self._hub.end_change(self._replica)
 
@@ -134,7 +131,7 @@ class FollowedState:
         if self._folder is not None:
             if self._mirror is None:
                 self._mirror = FolderMirror(self._folder, None if shared.folder is None else Path(shared.folder), self._fetch)
-            self._mirror.follow(state.files)
+            self._mirror.follow(state.files, state.times)
             for _look in range(2):  # an adapter is registered once two looks saw it alike
                 self._catalog.refresh()
         for name in state.unloaded - self._catalog.unloaded:

@@ -12,10 +12,12 @@ from typing import TYPE_CHECKING
 
 from llamafu.errors import LlamafuError
 from llamafu.ray.cluster_state import ClusterState, StateChange, StateStore
-from llamafu.server.auth.keys import KeyFile, KeyRing
+from llamafu.server.auth.keys import KeyFile
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping
+
+    from llamafu.server.auth.keys import KeyRing
 
 LEASE = 3.0
 """Seconds that a replica may answer after it last asked for the state: so long a change waits for one that does not."""
@@ -61,14 +63,17 @@ class StateHub:
         self,
         folder: str | None,
         active: Mapping[str, float],
-        keys: tuple[KeyRing, str | None],
+        keys: tuple[KeyRing, str | None, KeyRing],
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
-        """`active` counts where no state was kept; `keys` are those of the settings, and the file that has others."""
+        """`active` counts where no state was kept. `keys`: those of the settings, the file of others, and what it had.
+
+        Where this machine does not see the file, what it had stays valid.
+        """
         self._store = StateStore(None if folder is None else Path(folder), active)
-        self._given, key_file = keys
+        self._given, key_file, file_ring = keys
         self._key_file = KeyFile(Path(key_file)) if key_file is not None and Path(key_file).exists() else None
-        self._file_ring = self._key_file.ring() if self._key_file else KeyRing()
+        self._file_ring = self._key_file.ring() if self._key_file else file_ring
         self._ring_number = 1
         self._clock = clock
         self._born = clock()

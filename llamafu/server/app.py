@@ -90,6 +90,7 @@ def make_app(engine: ServedEngine, settings: Settings, guard: Guard) -> Starlett
     )
     app.router.redirect_slashes = False
     app.state.end_all = handlers.generation.end_all
+    app.state.catalog = catalog
     return app
 
 

@@ -13,6 +13,7 @@ if TYPE_CHECKING:
 
     import numpy as np
 
+    from llamafu.engine.bank_contents import AdapterUse, BankContents
     from llamafu.engine.model_facts import ModelFacts
     from llamafu.engine.request import Request
     from llamafu.generation.completion import Completion
@@ -87,3 +88,9 @@ class ServedEngine(AdapterEngine, Protocol):
 
     def stats(self) -> Any:
         """Return a dataclass of what the engine counts."""
+
+    def bank_contents(self) -> BankContents:
+        """Return what the bank holds now."""
+
+    def adapter_use(self) -> AdapterUse:
+        """Return which adapters the requests of now use."""

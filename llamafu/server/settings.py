@@ -101,6 +101,8 @@ class Settings(DeviceSettings):
     max_time: float = setting(duration("seconds"), "seconds after which a request is ended with what there is", 600.0)
     ping: float = setting(duration("seconds"), "seconds without a token after which a stream gets a comment", 15.0)
     grace: float = setting(duration("seconds"), "seconds that running requests have to finish after SIGTERM", 30.0)
+    ray: bool = setting(read_truth, "serve over replicas on Ray, of the extra `ray`; see --replicas", default=False)
+    replicas: int = setting(whole(1), "replicas on Ray, each with an engine of its own", 1)
 
     def __post_init__(self) -> None:
         """Refuse settings that exclude each other; `ValueError`."""
@@ -111,10 +113,29 @@ class Settings(DeviceSettings):
         if self.no_auth and (self.api_key or self.admin_key or self.keys):
             message = "no_auth was given together with keys; give one of them"
             raise ValueError(message)
+        if self.replicas > 1 and not self.ray:
+            message = f"replicas is {self.replicas}, and they run on Ray; give ray, too"
+            raise ValueError(message)
         self._check_names_and_scales()
         if "*" in self.allow_origin and self.no_auth:
             message = "allow_origin '*' without keys would let every web page in; name the origins"
             raise ValueError(message)
+
+    @property
+    def engine_arguments(self) -> dict[str, Any]:
+        """What is the engine's as keyword arguments of `Engine`."""
+        return {
+            "max_sequences": self.max_sequences,
+            "max_queue": self.max_queue,
+            "target_itl_ms": self.target_itl_ms,
+            "prompt_lookup_num_tokens": self.prompt_lookup_num_tokens,
+            "bank_rank": self.bank_rank,
+            "n_ctx": self.n_ctx,
+            "n_threads": self.threads,
+            "scale_range": self.scale_range,
+            "library": self.library,
+            **self.device_arguments,
+        }
 
     def _check_names_and_scales(self) -> None:
         """Refuse names that are given twice or taken, and scales outside of the range; `ValueError`."""

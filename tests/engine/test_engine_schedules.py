@@ -174,7 +174,7 @@ class KvMachine(RuleBasedStateMachine):
         assert self.kv.used == len(blocks) * PREFIX_BLOCK + sum(map(len, self.kv._tails.values()))
         assert self.kv.used <= self.kv.size
         running = {id(block) for number in self.held for block in self.kv._blocks[number]}
-        assert self.kv._idle == len(blocks) - len(running)
+        assert self.kv._idle == (len(blocks) - len(running)) * PREFIX_BLOCK
         for number, content in self.held.items():
             assert len(self.kv._blocks[number]) * PREFIX_BLOCK + len(self.kv._tails[number]) == len(content)
             keys = [block.key for block in self.kv._blocks[number] if block.key]

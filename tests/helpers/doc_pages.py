@@ -118,6 +118,7 @@ PEERS = {
     "llama_index": "llama_index",
     "llamafu.integrations.langchain": "langchain_core",
     "pydantic_ai": "pydantic_ai",
+    "llamafu.ray": "ray",
 }
 """What pages import that need not be installed here, by the package that has to be; `tests/peers/` has them."""
 
@@ -177,7 +178,9 @@ def check_command(words):
         assert extras is None or set(extras[1].split(",")) <= set(project()["project"]["optional-dependencies"])
     else:
         ours = {"git", "cd", "export"}
-        assert words[0] in ours | {"llm", "lm_eval"}, f"{words}: what should this be checked by?"  # tests/peers runs these two
+        assert words[0] in ours | {"llm", "lm_eval", "ray"}, (
+            f"{words}: what should this be checked by?"
+        )  # tests/peers runs these
 
 
 def project():

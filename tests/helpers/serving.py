@@ -13,6 +13,7 @@ import numpy as np
 import uvicorn
 
 from llamafu.engine import ModelFacts, Request
+from llamafu.engine.bank_contents import AdapterUse, BankContents
 from llamafu.errors import ContextOverflowError, InvalidAdapterFileError, LoraNotFoundError, QueueFullError
 from llamafu.generation.chat_options import split_options
 from llamafu.generation.completion import AppliedLora, Completion, Timings, TokenLogprob, Usage
@@ -75,6 +76,12 @@ class FakePieces:
         self.engine.running.discard(self)
 
 
+class FakeAdapter(type(Path())):
+    """The path of an adapter, with what is told of it."""
+
+    rank, digest = 8, ""
+
+
 class FakeEngine:
     """Echoes prompts; with pirate applied it says Arrr first."""
 
@@ -100,7 +107,7 @@ class FakeEngine:
             message = f"{path} is damaged"
             raise InvalidAdapterFileError(message)
         self._mixes.refuse_taken(name)
-        self.adapters[name] = Path(path)
+        self.adapters[name] = FakeAdapter(path)
 
     def remove_adapter(self, name):
         self._mixes.refuse_used(name)
@@ -177,6 +184,12 @@ class FakeEngine:
     def stats(self):
         return FakeStats(len(self.running), {2: 5}, FakePercentiles(0.5))
 
+    def bank_contents(self):
+        return BankContents()
+
+    def adapter_use(self):
+        return AdapterUse()
+
 
 @dataclass
 class FakePercentiles:
@@ -188,6 +201,7 @@ class FakeStats:
     running: int
     batch_sizes: dict
     ttft: FakePercentiles
+    queued: int = 0
 
 
 @contextmanager

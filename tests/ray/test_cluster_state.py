@@ -158,14 +158,16 @@ def test_mirror_follows(folder, tmp_path):
 
         (tmp_path / f"mirror-{shared is None}-{shared == tmp_path}").mkdir()
         mirror = FolderMirror(tmp_path / f"mirror-{shared is None}-{shared == tmp_path}", shared, fetch)
-        assert mirror.follow(store.state.files)
+        assert mirror.follow(store.state.files, store.state.times)
         assert mirror.files() == store.state.files
-        assert not mirror.follow(store.state.files)
+        written = (store.folder / "a.gguf").stat().st_mtime_ns
+        assert (mirror.folder / "a.gguf").stat().st_mtime_ns == store.state.times["a.gguf"] == written
+        assert not mirror.follow(store.state.files, store.state.times)
         assert bool(fetched) == (shared != store.folder)
         fetched.clear()
         renamed = {**store.state.files, "same.gguf": store.state.files["a.gguf"]}
         del renamed["peft/adapter_config.json"], renamed["peft/adapter_model.safetensors"]
-        assert mirror.follow(renamed)
+        assert mirror.follow(renamed, {})
         assert mirror.files() == renamed
         assert not fetched
         assert not (mirror.folder / "peft").exists()
@@ -178,6 +180,6 @@ def test_mirror_takes_no_other_content(folder, tmp_path):
     mirror = FolderMirror(tmp_path / "mirror", store.folder, lambda _digest: iter([b"also", b"wrong"]))
     mirror.folder.mkdir()
     with pytest.raises(LlamafuError, match=r"a\.gguf: what was sent is not the content"):
-        mirror.follow(store.state.files)
+        mirror.follow(store.state.files, store.state.times)
     assert not (mirror.folder / "a.gguf").exists()
     assert not list(mirror.folder.glob(".*"))

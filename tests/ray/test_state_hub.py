@@ -47,7 +47,7 @@ def cluster(engines, tmp_path, tiny_adapter_a, tiny_adapter_b, monkeypatch):
 
     def run(test, **options):
         async def all_of_it():
-            hub = StateHub(str(folder), {"a": 0.5}, (KeyRing(["my-api-key"]), None), **options)
+            hub = StateHub(str(folder), {"a": 0.5}, (KeyRing(["my-api-key"]), None, KeyRing()), **options)
             parts = [CatalogOf(engine, tmp_path / f"r{number}") for number, engine in enumerate(engines)]
             followers = [
                 FollowedState(f"r{number}", hub, part.engine, part.catalog, part.folder) for number, part in enumerate(parts)
@@ -213,7 +213,7 @@ def test_a_new_hub_goes_on_where_the_last_one_ended(cluster):
             parts[0].engine.set_lora_adapters({"b": 0.25})
 
     run(change)
-    hub = StateHub(str(folder), {"a": 0.5}, (KeyRing(), None))
+    hub = StateHub(str(folder), {"a": 0.5}, (KeyRing(), None, KeyRing()))
     state = hub._store.state
     hub.close()
     assert (state.active, state.version) == ({"b": 0.25}, 2)

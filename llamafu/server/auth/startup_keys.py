@@ -9,6 +9,7 @@ from llamafu.server.auth.keys import Guard, KeyFile, KeyRing, write_new_keys
 
 if TYPE_CHECKING:
     from collections.abc import Callable
+    from pathlib import Path
 
     from llamafu.server.settings import Settings
 
@@ -25,13 +26,21 @@ def load_startup_keys(settings: Settings, tell: Callable[[str], None]) -> Guard:
     if settings.no_auth:
         return Guard(None)
     given = KeyRing(settings.api_key, settings.admin_key)
-    path = settings.keys or (None if given else data_dir() / _NAME)
+    path = startup_key_file(settings, tell)
     if path is None:
         return Guard(lambda: given)
+    file = KeyFile(path)
+    return Guard(lambda: given + file.ring())
+
+
+def startup_key_file(settings: Settings, tell: Callable[[str], None]) -> Path | None:
+    """Return the file whose keys count, which is made as `load_startup_keys` says; None where only given keys do, or none."""
+    if settings.no_auth or (settings.keys is None and (settings.api_key or settings.admin_key)):
+        return None
+    path = settings.keys or data_dir() / _NAME
     if settings.keys is None and not path.exists():
         api, admin = write_new_keys(path)
         tell(f"new keys, kept in {path} and not shown again:")
         tell(f"  api key    {api}")
         tell(f"  admin key  {admin}")
-    file = KeyFile(path)
-    return Guard(lambda: given + file.ring())
+    return path

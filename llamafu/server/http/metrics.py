@@ -7,6 +7,8 @@ import threading
 from collections import Counter
 from typing import TYPE_CHECKING, Any
 
+from llamafu.engine.histogram import SECONDS, HistogramCounts
+
 if TYPE_CHECKING:
     from collections.abc import Iterable, Iterator, Mapping
 
@@ -15,6 +17,12 @@ if TYPE_CHECKING:
 KIND = "text/plain; version=0.0.4; charset=utf-8"
 _BASE = ""
 """The label of requests that ran without an adapter."""
+_COUNTERS = frozenset(
+    "finished cancelled failed prompt_tokens completion_tokens cached_tokens draft_tokens draft_tokens_held "
+    "batch_sizes page_ins page_in_seconds prefix_hits preemptions mixed_steps "
+    "plain_steps fallback_steps fallback_reasons failed_steps".split()
+)
+"""What the engine only counts up."""
 _MOST_NAMES = 200
 """Names of ignored fields that are counted by name: clients may invent any number. The others go by no name."""
 
@@ -64,16 +72,20 @@ class Metrics:
                 "completion_tokens": [({"adapter": name}, count) for name, count in self._completion.items()],
             }
             ignored = [({"field": name}, count) for name, count in self._ignored.items()]
-        lines = list(_table("llamafu_http_requests_total", "counter", requests))
-        lines += _table("llamafu_ignored_fields_total", "counter", ignored)
+        lines = list(table("llamafu_http_requests_total", "counter", requests))
+        lines += table("llamafu_ignored_fields_total", "counter", ignored)
         for name, rows in tables.items():
-            lines += _table(f"llamafu_{name}_total", "counter", rows)
+            lines += table(f"llamafu_{name}_total", "counter", rows)
         for name, fact in (("llamafu_adapter_bytes", "size"), ("llamafu_adapter_last_used_timestamp_seconds", "last_used")):
             known = {adapter: facts[fact] for adapter, facts in (adapters or {}).items() if facts[fact] is not None}
-            lines += _table(name, "gauge", [({"adapter": adapter}, float(number)) for adapter, number in known.items()])
+            lines += table(name, "gauge", [({"adapter": adapter}, float(number)) for adapter, number in known.items()])
         if dataclasses.is_dataclass(stats):
             for each in dataclasses.fields(stats):
-                lines += _table(f"llamafu_engine_{each.name}", "gauge", list(_rows(getattr(stats, each.name))))
+                value, name = getattr(stats, each.name), f"llamafu_engine_{each.name}"
+                if isinstance(value, HistogramCounts):
+                    lines += _histogram(f"{name.removesuffix('_histogram')}_seconds", value)
+                else:
+                    lines += table(name, "counter" if each.name in _COUNTERS else "gauge", list(_rows(value)))
         return "\n".join([*lines, ""])
 
 
@@ -89,11 +101,21 @@ def _rows(value: Any) -> Iterator[tuple[Mapping[str, str], float]]:
             yield {"quantile": each.name}, float(getattr(value, each.name))
 
 
-def _table(name: str, kind: str, rows: Iterable[tuple[Mapping[str, str], float]]) -> Iterator[str]:
+def table(name: str, kind: str, rows: Iterable[tuple[Mapping[str, str], float]]) -> Iterator[str]:
+    """Yield the lines of one metric; none where it has no rows."""
     written = [f"{name}{_labels(labels)} {number:.17g}" for labels, number in rows]
     if written:
         yield f"# TYPE {name} {kind}"
         yield from written
+
+
+def _histogram(name: str, counts: HistogramCounts) -> Iterator[str]:
+    yield f"# TYPE {name} histogram"
+    for bound, count in zip(SECONDS, counts.at_most, strict=True):
+        yield f'{name}_bucket{{le="{bound:g}"}} {count}'
+    yield f'{name}_bucket{{le="+Inf"}} {counts.count}'
+    yield f"{name}_sum {counts.total:.17g}"
+    yield f"{name}_count {counts.count}"
 
 
 def _labels(labels: Mapping[str, str]) -> str:

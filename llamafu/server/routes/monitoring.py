@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 from starlette.responses import Response
 
 from llamafu._version import __version__
+from llamafu.server.http.adapter_metrics import adapter_metrics
 from llamafu.server.http.metrics import KIND
 from llamafu.server.schemas.answers import DocumentAnswer, HealthAnswer
 from llamafu.server.schemas.llama_answers import StatusAnswer, VersionAnswer
@@ -54,7 +55,9 @@ class MonitoringRoutes:
         """`GET /metrics`, as Prometheus reads them."""
         engine, facts = self._engine, self._catalog.facts
         uses = await asyncio.to_thread(lambda: {name: facts(name) for name in sorted(engine.adapters)})
-        return Response(self._metrics.text(engine.stats(), uses), media_type=KIND)
+        stats = engine.stats()
+        text = self._metrics.text(stats, uses) + adapter_metrics(stats, engine)
+        return Response(text, media_type=KIND)
 
     async def document(self, request: AuthedRequest[None]) -> DocumentAnswer:  # noqa: ARG002 - a handler
         """`GET /openapi.json`."""
