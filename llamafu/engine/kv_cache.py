@@ -100,7 +100,8 @@ class KvCache:
         if shared:
             for holder in shared[-1].holders & self._kept.keys():
                 self._kept.move_to_end(holder)
-        source = next(iter(shared[-1].holders)) if shared else None
+        # A running holder if there is one: a kept one may have to go for the number.
+        source = min(shared[-1].holders, key=self._kept.__contains__) if shared else None
         if not self._free and not self._evict(sparing=source):
             if not self._evict():
                 return None

@@ -148,8 +148,10 @@ class KvMachine(RuleBasedStateMachine):
                 self.kv.append(other, tokens[had:pause], states[had:pause])
                 self.memory.lengths[other] = max(had, min(pause, len(tokens)))
                 joined = self.kv.join(number, tokens, states)
+                # Where the other one could not share what this one has, its blocks are its own.
+                longest = max(had, min(pause, len(tokens) - 1)) // PREFIX_BLOCK * PREFIX_BLOCK
+                assert joined == (longest - there if had == there else 0)
                 there += joined
-                assert there == (max(had, min(pause, len(tokens) - 1)) // PREFIX_BLOCK * PREFIX_BLOCK)
                 assert self.memory.lengths.get(number, 0) == there
                 self.kv.close(other)
         rest = list(zip(tokens, states, strict=True))[there:]
