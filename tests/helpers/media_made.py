@@ -91,10 +91,8 @@ def apng(*frames):
 
 
 def png_bomb(side=20000):
-    """Return a whole PNG of some kilobytes that decodes to `side` x `side` pixels, 1.2 GB at three bytes each."""
-    line = bytes(1 + -(-side // 8))
-    packer = zlib.compressobj()
-    data = b"".join(packer.compress(line) for _ in range(side)) + packer.flush()
+    """Return a whole PNG of some hundred kilobytes that decodes to `side` x `side` pixels, 1.2 GB at three bytes each."""
+    data = zlib.compress(bytes(side * (1 + -(-side // 8))), 1)
     header = struct.pack(">IIBBBBB", side, side, 1, 0, 0, 0, 0)
     return PNG_MAGIC + png_chunk(b"IHDR", header) + png_chunk(b"IDAT", data) + png_chunk(b"IEND", b"")
 

@@ -127,10 +127,11 @@ class ProjectorReference:
             q, k, v = (self._linear(h, f"{block}attn_{which}").reshape(len(x), heads, -1) for which in "qkv")
             if where is not None:
                 q, k = _rotate(q, where), _rotate(k, where)
-            scores = np.einsum("ihd,jhd->hij", q, k) / math.sqrt(q.shape[-1])
+            q, k, v = (part.swapaxes(0, 1) for part in (q, k, v))  # [heads, n, features]
+            scores = q @ k.swapaxes(1, 2) / math.sqrt(q.shape[-1])
             scores = np.exp(scores - scores.max(axis=-1, keepdims=True))
             scores /= scores.sum(axis=-1, keepdims=True)
-            x = x + self._linear(np.einsum("hij,jhd->ihd", scores, v).reshape(len(x), -1), f"{block}attn_out")
+            x = x + self._linear((scores @ v).swapaxes(0, 1).reshape(len(x), -1), f"{block}attn_out")
             h = activation(self._linear(self._norm(x, f"{block}ln2"), f"{block}ffn_up"))
             x = x + self._linear(h, f"{block}ffn_down")
         return x
@@ -164,7 +165,7 @@ def _convolve(x: np.ndarray, kernel: np.ndarray, stride: int) -> np.ndarray:
     half = kernel.shape[-1] // 2
     windows = np.lib.stride_tricks.sliding_window_view(np.pad(x, ((0, 0), (half, half))), kernel.shape[-1], axis=1)
     rounded = np.float16(windows[:, ::stride]).astype(np.float64), np.float16(kernel).astype(np.float64)
-    return np.einsum("ctk,ock->ot", *rounded)
+    return np.einsum("ctk,ock->ot", *rounded, optimize=True)
 
 
 def _gelu(x: np.ndarray) -> np.ndarray:
