@@ -6,6 +6,7 @@ client takes no part in the work between the first byte and the last.
 
 from __future__ import annotations
 
+import base64
 import json
 import os
 import socket
@@ -21,6 +22,8 @@ if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
 
 NAME = "llama-server"
+MARKER = "<__media__>"
+"""Stands for a picture in a prompt; a server draws its own marker unless it is told one."""
 _PATIENCE = 120  # seconds until it has to be ready, and for one answer
 
 
@@ -47,18 +50,26 @@ class LlamaServer:
         flash_attn: str,
         unified: bool = True,
         cache: bool = False,
+        mmproj: Path | None = None,
     ) -> None:
-        """Start it; `unified` shares one memory among the slots, `cache` lets it keep prompts."""
+        """Start it; `unified` shares one memory among the slots, `cache` lets it keep prompts, `mmproj` lets it see."""
         self.port = _free_port()
         self.flags = [
             *("-np", str(slots), "-c", str(n_ctx), "-t", str(threads), "-tb", str(threads), "-fa", flash_attn),
             *("--kv-unified" if unified else "--no-kv-unified", "--cont-batching", "--no-webui"),
             *(() if cache else ("--no-cache-prompt", "-cram", "0")),
+            *(("--mmproj", str(mmproj), "--no-mmproj-offload") if mmproj else ()),
         ]
         lora = ["--lora", ",".join(map(str, adapters)), "--lora-init-without-apply"] if adapters else []
         command = [str(tools / NAME), "-m", str(model), *self.flags, *lora, "--host", "127.0.0.1", "--port", str(self.port)]
         self._log = tempfile.TemporaryFile()  # noqa: SIM115 - closed with the server
-        self._process = subprocess.Popen(command, stdout=self._log, stderr=subprocess.STDOUT, stdin=subprocess.DEVNULL)
+        self._process = subprocess.Popen(
+            command,
+            stdout=self._log,
+            stderr=subprocess.STDOUT,
+            stdin=subprocess.DEVNULL,
+            env={**os.environ, "LLAMA_MEDIA_MARKER": MARKER},
+        )
         try:
             self._wait()
         except BaseException:
@@ -137,10 +148,11 @@ class LlamaServer:
         raise SystemExit(message)
 
 
-def request(prompt: str, tokens: int, adapter: int | None) -> dict[str, Any]:
-    """Body of a greedy request for exactly `tokens` tokens with one adapter at 1.0, or with none."""
+def request(prompt: str, tokens: int, adapter: int | None, picture: bytes | None = None) -> dict[str, Any]:
+    """Body of a greedy request for exactly `tokens` tokens with one adapter at 1.0, or with none; `picture`: a file's bytes."""
+    seen = [] if picture is None else [base64.b64encode(picture).decode()]
     return {
-        "prompt": prompt,
+        "prompt": {"prompt_string": prompt, "multimodal_data": seen} if seen else prompt,
         "n_predict": tokens,
         "temperature": 0,
         "samplers": ["top_k", "temperature"],  # its fastest way to the greedy token
