@@ -71,6 +71,7 @@ class Replica:
         self._guard = Guard(None if settings.no_auth else lambda: self._state.ring or KeyRing())
         self._app = make_app(self._engine, settings, self._guard)
         await self._opened.enter_async_context(self._app.router.lifespan_context(self._app))
+        self._changes: set[asyncio.Task[list[AnswerHead | bytes]]] = set()
         self._reporter = Reporter(self._engine, capacity=settings.max_sequences, prefix_bytes=_BYTES_PER_TOKEN * settings.n_ctx)
         self._state = FollowedState(self._name, RemoteHub(hub), self._engine, self._app.state.catalog, folder)
         self._opened.push_async_callback(self._state.close)
@@ -87,7 +88,11 @@ class Replica:
             else:
                 app = self._app
                 if request.changes and self._may_change(request):
-                    for part in await self._change(request):
+                    # A client that leaves ends no change: half of one would be left.
+                    changing = asyncio.create_task(self._change(request))
+                    self._changes.add(changing)
+                    changing.add_done_callback(self._changes.discard)
+                    for part in await asyncio.shield(changing):
                         yield part
                     return
             async for part in answer(app, request, self._name, _loaded):

@@ -33,8 +33,8 @@ def test_against_the_other_policies(outcomes):
 
 
 def test_a_choice_is_fast(outcomes):
-    """Far below the 2 ms that a request may cost; a busy machine may take many times what it takes alone."""
-    assert 0 < outcomes["llamafu"].choice_p99 < 0.02
+    """In CPU time; of the 2 ms that a request may cost, with 8 replicas."""
+    assert 0 < outcomes["llamafu"].choice_p99 < 0.002
 
 
 def test_every_request_is_answered(outcomes):

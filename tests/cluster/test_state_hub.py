@@ -139,7 +139,14 @@ def test_a_change_that_cannot_be_kept_is_taken_back(cluster, monkeypatch):
             with pytest.raises(LlamafuError, match="no space"):
                 async with followers[0].changing():
                     parts[0].engine.set_lora_adapters({"b": 1.0})
-        await asyncio.sleep(0.5)
+        await followers[0].current()
+        assert active(parts) == [{"a": 0.5}] * 2
+        with pytest.raises(ValueError, match="in the middle"):
+            async with followers[0].changing():
+                parts[0].engine.set_lora_adapters({})
+                message = "in the middle"
+                raise ValueError(message)
+        await followers[0].current()
         assert active(parts) == [{"a": 0.5}] * 2
         async with followers[1].changing():  # nobody's turn is left over
             parts[1].engine.set_lora_adapters({"b": 1.0})
