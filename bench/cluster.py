@@ -129,6 +129,8 @@ def main(arguments: Sequence[str]) -> int:
             for number in range(ADAPTERS):
                 write_random_adapter(engine, Path(folder) / f"adapter-{number:02}.gguf", rank=RANK, seed=number)
         os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
+        places = [str(Path(__file__).parent), os.environ.get("PYTHONPATH", "")]
+        os.environ["PYTHONPATH"] = os.pathsep.join(filter(None, places))  # Ray's processes import the other router, too
         ray.init(num_cpus=2, object_store_memory=100 * 2**20, include_dashboard=False, log_to_driver=False)
         try:
             serve.start(http_options={"host": "127.0.0.1", "port": PORT})

@@ -79,16 +79,17 @@ class FollowedState:
             async with self._applying:
                 self._engine.retargeted = False
                 before = await asyncio.to_thread(self._here)
-                yield
-                after = replace(await asyncio.to_thread(self._here), retarget=self._engine.retargeted)
-                change = StateChange.between(before, after)
-                if change is not None:
-                    try:
+                try:
+                    yield
+                    after = replace(await asyncio.to_thread(self._here), retarget=self._engine.retargeted)
+                    change = StateChange.between(before, after)
+                    if change is not None:
                         await self._send(change)
                         await self._hub.commit(self._replica, change)
-                    except BaseException:
-                        self._version = 0  # what is here is nobody's state: the next news puts it right
-                        raise
+                except BaseException:
+                    # What is here is nobody's state: nothing is answered until the next news has put it right.
+                    self._version, self._lease = 0, 0.0
+                    raise
         finally:
             await self._hub.end_change(self._replica)
 

@@ -39,7 +39,7 @@ if TYPE_CHECKING:
     from llamafu.server.settings import Settings
 
 _LOG = logging.getLogger("llamafu.ray")
-_PIECE = 8 << 20
+_PIECE = 1 << 20
 """Bytes of a large body that are handed over at a time."""
 _FORM = 64 * 1024
 _ATTEMPTS = 8
@@ -62,15 +62,16 @@ class Ingress:
             (StarletteRoute(path, _no_endpoint, methods=[route.method]), route) for route in ROUTES for path in route.paths
         ]
         self._following: asyncio.Task[None] | None = None
+        self._knows_keys = asyncio.Event()
 
     async def __call__(self, request: Request) -> Response:
         """Answer one request."""
         if self._following is None:
-            await self._follow_once()
             self._following = asyncio.create_task(self._follow())
         route = self._route_of(request.scope)
         form = OPENAI_ERRORS if route is None else route.errors
         try:
+            await self._knows_keys.wait()
             forwarded = await self._forwarded(request, route)
             if route is not None and route.paths == ("/metrics",):
                 return await self._metrics(forwarded)
@@ -183,6 +184,7 @@ class Ingress:
     async def _follow_once(self) -> None:
         found = await self._hub.directory(self._directory.version, self._ring_number)
         self._directory, self._ring, self._ring_number = found
+        self._knows_keys.set()
 
 
 class _PassedOn(Response):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import logging
 import tempfile
 from dataclasses import replace
@@ -60,17 +61,20 @@ class Replica:
     async def __init__(self, settings: Settings, hub: DeploymentHandle) -> None:  # type: ignore[misc] # Ray Serve awaits it
         """Open the engine of these settings, which hold no keys, and wait for the cluster's state."""
         self._name = serve.get_replica_context().replica_id.unique_id
-        self._tmp = tempfile.TemporaryDirectory(prefix="llamafu-replica-")
-        folder = Path(self._tmp.name) if settings.adapters else None
+        self._opened = contextlib.AsyncExitStack()
+        tmp = self._opened.enter_context(tempfile.TemporaryDirectory(prefix="llamafu-replica-"))
+        folder = Path(tmp) if settings.adapters else None
         settings = replace(settings, adapters=folder, lora=())
         shorten_openmp_spin()
         self._engine = await asyncio.to_thread(lambda: ReplicaEngine(settings.model, **settings.engine_arguments))
+        self._opened.push_async_callback(asyncio.to_thread, self._engine.close)
         self._guard = Guard(None if settings.no_auth else lambda: self._state.ring or KeyRing())
         self._app = make_app(self._engine, settings, self._guard)
-        self._lifespan = self._app.router.lifespan_context(self._app)
-        await self._lifespan.__aenter__()
+        await self._opened.enter_async_context(self._app.router.lifespan_context(self._app))
+        self._changes: set[asyncio.Task[list[AnswerHead | bytes]]] = set()
         self._reporter = Reporter(self._engine, capacity=settings.max_sequences, prefix_bytes=_BYTES_PER_TOKEN * settings.n_ctx)
         self._state = FollowedState(self._name, RemoteHub(hub), self._engine, self._app.state.catalog, folder)
+        self._opened.push_async_callback(self._state.close)
         await self._state.current()
 
     async def handle(self, request: ForwardedRequest) -> AsyncGenerator[AnswerHead | bytes]:
@@ -84,7 +88,11 @@ class Replica:
             else:
                 app = self._app
                 if request.changes and self._may_change(request):
-                    for part in await self._change(request):
+                    # A client that leaves ends no change: half of one would be left.
+                    changing = asyncio.create_task(self._change(request))
+                    self._changes.add(changing)
+                    changing.add_done_callback(self._changes.discard)
+                    for part in await asyncio.shield(changing):
                         yield part
                     return
             async for part in answer(app, request, self._name, _loaded):
@@ -102,10 +110,7 @@ class Replica:
 
     async def __del__(self) -> None:
         """End everything; Ray awaits this when it stops a replica."""
-        await self._state.close()
-        await self._lifespan.__aexit__(None, None, None)
-        await asyncio.to_thread(self._engine.close)
-        self._tmp.cleanup()
+        await self._opened.aclose()
 
     def _may_change(self, request: ForwardedRequest) -> bool:
         """Whether its key allows what it asks for; without, nobody has to wait for its turn."""

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING
 import ray
 from ray import serve
 
+from llamafu.errors import LlamafuError
 from llamafu.ray.build import application
 
 if TYPE_CHECKING:
@@ -30,7 +31,12 @@ def serve_cluster(settings: Settings, tell: Callable[[str], None]) -> None:
     is_ours = _join_or_start(settings)
     try:
         serve.start(http_options={"host": settings.host, "port": settings.port})
-        serve.run(app, name=_NAME)
+        try:
+            serve.run(app, name=_NAME)
+        except RuntimeError as error:  # Ray has tried several times, and its message ends with the last traceback
+            reason = str(error).strip().splitlines()[-1]
+            message = f"the replicas do not start: {reason}"
+            raise LlamafuError(message) from error
         host = f"[{settings.host}]" if ":" in settings.host else settings.host
         tell(f"listening on http://{host}:{settings.port}, {settings.replicas} replicas")
         _wait_for_signal()

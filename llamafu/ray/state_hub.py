@@ -102,7 +102,9 @@ class StateHub:
         if self._looking is None:
             self._looking = asyncio.create_task(self._look())
         async with self._news:
-            self._leases[replica] = (self._clock() + POLL + LEASE, version)  # it counts from the question, we from the answer
+            _, has = self._leases.get(replica, (0.0, 0))
+            has = max(version, has) if version else 0  # a question that was on its way while it changed something is old
+            self._leases[replica] = (self._clock() + POLL + LEASE, has)  # it counts from the question, we from the answer
             self._news.notify_all()
             try:
                 async with asyncio.timeout(POLL):

@@ -9,6 +9,7 @@ import shutil
 import socket
 import subprocess
 
+import httpx
 import pytest
 from helpers.package_environment import CLIENTS, our_package, python_with, requirements_of
 
@@ -23,13 +24,19 @@ def free_port():
 
 
 @pytest.fixture(scope="module")
-def told(real, tiny_model, tiny_adapter_a, tiny_adapter_b, tmp_path_factory):
+def cluster_python(real, tmp_path_factory):
+    """The Python of the environment, and the variables of its programs."""
+    python = python_with(*requirements_of("ray", "server", "fast", "client", "chat"), "openai>=2")
+    ours = our_package(tmp_path_factory.mktemp("package"), real)
+    return python, {**os.environ, **ours, "OMP_WAIT_POLICY": "passive"}
+
+
+@pytest.fixture(scope="module")
+def told(cluster_python, tiny_model, tiny_adapter_a, tiny_adapter_b, tmp_path_factory):
     folder = tmp_path_factory.mktemp("adapters")
     shutil.copy(tiny_adapter_a, folder / "a.gguf")
     shutil.copy(tiny_adapter_b, folder / "b.gguf")
-    python = python_with(*requirements_of("ray", "server", "fast", "client", "chat"), "openai>=2")
-    environment = {**os.environ, **our_package(tmp_path_factory.mktemp("package"), real), "OMP_WAIT_POLICY": "passive"}
-    # Paths of sockets have at most 107 bytes, so that Ray's own folder cannot be deep in pytest's.
+    python, environment = cluster_python
     command = [str(python), str(CLIENTS / "ray_cluster.py"), str(tiny_model), str(folder), str(free_port())]
     done = subprocess.run(command, capture_output=True, encoding="utf-8", env=environment, timeout=60 * MINUTES, check=False)
     assert done.returncode == 0, done.stderr[-20_000:]
@@ -63,15 +70,16 @@ def test_every_kind_of_route(told):
     seen = dict(told["statuses"])
     assert seen.pop("new") == [200] * 6
     assert seen.pop("gone") == [404] * 6
+    assert seen.pop("large") == [200, True, 200]
     refused = {"/nowhere": 404, "no key": 401, "api key": 403, "too large": 413, "damaged": 400, "/v1/completions": 400}
     assert {name: seen.pop(name) for name in refused} == refused
     assert set(seen.values()) == {200}
 
 
 def test_full_queues(told):
-    """Two replicas run 8 requests each and let 4 wait each: of 60, these are answered and the rest refused."""
+    """Two replicas run 8 requests each and let 12 wait each: of 60, these are answered and the rest refused."""
     assert set(told["full"]) == {"done", "429"}
-    assert told["full"]["done"] >= 2 * (8 + 4)
+    assert told["full"]["done"] >= 2 * (8 + 12)
     assert told["full"]["429"] >= 10
     assert told["retry_after"]
     assert min(told["retry_after"]) >= 1
@@ -93,9 +101,9 @@ def test_loads_under_traffic(told):
 def test_a_replica_dies(told):
     """Its streams end with an error, the others go on; what had sent nothing is answered, and right."""
     seen = told["death"]
-    assert seen["running"] == 12
+    assert seen["running"] == 16
     assert set(seen["ends"]) == {"done", "error"}
-    assert sum(seen["ends"].values()) == 12
+    assert sum(seen["ends"].values()) == 16
     assert seen["whole"] == [200] * 8
     assert seen["same"]
     assert seen["active"]
@@ -113,3 +121,29 @@ def test_the_holder_of_the_state_dies(told):
 
 def test_a_third_replica(told):
     assert told["third"] == {"there": True, "seen": [0.125]}
+
+
+def test_the_application_of_the_environment(told):
+    assert told["app"] == "Application"
+
+
+def test_serve_on_ray(cluster_python, real, tiny_model, tiny_adapter_a, tmp_path):
+    """`llamafu serve --ray`: two replicas until SIGTERM, and no process of it stays."""
+    (tmp_path / "adapters").mkdir()
+    shutil.copy(tiny_adapter_a, tmp_path / "adapters" / "a.gguf")
+    python, environment = cluster_python
+    flags = ["--adapters", tmp_path / "adapters", "--lora", "a=0.5", "--ray", "--replicas", "2", "--n-ctx", "1024"]
+    command = [python, "-m", "llamafu", "serve", "-m", tiny_model, *flags, "--port", free_port(), "--api-key", "the-api-key"]
+    with subprocess.Popen(
+        [*map(str, command)], stdout=subprocess.PIPE, stderr=subprocess.PIPE, encoding="utf-8", env=environment
+    ) as process:
+        try:
+            line = process.stdout.readline()
+            assert "listening on http://127.0.0.1:" in line, process.stderr.read()[-5000:]
+            assert line.strip().endswith(", 2 replicas")
+            answer = httpx.get(f"{line.split()[2].rstrip(',')}/v1/lora", headers={"X-Api-Key": "the-api-key"}, timeout=60)
+            assert [(card["id"], card["scaling"]) for card in answer.json()["data"]] == [("a", 0.5)]
+            process.terminate()
+            assert process.wait(120) == 0
+        finally:
+            process.kill()

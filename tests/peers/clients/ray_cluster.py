@@ -8,6 +8,7 @@ import json
 import os
 import re
 import sys
+import tempfile
 import threading
 import time
 from concurrent.futures import ThreadPoolExecutor
@@ -21,14 +22,16 @@ import ray
 from ray import serve
 
 from llamafu import Engine
+from llamafu.adapters import inspect_adapter
 from llamafu.client import RateLimitError, TabbyClient
+from llamafu.engine.benchmark import write_random_adapter
 from llamafu.ray import build_app
 from llamafu.service import LoraLoadRequest
 
 MODEL, FOLDER, PORT = sys.argv[1], Path(sys.argv[2]), int(sys.argv[3])
 URL = f"http://127.0.0.1:{PORT}"
 API, ADMIN = "the-api-key", "the-admin-key"
-OPTIONS = {"n_ctx": 4096, "bank_rank": 16, "max_sequences": 8, "max_queue": 4}
+OPTIONS = {"n_ctx": 4096, "bank_rank": 16, "max_sequences": 8, "max_queue": 12}
 PROMPTS = ("Hello", "The ship", "One two three")
 STATES = ({}, {"a": 1.0}, {"b": 0.5}, {"a": 0.3, "b": 1.0})
 told = {}
@@ -184,10 +187,23 @@ def everything_else():
         file = {"file": ("new.gguf", (FOLDER / "a.gguf").read_bytes())}
         statuses["upload"] = http.post("/v1/lora/upload", files=file).status_code
         statuses["new"] = [complete(http, "x", model="new").status_code for _ in range(6)]
+        statuses["large"] = large(http)
         statuses["damaged"] = http.post("/v1/lora/upload", files={"file": ("bad.gguf", b"bad")}).status_code
         statuses["delete"] = http.delete("/v1/lora/new").status_code
         statuses["gone"] = [complete(http, "x", model="new").status_code for _ in range(6)]
     told["statuses"] = statuses
+
+
+def large(http):
+    """Upload an adapter that is handed over in several pieces, and say whether it arrived whole."""
+    with tempfile.TemporaryDirectory() as tmp, Engine(MODEL, n_threads=1, n_ctx=64) as engine:
+        path = Path(tmp) / "large.gguf"
+        write_random_adapter(engine, path, rank=1500, seed=1)
+        assert path.stat().st_size > 5 << 20
+        answer = http.post("/v1/lora/upload", files={"file": ("large.gguf", path.read_bytes())})
+        digests = {card["id"]: card.get("digest") for _ in range(6) for card in http.get("/v1/loras").json()["data"]}
+        right = digests["large"] == inspect_adapter(path).digest
+        return [answer.status_code, right, http.delete("/v1/lora/large").status_code]
 
 
 def full():
@@ -257,13 +273,13 @@ def loads_under_traffic():
 
 
 def death():
-    """A replica dies under 16 streams and as many requests that have sent nothing."""
+    """A replica dies under 16 streams, while requests that have sent nothing come to it, too."""
     names = replicas()
     with client() as http:
         active = http.get("/v1/lora").json()
         text = text_of(complete(http, "Once", lora={}))
     with ThreadPoolExecutor(32) as pool:
-        streams = [pool.submit(stream, f"{number}", 600, lora={}) for number in range(12)]
+        streams = [pool.submit(stream, f"{number}", 600, lora={}) for number in range(16)]
         time.sleep(1.0)
         with client() as http:
             running = counted("llamafu_engine_running")
@@ -324,12 +340,21 @@ def third():
     told["third"] = {"there": there, "seen": sorted(set(seen))}
 
 
+def from_environment():
+    """What `serve run llamafu.ray:app` finds."""
+    os.environ |= {"LLAMAFU_SERVE_MODEL": MODEL, "LLAMAFU_SERVE_REPLICAS": "2", "LLAMAFU_SERVE_API_KEY": API}
+    from llamafu.ray import app
+
+    told["app"] = type(app).__name__
+
+
 def main():
     ray.init(
         num_cpus=4, object_store_memory=100 * 2**20, include_dashboard=False, log_to_driver="LLAMAFU_RAY_LOG" in os.environ
     )
     try:
         serve.start(http_options={"host": "127.0.0.1", "port": PORT})
+        from_environment()
         deploy(2)
         steps = (
             operations,

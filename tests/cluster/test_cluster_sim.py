@@ -32,6 +32,11 @@ def test_against_the_other_policies(outcomes):
     assert ours.p99 < 0.7 * hashing.p99
 
 
+def test_a_choice_is_fast(outcomes):
+    """In CPU time; of the 2 ms that a request may cost, with 8 replicas."""
+    assert 0 < outcomes["llamafu"].choice_p99 < 0.002
+
+
 def test_every_request_is_answered(outcomes):
     """Two replicas die: what ran there is sent again, and nothing is lost or counted twice."""
     for outcome in outcomes.values():

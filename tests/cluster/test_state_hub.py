@@ -139,7 +139,14 @@ def test_a_change_that_cannot_be_kept_is_taken_back(cluster, monkeypatch):
             with pytest.raises(LlamafuError, match="no space"):
                 async with followers[0].changing():
                     parts[0].engine.set_lora_adapters({"b": 1.0})
-        await asyncio.sleep(0.5)
+        await followers[0].current()
+        assert active(parts) == [{"a": 0.5}] * 2
+        with pytest.raises(ValueError, match="in the middle"):
+            async with followers[0].changing():
+                parts[0].engine.set_lora_adapters({})
+                message = "in the middle"
+                raise ValueError(message)
+        await followers[0].current()
         assert active(parts) == [{"a": 0.5}] * 2
         async with followers[1].changing():  # nobody's turn is left over
             parts[1].engine.set_lora_adapters({"b": 1.0})
@@ -231,3 +238,25 @@ def test_a_dead_replicas_turn_passes(cluster):
         assert active(parts) == [{"b": 1.0}] * 2
 
     run(test)
+
+
+def test_keys_that_change_in_their_file(tmp_path):
+    path = tmp_path / "keys.toml"
+
+    def write(keys):
+        path.write_text(f"api_keys = {keys}\n")
+        path.chmod(0o600)
+
+    async def run():
+        hub = StateHub(None, {}, (KeyRing(["given-api-key"]), str(path), KeyRing()))
+        shared = await hub.watch("r0", 0, 0)
+        assert [shared.ring.rights(key) for key in ("given-api-key", "first-key", "second-key")] == ["api", "api", None]
+        write(["second-key"])
+        for _attempt in range(10):
+            if (news := await hub.watch("r0", shared.state.version, shared.ring_number)) is not None:
+                break
+        hub.close()
+        assert [news.ring.rights(key) for key in ("given-api-key", "first-key", "second-key")] == ["api", None, "api"]
+
+    write(["first-key"])
+    asyncio.run(run())
