@@ -60,7 +60,7 @@ def setting(
 class Settings(DeviceSettings):
     """Every setting, checked. Its repr shows no key."""
 
-    model: str = setting(not_empty, "GGUF model", flags="-m")
+    model: str = setting(not_empty, "GGUF model; the word 'example' means SmolLM2-135M-Instruct, fetched once", flags="-m")
     adapters: Path | None = setting(Path, "folder of adapters, GGUF files and PEFT folders; it is watched", None)
     lora: tuple[tuple[str, float], ...] = setting(
         name_and_scale, "adapter that is active from the start, NAME[=SCALE]", (), many=True
@@ -153,6 +153,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     for each in fields(Settings):
         data, name = each.metadata, f"--{each.name.replace('_', '-')}"
         default = "" if each.default in {MISSING, None, (), False} else f" ({' '.join(_texts(each.default))})"
+        default += " (repeatable)" if data["many"] else ""
         options: dict[str, Any] = {"default": None, "help": data["text"] + default, "dest": each.name}
         if data["read"] is read_truth:
             options |= {"action": "store_const", "const": "yes"}
