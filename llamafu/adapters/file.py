@@ -175,7 +175,12 @@ def _read(path: Path) -> bytes:
 
 def _folder_problem(path: Path) -> str:
     if (path / "adapter_config.json").exists():
-        return "a folder with a PEFT adapter, which needs its base model: load it with Llamafu, or run `llamafu convert` first"
+        return (
+            "a folder with a PEFT adapter, which needs its base model: load it with Llamafu, or convert it first "
+            "(`llamafu convert`); commands take it with --base MODEL"
+        )
+    if weights := sorted(each.name for each in path.glob("adapter*.*") if each.suffix in {".safetensors", ".bin"}):
+        return f"a folder with {weights[0]} and without adapter_config.json, which PEFT's save_pretrained writes beside it"
     return "a folder; give a GGUF adapter file"
 
 

@@ -124,6 +124,10 @@ def adapter_argument(text: str) -> AdapterArgument:
     path, equals, scale = text.rpartition("=")
     if not equals or Path(text).exists():
         path, scale = text, "1"
+    before, colon, after = text.rpartition(":")
+    if colon and not Path(text).exists() and Path(before).exists():
+        message = f"{text!r} is no file, and {before!r} is one; a scale stands behind =: {before}={after}"
+        raise argparse.ArgumentTypeError(message)
     try:
         value = float(scale)
     except ValueError as error:

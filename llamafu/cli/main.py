@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import argparse
 import contextlib
 import importlib
 import io
@@ -11,13 +10,15 @@ import os
 import signal
 import sys
 import threading
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from llamafu._util.system.processes import ending_signals, is_closed_pipe, piped_encoding
 from llamafu._version import __version__
+from llamafu.cli.parser import Parser
 from llamafu.errors import LlamafuError
 
 if TYPE_CHECKING:
+    import argparse
     from collections.abc import Iterator, Sequence
     from types import FrameType
 
@@ -33,16 +34,6 @@ _SIGNALLED = 128
 """128 plus the number of a signal is the exit status of a command that it ended, as in a shell."""
 
 
-class Parser(argparse.ArgumentParser):
-    """An argument parser with `--debug`, also in every subparser, so that it may stand anywhere on the line."""
-
-    def __init__(self, **options: Any) -> None:  # argparse passes options of its own to subparsers
-        super().__init__(**{"allow_abbrev": False, **options})
-        self.add_argument(
-            "--debug", action="store_true", default=argparse.SUPPRESS, help="show tracebacks and the library's log"
-        )
-
-
 def main(argv: Sequence[str] | None = None) -> int:
     """Run one command and return its exit status.
 
@@ -51,7 +42,10 @@ def main(argv: Sequence[str] | None = None) -> int:
     """
     try:
         words = sys.argv[1:] if argv is None else argv
-        return _run(_parser(words).parse_args(words))
+        arguments, unknown = _parser(words).parse_known_args(words)
+        if unknown:
+            arguments.parser.refuse_unknown(unknown)
+        return _run(arguments)
     except SystemExit as stop:  # --help, --version or a usage error: argparse has printed its text
         return stop.code if isinstance(stop.code, int) else USAGE
 

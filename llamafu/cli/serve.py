@@ -19,6 +19,7 @@ if TYPE_CHECKING:
     from llamafu.server.settings import Settings
     from llamafu.server.storage.adapter_folder import AdapterFolder
 
+_LOG = logging.getLogger("llamafu.server")
 _NEEDED = {"starlette": "starlette", "uvicorn": "uvicorn", "multipart": "python-multipart", "pydantic": "pydantic"}
 
 
@@ -27,8 +28,8 @@ def add_parser(subparsers: Any) -> None:
     from llamafu.server.settings import PREFIX, add_arguments
 
     text = (
-        "Serve a model and a folder of adapters over HTTP, to clients of OpenAI, TabbyAPI, llama-server and vLLM. Every flag "
-        f"is also a variable of the environment ({PREFIX}PORT=9000) and a name in the file of --config."
+        "Serve a model and a folder of adapters over HTTP, to clients of OpenAI, Anthropic, TabbyAPI, llama-server and vLLM. "
+        f"Every flag is also a variable of the environment ({PREFIX}PORT=9000) and a name in the file of --config."
     )
     parser = subparsers.add_parser("serve", help="serve a model and its adapters over HTTP", description=text)
     add_arguments(parser)
@@ -81,6 +82,7 @@ def serve_with(settings: Settings) -> int:
     except ValueError as error:
         raise LlamafuError(str(error)) from error
     _log_requests()
+    _LOG.info("opening %s; the first start on a machine compiles for half a minute or more", path.name)
     shorten_openmp_spin()
     with Engine(path, **settings.engine_arguments) as engine:
         named = [name for each in (dict(settings.lora), *mixes.values()) for name in each]

@@ -37,7 +37,7 @@ def add_parser(subparsers: Any) -> None:
     add_model(parser, n_ctx=2048)
     parser.add_argument(
         "--lora",
-        type=Path,
+        type=_adapter,
         action="append",
         required=True,
         metavar="PATH",
@@ -206,6 +206,14 @@ def _scale(text: str) -> float:
         message = f"{text!r} is not a finite number; give scales such as 0,0.5,1"
         raise argparse.ArgumentTypeError(message)
     return scale
+
+
+def _adapter(text: str) -> Path:
+    path, equals, _ = text.rpartition("=")
+    if equals and not Path(text).exists():
+        message = f"{text!r}: a sweep has its scales from --scales and --mix; give {path}"
+        raise argparse.ArgumentTypeError(message)
+    return Path(text)
 
 
 def _scales(text: str) -> tuple[float, ...]:

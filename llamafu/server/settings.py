@@ -60,7 +60,7 @@ def setting(
 class Settings(DeviceSettings):
     """Every setting, checked. Its repr shows no key."""
 
-    model: str = setting(not_empty, "GGUF model", flags="-m")
+    model: str = setting(not_empty, "GGUF model; the word 'example' means SmolLM2-135M-Instruct, fetched once", flags="-m")
     mmproj: str | None = setting(not_empty, "projector (mmproj) file of the model, for images or sounds", None)
     fetch_media: bool = setting(
         read_truth, "fetch images that messages name by URL, from public addresses; else they are refused", default=False
@@ -179,6 +179,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     for each in fields(Settings):
         data, name = each.metadata, f"--{each.name.replace('_', '-')}"
         default = "" if each.default in {MISSING, None, (), False} else f" ({' '.join(_texts(each.default))})"
+        default += " (repeatable)" if data["many"] else ""
         options: dict[str, Any] = {"default": None, "help": data["text"] + default, "dest": each.name}
         if data["read"] is read_truth:
             options |= {"action": "store_const", "const": "yes"}

@@ -402,6 +402,9 @@ def test_a_missing_file_is_a_file_not_found_error(tmp_path):
 def test_folders_are_refused_with_what_to_give(tmp_path):
     with pytest.raises(InvalidAdapterFileError, match="a folder; give a GGUF adapter file"):
         read_adapter(tmp_path)
+    (tmp_path / "adapter_model.safetensors").write_bytes(b"")
+    with pytest.raises(InvalidAdapterFileError, match="with adapter_model.safetensors and without adapter_config.json"):
+        read_adapter(tmp_path)
     (tmp_path / "adapter_config.json").write_text("{}")
     with pytest.raises(InvalidAdapterFileError, match="a folder with a PEFT adapter, which needs its base model"):
         read_adapter(tmp_path)

@@ -253,8 +253,17 @@ def test_pickles_and_empty_folders_are_refused(tmp_path):
     with pytest.raises(InvalidAdapterFileError, match="pickle"):
         convert_peft(folder, tmp_path / "out.gguf", base=base_of())
     (folder / "adapter_model.bin").unlink()
-    with pytest.raises(LoraLoadError, match="it needs adapter_config.json and adapter_model.safetensors"):
-        convert_peft(folder, tmp_path / "out.gguf", base=base_of())
+    config = folder / "adapter_config.json"
+    lone = tmp_path / "lone"
+    lone.mkdir()
+    for path, why in (
+        (folder, "there is no adapter_model.safetensors in it"),
+        (lone, "there is no adapter_config.json in it"),
+        (config, "it is a file, and no folder"),
+        (tmp_path / "gone", "there is no such folder"),
+    ):
+        with pytest.raises(LoraLoadError, match=f"{why}; a PEFT adapter needs adapter_config.json and adapter_model.safetens"):
+            convert_peft(path, tmp_path / "out.gguf", base=base_of())
 
 
 def test_sources_are_never_overwritten(tmp_path, tiny_model):

@@ -52,6 +52,31 @@ def test_usage_errors(line, capsys):
 
 
 @pytest.mark.parametrize(
+    ("line", "flag", "meant"),
+    [
+        (["complete", "-m", "x", "-n", "4", "hi"], "-n", "--max-tokens"),  # and not -ngl 4, as argparse reads it
+        (["complete", "-m", "x", "--temp", "0", "hi"], "--temp", "--temperature"),
+        (["chat", "-m", "x", "--ctx-size=4096"], "--ctx-size", "--n-ctx"),
+        (["serve", "-m", "x", "--lora-modules", "a=b"], "--lora-modules", "--adapters"),
+        (["bench", "-m", "x", "--token", "4"], "--token", "--tokens"),
+        (["lib", "list", "--jsn"], "--jsn", "--json"),
+    ],
+)
+def test_an_unknown_flag_names_the_one_that_was_meant(line, flag, meant, capsys):
+    """Those of llama.cpp and vLLM too; the usage is that of the command."""
+    assert main(line) == 2
+    told = capsys.readouterr().err
+    assert told.startswith(f"usage: llamafu {line[0]}")
+    assert told.endswith(f"error: unrecognized argument {flag!r}; did you mean {meant!r}?\n")
+
+
+def test_a_value_may_stand_right_behind_a_short_flag(capsys):
+    """`-mFILE` is argparse's, and stays."""
+    assert main(["check", "no.gguf", "-mno-model.gguf"]) == 1
+    assert "no-model.gguf: there is no such model file" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
     ("error", "words"),
     [
         (LlamafuError("first\nsecond"), "llamafu: error: first second\n"),

@@ -1,5 +1,6 @@
 """`llamafu complete`, `chat`, `inspect`, `check` and `demo`, on the tiny model and, for the demo, the real one."""
 
+import argparse
 import contextlib
 import hashlib
 import importlib.util
@@ -163,6 +164,8 @@ def test_lora_argument(tmp_path, monkeypatch):
     assert adapter_argument("dir=1/x.gguf=0.25") == AdapterArgument(Path("dir=1/x.gguf"), 0.25)
     assert adapter_argument("a=0.5") == AdapterArgument(Path("a=0.5"), 1.0)
     assert adapter_argument("a=0.5=0.75") == AdapterArgument(Path("a=0.5"), 0.75)
+    with pytest.raises(argparse.ArgumentTypeError, match="a scale stands behind =: a=0.5=0.75"):
+        adapter_argument("a=0.5:0.75")
 
 
 # -- chat ------------------------------------------------------------------------------------------------------------

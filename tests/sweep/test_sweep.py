@@ -376,6 +376,7 @@ def test_command_writes_a_page_and_a_table(tiny_model, tiny_adapter_a, tiny_adap
         (["--scales", "nan"], "'nan' is not a finite number"),
         (["--scales", ""], "'' is not a finite number"),
         (["--lora", "other/a.gguf"], "two adapters are called 'a'"),
+        (["--lora", "b.gguf=0.5"], "'b.gguf=0.5': a sweep has its scales from --scales and --mix; give b.gguf"),
         (["--mix", "a"], "'a' in 'a' is not NAME=SCALE"),
         (["--mix", "a=1,a=2"], "'a=2' in 'a=1,a=2' is not NAME=SCALE with a name of its own"),
         (["--mix", "parrot=1"], "no adapter is called 'parrot' (there are: a)"),

@@ -120,7 +120,8 @@ def _read(path: Path, folder: Path, most: int | None = None) -> bytes:
                 raise invalid_file(str(path), [f"it has {status.st_size} bytes; at most {most} are read"])
             return file.read()
     except (FileNotFoundError, NotADirectoryError) as error:
-        message = f"{folder}: no PEFT adapter, it needs {CONFIG} and {' or '.join(WEIGHTS)}; mlx-lm's has {MLX_WEIGHTS}"
+        needed = f"a PEFT adapter needs {CONFIG} and {' or '.join(WEIGHTS)}; mlx-lm's has {MLX_WEIGHTS}"
+        message = f"{folder}: {_what_lacks(folder, path)}; {needed}"
         kept = sorted(path.name for path in folder.glob(f"*_{MLX_WEIGHTS}"))
         if kept:
             message += f"; there is mlx-lm's checkpoint {kept[-1]}: copy the one that is meant to {MLX_WEIGHTS}"
@@ -130,3 +131,10 @@ def _read(path: Path, folder: Path, most: int | None = None) -> bytes:
     except OSError as error:
         message = f"{path}: it cannot be read: {error.strerror}"
         raise LoraLoadError(message, code=ErrorCode.FILE_READ_FAILED) from error
+
+
+def _what_lacks(folder: Path, path: Path) -> str:
+    """Say why `path`, a file of the adapter in `folder`, is not there."""
+    if folder.is_dir():
+        return f"there is no {path.name} in it"
+    return "it is a file, and no folder" if folder.exists() else "there is no such folder"
