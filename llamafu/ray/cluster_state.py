@@ -15,7 +15,7 @@ from llamafu._util.atomic import whole_file
 from llamafu.adapters.gguf.container import SUFFIX
 from llamafu.adapters.peft.config import CONFIG
 from llamafu.errors import LlamafuError
-from llamafu.server.storage.mix_files import MIX_SUFFIX
+from llamafu.lora.mix_files import MIX_SUFFIX
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Mapping
