@@ -23,6 +23,8 @@ if TYPE_CHECKING:
     from ray.serve import Application
     from ray.serve.request_router import RequestRouter
 
+_HEAD = "node:__internal_head__"
+"""What Ray says that only the head has: the holder of the state runs there, since the adapters folder is there."""
 _MANY = 1_000_000
 """Calls that the hub takes at a time: each replica has one that waits for news."""
 _ASIDE = 64
@@ -42,7 +44,7 @@ def build_app(
 
     Args:
         model: the GGUF file, by a path that every machine of the cluster has.
-        adapters: the folder of adapters, on the machine of the state's holder. Replicas elsewhere are sent what they lack.
+        adapters: the folder of adapters, on the cluster's head. Replicas elsewhere are sent what they lack.
         num_replicas: how many replicas, each of `threads` CPUs (1 where that is not given).
         settings: further settings of the server by name, as in `llamafu serve --help`: `lora={"pirate": 0.8}`,
             `n_ctx=8192`, `api_key=("...",)`. What is about the address, Ray has instead.
@@ -82,7 +84,7 @@ def application(settings: Settings, router: type[RequestRouter] = AdapterRouter)
         name="state",
         num_replicas=1,
         max_ongoing_requests=_MANY,
-        ray_actor_options={"num_cpus": 0},
+        ray_actor_options={"num_cpus": 0, "resources": {_HEAD: 0.001}},
         logging_config=quiet,
     ).bind(folder, dict(settings.lora), keys)
     replicas = serve.deployment(

@@ -104,9 +104,9 @@ class FollowedState:
 
     async def _follow(self) -> None:
         while True:
-            asked = time.monotonic()
+            asked, version = time.monotonic(), self._version
             try:
-                shared = await self._hub.watch(self._replica, self._version, self._ring_number)
+                shared = await self._hub.watch(self._replica, version, self._ring_number)
                 if shared is not None:
                     await self._apply(shared)
                     continue  # the lease counts from the next question on, which says that this replica has it
@@ -114,9 +114,10 @@ class FollowedState:
                 _LOG.warning("the cluster's state cannot be followed: %s", error)
                 await asyncio.sleep(_AGAIN)
                 continue
-            async with self._fresh:
-                self._lease = asked + LEASE
-                self._fresh.notify_all()
+            if version == self._version:  # else a change has failed meanwhile, and what is here is not what was asked with
+                async with self._fresh:
+                    self._lease = asked + LEASE
+                    self._fresh.notify_all()
 
     async def _apply(self, shared: Shared) -> None:
         async with self._applying:

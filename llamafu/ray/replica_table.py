@@ -13,6 +13,8 @@ if TYPE_CHECKING:
 
 MOST_PREFIXES = 4096
 """Prefixes of one replica that are remembered, the most recent ones."""
+_RECENT = 64
+"""Requests for each replica after which one of them counts about a third in `recent`."""
 _UNSEEN = 2
 """Reports after which what was sent to a replica is in them: the first may have been on its way already."""
 
@@ -56,9 +58,10 @@ class ReplicaTable:
         """Forget every replica but these; new ones begin as idle and empty."""
         for name in [*self._records.keys() - set(names)]:
             del self._records[name]
+        mean = sum(record.view.recent for record in self._records.values()) / max(1, len(self._records))
         for name in names:
             if name not in self._records:
-                self._records[name] = _Record(ReplicaView(name))
+                self._records[name] = _Record(ReplicaView(name, recent=mean))
 
     def report(self, name: str, report: Mapping[str, Any]) -> None:
         """Take over a replica's report; one that is known already, or of an unknown replica, changes nothing."""
@@ -86,6 +89,7 @@ class ReplicaTable:
         """Count a request that was sent to a replica: its adapters and its prompt will be there."""
         self._demand.update(key.ranks.keys())
         if (record := self._records.get(name)) is not None:
+            self._count_recent(record.view)
             record.own += 1
             record.view.load += 1
             record.recent.append((0, key))
@@ -100,6 +104,13 @@ class ReplicaTable:
         if (record := self._records.get(name)) is not None and record.own:
             record.own -= 1
             record.view.load -= 1
+
+    def _count_recent(self, view: ReplicaView) -> None:
+        """Count a request as the latest: those before it count a little less each time."""
+        kept = 1 - 1 / (_RECENT * len(self._records))
+        for record in self._records.values():
+            record.view.recent *= kept
+        view.recent += 1
 
 
 def _admit(view: ReplicaView, key: RouteKey) -> None:

@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import hashlib
-import heapq
 from dataclasses import dataclass, field
+from functools import lru_cache
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
@@ -12,6 +12,8 @@ if TYPE_CHECKING:
 
 _EXCESS, _SLACK = 1.25, 1
 """A replica is overloaded from this share of the mean load on, and so many requests more: a share of few is none."""
+_RECENT_EXCESS, _RECENT_SLACK = 1.1, 2
+"""Likewise of what it was sent of late: a replica of popular adapters may never be busy and still do twice as much."""
 _FEWEST_HOMES = 2
 """Homes of an adapter that nobody asks for: the better of two choices evens out what hashing alone would heap up."""
 
@@ -40,6 +42,7 @@ class ReplicaView:
     capacity: sequences that it runs at a time.
     bank_units: rank units of its bank.
     load: requests that run or wait there.
+    recent: requests that it was sent of late, older ones counting less.
     resident: rank units of the adapters in its bank by digest, the least recently used first.
     pinned: digests of those that are never evicted.
     prefixes: digests of the beginnings of prompts that it has computed, as `RouteKey.prefixes`.
@@ -49,6 +52,7 @@ class ReplicaView:
     capacity: int = 1
     bank_units: int = 0
     load: int = 0
+    recent: float = 0.0
     resident: dict[str, int] = field(default_factory=dict)
     pinned: frozenset[str] = frozenset()
     prefixes: dict[bytes, None] = field(default_factory=dict)
@@ -64,8 +68,8 @@ class ReplicaView:
 
     def can_hold(self, key: RouteKey) -> bool:
         """Whether the bank can hold a request's adapters together, beside the pinned ones."""
-        pinned = {digest: units for digest, units in self.resident.items() if digest in self.pinned}
-        return not key.ranks or sum({**pinned, **key.ranks}.values()) <= self.bank_units
+        pinned = sum(self.resident.get(digest, 0) for digest in self.pinned if digest not in key.ranks)
+        return not key.ranks or pinned + sum(key.ranks.values()) <= self.bank_units
 
     def cached(self, key: RouteKey) -> int:
         """Return how many of a request's prefixes, from the first on, are computed already."""
@@ -94,7 +98,7 @@ def ranked(key: RouteKey, views: Sequence[ReplicaView], demand: int = 0) -> list
     """
     if not views:
         return []
-    limit = overload(views)
+    limit, recent_limit = overload(views)
     home = homes(key.main_adapter, views, demand) if key.ranks else frozenset()
     needed = sum(key.ranks.values())
 
@@ -102,11 +106,11 @@ def ranked(key: RouteKey, views: Sequence[ReplicaView], demand: int = 0) -> list
         resident = view.holds(key)
         return (
             not view.can_hold(key),
-            view.load >= limit,
+            view.load >= limit or view.recent >= recent_limit,
             -view.cached(key),
             -resident,
             view.name not in home,
-            needed - resident > view.free_units,
+            needed > resident and needed - resident > view.free_units,
             view.load / view.capacity,
             view.name,
         )
@@ -114,9 +118,13 @@ def ranked(key: RouteKey, views: Sequence[ReplicaView], demand: int = 0) -> list
     return sorted(views, key=costs)
 
 
-def overload(views: Sequence[ReplicaView]) -> float:
-    """Return the load from which a replica takes no more while others have less: a quarter and one above the mean."""
-    return _EXCESS * sum(view.load for view in views) / len(views) + _SLACK
+def overload(views: Sequence[ReplicaView]) -> tuple[float, float]:
+    """Return the `load` and the `recent` from which a replica takes no more while others have less.
+
+    That is a quarter of the mean and one request above it, and a tenth and two of what was sent of late.
+    """
+    load, recent = (sum(values) / len(views) for values in zip(*((view.load, view.recent) for view in views), strict=True))
+    return _EXCESS * load + _SLACK, _RECENT_EXCESS * recent + _RECENT_SLACK
 
 
 def homes(digest: str, views: Sequence[ReplicaView], demand: int) -> frozenset[str]:
@@ -127,8 +135,10 @@ def homes(digest: str, views: Sequence[ReplicaView], demand: int) -> frozenset[s
     """
     capacity = max(1, min(view.capacity for view in views))
     count = min(len(views), _FEWEST_HOMES + 2 * demand // capacity)
-    return frozenset(heapq.nlargest(count, (view.name for view in views), key=lambda name: _weight(digest, name)))
+    return frozenset(_by_weight(digest, tuple(view.name for view in views))[:count])
 
 
-def _weight(digest: str, name: str) -> bytes:
-    return hashlib.blake2b(f"{digest}/{name}".encode(), digest_size=8).digest()
+@lru_cache(maxsize=4096)
+def _by_weight(digest: str, names: tuple[str, ...]) -> list[str]:
+    """Return replicas by their weight for an adapter, the highest first."""
+    return sorted(names, key=lambda name: hashlib.blake2b(f"{digest}/{name}".encode(), digest_size=8).digest(), reverse=True)

@@ -11,7 +11,7 @@ from cluster_sim import Case, Costs, compare
 
 @pytest.fixture(scope="module")
 def outcomes():
-    case = Case(replicas=8, adapters=200, requests=2500, load=0.6)
+    case = Case(replicas=8, adapters=200, requests=2500, load=0.6, bank_units=128)
     return {outcome.policy: outcome for outcome in compare(case, Costs())}
 
 

@@ -91,6 +91,21 @@ def test_demand_makes_more_homes():
     assert max(used) <= 1.25 * 40 / 8 + 2
 
 
+def test_work_of_late_is_even():
+    """One adapter's requests, each ended before the next: nothing waits, and still no replica does it all."""
+    names = [f"r{number}" for number in range(4)]
+    table = table_of(*names)
+    counts = dict.fromkeys(names, 0)
+    for _ in range(800):
+        [name, *_] = table.ranked(A)
+        counts[name] += 1
+        table.sent(name, A)
+        table.ended(name, A)
+    assert max(counts.values()) < 1.3 * 800 / 4
+    table.keep([*names, "new"])
+    assert table._records["new"].view.recent > 0  # it is not flooded to catch up
+
+
 def test_lost_replicas_are_forgotten():
     table = table_of("r0", "r1")
     table.sent("r0", A)

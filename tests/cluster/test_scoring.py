@@ -69,9 +69,19 @@ def test_overloaded_after_all_others():
     """Neither a prefix nor a resident adapter draws more to a replica that has much more to do than the others."""
     drawing = view("drawing", load=9, prefixes=keyed(b"1", b"2", b"3"), resident={"a": 8})
     others = [view(f"r{number}", load=4) for number in range(3)]
-    assert overload([drawing, *others]) == pytest.approx(1.25 * 21 / 4 + 1)
+    assert overload([drawing, *others])[0] == pytest.approx(1.25 * 21 / 4 + 1)
     assert order(A, drawing, *others)[-1] == "drawing"
     drawing.load = 6
+    assert order(A, drawing, *others)[0] == "drawing"
+
+
+def test_who_had_much_more_of_late_comes_after_the_others():
+    """Popular adapters never make a replica busy where requests are short, and would still give it twice the work."""
+    drawing = view("drawing", recent=80, resident={"a": 8})
+    others = [view(f"r{number}", recent=64) for number in range(3)]
+    assert overload([drawing, *others])[1] == pytest.approx(1.1 * 272 / 4 + 2)
+    assert order(A, drawing, *others)[-1] == "drawing"
+    drawing.recent = 70
     assert order(A, drawing, *others)[0] == "drawing"
 
 

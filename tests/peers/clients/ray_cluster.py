@@ -348,10 +348,23 @@ def from_environment():
     told["app"] = type(app).__name__
 
 
+def start_ray():
+    """Start Ray, again where its own patience of 30 seconds was too short for a busy machine."""
+    for attempt in range(4):
+        try:
+            log = "LLAMAFU_RAY_LOG" in os.environ
+            ray.init(num_cpus=4, object_store_memory=100 * 2**20, include_dashboard=False, log_to_driver=log)
+        except Exception as error:
+            say(f"Ray did not start: {error}")
+            ray.shutdown()
+            if attempt == 3:
+                raise
+        else:
+            return
+
+
 def main():
-    ray.init(
-        num_cpus=4, object_store_memory=100 * 2**20, include_dashboard=False, log_to_driver="LLAMAFU_RAY_LOG" in os.environ
-    )
+    start_ray()
     try:
         serve.start(http_options={"host": "127.0.0.1", "port": PORT})
         from_environment()
