@@ -77,6 +77,21 @@ def test_ranks_that_differ_by_target(tiny_model, tmp_path, monkeypatch):
                 assert np.abs(np.array(case.rows) - wanted).max() < 1e-3
 
 
+def test_stacks_of_experts_are_not_mixed(tiny_dir, tmp_path, monkeypatch):
+    """They are computed in groups, and the reason is told."""
+    base = tiny_dir / "tiny-moe.gguf"
+    make_adapter(tmp_path / "experts.gguf", base, seed=3, rank=2)
+    engine, llm = opened(base, [tmp_path / "experts.gguf"], kernel="device")
+    with engine, llm:
+        found = [Case([5, 6, 7], [8, 9], {"experts": 1.0}), Case([10, 11], [12, 13])]
+        run_forced(engine, monkeypatch, found)
+        for case in found:
+            llm._session.cache.clear()
+            wanted = llm.next_logits(case.prompt, case.said, lora=case.lora)
+            assert np.abs(np.array(case.rows) - wanted).max() < 1e-3
+        assert any("it is a stack of experts" in reason for reason in engine.stats().fallback_reasons), engine.stats()
+
+
 @pytest.mark.parametrize("is_other", [False, True])
 def test_known_graphs(tiny_model, tiny_adapter_a, tiny_adapter_b, is_other, monkeypatch):
     """A new graph of as many rows is rewritten as one before it; where it turns out to be another, its rows are not lost."""
