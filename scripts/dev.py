@@ -1,6 +1,7 @@
 """Set up `.venv` and run one of the project's jobs in it.
 
-    python scripts/dev.py demo|test|test-peers|test-vulkan|soak|fuzz|lint|bench|matrix|clean|help [ARGUMENT...]
+    python scripts/dev.py demo|test|test-peers|test-vulkan|soak|fuzz|lint|bench|clean|help [ARGUMENT...]
+    python scripts/dev.py matrix|matrix-arm64|matrix-windows [ARGUMENT...]
 
 What is installed stays until its sources change, so later runs need no network. Only the standard library is used, and
 an old Python is enough to get as far as finding a newer one. The make targets have the same names.
@@ -14,6 +15,7 @@ import shutil
 import subprocess
 import sys
 from concurrent.futures import ThreadPoolExecutor
+from functools import partial
 from pathlib import Path
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -35,6 +37,8 @@ JOBS = {
     "lint": "ruff, mypy and the direction of imports",
     "bench": "every benchmark in bench/, one after another",
     "matrix": "the tests against several builds of libllama",
+    "matrix-arm64": "the first steps on Linux for ARM, emulated (Debian, as root; half an hour)",
+    "matrix-windows": "the first steps on Windows, by Wine (Debian, as root; some minutes)",
     "clean": "remove .venv and everything generated; what was downloaded stays in the user's cache folder",
     "help": "this list",
 }
@@ -84,6 +88,8 @@ def main(arguments: list[str]) -> int:
         "lint": lint,
         "bench": bench,
         "matrix": matrix,
+        "matrix-arm64": partial(on_other_machine, "arm64"),
+        "matrix-windows": partial(on_other_machine, "windows"),
     }
     return jobs[job](rest)
 
@@ -164,9 +170,14 @@ def matrix(rest: list[str]) -> int:
     return run("python", "-m", "pytest", "tests/matrix", *rest)
 
 
+def on_other_machine(machine: str, rest: list[str]) -> int:
+    """Test on a machine that is not there."""
+    return run("python", "scripts/other_machines.py", machine, *rest)
+
+
 def show_help() -> int:
     """List the jobs."""
-    sys.stdout.writelines(f"  make {name:<12}{text}\n" for name, text in JOBS.items())
+    sys.stdout.writelines(f"  make {name:<16}{text}\n" for name, text in JOBS.items())
     return 0
 
 

@@ -5,6 +5,7 @@ import json
 import re
 import shutil
 import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -166,6 +167,39 @@ def test_swapped_fields_are_seen_by_use_alone(real, monkeypatch, tmp_path):
     answer = refusal(real.path)
     assert "fits its defaults but not its behaviour" in answer.cause
     assert "n_threads" in answer.cause
+
+
+WITHOUT_WRITTEN_BYTES = """
+import json, sys
+from pathlib import Path
+from llamafu._util import system
+system.machine = lambda: "aarch64"
+from llamafu._native.abi import families, fingerprint
+from llamafu.libraries import probe
+path, *family = sys.argv[1:]
+seen = fingerprint.take(path)
+answer = probe._use(Path(path), *family) if family else probe.probe(Path(path), frozenset())
+print(json.dumps({**answer, "written": [value is not None for value in seen.written.values()]}))
+"""
+
+
+@pytest.mark.parametrize("change", [0, -1, -2])
+def test_arm_tells_layouts_apart_without_the_written_bytes(real, change):
+    """Where written bytes cannot be seen the same family is found; and its forerunners, were they to fit, would fail in use."""
+    known = sorted(families.compiled_names())
+    if real.family not in known[2:]:
+        pytest.skip("this library's family is a header's, or has no forerunners")
+    wrong = [known[known.index(real.family) + change]] if change else []
+    command = [sys.executable, "-c", WITHOUT_WRITTEN_BYTES, str(real.path), *wrong]
+    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=60, check=False)
+    if wrong and done.returncode < 0:
+        return  # the wrong family crashed this process, as it would the probe's
+    answer = json.loads(done.stdout.splitlines()[-1])
+    assert answer["written"] == [False, False]
+    if wrong:
+        assert f"{wrong[0]} fits its defaults but not its behaviour" in answer["cause"]
+    else:
+        assert answer["family"] == real.family
 
 
 def test_unusable_header_is_named(real, monkeypatch, tmp_path):

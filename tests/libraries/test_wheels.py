@@ -174,3 +174,14 @@ def test_own_system_comes_first(monkeypatch, tmp_path, name):
     for place in (".", "lib", "bin"):
         (tmp_path / place / own[name]).unlink()
     assert library_in(tmp_path) is not None
+
+
+def test_docs_name_the_wheel_of_each_machine():
+    """The table of docs/platforms.md has every machine, with the package that `llamafu lib install` takes."""
+    text = (LISTINGS.parents[2] / "docs" / "platforms.md").read_text(encoding="utf-8")
+    named = dict(re.findall(r"^\| (\w+, [\w-]+)(?: \(aarch64\))? \| (\S+ [\d.]+) \|", text, re.MULTILINE))
+    titles = {"linux": "Linux", "macos": "macOS", "windows": "Windows", "x86_64": "x86-64", "aarch64": "ARM"}
+    assert named == {
+        f"{titles[name]}, {titles[machine]}": wheel.requirement.replace("==", " ")
+        for (name, machine), wheel in prebuilt.all_prebuilt().items()
+    }
