@@ -7,7 +7,7 @@ from dataclasses import dataclass, field, fields
 from typing import TYPE_CHECKING, Any, Literal, TypedDict, TypeVar, cast
 
 from llamafu._util.arguments import check_number, check_whole, read_truth
-from llamafu._util.signatures import show_options
+from llamafu._util.signatures import keywords_of, show_options
 from llamafu._util.suggestions import did_you_mean
 
 if TYPE_CHECKING:
@@ -243,11 +243,12 @@ class DeviceOptions:
         return self.n_gpu_layers != 0 and self.devices != ()
 
     @classmethod
-    def of(cls, arguments: Mapping[str, Any]) -> DeviceOptions:
-        """Make the options of keyword arguments; TypeError for one that is unknown."""
+    def of(cls, arguments: Mapping[str, Any], taken_by: Callable[..., object] | None = None) -> DeviceOptions:
+        """Make the options of keyword arguments; TypeError for one that is unknown, with all that `taken_by` takes."""
         for name in arguments:
             if name not in _BY_NAME:
-                message = f"unknown option {name!r}{did_you_mean(name, _BY_NAME)} (options of devices: {', '.join(_BY_NAME)})"
+                known = keywords_of(taken_by) if taken_by else list(_BY_NAME)
+                message = f"unknown option {name!r}{did_you_mean(name, known)} (options: {', '.join(known)})"
                 raise TypeError(message)
         return cls(**cast("DeviceArguments", arguments))
 

@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 import math
+import reprlib
+from collections.abc import Mapping
+from numbers import Real
 
 _WORDS = {"1": True, "true": True, "yes": True, "on": True, "0": False, "false": False, "no": False, "off": False}
 
@@ -25,6 +28,17 @@ def check_number(name: str, value: object, *, low: float | None = None, high: fl
         return
     message = f"{name}={value!r} is not a number {range_text(low, high, above=above)}"
     raise ValueError(message)
+
+
+def check_numbers_by(name: str, value: object, form: str) -> None:
+    """Raise TypeError unless `value`, the argument `name`, is a mapping to numbers, of the `form` that the message tells."""
+    if not isinstance(value, Mapping):
+        message = f"{name}={reprlib.repr(value)} is no mapping; give {form}"
+        raise TypeError(message)
+    for key, number in value.items():
+        if isinstance(number, bool) or not isinstance(number, Real):
+            message = f"{name} has {number!r} for {key}, which is no number; give {form}"
+            raise TypeError(message)
 
 
 def read_truth(text: str) -> bool:

@@ -37,3 +37,9 @@ def show_options(function: _F, options: Iterable[ShownOption]) -> _F:
     ]
     function.__signature__ = signature.replace(parameters=[*kept, *shown])  # type: ignore[attr-defined]
     return function
+
+
+def keywords_of(function: Callable[..., object]) -> list[str]:
+    """Return the names of the arguments that a function takes by keyword only, those of `show_options` among them."""
+    parameters = inspect.signature(function).parameters.values()
+    return [each.name for each in parameters if each.kind is inspect.Parameter.KEYWORD_ONLY]

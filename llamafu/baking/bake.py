@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, NamedTuple
 from llamafu._native import cpu
 from llamafu._native import library as native
 from llamafu._native.ggml_codec import GgmlCodec
+from llamafu._util.arguments import check_numbers_by
 from llamafu._util.atomic import demand_place, whole_files
 from llamafu._util.listing import listed
 from llamafu.adapters.compatibility import check_compatibility
@@ -118,6 +119,7 @@ def bake(  # longer than others for its list of parameters
         The path of the new model, of its first shard.
 
     Raises:
+        TypeError: `adapters` is no mapping to numbers.
         ValueError: no adapter, an unknown dtype, an `output` that is one of the sources, a `calibration` that is too short or
             no text, or one together with a `dtype` that changes the types.
         InvalidScaleError: a scale that is not finite (a ValueError too).
@@ -227,6 +229,7 @@ def _never_back(on_progress: Callable[[float], None]) -> Callable[[float], None]
 
 
 def _check_scales(adapters: Mapping[str | os.PathLike[str], float]) -> None:
+    check_numbers_by("adapters", adapters, "{path: scale}")
     if not adapters:
         message = "there is no adapter to bake; give at least one as {path: scale}"
         raise ValueError(message)

@@ -78,7 +78,7 @@ def _run(arguments: argparse.Namespace) -> int:
     except ValueError as error:
         arguments.refuse(str(error))
     said = [f"{baked.path}: {', '.join(map(str, adapters))} baked in, {baked.kept:.0%} of the changes kept"]
-    said += [f"{one}, which kept {baked.by_own:.0%}; --dtype keep leaves it" for one in baked.became]
+    said += [f"{one}, since their own type kept {baked.by_own:.0%}; --dtype keep leaves them" for one in baked.became]
     if baked.kept < ENOUGH_KEPT:
         finer = (
             "--dtype q8_0, f16 or f32"

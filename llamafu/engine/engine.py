@@ -113,7 +113,7 @@ class Engine(EngineAdapterHost):
             flash_attn=flash_attn,
             type_k=type_k,
             type_v=type_v,
-            devices=DeviceOptions.of(devices),
+            devices=DeviceOptions.of(devices, Engine.__init__),
         )
         self.scale_range = check_scale_range(scale_range)
         self.path = Path(model_path)
@@ -135,7 +135,7 @@ class Engine(EngineAdapterHost):
 
     @takes_options
     def complete(self, prompt: str, **options: Unpack[OptionArguments]) -> Completion:
-        """Continue `prompt` and return the finished completion; the options are those of `Options`.
+        """Continue `prompt` and return the finished completion. `llamafu.generation.options.Options` describes the options.
 
         Blocks. Raises `QueueFullError`, `ContextOverflowError`, `LoraNotFoundError`, `InvalidScaleError`, `GrammarError`,
         `DecodeError`, `ClosedError`; `LoraError` when the bank can never hold the adapters together; ValueError and

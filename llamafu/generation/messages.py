@@ -54,7 +54,8 @@ def read_tools(given: object, problems: list[str]) -> list[dict[str, Any]]:
         return []
     for index, tool in enumerate(given):
         if not isinstance(tool, Mapping):
-            problems.append(f"tools[{index}] is {reprlib.repr(tool)}; give an object")
+            hint = ", such as FunctionTools([function]).descriptions has" if callable(tool) else ""
+            problems.append(f"tools[{index}] is {reprlib.repr(tool)}; give an object{hint}")
     cleaned: list[dict[str, Any]] = _cleaned(given, "tools", [], problems)
     if why := _why_no_json(cleaned):
         problems.append(f"tools {why}")

@@ -208,9 +208,20 @@ def takes_options(function: _F) -> _F:
     return show_options(function, OPTION_SPECS)
 
 
+_ELSEWHERE = {
+    "stream": "stream and stream_chat yield an answer piece by piece",
+    "response_format": "give json_schema",
+    "n_predict": "did you mean 'max_tokens'?",
+    "do_sample": "temperature=0 takes the likeliest token, any other draws one",
+    "n": "ask several times, at once with Engine.complete_many",
+}
+"""What does here what options of other libraries do whose names are not like any of ours."""
+
+
 def refuse_unknown(arguments: Mapping[str, Any], names: Sequence[str]) -> None:
     """Raise TypeError for an argument that is none of `names`, with the nearest and all of them."""
     for name in arguments:
         if name not in names:
-            message = f"unknown option {name!r}{did_you_mean(name, names)} (options: {', '.join(names)})"
+            hint = f"; {_ELSEWHERE[name]}" if name in _ELSEWHERE else did_you_mean(name, names)
+            message = f"unknown option {name!r}{hint} (options: {', '.join(names)})"
             raise TypeError(message)

@@ -37,7 +37,11 @@ class ModelAdapterHost:
         self._adapters.apply(adapter, scale)
 
     def set_lora_adapters(self, scales: Mapping[LoraAdapter | str, float]) -> None:
-        """Replace the whole active set; on any error nothing changes. A mix's name stands for its adapters of now."""
+        """Replace the whole active set; on any error nothing changes.
+
+        `scales` is {adapter or its name: scale}, {} for the base model. A mix's name stands for its adapters of now. Raises
+        `LoraNotFoundError`, `InvalidScaleError`; TypeError for what is no mapping.
+        """
         self._adapters.set_active(scales)
 
     def remove_lora_adapter(self, adapter: LoraAdapter | str) -> None:

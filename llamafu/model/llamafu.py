@@ -87,7 +87,7 @@ class Llamafu(ModelAdapterHost):
         check_whole("n_batch", n_batch, low=1, high=_INT32_MAX)
         n_threads = min(usable_cpus(), MOST_THREADS) if n_threads is None else n_threads
         check_whole("n_threads", n_threads, low=1, high=MOST_THREADS)
-        placing = DeviceOptions.of(devices)
+        placing = DeviceOptions.of(devices, Llamafu.__init__)
         if flash_attn not in FLASH_ATTENTION:
             message = f"flash_attn={flash_attn!r} is none of {', '.join(map(repr, FLASH_ATTENTION))}"
             raise ValueError(message)
@@ -116,7 +116,7 @@ class Llamafu(ModelAdapterHost):
 
     @takes_options
     def complete(self, prompt: str, **options: Unpack[OptionArguments]) -> Completion:
-        """Continue `prompt` and return the finished completion. The options are described at `Options`.
+        """Continue `prompt` and return the finished completion. `llamafu.generation.options.Options` describes the options.
 
         Raises `ContextOverflowError` when the prompt does not fit, `DecodeError`, `InvalidScaleError`,
         `LoraNotFoundError`, `GrammarError`, ValueError and TypeError for bad options.

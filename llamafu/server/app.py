@@ -172,4 +172,4 @@ async def _unrouted(request: Request, error: HTTPException) -> Response:
         response = refusal(InvalidRequestError(f"{request.method} is not for {path}; use {allowed}", status=405))
         response.headers["Allow"] = allowed
         return response
-    return refusal(NotFoundError(f"no such route: {request.method} {path}"))
+    return refusal(NotFoundError(f"no such route: {request.method} {path}; GET /openapi.json names all of them"))

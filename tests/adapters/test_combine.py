@@ -331,6 +331,8 @@ def test_what_cannot_be_merged(pair, tiny_dir, tiny_adapter_a, tiny_adapter_b, t
     out = tmp_path / "out.gguf"
     for adapters, method, kind, words in (
         ({}, "svd", ValueError, "no adapter"),
+        ([pair[0]], "svd", TypeError, "is no mapping; give {path: weight}"),
+        ({pair[0]: "1"}, "svd", TypeError, "has '1' for .*, which is no number"),
         ({pair[0]: float("nan")}, "svd", ValueError, "is nan"),
         ({pair[0]: 1.0, other: 1.0}, "svd", LoraIncompatibleError, "qwen2"),
         ({pair[0]: 1.0, bent: 1.0}, "svd", LoraIncompatibleError, r"\[20, 13\]"),

@@ -66,6 +66,8 @@ def test_what_cannot_be_compared(tmp_path):
     one = make(tmp_path / "one.gguf", seed=1)
     with pytest.raises(ValueError, match="at least two adapters, not 1"):
         compare_adapters([one])
+    with pytest.raises(TypeError, match="is one path; give a list of two or more"):
+        compare_adapters(one)
     other = make(tmp_path / "other.gguf", seed=1, shapes={NAME: (21, 12), OTHER: (9, 15)})
     with pytest.raises(LoraIncompatibleError, match="not for the same base model") as caught:
         compare_adapters([one, other])

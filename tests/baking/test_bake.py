@@ -327,6 +327,8 @@ def test_what_cannot_be_baked(tiny_model, tiny_dir, tiny_adapter_a, tmp_path):
         (model, {adapter: math.nan}, out, {}, InvalidScaleError, "is nan"),
         (model, {adapter: -math.inf}, out, {}, InvalidScaleError, "is -inf"),
         (model, {adapter: 1}, out, {"dtype": "q4_0"}, ValueError, "keep, f32, f16, bf16, q8_0"),
+        (model, [adapter], out, {}, TypeError, "is no mapping; give {path: scale}"),
+        (model, {adapter: "1"}, out, {}, TypeError, "has '1' for .*, which is no number"),
         (model, {adapter: 1}, out, {"n_threads": 0}, ValueError, "n_threads is 0"),
         (model, {adapter: 1}, model, {}, ValueError, "files of the model"),
         (model, {adapter: 1}, tmp_path / "link.gguf", {}, ValueError, "files of the model"),
@@ -521,7 +523,7 @@ def test_the_change_is_kept_unless_another_type_is_named(tiny_dir, tiny_adapter_
     assert "exists and is not replaced" in capsys.readouterr().err
     assert main([*words, "--force"]) == 0
     said = capsys.readouterr().out
-    assert f"{len(changed)} tensors of Q4_0 became Q8_0, which kept " in said
+    assert f"{len(changed)} tensors of Q4_0 became Q8_0, since their own type kept " in said
     assert out.read_bytes() == content
 
 
@@ -532,7 +534,7 @@ def test_what_no_coarse_type_holds_becomes_f32(tiny_dir, tmp_path, capsys):
     assert main([*words, "--dtype", "keep"]) == 1
     assert "the dtype 'f32'" in capsys.readouterr().err
     assert main(words) == 0
-    assert "14 tensors of Q4_0 became F32, which kept 0%" in capsys.readouterr().out
+    assert "14 tensors of Q4_0 became F32, since their own type kept 0%" in capsys.readouterr().out
     assert read_base(tmp_path / "out.gguf").metadata["llamafu.bake.0.kept"] == pytest.approx(1, abs=1e-3)
 
 

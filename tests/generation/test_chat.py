@@ -406,6 +406,8 @@ def test_every_chat_of_an_engine_takes_the_same(real, tiny_model, template):
         for one in (llm.chat, engine.chat):
             with pytest.raises(TypeError, match="unknown option 'chat_template_kwarg'; did you mean 'chat_template_kwargs'"):
                 one([USER], chat_template_kwarg={})
+            with pytest.raises(TypeError, match=r"tools\[0\] is <built-in .*; give an object, such as FunctionTools"):
+                one([USER], tools=[len])
 
 
 @pytest.mark.parametrize(("text", "told"), [("", "empty prompt"), (" \n", "empty prompt"), ("{{ '' }}", "empty prompt")])

@@ -156,6 +156,8 @@ def test_unknown_options_are_type_errors(llm):
     for call in (llm.complete, llm.stream):
         with pytest.raises(TypeError, match="temprature"):
             call("x", temprature=0.1)
+        with pytest.raises(TypeError, match="unknown option 'stream'; stream and stream_chat yield an answer"):
+            call("x", stream=True)
     with pytest.raises(TypeError):
         Llamafu("x", n_context=5)
     assert "repeat_penalty" in inspect.signature(llm.complete).parameters

@@ -114,6 +114,17 @@ def test_texts_that_are_not_legal(flags, text):
         load({"model": "m.gguf", name: flags[1]}, {})
 
 
+@pytest.mark.parametrize("kind", [Llamafu, Engine])
+def test_an_unknown_argument_is_told_with_all_that_there_are(kind):
+    """Of the constructor, not of the devices alone."""
+    with pytest.raises(TypeError, match="unknown option 'n_thread'; did you mean 'n_threads'?") as caught:
+        kind("no.gguf", n_thread=4)
+    for name, parameter in inspect.signature(kind).parameters.items():
+        assert (f" {name}," in str(caught.value).replace("(", " ").replace(")", ",")) == (
+            parameter.kind == parameter.KEYWORD_ONLY
+        )
+
+
 def test_engines_share_one_memory(tiny_model):
     """An engine refuses what its sequences cannot have."""
     with pytest.raises(ValueError, match="kv_unified=False"):

@@ -23,6 +23,7 @@ HI = [{"role": "user", "content": "ahoy"}]
 shared = one_server.shared
 url = one_server.url
 engine = one_server.engine
+folder = one_server.folder
 raw = one_server.raw
 
 
@@ -297,6 +298,7 @@ def test_pages_of_other_origins_see_the_header():
         ("completions", {"prompt": "a", "lora": {"pirate": 2}}, "lora['pirate']"),
         ("completions", {}, "prompt"),
         ("completions", {"prompt": "a", "response_format": {"type": "xml"}}, "response_format.type"),
+        ("completions", {"prompt": "a", "response_format": "json"}, "response_format"),
         ("chat/completions", {"messages": [{"role": "user", "content": 3}]}, "messages[0].content"),
         ("embeddings", {"input": "a", "dimensions": 5}, "dimensions"),
         ("completions", [], None),
@@ -305,6 +307,22 @@ def test_pages_of_other_origins_see_the_header():
 def test_the_error_names_the_field_at_fault(raw, path, body, param):
     answer = raw.post(f"/v1/{path}", json=body)
     assert (answer.status_code, answer.json()["error"]["param"]) == (400, param), answer.text
+
+
+def test_what_is_no_object_is_told_without_the_words_of_python():
+    told = "response_format is 'json'; give an object"
+    assert refused(CompletionBody, {"prompt": "a", "response_format": "json"}) == told
+
+
+def test_an_error_about_no_field_names_none(raw, folder):
+    """Not the first word of its message."""
+    pirate = (folder / "pirate.gguf").read_bytes()
+    for answer in (
+        raw.get("/v1/completions"),
+        raw.post("/v1/lora/upload", files={"file": ("pirate.gguf", pirate)}),
+        raw.post("/v1/lora/upload", files={"file": ("odd.gguf", b"odd")}),
+    ):
+        assert (answer.status_code in {400, 405}, answer.json()["error"]["param"]) == (True, None), answer.text
 
 
 def test_a_body_is_told_of_as_json_with_any_name(raw):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from dataclasses import dataclass
 from itertools import combinations
 from typing import TYPE_CHECKING
@@ -12,7 +13,6 @@ from llamafu.adapters.factors import factors, names, read_compatible, strength, 
 from llamafu.adapters.info import split_name
 
 if TYPE_CHECKING:
-    import os
     from collections.abc import Sequence
 
     from numpy.typing import NDArray
@@ -59,11 +59,15 @@ def compare_adapters(adapters: Sequence[AdapterFile | str | os.PathLike[str]]) -
     Ranks and targets may differ.
 
     Raises:
+        TypeError: `adapters` is a path, not a list of them.
         ValueError: fewer than two adapters.
         LoraIncompatibleError: they are for different base models.
         InvalidAdapterFileError, LoraLoadError: a file cannot be read or is damaged.
 
     """
+    if isinstance(adapters, str | os.PathLike):
+        message = f"adapters={os.fspath(adapters)!r} is one path; give a list of two or more"
+        raise TypeError(message)
     if len(adapters) < _FEWEST:
         message = f"a comparison needs at least two adapters, not {len(adapters)}"
         raise ValueError(message)

@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
+from llamafu._util.arguments import check_numbers_by
 from llamafu._util.atomic import demand_new, demand_parent, demand_place, whole_file
 from llamafu.adapters.factors import read_compatible, targets
 from llamafu.adapters.file import check_adapter
@@ -74,6 +75,7 @@ def merge_adapters(
         overwrite: Whether a file at `output` may be replaced. Default: True.
 
     Raises:
+        TypeError: `adapters` is no mapping to numbers.
         ValueError: an unknown method, an option that the method does not take or lacks, a weight that is no finite
             number, no adapter, or an `output` that is one of the sources.
         LoraIncompatibleError: the adapters differ in architecture or sizes, one is an aLoRA, ranks differ in a method that
@@ -155,6 +157,7 @@ def form_of(output: str | os.PathLike[str]) -> Form:
 
 
 def _check_weights(adapters: Mapping[str | os.PathLike[str], float]) -> None:
+    check_numbers_by("adapters", adapters, "{path: weight}")
     if not adapters:
         message = "there is no adapter to merge; give at least one as {path: weight}"
         raise ValueError(message)

@@ -7,6 +7,7 @@ import re
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
+from llamafu.adapters.gguf.container import SUFFIX
 from llamafu.server.schemas.answers import OPENAI_TYPES, ErrorAnswer
 from llamafu.server.schemas.anthropic_answers import ERROR_TYPES, AnthropicErrorAnswer
 from llamafu.service.errors import APIError, AuthenticationError, InvalidRequestError, RateLimitError
@@ -16,11 +17,11 @@ if TYPE_CHECKING:
 
     from llamafu.server.schemas.base import Answer
 
-_PARAM = re.compile(r"'?(\w(?:\['[^']*'\]|[^\s'=:])*)'?(?: (?:is|has|was|names|holds) |=|: )")
+_PARAM = re.compile(r"(?!there )'?(\w(?:\['[^']*'\]|[^\s'=:])*)'?(?: (?:is|has|was|names|holds) |=|: )")
 """How a message begins that is about one field: `n is 17; ...`, `'temprature' is not a field`, `top_p=2 is not ...`."""
 _RETRY_AFTER = 1.0
 """Seconds, when nothing better is known."""
-_SERVERS_FAULT = 500
+_BAD_REQUEST, _SERVERS_FAULT = 400, 500
 
 
 def error_body(error: APIError) -> dict[str, Any]:
@@ -66,7 +67,8 @@ def error_headers(error: APIError) -> dict[str, str]:
 
 
 def _param(error: APIError) -> str | None:
-    """Return the path of the field that a refused request has wrong, None where it is none or several."""
-    problems = error.problems if isinstance(error, InvalidRequestError) else ()
+    """Return the path of the field that a refused request has wrong, None where it is none or several, or a file."""
+    problems = error.problems if isinstance(error, InvalidRequestError) and error.status == _BAD_REQUEST else ()
     paths = {found[1] if (found := _PARAM.match(problem)) else None for problem in problems}
-    return paths.pop() if len(paths) == 1 else None
+    path = paths.pop() if len(paths) == 1 else None
+    return None if path is None or path.endswith(SUFFIX) else path

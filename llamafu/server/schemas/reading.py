@@ -21,6 +21,8 @@ if TYPE_CHECKING:
 
 _Body = TypeVar("_Body", bound=RequestBody)
 
+_NO_OBJECT = frozenset({"model_type", "dict_type"})
+"""pydantic's types of errors for what is no object, whose messages name Python's classes."""
 _MOST_TOLD = 20
 """Problems that are told of one, and characters of an unknown field's name that are compared."""
 
@@ -101,6 +103,8 @@ def _problem(kind: type[RequestBody], error: Mapping[str, Any]) -> str:
     told = error["msg"].removeprefix("Value error, ").removeprefix("Input should be ").removeprefix("Value should be ")
     if legal:
         wanted = f"give {legal}"
+    elif error["type"] in _NO_OBJECT:
+        wanted = "give an object"
     elif told.startswith(("give", "part")):
         wanted = told
     else:
