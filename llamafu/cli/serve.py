@@ -9,12 +9,12 @@ from dataclasses import fields, replace
 from typing import TYPE_CHECKING, Any
 
 from llamafu._util.listing import listed
-from llamafu.cli.arguments import model_path
+from llamafu.cli.arguments import model_path, options_checked
 from llamafu.errors import LlamafuError, LoraNotFoundError
 
 if TYPE_CHECKING:
     import argparse
-    from collections.abc import Collection, Mapping
+    from collections.abc import Callable, Collection, Mapping
 
     from llamafu.server.settings import Settings
     from llamafu.server.storage.adapter_folder import AdapterFolder
@@ -47,11 +47,14 @@ def _run(arguments: argparse.Namespace) -> int:
         settings = load(given, config=arguments.config)
     except ValueError as error:
         arguments.refuse(str(error))
-    return serve_with(settings)
+    return serve_with(settings, arguments.refuse)
 
 
-def serve_with(settings: Settings) -> int:
-    """Open the engine with the adapters of `--lora` active, serve until a signal, and return the exit status."""
+def serve_with(settings: Settings, refuse: Callable[[str], object]) -> int:
+    """Open the engine with the adapters of `--lora` active, serve until a signal, and return the exit status.
+
+    `refuse` is called with the message for a setting that the engine finds illegal.
+    """
     from llamafu.engine import Engine
     from llamafu.libraries.openmp import shorten_openmp_spin
     from llamafu.server.auth.startup_keys import load_startup_keys
@@ -71,19 +74,21 @@ def serve_with(settings: Settings) -> int:
         raise LlamafuError(str(error)) from error
     _log_requests()
     shorten_openmp_spin()
-    with Engine(
-        path,
-        max_sequences=settings.max_sequences,
-        max_queue=settings.max_queue,
-        target_itl_ms=settings.target_itl_ms,
-        prompt_lookup_num_tokens=settings.prompt_lookup_num_tokens,
-        bank_rank=settings.bank_rank,
-        n_ctx=settings.n_ctx,
-        n_threads=settings.threads,
-        scale_range=settings.scale_range,
-        library=settings.library,
-        **settings.device_arguments,
-    ) as engine:
+    with options_checked(refuse):
+        engine = Engine(
+            path,
+            max_sequences=settings.max_sequences,
+            max_queue=settings.max_queue,
+            target_itl_ms=settings.target_itl_ms,
+            prompt_lookup_num_tokens=settings.prompt_lookup_num_tokens,
+            bank_rank=settings.bank_rank,
+            n_ctx=settings.n_ctx,
+            n_threads=settings.threads,
+            scale_range=settings.scale_range,
+            library=settings.library,
+            **settings.device_arguments,
+        )
+    with engine:
         named = [name for each in (dict(settings.lora), *mixes.values()) for name in each]
         for name in dict.fromkeys(name for name in named if name not in mixes):
             assert folder is not None  # noqa: S101 - Settings demands it
