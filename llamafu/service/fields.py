@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-import math
 from typing import Final, TypeVar
 
+from llamafu._util.arguments import finite_number
 from llamafu._util.suggestions import did_you_mean
 from llamafu.service.errors import InvalidRequestError
 
@@ -70,7 +70,7 @@ class Fields:
     def number(self, name: str, default: float | Required = REQUIRED) -> float:
         """Take a finite number."""
         value = self.take(name)
-        if (number := as_number(value)) is not None:
+        if (number := finite_number(value)) is not None:
             return number
         return self._missing_or(name, value, "a finite number", default, 0.0)
 
@@ -110,17 +110,6 @@ class Fields:
         told = "is missing" if value is None else f"is {shown(value)}"
         self.complain(name, f"{told}; give {wanted}")
         return fallback if isinstance(default, Required) else default
-
-
-def as_number(value: object) -> float | None:
-    """Return a JSON number as a float; None for anything else, what is not finite, and whole numbers that no float holds."""
-    if isinstance(value, bool) or not isinstance(value, int | float):
-        return None
-    try:
-        number = float(value)
-    except OverflowError:
-        return None
-    return number if math.isfinite(number) else None
 
 
 def shown(value: object) -> str:
