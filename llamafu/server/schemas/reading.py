@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from itertools import chain
 from typing import TYPE_CHECKING, Any, TypeVar, get_args
 
@@ -21,6 +22,8 @@ if TYPE_CHECKING:
 
 _Body = TypeVar("_Body", bound=RequestBody)
 
+_SUBJECT = re.compile(r"(?:Input|Value|List|String|Dictionary) should (?=be |have )")
+"""How pydantic's messages begin, before what a value should be or have."""
 _MOST_TOLD = 20
 """Problems that are told of one, and characters of an unknown field's name that are compared."""
 
@@ -98,11 +101,13 @@ def _problem(kind: type[RequestBody], error: Mapping[str, Any]) -> str:
         return f"{where} is missing" + (f"; give {legal}" if legal else "")
     if error["type"] == "model_type" and issubclass(owner, SmallBody):
         return f"{where} is {kind_of(error['input'])}; give an object"
-    told = error["msg"].removeprefix("Value error, ").removeprefix("Input should be ").removeprefix("Value should be ")
+    told = _SUBJECT.sub("", error["msg"].removeprefix("Value error, ")).replace(" after validation", "")
     if legal:
         wanted = f"give {legal}"
     elif told.startswith(("give", "part")):
         wanted = told
+    elif told.startswith(("be ", "have ")):
+        wanted = f"it should {told}"
     else:
         wanted = f"it should be {told[:1].lower()}{told[1:]}"
     return f"{where} is {shown(error['input'])}; {wanted}"
