@@ -182,6 +182,12 @@ class EmptyPromptError(LlamafuError, ValueError):
     code = ErrorCode.INVALID_PARAM
 
 
+class NoTokenLeftError(LlamafuError, ValueError):
+    """A request's own logit bias or logits processor leaves no token to choose, or makes a logit that is no number."""
+
+    code = ErrorCode.INVALID_PARAM
+
+
 class TemplateLimitError(LlamafuError):
     """A chat template that runs too long or makes too much; it would do so again."""
 

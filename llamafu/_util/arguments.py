@@ -23,8 +23,8 @@ def check_number(name: str, value: object, *, low: float | None = None, high: fl
 
     `above` leaves `low` itself out. None is no limit.
     """
-    is_number = isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value)
-    if is_number and _within(value, low, high) and not (above and value == low):  # type: ignore[arg-type] # is_number says it
+    number = finite_number(value)
+    if number is not None and _within(number, low, high) and not (above and number == low):
         return
     message = f"{name}={value!r} is not a number {range_text(low, high, above=above)}"
     raise ValueError(message)
@@ -39,6 +39,17 @@ def check_numbers_by(name: str, value: object, form: str) -> None:
         if isinstance(number, bool) or not isinstance(number, Real):
             message = f"{name} has {number!r} for {key}, which is no number; give {form}"
             raise TypeError(message)
+
+
+def finite_number(value: object) -> float | None:
+    """Return a number, NumPy's and fractions too, as a float; None for what is none, not finite, or beyond a float."""
+    if not isinstance(value, Real) or isinstance(value, bool):
+        return None
+    try:
+        number = float(value)
+    except OverflowError:
+        return None
+    return number if math.isfinite(number) else None
 
 
 def read_truth(text: str) -> bool:

@@ -1,19 +1,6 @@
-"""Values of JSON: numbers as floats, and what messages call a value."""
+"""What messages call a value of JSON."""
 
 from __future__ import annotations
-
-import math
-
-
-def as_number(value: object) -> float | None:
-    """Return a JSON number as a float; None for anything else, what is not finite, and whole numbers that no float holds."""
-    if isinstance(value, bool) or not isinstance(value, int | float):
-        return None
-    try:
-        number = float(value)
-    except OverflowError:
-        return None
-    return number if math.isfinite(number) else None
 
 
 def shown(value: object) -> str:

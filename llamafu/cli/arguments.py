@@ -4,17 +4,18 @@ from __future__ import annotations
 
 import argparse
 import os
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, cast
 
 from llamafu.cli.device_arguments import add_devices, device_arguments
 from llamafu.cli.progress import Progress
-from llamafu.errors import LoraError, LoraNotFoundError
+from llamafu.errors import LlamafuError, LoraError, LoraNotFoundError
 from llamafu.generation.options import OPTION_SPECS
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterable, Sequence
+    from collections.abc import Callable, Iterable, Iterator, Sequence
 
     from llamafu.generation.option_spec import OptionSpec
     from llamafu.generation.options import OptionArguments
@@ -169,21 +170,33 @@ def open_model(arguments: argparse.Namespace) -> Llamafu:
 
     if problem := scale_problem(arguments.lora, arguments.scale_range):
         arguments.refuse(f"argument --lora: {problem}")
-    llm = Llamafu(
-        model_path(arguments.model),
-        n_ctx=arguments.n_ctx,
-        n_threads=arguments.threads,
-        scale_range=arguments.scale_range,
-        library=arguments.library,
-        mmproj_path=getattr(arguments, "mmproj", None),
-        **device_arguments(arguments),
-    )
+    with options_checked(arguments.refuse):
+        llm = Llamafu(
+            model_path(arguments.model),
+            n_ctx=arguments.n_ctx,
+            n_threads=arguments.threads,
+            scale_range=arguments.scale_range,
+            library=arguments.library,
+            mmproj_path=getattr(arguments, "mmproj", None),
+            **device_arguments(arguments),
+        )
     try:
         llm.set_lora_adapters(load_adapters(llm, arguments.lora))
     except BaseException:
         llm.close()
         raise
     return llm
+
+
+@contextmanager
+def options_checked(refuse: Callable[[str], object]) -> Iterator[None]:
+    """Call `refuse` with the message where the library finds an option illegal: a ValueError that is no LlamafuError."""
+    try:
+        yield
+    except LlamafuError:
+        raise
+    except ValueError as error:
+        refuse(str(error))
 
 
 def load_adapters(llm: Llamafu, adapters: Iterable[AdapterArgument]) -> dict[LoraAdapter | str, float]:

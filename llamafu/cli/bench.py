@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any
 
 from llamafu._native.cpu import usable_cpus
 from llamafu._util.system.hardware import cpu_name
-from llamafu.cli.arguments import EXAMPLE, at_least, model_path
+from llamafu.cli.arguments import EXAMPLE, at_least, model_path, options_checked
 from llamafu.cli.device_arguments import add_devices, device_arguments
 from llamafu.cli.progress import Progress
 
@@ -54,7 +54,7 @@ def add_parser(subparsers: Any) -> None:
     parser.add_argument("--library", metavar="PATH", help="libllama to use, a file or a folder (default: search)")
     add_devices(parser)
     parser.add_argument("--json", action="store_true", help="print everything as JSON; times are in seconds")
-    parser.set_defaults(run=_run)
+    parser.set_defaults(run=_run, refuse=parser.error)
 
 
 def _counts(text: str) -> list[int]:
@@ -69,8 +69,8 @@ def _run(arguments: argparse.Namespace) -> int:
     given = arguments.lora[:most]
     missing = most - len(given)
     model = model_path(arguments.model)
-    with (
-        Engine(
+    with options_checked(arguments.refuse):
+        engine = Engine(
             model,
             max_sequences=most,
             bank_rank=sum(inspect_adapter(path).rank for path in given) + missing * _RANK,
@@ -79,9 +79,8 @@ def _run(arguments: argparse.Namespace) -> int:
             n_threads=threads,
             library=arguments.library,
             **device_arguments(arguments),
-        ) as engine,
-        tempfile.TemporaryDirectory(prefix="llamafu-bench-") as folder,
-    ):
+        )
+    with engine, tempfile.TemporaryDirectory(prefix="llamafu-bench-") as folder:
         names = _add_adapters(engine, given, missing, Path(folder))
         results = _measure(engine, names, arguments)
         report = {

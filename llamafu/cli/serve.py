@@ -9,12 +9,12 @@ from dataclasses import fields, replace
 from typing import TYPE_CHECKING, Any
 
 from llamafu._util.listing import listed
-from llamafu.cli.arguments import model_path
+from llamafu.cli.arguments import model_path, options_checked
 from llamafu.errors import LlamafuError, LoraNotFoundError
 
 if TYPE_CHECKING:
     import argparse
-    from collections.abc import Collection, Mapping
+    from collections.abc import Callable, Collection, Mapping
 
     from llamafu.server.settings import Settings
     from llamafu.server.storage.adapter_folder import AdapterFolder
@@ -47,7 +47,7 @@ def _run(arguments: argparse.Namespace) -> int:
         arguments.refuse(str(error))
     if settings.ray:
         _demand_packages({"ray": "ray[serve]"}, "serving on Ray", "ray")
-    return serve_with(settings)
+    return serve_with(settings, arguments.refuse)
 
 
 def _demand_packages(needed: Mapping[str, str], what: str, extra: str) -> None:
@@ -57,10 +57,10 @@ def _demand_packages(needed: Mapping[str, str], what: str, extra: str) -> None:
         raise LlamafuError(message)
 
 
-def serve_with(settings: Settings) -> int:
+def serve_with(settings: Settings, refuse: Callable[[str], object]) -> int:
     """Open the engine with the adapters of `--lora` active, serve until a signal, and return the exit status.
 
-    With `--ray`, replicas open engines instead.
+    `refuse` is called with the message for a setting that the engine finds illegal. With `--ray`, replicas open the engines.
     """
     from llamafu.engine import Engine
     from llamafu.libraries.openmp import shorten_openmp_spin
@@ -84,7 +84,9 @@ def serve_with(settings: Settings) -> int:
     _log_requests()
     _LOG.info("opening %s; the first start on a machine compiles for half a minute or more", path.name)
     shorten_openmp_spin()
-    with Engine(path, **settings.engine_arguments) as engine:
+    with options_checked(refuse):
+        engine = Engine(path, **settings.engine_arguments)
+    with engine:
         named = [name for each in (dict(settings.lora), *mixes.values()) for name in each]
         for name in dict.fromkeys(name for name in named if name not in mixes):
             assert folder is not None  # noqa: S101 - Settings demands it

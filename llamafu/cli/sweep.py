@@ -11,7 +11,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from llamafu.cli.arguments import AdapterArgument, add_model, load_adapters, model_path, option
+from llamafu.cli.arguments import AdapterArgument, add_model, load_adapters, model_path, option, options_checked
 from llamafu.cli.device_arguments import device_arguments
 from llamafu.cli.output import add_force, demand_place
 from llamafu.cli.progress import Progress
@@ -164,17 +164,16 @@ def _sweep(arguments: argparse.Namespace, prompts: list[str], mixes: list[dict[s
     from llamafu.sweep import sweep
 
     every = [0.0, 1.0, *(scale for mix in mixes for scale in mix.values())]
-    with (
-        Llamafu(
+    with options_checked(arguments.refuse):
+        llm = Llamafu(
             model_path(arguments.model),
             n_ctx=arguments.n_ctx,
             n_threads=arguments.threads,
             scale_range=(min(every), max(every)),  # every scale that the user gave is allowed
             library=arguments.library,
             **device_arguments(arguments),
-        ) as llm,
-        Progress() as progress,
-    ):
+        )
+    with llm, Progress() as progress:
         loaded = load_adapters(llm, [AdapterArgument(path, 0.0) for path in arguments.lora])
         handles = dict(
             zip(map(default_name, arguments.lora), loaded, strict=True)

@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from typing import Any
 
-from llamafu._util.json_values import as_number
+from llamafu._util.arguments import finite_number
 from llamafu.generation.completion import AppliedLora, Usage
 from llamafu.service.fields import Fields
 
@@ -225,7 +225,7 @@ def _message(data: Any, where: str, problems: list[str]) -> Message:
 def _usage(data: Any, problems: list[str]) -> Usage:
     fields = Fields(data, "usage", problems)
     details = fields.take("prompt_tokens_details")
-    cached = as_number(details.get("cached_tokens")) if isinstance(details, dict) else None
+    cached = finite_number(details.get("cached_tokens")) if isinstance(details, dict) else None
     return Usage(fields.whole("prompt_tokens", 0), fields.whole("completion_tokens", 0), int(cached or 0))
 
 

@@ -65,6 +65,8 @@ class SequenceRun:
         """Its sequence number in the KV cache; None while it has none."""
         self.computed = 0
         self.cached = 0
+        """How many of its prompt's tokens were there when it needed them first."""
+        self.was_preempted = False
         self.times_passed = 0
         """How often a later one was started first."""
         self.sampler: TokenSampler | None = None

@@ -69,8 +69,7 @@ class SequencePool:
                 model = self.runtime.instance.model
                 prompt = text_tokens(sequence.tokens[: sequence.prompt_length])
                 sequence.sampler = TokenSampler(model, sequence.request, prompt, sequence.constraint, sequence.budget)
-                sequence.cached = sequence.computed
-                self._recorder.cached_tokens += sequence.cached
+            self._count_cached(sequence, sequence.computed)
         except Exception as error:  # noqa: BLE001 - an unreadable adapter file must not end other requests
             self.end(sequence, error)
             return True
@@ -91,8 +90,7 @@ class SequencePool:
                 if not sequence.needs_prompt_logits:
                     joined = self.kv.join(sequence.number, sequence.tokens, sequence.states)
                     sequence.computed += joined
-                    sequence.cached += joined
-                    self._recorder.cached_tokens += joined
+                    self._count_cached(sequence, joined)
                 key = self.kv.next_key(sequence.number, sequence.tokens, sequence.states)
                 if key in under_way and not sequence.needs_prompt_logits:
                     continue
@@ -106,6 +104,7 @@ class SequencePool:
         assert sequence.number is not None  # noqa: S101 - it runs
         self.kv.close(sequence.number, keep=False)
         sequence.number, sequence.computed = None, 0
+        sequence.was_preempted = True
         sequence.status = sequence.status.once_preempted
         self.running.remove(sequence)
         self.waiting.put_back(sequence)
@@ -166,6 +165,12 @@ class SequencePool:
             "the graph computes some of its tensors in another way",
         )
         return f"the bank cannot hold {listed([use.name for use in uses])}: {why}"
+
+    def _count_cached(self, sequence: SequenceRun, tokens: int) -> None:
+        """Count tokens of a prompt that were there; not of one that was preempted, whose tokens are counted already."""
+        if not sequence.was_preempted:
+            sequence.cached += tokens
+            self._recorder.cached_tokens += tokens
 
     def _acquire_adapters(self, sequence: SequenceRun, deadline: float) -> bool:
         bank = self.runtime.bank

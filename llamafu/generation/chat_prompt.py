@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 from llamafu.errors import ErrorCode, LlamafuError, TemplateLimitError
 from llamafu.generation.messages import arguments_of
+from llamafu.generation.tools.tool import count_of
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping, Sequence
@@ -129,7 +130,7 @@ class ChatPrompt:
         functions = [tool.get("function", tool) for tool in tools]
         names = [function.get("name") for function in functions if isinstance(function, dict)]
         asked = [name for name in names if isinstance(name, str) and name.isascii()]
-        return prompt == plain or any(prompt.count(name) <= plain.count(name) for name in asked)
+        return prompt == plain or any(count_of(name, prompt) <= count_of(name, plain) for name in asked)
 
     def _with_arguments(self, messages: Messages, tools: Sequence[Mapping[str, Any]]) -> Messages:
         """Write the arguments of tool calls in the form that the template expects; refuse a template that drops calls.

@@ -15,7 +15,7 @@ from llamafu.generation.jinja_template import TemplateRefusalError, compiled
 from llamafu.generation.messages import read_messages, read_tools
 from llamafu.generation.tools.family import family_of
 from llamafu.generation.tools.generic import told_in_messages
-from llamafu.generation.tools.tool import callable_tools
+from llamafu.generation.tools.tool import callable_tools, count_of
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
@@ -151,7 +151,7 @@ def _told_as_text(prompt: ChatPrompt, messages: list[dict[str, Any]], tools: Seq
             raise
         except LlamafuError:
             continue
-        if all(name in text for name in names):
+        if all(count_of(name, text) for name in names):
             return text
     return None
 

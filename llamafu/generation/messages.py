@@ -53,13 +53,31 @@ def read_tools(given: object, problems: list[str]) -> list[dict[str, Any]]:
         problems.append(f"tools is {reprlib.repr(given)}; give a list of tools")
         return []
     for index, tool in enumerate(given):
-        if not isinstance(tool, Mapping):
-            hint = ", such as FunctionTools([function]).descriptions has" if callable(tool) else ""
-            problems.append(f"tools[{index}] is {reprlib.repr(tool)}; give an object{hint}")
+        problems += _problems_of_tool(tool, f"tools[{index}]")
     cleaned: list[dict[str, Any]] = _cleaned(given, "tools", [], problems)
     if why := _why_no_json(cleaned):
         problems.append(f"tools {why}")
     return cleaned
+
+
+def _problems_of_tool(tool: object, where: str) -> list[str]:
+    """Return what is wrong with a tool: what says that it is no function could never be called.
+
+    A template may know forms of its own, so that a tool without a type or a name is passed on.
+    """
+    if not isinstance(tool, Mapping):
+        hint = ", such as FunctionTools([function]).descriptions has" if callable(tool) else ""
+        return [f"{where} is {reprlib.repr(tool)}; give an object{hint}"]
+    if tool.get("type") not in {None, "function"}:
+        told = reprlib.repr(tool["type"])
+        return [f"{where}.type is {told}; give 'function': your program runs it, since nothing is searched or run here"]
+    function, at = (tool, where) if tool.get("function") is None else (tool["function"], f"{where}.function")
+    if not isinstance(function, Mapping):
+        return [f"{at} is {reprlib.repr(function)}; give an object with name, description and parameters"]
+    name = function.get("name")
+    if name is None or (isinstance(name, str) and name):
+        return []
+    return [f"{at}.name is {reprlib.repr(name)}; give the name of a function"]
 
 
 def _misspelled(messages: Sequence[object]) -> list[str]:

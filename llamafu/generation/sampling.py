@@ -8,7 +8,7 @@ import secrets
 from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
-from llamafu.errors import DecodeError, GrammarError
+from llamafu.errors import DecodeError, GrammarError, NoTokenLeftError
 from llamafu.generation.completion import TokenLogprob
 from llamafu.generation.logit_bias import logit_bias_of
 from llamafu.generation.option_spec import texts_of
@@ -132,8 +132,8 @@ class TokenSampler:
         """Return the next token of one output row, and its log probabilities if they were asked for.
 
         `row` is its place in the batch, the last output by default; `logits` are its own, where the caller has them. Raises
-        DecodeError when the logits are not finite, GrammarError when the grammar leaves nothing to choose from, ValueError
-        when logit bias or logits processor do, and what the caller's own functions raise.
+        DecodeError when the logits are not finite, GrammarError when the grammar leaves nothing to choose from,
+        NoTokenLeftError when logit bias or logits processor do, and what the caller's own functions raise.
         """
         logits = context.logits(row) if logits is None else logits
         is_bound = self._options.ignore_eos or self._made < self._options.min_tokens
@@ -173,7 +173,7 @@ class TokenSampler:
     def _change(self, logits: np.ndarray[Any, np.dtype[np.float32]], *, is_bound: bool) -> int:
         """Apply what the request itself does to the logits, and return the likeliest token.
 
-        Raises ValueError where no token is left, or what is no number.
+        Raises NoTokenLeftError where no token is left, or what is no number.
         """
         if self._bias is not None:
             self._bias.apply(logits)
@@ -186,7 +186,7 @@ class TokenSampler:
             who = "logit_bias" if self._options.logits_processor is None else "logits_processor"
             what = "leaves no token" if logits[best] == -math.inf else f"makes the logit of token {best} {logits[best]}"
             message = f"{who} {what}; at least one logit has to be finite, and none infinite or NaN"
-            raise ValueError(message)
+            raise NoTokenLeftError(message)
         return best
 
     def _allowed(self, logits: np.ndarray[Any, np.dtype[np.float32]], constraint: Constraint) -> int:

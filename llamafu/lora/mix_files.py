@@ -9,9 +9,10 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from llamafu._util.arguments import finite_number
 from llamafu._util.atomic import whole_file
 from llamafu._util.file_names import is_name
-from llamafu._util.json_values import as_number, shown
+from llamafu._util.json_values import shown
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
@@ -96,7 +97,7 @@ def _scales_in(path: Path, name: str, size: int, folder: Path) -> dict[str, floa
         raise ValueError(message)
     found = {}
     for adapter, scale in scales.items():
-        number = as_number(scale)
+        number = finite_number(scale)
         if number is None:
             message = f"the scale of {adapter!r} is {shown(scale)}; give a finite number"
             raise ValueError(message)

@@ -6,6 +6,7 @@ import math
 from collections.abc import Callable, Mapping
 from typing import TYPE_CHECKING, Union
 
+from llamafu._util.arguments import finite_number
 from llamafu.errors import InvalidScaleError
 
 if TYPE_CHECKING:
@@ -23,8 +24,9 @@ order carries no meaning; the digest identifies the content, so a changed file i
 def check_scale(value: object, scale_range: tuple[float, float], whose: str | None = None) -> float:
     """Return `value` as a float; `InvalidScaleError` when it is not a finite number within `scale_range`."""
     low, high = scale_range
-    if isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value) and low <= value <= high:
-        return float(value)
+    number = finite_number(value)
+    if number is not None and low <= number <= high:
+        return number
     message = (
         f"scale{f' of {whose}' if whose else ''} is {value!r}; it must be a finite number from {low:g} to {high:g} "
         "(a wider scale_range= is the constructor's choice)"

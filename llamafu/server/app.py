@@ -73,6 +73,7 @@ def make_app(engine: ServedEngine, settings: Settings, guard: Guard) -> Starlett
         strict=settings.strict,
         metrics=metrics,
         template_words=frozenset(re.findall(r"\w+", engine.model_facts.chat_template or "")),
+        folder=None if folder is None else folder.folder,
     )
     app = Starlette(
         routes=[

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 from typing import Final, TypeVar
 
-from llamafu._util.json_values import as_number, kind_of, shown
+from llamafu._util.arguments import finite_number
+from llamafu._util.json_values import kind_of, shown
 from llamafu._util.suggestions import did_you_mean
 from llamafu.service.errors import InvalidRequestError
 
@@ -70,7 +71,7 @@ class Fields:
     def number(self, name: str, default: float | Required = REQUIRED) -> float:
         """Take a finite number."""
         value = self.take(name)
-        if (number := as_number(value)) is not None:
+        if (number := finite_number(value)) is not None:
             return number
         return self._missing_or(name, value, "a finite number", default, 0.0)
 

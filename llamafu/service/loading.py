@@ -6,7 +6,8 @@ from collections import Counter
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Self
 
-from llamafu._util.json_values import as_number, shown
+from llamafu._util.arguments import finite_number
+from llamafu._util.json_values import shown
 from llamafu.service.errors import InvalidRequestError
 from llamafu.service.fields import Fields
 
@@ -83,7 +84,7 @@ class LoraLoadRequest:
         for index, info in enumerate(self.loras):
             if not isinstance(info.name, str) or not info.name:
                 found.append(f"loras[{index}].name is {shown(info.name)}; give a string that is not empty")
-            if as_number(info.scaling) is None:
+            if finite_number(info.scaling) is None:
                 found.append(f"loras[{index}].scaling is {shown(info.scaling)}; give a finite number")
         for name, times in Counter(info.name for info in self.loras).items():
             if times > 1:

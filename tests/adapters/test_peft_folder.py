@@ -224,6 +224,24 @@ def test_all_problems_of_both_files(tmp_path):
     assert len(caught.value.problems) == 3
 
 
+@pytest.mark.parametrize(
+    ("name", "value", "told"),
+    [
+        ("layers.0.self_attn.q_proj.lora_A.weight", np.full((4, 64), np.nan), "lora_A.weight' holds NaN or infinite values"),
+        ("layers.0.self_attn.q_proj.lora_B.weight", np.full((64, 4), np.inf), "lora_B.weight' holds NaN or infinite values"),
+        ("layers.0.self_attn.q_proj.lora_B.bias", np.ones(64), "lora_B.bias' is no LoRA factor (...lora_A.weight, "),
+    ],
+)
+def test_a_tensor_is_told_of_once(name, value, told, tmp_path):
+    """By its own name, with its own reason, and its partner is not said to lack one."""
+    folder = write_folder(tmp_path / "folder", with_tensor(name, value))
+    with pytest.raises(InvalidAdapterFileError) as caught:
+        convert_peft(folder, tmp_path / "out.gguf", base=base_of())
+    assert len(caught.value.problems) == 1
+    assert told in str(caught.value)
+    assert ("a trained bias" in str(caught.value)) == name.endswith("bias")
+
+
 @pytest.mark.parametrize("kind", ["safetensors", "bin"])
 def test_cuts_at_every_interesting_byte(kind, tmp_path):
     folder = write_folder(tmp_path / "folder", arrays_of(layers=1))

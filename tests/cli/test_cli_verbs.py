@@ -119,6 +119,8 @@ def test_every_sampling_option_reaches_the_library(llm, tiny_model, capsys):
         (["--stop", ""], "stop=''"),
         (["--n-ctx", "1"], "'1' is not a whole number of at least 2"),
         (["--threads", "-1"], "'-1' is not a whole number of at least 1"),
+        (["--n-ctx", "99999999999"], "n_ctx=99999999999 is not a whole number from 2 to 2147483647"),
+        (["--threads", "999"], "n_threads=999 is not a whole number from 1 to 512"),
         (["--top-kk", "3"], "--top-kk"),
     ],
 )

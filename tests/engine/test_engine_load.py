@@ -68,6 +68,18 @@ def test_prompts_alike_under_other_adapters_share_nothing(engine):
     assert [ticket.result(20).usage.cached_tokens for ticket in tickets] == [0] * 4
 
 
+def test_what_is_computed_anew_is_counted_once(engine):
+    """Prompts that lose their memory together are computed together again; of each no more is cached than it has."""
+    prompt = engine.tokenize("ten green bottles " * 60)[:330]
+    tickets = [engine.submit(Request(prompt=[*prompt, n], **LONG)) for n in range(5, 8)]
+    speaking(engine, max_tokens=1).result(20)
+    before = engine.stats().cached_tokens
+    engine._worker.call(lambda scheduler: scheduler.pool.preempt_all())
+    told = sorted(ticket.result(60).usage.cached_tokens for ticket in tickets)
+    assert told == [0] + [330 // PREFIX_BLOCK * PREFIX_BLOCK] * 2
+    assert engine.stats().cached_tokens == before == sum(told)
+
+
 def test_what_is_waited_for_may_end(engine):
     """The one that computes a common beginning is cancelled: the next one goes on from there."""
     prompt = engine.tokenize("ten green bottles " * 200)[:1000]

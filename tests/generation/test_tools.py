@@ -167,6 +167,47 @@ def test_choices_that_cannot_be(llm, template):
         llm.chat([USER], tools=[loose], tool_choice="required")
 
 
+@pytest.mark.parametrize(
+    ("tool", "told"),
+    [
+        ({"type": "web_search"}, r"tools\[1\]\.type is 'web_search'; give 'function': your program runs it"),
+        ({"type": "custom", "custom": {"name": "x"}}, r"tools\[1\]\.type is 'custom'; give 'function'"),
+        ({"type": "function", "function": {"name": ""}}, r"tools\[1\]\.function\.name is ''; give the name"),
+        ({"type": "function", "function": "now"}, r"tools\[1\]\.function is 'now'; give an object with name"),
+        ({"name": 5, "parameters": {"type": "object"}}, r"tools\[1\]\.name is 5; give the name"),
+    ],
+)
+def test_what_is_no_function_is_refused(llm, template, tool, told):
+    """It would be told to the model, and could never be called."""
+    template(HERMES)
+    with pytest.raises(TypeError, match=f"^{told}"):
+        llm.chat([USER], tools=[NOW, tool])
+
+
+@pytest.mark.parametrize("name", ['say "hi"', "a\\b", "two\nlines", "tab\there", "größe"])
+@pytest.mark.parametrize(
+    "text", [HERMES, HERMES.replace("name }}", "name | tojson }}"), PLAIN], ids=["as it is", "JSON", "generic"]
+)
+def test_names_that_json_writes_otherwise(llm, template, name, text):
+    template(text)
+    odd = {"type": "function", "function": {"name": name, "parameters": {"type": "object", "additionalProperties": False}}}
+    (call,) = llm.chat([USER], tools=[odd], tool_choice="required", parallel_tool_calls=False, max_tokens=200).tool_calls
+    assert (call.name, json.loads(call.arguments)) == (name, {})
+
+
+@pytest.mark.parametrize("kind", ["array", "string", ["string", "null"]], ids=str)
+def test_arguments_are_an_object(llm, template, kind):
+    """A grammar for anything else would hold the answer to what no reader takes for a call."""
+    template(HERMES)
+    odd = {"type": "function", "function": {"name": "f", "parameters": {"type": kind}}}
+    with pytest.raises(GrammarError, match=r"^tools\[0\]\.function\.parameters: JSON schema: #/type is .* are an object"):
+        llm.chat([USER], tools=[odd], tool_choice="required")
+    odd["function"]["parameters"] = {"type": ["null", "object"], "properties": {"a": {"const": 1}}, "required": ["a"]}
+    odd["function"]["parameters"]["additionalProperties"] = False
+    (call,) = llm.chat([USER], tools=[odd], tool_choice="required", parallel_tool_calls=False, max_tokens=200).tool_calls
+    assert json.loads(call.arguments) == {"a": 1}
+
+
 def test_an_answer_of_a_schema_or_a_call(llm, template):
     """With both, it is one of the two; with a grammar of the caller's it is text."""
     template(HERMES)

@@ -1,8 +1,10 @@
 """Adapters of a `Llamafu`: what the contract promises, on the tiny model."""
 
 import math
+from fractions import Fraction
 from types import SimpleNamespace
 
+import numpy as np
 import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
@@ -70,6 +72,17 @@ def test_sets_are_atomic(llm, a, b):
         assert llm.active_lora_adapters == {"a": 0.8, "b": 0.0}
     llm.clear_all_lora_adapters()
     assert llm.active_lora_adapters == {}
+
+
+@pytest.mark.parametrize("scale", [np.float32(0.5), np.float16(0.5), np.float64(0.5), Fraction(1, 2)], ids=repr)
+def test_a_scale_is_any_number(llm, a, scale):
+    """Such as NumPy's of a sweep; a truth value and what is no number are none."""
+    llm.set_lora_adapters({a: scale})
+    assert llm.active_lora_adapters == {"a": 0.5}
+    for bad in (np.float32("nan"), np.float32(1.5), np.bool_(True), "0.5", 0.5j, 10**400):
+        with pytest.raises(InvalidScaleError, match="it must be a finite number"):
+            llm.set_lora_adapters({a: bad})
+    llm.clear_all_lora_adapters()
 
 
 def test_active_set_equals_the_same_set_for_one_call(llm, a, b):

@@ -42,6 +42,8 @@ def test_langchain(variables):
     assert told["answer"] == told["history"] == ANSWER
     assert [call["name"] for call in told["required"]] == ["weather"]
     assert told["parts"] == [["weather", {"city": "Tokyo"}]]
+    assert [message["role"] for message in told["chunks"]] == ["system", "user", "assistant", "tool"]
+    assert told["chunks"][2]["tool_calls"][0]["function"]["name"] == "weather"
     assert [voyage["ship"] for voyage in told["structured"].values()] == ["Anna", "Anna"]
     assert set(told["typed"]) == {"name", "masts"}
     assert told["json_mode"] == "dict"

@@ -219,7 +219,7 @@ IMAGE = {"type": "image", "source": {"type": "base64", "media_type": "image/png"
 @pytest.mark.parametrize(
     ("fields", "told"),
     [
-        ({"messages": []}, "messages is a list; give a list of messages, such as {'role': 'user', 'content': 'hi'}"),
+        ({"messages": []}, "messages is empty; give at least one, such as {'role': 'user', 'content': 'hi'}"),
         ({"messages": ["a"]}, "messages[0] is 'a'; give an object with role and content"),
         ({"messages": [{"content": "a"}]}, "messages[0].role is missing; give 'user' or 'assistant'"),
         ({"messages": [{"role": "tool", "content": "a"}]}, "messages[0].role is 'tool'; give 'user' or 'assistant'"),

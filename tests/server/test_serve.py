@@ -195,6 +195,24 @@ def test_every_kind_of_error(url, user, admin):
     assert admin.lora.get_active().data == ()
 
 
+@pytest.mark.parametrize("left", [[], [1]], ids=["none", "the end alone, which may not come yet"])
+def test_a_bias_that_leaves_no_token_is_the_clients(url, left):
+    """Whole, in a stream and by another protocol; the ban of one request is not the others'."""
+    bias = [[token, False] for token in range(317) if token not in left]
+    options = {"logit_bias": bias, "max_tokens": 4, "min_tokens": 2}
+    with httpx.Client(base_url=url, headers={"X-Api-Key": API}) as client:
+        for path, asked in (
+            ("/v1/completions", {"prompt": "a"}),
+            ("/v1/chat/completions", {"messages": HI}),
+            ("/completion", {"prompt": "a"}),
+        ):
+            told = client.post(path, json={**asked, **options})
+            assert (told.status_code, told.json()["error"]["param"]) == (400, "logit_bias"), told.text
+            assert "leaves no token" in told.json()["detail"]
+            assert "leaves no token" in client.post(path, json={**asked, **options, "stream": True}).text
+        assert client.post("/v1/completions", json={"prompt": "a", "max_tokens": 1}).status_code == 200
+
+
 def test_bodies_have_what_every_client_looks_for(url):
     load = b'{"loras": [{"name": "gone"}]}'
     for path, key, content, status, code in (
@@ -323,6 +341,7 @@ def test_a_signal_under_sixteen_streams(real, tiny_model, folder):
         (["--port", "x"], 2, "port: 'x' is not a whole number"),
         (["--lora", "a", "--lora", "a=0.5"], 2, "more than once"),
         (["--config", "nowhere.toml"], 1, "nowhere.toml"),
+        (["--max-sequences", "9999"], 2, "max_sequences=9999 is more than n_batch=512"),
         (["--no-auth"], 2, "no_auth was given together with keys"),
     ],
 )

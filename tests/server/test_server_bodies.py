@@ -270,6 +270,8 @@ def test_what_clients_send_without_effect():
         ({"prompt": "a", "logit_bias": [5]}, f"logit_bias holds 5; give {BIAS}"),
         ({"prompt": "a", "logit_bias": "a"}, f"logit_bias is 'a'; give {BIAS}"),
         ({"prompt": "a", "n": 17}, "n is 17; it should be less than or equal to 16"),
+        ({"prompt": ["a"] * 17}, "prompt is a list; it should have at most 16 items, not 17"),
+        ({"prompt": "a", "stop": ["a"] * 17}, "stop is a list; it should have at most 16 items, not 17"),
         (
             {"prompt": ["a"] * 4, "n": 5},
             "4 prompts times n=5 is more than 16 answers; ask for fewer at a time",
@@ -306,7 +308,7 @@ def calling(*arguments):
             "messages is a list; give at most 20,000 parts",
         ),
         ({"messages": [calling("{}")] * 2 + [calling(*["{}"] * 20_000)]}, "messages is a list; give at most 20,000 parts"),
-        ({"tools": [{}] * 1001}, "tools is a list; it should be list should have at most 1000 items"),
+        ({"tools": [{}] * 1001}, "tools is a list; it should have at most 1000 items, not 1001"),
         (
             {"messages": [calling({"a": [float("inf")]})]},
             "messages[0].tool_calls[0].function.arguments has a number that is NaN, infinite or beyond 1.8e308",

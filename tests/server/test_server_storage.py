@@ -10,7 +10,7 @@ from helpers import one_server
 from helpers.served import wait_for
 from helpers.serving import ADMIN, API, FakeEngine, serving
 
-from llamafu.errors import LoraIncompatibleError
+from llamafu.errors import InvalidAdapterFileError, LoraIncompatibleError
 from llamafu.examples.adapters import example_adapters
 from llamafu.server.storage.last_use import last_use, note_use
 
@@ -33,7 +33,7 @@ def own(tmp_path):
     one_server.fill(tmp_path)
     engine = FakeEngine()
     with (
-        serving(engine, adapters=tmp_path) as address,
+        serving(engine, adapters=tmp_path, alias=("gpt",)) as address,
         httpx.Client(base_url=address, headers={"X-Admin-Key": ADMIN}) as client,
     ):
         yield client, engine, tmp_path
@@ -109,6 +109,35 @@ def test_uploads_that_are_refused_leave_nothing(raw, folder, engine, form, probl
     assert str(folder) not in answer.json()["detail"]
     assert sorted(folder.iterdir()) == before
     assert set(engine.adapters) == {"pirate", "shout"}
+
+
+@pytest.mark.parametrize(("name", "status"), [("smol", 409), ("gpt", 409), ("pirate", 400)])
+def test_an_adapter_that_model_could_not_name_is_not_taken(own, name, status):
+    """The base model's name, an alias of it, and an adapter's; no word of these refusals is a field of the request."""
+    raw, engine, folder = own
+    told = raw.post("/v1/lora/upload", files={"file": (f"{name}.gguf", PIRATE)})
+    assert (told.status_code, told.json()["error"]["param"]) == (status, None)
+    assert not (folder / "smol.gguf").exists()
+    shutil.copy(folder / "pirate.gguf", folder / "smol.gguf")
+    told = raw.post("/v1/load_lora_adapter", json={"lora_name": "smol", "lora_path": "smol"})
+    assert (told.status_code, told.json()["detail"]) == (
+        409,
+        "the name 'smol' is the base model's, and `model` would not mean the adapter; give another name",
+    )
+    assert wait_for(lambda: "smol" in engine.adapters)  # a file that is there can be used by `lora`
+
+
+def test_where_the_folder_is_is_not_told(raw, engine, folder, monkeypatch):
+    """An adapter that was damaged after it was registered: a request says which, not where it lies."""
+
+    def refuse(request, loop=None):
+        message = f"{folder / 'pirate.gguf'}: truncated"
+        raise InvalidAdapterFileError(message)
+
+    monkeypatch.setattr(engine, "open_stream", refuse)
+    told = raw.post("/v1/completions", json={"prompt": "a", "model": "pirate"})
+    assert (told.status_code, told.json()["detail"]) == (400, "pirate.gguf: truncated")
+    assert str(folder) not in told.text
 
 
 def test_an_upload_that_the_engine_refuses_leaves_nothing(raw, folder, engine, monkeypatch):

@@ -62,11 +62,11 @@ def factors_by_module(
         match = _FACTOR.fullmatch(key) or (_MAGNITUDE.fullmatch(key) if take_magnitudes else None)
         if match is None:
             problems.append(f"tensor {key!r} is no LoRA factor (...lora_A.weight, ...lora_B.weight){_foreign(key)}")
-        elif not np.isfinite(array).all():
+            continue
+        if not np.isfinite(array).all():
             problems.append(f"tensor {key!r} holds NaN or infinite values")
-        else:
-            side = MAGNITUDE if match.re is _MAGNITUDE else match[2] or match[3]
-            modules.setdefault(match[1], {})[side] = array
+        side = MAGNITUDE if match.re is _MAGNITUDE else match[2] or match[3]
+        modules.setdefault(match[1], {})[side] = array
     if not modules and not problems:
         problems.append("all of its modules were left out" if dropped.modules else "the file has no tensors")
     return modules

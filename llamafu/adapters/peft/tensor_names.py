@@ -17,7 +17,7 @@ _LONGEST = 500  # characters; longer names are no module's
 _WRAPPED = re.compile(r"\b(?:_fsdp_wrapped_module|_checkpoint_wrapped_module)\.")
 _OUTSIDE = re.compile(r"(?:module\.)+")
 _PREFIX = "base_model.model."
-_FACTOR = re.compile(r"(.+\.lora_(?:[AB]|embedding_[AB]|magnitude_vector))(?:\.(?!weight$)([^.]+))?(\.weight)?")
+_FACTOR = re.compile(r"(.+\.lora_(?:[AB]|embedding_[AB]|magnitude_vector))(?:\.(?!(?:weight|bias)$)([^.]+))?(\.weight)?")
 
 
 def saved_names(tensors: Mapping[str, _Value]) -> dict[str, _Value]:

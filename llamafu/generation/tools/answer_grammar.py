@@ -108,7 +108,7 @@ def _grammar(wanted: _Wanted) -> str:
 def _call(writer: GrammarWriter, form: Form, tool: Tool) -> str:
     try:
         try:
-            return form.call_rule(writer, tool)
+            return form.call_rule(writer, tool.with_object())
         except GrammarError:
             if tool.strict or not writer.is_loose:
                 raise

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import json
 import reprlib
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 from llamafu.errors import GrammarError
@@ -29,6 +30,16 @@ class Tool:
     parameters: dict[str, Any] = field(hash=False)
     strict: bool
     place: int
+
+    def with_object(self) -> Tool:
+        """Return the tool with arguments that are an object and nothing else; GrammarError where they cannot be one."""
+        kinds = self.parameters["type"]
+        if kinds == "object":
+            return self
+        if not isinstance(kinds, list) or "object" not in kinds:
+            message = f"JSON schema: #/type is {reprlib.repr(kinds)}, but the arguments of a call are an object; give 'object'"
+            raise GrammarError(message)
+        return replace(self, parameters={**self.parameters, "type": "object"})
 
     def listed_properties(self) -> dict[str, Any]:
         """Return the schemas of the arguments by name; GrammarError where the parameters say more than these."""
@@ -62,6 +73,11 @@ def callable_tools(tools: Sequence[Mapping[str, Any]]) -> dict[str, Tool]:
         schema = {"type": "object", **parameters} if isinstance(parameters, Mapping) else {"type": "object"}
         found[name] = Tool(name, schema, function.get("strict") is True or given.get("strict") is True, place)
     return found
+
+
+def count_of(name: str, text: str) -> int:
+    """Return how often a text has a tool's name, as it is or as JSON writes it."""
+    return text.count(name) or text.count(json.dumps(name, ensure_ascii=False)[1:-1])
 
 
 def named_function(choice: object) -> str | None:

@@ -32,7 +32,8 @@ def _openai_message(message: BaseMessage) -> dict[str, Any]:
     if isinstance(message, ChatMessage):
         role = message.role
     else:
-        role = message.additional_kwargs.get("__openai_role__") or _ROLES.get(message.type.removesuffix("MessageChunk"), "ai")
+        kind = message.type.removesuffix("MessageChunk").lower()  # a streamed answer goes back as the chunk it adds up to
+        role = message.additional_kwargs.get("__openai_role__") or _ROLES.get(kind, kind)
     told: dict[str, Any] = {"role": role, "content": message.content, "name": message.name}
     if isinstance(message, ToolMessage):
         told["tool_call_id"] = message.tool_call_id

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
+import os
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Generic, TypeAlias, TypeVar
 
@@ -22,6 +23,7 @@ from llamafu.service.errors import APIError, InvalidRequestError, PermissionDeni
 
 if TYPE_CHECKING:
     from collections.abc import Awaitable, Callable, Collection, Mapping
+    from pathlib import Path
 
     from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
@@ -85,6 +87,7 @@ class RequestRules:
         scale_range: least and greatest legal scale.
         strict: unknown fields of bodies are refused; else they are ignored, and counted in `metrics`.
         template_words: words of the model's chat template.
+        folder: where adapters are kept, which errors do not tell; None where there is none.
 
     """
 
@@ -96,6 +99,7 @@ class RequestRules:
     strict: bool
     metrics: Metrics
     template_words: frozenset[str]
+    folder: Path | None
 
     def tell_ignored(self, ignored: IgnoredFields) -> None:
         """Count ignored fields, and log those that are ignored for the first time."""
@@ -154,7 +158,7 @@ def endpoint(
         except ClientDisconnect:
             return Response(status_code=_GONE)
         except Exception as error:  # noqa: BLE001 - whatever it is, it gets an answer
-            return refusal(error, errors)
+            return refusal(error, errors, hidden=rules.folder)
         # pydantic writes a million token ids in a fifth of the time that json takes, which every stream waits for.
         return (
             Response(answered.model_dump_json(exclude_unset=True), media_type=JSON)
@@ -211,9 +215,14 @@ def demand_own_page(headers: Mapping[str, str], origins: Collection[str]) -> Non
         raise PermissionDeniedError(message)
 
 
-def refusal(error: Exception, form: ErrorForm = OPENAI_ERRORS) -> Response:
-    """Return the response for an exception; what nobody foresaw is logged with its traceback."""
+def refusal(error: Exception, form: ErrorForm = OPENAI_ERRORS, *, hidden: Path | None = None) -> Response:
+    """Return the response for an exception; what nobody foresaw is logged with its traceback.
+
+    Of files in the folder `hidden` the names are told, not where they are.
+    """
     if not isinstance(error, APIError | LlamafuError) or isinstance(error, ServerError):
         _LOG.error("a request failed", exc_info=error)
     told = as_api_error(error)
+    if hidden is not None:
+        told.args = (str(told).replace(f"{hidden}{os.sep}", ""),)
     return JSONResponse(form.body(told), told.status, error_headers(told))

@@ -5,11 +5,13 @@ from __future__ import annotations
 import math
 import re
 from dataclasses import dataclass
+from functools import cache
+from itertools import chain
 from typing import TYPE_CHECKING, Any
 
-from llamafu.adapters.gguf.container import SUFFIX
 from llamafu.server.schemas.answers import OPENAI_TYPES, ErrorAnswer
 from llamafu.server.schemas.anthropic_answers import ERROR_TYPES, AnthropicErrorAnswer
+from llamafu.server.schemas.base import RequestBody, field_names
 from llamafu.service.errors import APIError, AuthenticationError, InvalidRequestError, RateLimitError
 
 if TYPE_CHECKING:
@@ -17,8 +19,10 @@ if TYPE_CHECKING:
 
     from llamafu.server.schemas.base import Answer
 
-_PARAM = re.compile(r"(?!there )'?(\w(?:\['[^']*'\]|[^\s'=:])*)'?(?: (?:is|has|was|names|holds) |=|: )")
+_PARAM = re.compile(r"(?!there )'?(\w(?:\['[^']*'\]|[^\s'=:])*)'?(?: (?:is|has|was|names|holds|leaves) |=|: )")
 """How a message begins that is about one field: `n is 17; ...`, `'temprature' is not a field`, `top_p=2 is not ...`."""
+_ROOT = re.compile(r"\w+")
+_UNKNOWN = "is not a field"
 _RETRY_AFTER = 1.0
 """Seconds, when nothing better is known."""
 _BAD_REQUEST, _SERVERS_FAULT = 400, 500
@@ -67,8 +71,28 @@ def error_headers(error: APIError) -> dict[str, str]:
 
 
 def _param(error: APIError) -> str | None:
-    """Return the path of the field that a refused request has wrong, None where it is none or several, or a file."""
+    """Return the path of the field that a refused request has wrong, None where it is none or several."""
     problems = error.problems if isinstance(error, InvalidRequestError) and error.status == _BAD_REQUEST else ()
-    paths = {found[1] if (found := _PARAM.match(problem)) else None for problem in problems}
-    path = paths.pop() if len(paths) == 1 else None
-    return None if path is None or path.endswith(SUFFIX) else path
+    paths = {_path(problem) for problem in problems}
+    return paths.pop() if len(paths) == 1 else None
+
+
+def _path(problem: str) -> str | None:
+    """Return the path of the field that a message begins with; None where its first word is none that a body may have."""
+    found = _PARAM.match(problem)
+    if found is None:
+        return None
+    root = _ROOT.match(found[1])
+    is_known = (root is not None and root[0] in _fields()) or _UNKNOWN in problem
+    return found[1] if is_known else None
+
+
+@cache
+def _fields() -> frozenset[str]:
+    """Return every name of a field of a request's body."""
+    kinds: list[type[RequestBody]] = [RequestBody]
+    found: set[str] = set()
+    for kind in kinds:
+        kinds += kind.__subclasses__()
+        found |= {*chain.from_iterable(field_names(kind)), *kind.unsupported, kind.root_name}
+    return frozenset(found)

@@ -272,9 +272,11 @@ def _parts_of(content: str | list[dict[str, Any]]) -> list[dict[str, Any]]:
 
 def _messages(given: object, info: ValidationInfo) -> object:
     """Read messages, and tell pydantic every problem. The validation context has `IgnoredFields`."""
-    if not isinstance(given, list) or not given:
+    if not isinstance(given, list):
         legal = "a list of messages, such as {'role': 'user', 'content': 'hi'}"
         raise must_be(legal)
+    if not given:
+        refuse(["messages is empty; give at least one, such as {'role': 'user', 'content': 'hi'}"])
     bound(len(given), MOST_MESSAGES, "messages")
     contents = [one["content"] for one in given if isinstance(one, dict) and isinstance(one.get("content"), list)]
     results = [part["content"] for content in contents for part in content if isinstance(part, dict) and "content" in part]

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 from pydantic import BeforeValidator, Field, TypeAdapter, ValidationInfo, WithJsonSchema
 from pydantic_core import PydanticCustomError
 
-from llamafu._util.json_values import as_number
+from llamafu._util.arguments import finite_number
 
 if TYPE_CHECKING:
     from pydantic import GetCoreSchemaHandler, GetJsonSchemaHandler
@@ -59,7 +59,7 @@ _NUMBER = "a finite number"
 
 
 def _finite(value: object) -> float:
-    number = as_number(value)
+    number = finite_number(value)
     if number is None:
         raise must_be(_NUMBER)
     return number
@@ -69,7 +69,7 @@ def _within_range(value: object, info: ValidationInfo) -> float:
     """Check a scale; the validation context has the server's `scale_range`."""
     context: dict[str, Any] = info.context or {}
     low, high = context["scale_range"]
-    number = as_number(value)
+    number = finite_number(value)
     if number is None or not low <= number <= high:
         legal = f"{_NUMBER} from {low:g} to {high:g}, the server's --scale-range"
         raise must_be(legal)

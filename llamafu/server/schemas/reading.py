@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from itertools import chain
 from typing import TYPE_CHECKING, Any, TypeVar, get_args
 
@@ -23,6 +24,8 @@ _Body = TypeVar("_Body", bound=RequestBody)
 
 _NO_OBJECT = frozenset({"model_type", "dict_type"})
 """pydantic's types of errors for what is no object, whose messages name Python's classes."""
+_SUBJECT = re.compile(r"(?:Input|Value|List|String|Dictionary) should (?=be |have )")
+"""How pydantic's messages begin, before what a value should be or have."""
 _MOST_TOLD = 20
 """Problems that are told of one, and characters of an unknown field's name that are compared."""
 
@@ -100,13 +103,15 @@ def _problem(kind: type[RequestBody], error: Mapping[str, Any]) -> str:
         return f"{where} is missing" + (f"; give {legal}" if legal else "")
     if error["type"] == "model_type" and issubclass(owner, SmallBody):
         return f"{where} is {kind_of(error['input'])}; give an object"
-    told = error["msg"].removeprefix("Value error, ").removeprefix("Input should be ").removeprefix("Value should be ")
+    told = _SUBJECT.sub("", error["msg"].removeprefix("Value error, ")).replace(" after validation", "")
     if legal:
         wanted = f"give {legal}"
     elif error["type"] in _NO_OBJECT:
         wanted = "give an object"
     elif told.startswith(("give", "part")):
         wanted = told
+    elif told.startswith(("be ", "have ")):
+        wanted = f"it should {told}"
     else:
         wanted = f"it should be {told[:1].lower()}{told[1:]}"
     return f"{where} is {shown(error['input'])}; {wanted}"

@@ -39,10 +39,11 @@ class Catalog:
         mixes: Mapping[str, Mapping[str, float]] | None = None,
         reserved: Collection[str] = (),
     ) -> None:
-        """`mixes` are those of the settings, `reserved` the base model's names, which no mix may have."""
+        """`mixes` are those of the settings, `reserved` the base model's names, which nothing new may have."""
         self._engine = engine
         self._folder = folder
         self._clock = clock
+        self._reserved = frozenset(reserved)
         self._numbers = Numbers()
         self._used: dict[str, float] = {}
         self._unwritten: set[str] = set()
@@ -71,6 +72,7 @@ class Catalog:
     def receive(self, name: str, write: Callable[[Path], None]) -> None:
         """Register the new adapter file that `write` makes. After an error, which says what is wrong, nothing is kept."""
         folder = self._demand_folder()
+        self._refuse_reserved(name)
         with self._lock:
             with folder.receive(name) as path, _by_name(path):
                 write(path)
@@ -114,6 +116,7 @@ class Catalog:
         if place.removesuffix(SUFFIX) != name and Path(place).parent != folder.folder:
             message = f"lora_path is {place!r}, which is not in this server's folder of adapters; give {name!r} alone"
             raise InvalidRequestError(message)
+        self._refuse_reserved(name)
         with self._lock:
             with _by_name(path := folder.path_of(name)):
                 self._engine.add_adapter(path, name=name)
@@ -182,6 +185,8 @@ class Catalog:
             _LOG.warning("%s is not taken: %s", found.path.name, error)
         else:
             self._numbers.add(found.name)
+            if found.name in self._reserved:
+                _LOG.warning("%s has the base model's name: only `lora` names it, `model` means the base", found.path.name)
 
     def _forget(self, name: str) -> None:
         self._used.pop(name, None)
@@ -194,6 +199,11 @@ class Catalog:
         if name in self._engine.adapters:
             self.mixes.suspend(name)
             self._engine.remove_adapter(name)
+
+    def _refuse_reserved(self, name: str) -> None:
+        if name in self._reserved:
+            message = f"the name {name!r} is the base model's, and `model` would not mean the adapter; give another name"
+            raise InvalidRequestError(message, status=409)
 
     def _demand_folder(self) -> AdapterFolder:
         if self._folder is None:

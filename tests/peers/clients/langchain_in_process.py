@@ -6,10 +6,18 @@ from typing import TypedDict
 
 from common import CAPITAL, QUESTION, TASK, Voyage, ran, report, weather
 from langchain.agents import create_agent
-from langchain_core.messages import AIMessage, HumanMessage, ToolMessage
+from langchain_core.messages import (
+    AIMessage,
+    HumanMessage,
+    HumanMessageChunk,
+    SystemMessageChunk,
+    ToolMessage,
+    ToolMessageChunk,
+)
 
 from llamafu import Engine, Llamafu
 from llamafu.integrations.langchain import ChatLlamafu, LlamafuEmbeddings
+from llamafu.integrations.langchain.messages import openai_messages
 
 
 class Ship(TypedDict):
@@ -96,6 +104,9 @@ with Engine(os.environ["LLAMAFU_MODEL"], n_ctx=8192, adapters_dir=folder) as eng
         required=required.tool_calls,
         parts=[[call["name"], call["args"]] for call in parts.tool_calls],
         history=caller.bind_tools([weather]).invoke(history).text,
+        chunks=openai_messages(
+            [SystemMessageChunk("Be kind."), HumanMessageChunk("Hi"), parts, ToolMessageChunk("rainy", tool_call_id="1")]
+        ),
         structured=structured,
         typed=chat.with_structured_output(Ship).invoke("Name a ship."),
         json_mode=type(chat.with_structured_output(method="json_mode").invoke(f"{TASK} Answer in JSON.")).__name__,
