@@ -20,6 +20,10 @@ if TYPE_CHECKING:
     from llamafu.adapters.gguf.base_model import BaseModel
 
 
+_PROJECTOR_PARTS = {"v": "vision tower", "a": "audio tower", "mm": "projector"}
+"""Parts of a projector file, by the beginning of their tensors' names."""
+
+
 @dataclass(frozen=True, slots=True)
 class CompatibilityReport:
     """The mismatches of an adapter and a base model; true where there are none."""
@@ -98,6 +102,11 @@ def _stack(sizes: Iterable[int]) -> str:
 
 
 def _absence(tensor: TensorInfo, base: BaseModel, modules: dict[str, set[int | None]]) -> str:
+    if (part := _PROJECTOR_PARTS.get(tensor.name.partition(".")[0])) is not None:
+        return (
+            f"it belongs to the model's {part} (its mmproj file), which is computed without adapters; train without it, or "
+            "convert the PEFT folder without it: drop=[...] (llamafu convert --drop vision, audio or projector)"
+        )
     if tensor.name == "output.weight":
         return "not in the base model, whose output matrix is tied to token_embd.weight; train without lm_head"
     if f"{tensor.name}.weight" in base.tensors:

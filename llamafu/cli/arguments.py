@@ -36,13 +36,15 @@ class AdapterArgument:
     scale: float
 
 
-def add_model(parser: argparse.ArgumentParser, *, n_ctx: int) -> None:
-    """Add `-m`, `--n-ctx` (with this default), `--threads`, `--library` and the options of devices."""
+def add_model(parser: argparse.ArgumentParser, *, n_ctx: int, media: bool = False) -> None:
+    """Add `-m`, `--n-ctx` (with this default), `--threads`, `--library` and the options of devices; for `media` `--mmproj`."""
     parser.add_argument(
         "-m", "--model", required=True, help=f"GGUF model; the word {EXAMPLE!r} means SmolLM2-135M-Instruct, fetched once"
     )
     parser.add_argument("--n-ctx", type=at_least(2), default=n_ctx, metavar="N", help="context in tokens (%(default)s)")
     parser.add_argument("--threads", type=at_least(1), metavar="N", help="threads to compute with (default: every CPU)")
+    if media:
+        parser.add_argument("--mmproj", metavar="PATH", help="projector (mmproj) file of the model, for images or sounds")
     parser.add_argument("--library", metavar="PATH", help="libllama to use, a file or a folder (default: search)")
     add_devices(parser)
 
@@ -169,6 +171,7 @@ def open_model(arguments: argparse.Namespace) -> Llamafu:
         n_threads=arguments.threads,
         scale_range=arguments.scale_range,
         library=arguments.library,
+        mmproj_path=getattr(arguments, "mmproj", None),
         **device_arguments(arguments),
     )
     try:

@@ -21,6 +21,7 @@ from llamafu.cli.arguments import (
 from llamafu.cli.style import BOLD, DIM, Style, colour
 from llamafu.errors import ContextOverflowError, LlamafuError
 from llamafu.generation.completion import Piece
+from llamafu.generation.media.medium import read_medium
 from llamafu.generation.messages import arguments_of
 from llamafu.generation.tools.function_tools import FunctionTools
 
@@ -35,6 +36,7 @@ _HELP = """\
 /lora NAME=SCALE ...   exactly these adapters from now on, such as /lora pirate=0.5 shout=0.2; files are loaded
 /lora off              the base model
 /lora                  what is loaded, and what acts
+/image FILE            show a picture with the next message (--mmproj); /audio FILE plays a sound
 /clear                 forget the conversation
 /exit                  leave (so do Ctrl-D, and Ctrl-C at the prompt; Ctrl-C ends an answer)"""
 _ANSWER_TOKENS = 512
@@ -43,6 +45,7 @@ _MOST_ROUNDS = 8
 _LONGEST_SHOWN = 400
 """Characters of a tool's result that are shown; the model gets all of it."""
 _YELLOW = colour(220)
+_MEDIA = {"/image": "image", "/audio": "audio"}
 
 
 def add_parser(subparsers: Any) -> None:
@@ -51,7 +54,7 @@ def add_parser(subparsers: Any) -> None:
     parser = subparsers.add_parser(
         "chat", help="talk with a model", description=text, epilog=_HELP, formatter_class=argparse.RawDescriptionHelpFormatter
     )
-    add_model(parser, n_ctx=2048)
+    add_model(parser, n_ctx=2048, media=True)
     add_adapters(parser)
     parser.add_argument("--system", metavar="TEXT", help="what the model is told before the conversation")
     parser.add_argument(
@@ -76,7 +79,7 @@ def _run(arguments: argparse.Namespace) -> int:
                 break
             try:
                 conversation.take(line.strip())
-            except LlamafuError as error:
+            except (LlamafuError, TypeError) as error:
                 conversation.failed(str(error))
     return 1 if conversation.failures and not is_interactive else 0
 
@@ -121,6 +124,8 @@ class _Conversation:
             self._answer(line)
         elif command == "/lora":
             self._lora(rest.split())
+        elif command in _MEDIA and rest:
+            self._attach(_MEDIA[command], rest)
         elif line == "/clear":
             self._clear()
             self.say("forgotten")
@@ -140,13 +145,25 @@ class _Conversation:
         sys.stdout.flush()
         sys.stderr.write(f"{self._style('llamafu: error:', BOLD, _YELLOW)} {' '.join(text.split())}\n")
 
+    def _attach(self, kind: str, path: str) -> None:
+        """Keep an image or a sound for the next message; it is read now, so that a wrong one is told now."""
+        try:
+            read_medium(path)
+        except (LlamafuError, OSError) as error:
+            self.failed(f"{path}: {error}")
+            return
+        self._attached.append({"type": kind, kind: path})
+        self.say(f"{path} goes with the next message")
+
     def _clear(self) -> None:
+        self._attached: list[dict[str, Any]] = []
         system = self._arguments.system
         self._messages = [] if system is None else [{"role": "system", "content": system}]
 
     def _answer(self, line: str) -> None:
         """Let the model answer, and again with the results of the tools that it calls; an error changes nothing."""
-        messages = [*self._messages, {"role": "user", "content": line}]
+        content = [*self._attached, {"type": "text", "text": line}] if self._attached else line
+        messages = [*self._messages, {"role": "user", "content": content}]
         for _ in range(_MOST_ROUNDS):
             completion = self._say_next(messages)
             calls = completion.tool_calls if completion.finish_reason == "tool_calls" else ()
@@ -158,6 +175,7 @@ class _Conversation:
         else:
             self.say(f"(stopped after {_MOST_ROUNDS} answers that called tools)")
         self._messages = messages
+        self._attached = []
 
     def _result_of(self, call: ToolCall) -> dict[str, Any]:
         """Show a call, run it, show its result, and return the message of it."""

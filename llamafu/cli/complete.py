@@ -8,6 +8,7 @@ import sys
 from typing import TYPE_CHECKING, Any
 
 from llamafu.cli.arguments import add_adapters, add_model, add_sampling, open_model, sampling
+from llamafu.generation.media.prompt import MARKER
 
 if TYPE_CHECKING:
     import argparse
@@ -18,9 +19,18 @@ def add_parser(subparsers: Any) -> None:
     text = "Continue PROMPT with a model and its adapters, and write the text to standard output as it comes."
     parser = subparsers.add_parser("complete", help="continue a prompt", description=text)
     parser.add_argument("prompt", metavar="PROMPT")
-    add_model(parser, n_ctx=2048)
+    add_model(parser, n_ctx=2048, media=True)
     add_adapters(parser)
     add_sampling(parser)
+    for kind in ("image", "audio"):
+        parser.add_argument(
+            f"--{kind}",
+            action="append",
+            dest="media",
+            default=[],
+            metavar="FILE",
+            help=f"{kind} for a marker {MARKER} of PROMPT, or before it where it has none (repeatable; needs --mmproj)",
+        )
     parser.add_argument(
         "--json",
         action="store_true",
@@ -30,14 +40,18 @@ def add_parser(subparsers: Any) -> None:
 
 
 def _run(arguments: argparse.Namespace) -> int:
+    prompt, options = arguments.prompt, sampling(arguments)
+    options["media"] = arguments.media
+    if MARKER not in prompt:
+        prompt = MARKER * len(arguments.media) + prompt
     with open_model(arguments) as llm:
         if arguments.json:
-            completion = dataclasses.asdict(llm.complete(arguments.prompt, **sampling(arguments)))
+            completion = dataclasses.asdict(llm.complete(prompt, **options))
             for name in ("logprobs", "prompt_logprobs", "end_logprob"):  # no flag asks for them
                 del completion[name]
             sys.stdout.write(json.dumps(completion, indent=2) + "\n")
             return 0
-        with llm.stream(arguments.prompt, **sampling(arguments)) as stream:
+        with llm.stream(prompt, **options) as stream:
             for piece in stream:
                 sys.stdout.write(piece)
                 sys.stdout.flush()

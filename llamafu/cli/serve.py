@@ -82,6 +82,7 @@ def serve_with(settings: Settings) -> int:
         n_threads=settings.threads,
         scale_range=settings.scale_range,
         library=settings.library,
+        mmproj_path=settings.mmproj,
         **settings.device_arguments,
     ) as engine:
         named = [name for each in (dict(settings.lora), *mixes.values()) for name in each]

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import threading
 from typing import TYPE_CHECKING, Any
 
 from llamafu.engine.async_stream import AsyncRequestStream
@@ -15,6 +16,7 @@ from llamafu.generation.chat_options import split_options
 from llamafu.generation.chat_template import render
 from llamafu.generation.chat_turn import prepare
 from llamafu.generation.completion import Completion
+from llamafu.generation.media.encoder import GIVEN_UP
 from llamafu.generation.media.layout import PromptLayout
 from llamafu.generation.media.parts import MediaParts
 from llamafu.generation.media.prompt import MediaPrompt, check_spans, counted, prompt_with_media, text_tokens
@@ -97,10 +99,14 @@ class Submission:
         A worker thread does the first two: templates, tokenizing and reading changed adapter files would block the loop.
         """
         loop = asyncio.get_running_loop()
+        gone = threading.Event()
+        token = GIVEN_UP.set(gone.is_set)
         opening = asyncio.ensure_future(asyncio.to_thread(lambda: self.open_stream(make(), loop)))
+        GIVEN_UP.reset(token)  # the worker thread runs in a copy of the context as it was
         try:
             stream = await asyncio.shield(opening)
         except asyncio.CancelledError:
+            gone.set()
             opening.add_done_callback(_cancel_opened)  # the thread cannot be stopped; what it submits can
             raise
         async with contextlib.aclosing(stream):

@@ -170,7 +170,7 @@ def _joined(given: list[Any], where: str, problems: list[str], media: PartReader
         text = part.get("refusal" if kind == "refusal" else "text") if isinstance(part, dict) else None
         if not isinstance(part, dict):
             problems.append(f"{at} is {reprlib.repr(part)}; give an object with type 'text' and a text")
-        elif kind not in {"text", "refusal"}:
+        elif kind not in ("text", "refusal"):
             problems.append(f"{at}.type is {reprlib.repr(kind)}; give one of {', '.join(('text', *MEDIA_PARTS))}")
         elif not isinstance(text, str):
             problems.append(f"{at}.{kind} is {reprlib.repr(text) if text is not None else 'missing'}; give a string")

@@ -21,7 +21,7 @@ if TYPE_CHECKING:
 _TIMEOUT = 60.0
 _HERE = Path(__file__).resolve().parent
 _PROBE_FOLDERS = (_HERE, _HERE / "proof", _HERE.parent / "_native", _HERE.parent / "_native" / "media")
-_MEND = "use a build that comes with one: `llamafu lib install`, or `llamafu lib build`"
+_MEND = "use a build that comes with a known one: `llamafu lib install`"
 
 
 def find_media_library(library: Library) -> MediaLibrary:

@@ -222,20 +222,22 @@ class AsyncLlamafu:
         self, query: str, documents: Sequence[str], *, top_n: int | None = None, lora: LoraScales | None = None
     ) -> list[RankedDocument]:
         """Return documents by how well they answer a query, see `Llamafu.rerank`."""
-        llm = await self._model()
-        return await self._call(llm.rerank, query, documents, top_n=top_n, lora=lora)
+        return await self._call((await self._model()).rerank, query, documents, top_n=top_n, lora=lora)
 
     async def next_logits(
-        self, prompt: Sequence[int], said: Sequence[int] = (), *, lora: LoraScales | None = None
+        self,
+        prompt: Sequence[int] | str,
+        said: Sequence[int] = (),
+        *,
+        lora: LoraScales | None = None,
+        media: Sequence[object] = (),
     ) -> np.ndarray[Any, np.dtype[np.float32]]:
         """Return the logits after `prompt` and after each token of `said`, see `Llamafu.next_logits`."""
-        llm = await self._model()
-        return await self._call(llm.next_logits, prompt, said, lora=lora)
+        return await self._call((await self._model()).next_logits, prompt, said, lora=lora, media=media)
 
     async def tokenize(self, text: str, *, add_special: bool = True, parse_special: bool = True) -> list[int]:
         """Return the token ids of `text`."""
-        llm = await self._model()
-        return await self._call(llm.tokenize, text, add_special=add_special, parse_special=parse_special)
+        return await self._call((await self._model()).tokenize, text, add_special=add_special, parse_special=parse_special)
 
     @takes_chat_options
     async def tokenize_chat(self, messages: Sequence[Mapping[str, Any]], **options: Unpack[ChatArguments]) -> list[int]:
@@ -245,8 +247,7 @@ class AsyncLlamafu:
 
     async def detokenize(self, tokens: Sequence[int], *, special: bool = False) -> str:
         """Return the text of token ids."""
-        llm = await self._model()
-        return await self._call(llm.detokenize, tokens, special=special)
+        return await self._call((await self._model()).detokenize, tokens, special=special)
 
     async def save_state(self, path: str | os.PathLike[str]) -> None:
         """Write the KV memory of the computed prompt to a file."""

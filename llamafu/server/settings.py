@@ -61,6 +61,10 @@ class Settings(DeviceSettings):
     """Every setting, checked. Its repr shows no key."""
 
     model: str = setting(not_empty, "GGUF model", flags="-m")
+    mmproj: str | None = setting(not_empty, "projector (mmproj) file of the model, for images or sounds", None)
+    fetch_media: bool = setting(
+        read_truth, "fetch images that messages name by URL, from public addresses; else they are refused", default=False
+    )
     adapters: Path | None = setting(Path, "folder of adapters, GGUF files and PEFT folders; it is watched", None)
     lora: tuple[tuple[str, float], ...] = setting(
         name_and_scale, "adapter that is active from the start, NAME[=SCALE]", (), many=True

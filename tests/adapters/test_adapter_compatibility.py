@@ -27,6 +27,7 @@ from helpers.gguf_bytes import (
     typed,
     writer,
 )
+from helpers.tower_adapters import write_tower_adapter
 from hypothesis import given, settings
 
 from llamafu.adapters import check_adapter, check_compatibility, read_base
@@ -305,3 +306,13 @@ def test_a_hopeless_match_of_240_tensors_is_reported_quickly(write):
     base = read_base(write(base_bytes(changes={"general.file_type": typed(I32, 1)})))
     assert len(check_compatibility(adapter, base).problems) == 4
     assert best_cpu_seconds(lambda: check_compatibility(adapter, base)) < 0.02
+
+
+def test_factors_of_a_tower_are_refused_with_the_mend(tiny_model, tmp_path):
+    path = write_tower_adapter(tmp_path / "tower.gguf")
+    adapter = check_adapter(path.read_bytes(), path)
+    report = check_compatibility(adapter, read_base(tiny_model))
+    assert len(report.problems) == 3
+    for part, problem in zip(("vision tower", "vision tower", "projector"), sorted(report.problems, reverse=True), strict=True):
+        assert f"belongs to the model's {part} (its mmproj file)" in problem
+        assert "--drop vision, audio or projector" in problem

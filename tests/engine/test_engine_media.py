@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import threading
 from contextlib import contextmanager
 
@@ -10,6 +11,7 @@ import pytest
 from helpers.adapters_made import make_various
 from helpers.forced import Case, alone, check, opened, run_forced
 from helpers.media_made import picture, tone, wav
+from helpers.served import wait_for
 
 from llamafu.engine import Request
 from llamafu.errors import ContextOverflowError, MultimodalError, UnsupportedError
@@ -87,6 +89,7 @@ def test_the_same_medium_again(pair, monkeypatch):
     assert engine.stats().media_waiting == 0
 
 
+@pytest.mark.parametrize("kind", ["llava", "gemma3", "qwen2vl"])
 def test_preempted_with_media(kind, tiny_dir, tmp_path, monkeypatch):
     model = tiny_dir / KINDS[kind]
     paths = make_various(tmp_path, model, seed=31, count=2, dtypes=("F32",))
@@ -116,6 +119,25 @@ def test_chats_and_refusals(pair):
         engine.submit(Request(prompt="<__media__>", media=[given], prompt_logprobs=0, **GREEDY))
     with pytest.raises(ContextOverflowError, match="of media"):
         engine.complete("<__media__> " * 200, media=[given] * 200, **GREEDY)
+
+
+def test_a_cancelled_task_encodes_nothing_more(pair):
+    """What waits for its turn to be encoded ends with the task that asked; nothing is left of it."""
+    engine, _, _ = pair
+    encoder = engine._runtime.encoder
+    before = encoder.encoded
+
+    async def run():
+        with encoder._turn:  # something else is being encoded
+            task = asyncio.create_task(engine.acomplete("a <__media__> b", media=[medium(engine, 11)], **GREEDY))
+            await asyncio.to_thread(wait_for, lambda: encoder.waiting)
+            task.cancel()
+            with pytest.raises(asyncio.CancelledError):
+                await task
+            await asyncio.to_thread(wait_for, lambda: not encoder.waiting)
+
+    asyncio.run(run())
+    assert encoder.encoded == before
 
 
 def test_many_threads_with_one_picture(pair):

@@ -17,6 +17,7 @@ from pathlib import Path
 
 import pytest
 
+from helpers.media_made import picture, png
 from helpers.served import served as server_process
 from llamafu.cli.main import _parser
 from llamafu.errors import LlamafuError
@@ -77,6 +78,9 @@ def desk(tmp_path, tiny_dir, monkeypatch):
         shutil.copytree(ROOT / "examples" / "adapters" / name, tmp_path / name)
     shutil.copy(tiny_dir / "tiny.gguf", tmp_path / "tiny.gguf")
     shutil.copy(tiny_dir / "tiny-rank.gguf", tmp_path / "reranker.gguf")
+    for name, source in (("vision", "tiny"), ("mmproj", "mmproj-llava"), ("vision-lora", "a")):
+        shutil.copy(tiny_dir / f"{source}.gguf", tmp_path / f"{name}.gguf")
+    (tmp_path / "picture.png").write_bytes(png(picture()))
     shutil.copy(tiny_dir / "alora.gguf", tmp_path / "alora.gguf")
     dora_folder(tmp_path / "dora", arrays_of(layers=1, modules=["mlp.up_proj"]))
     monkeypatch.chdir(tmp_path)

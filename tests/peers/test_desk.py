@@ -7,6 +7,7 @@ import shutil
 import httpx
 import pytest
 from helpers.chromium import CONTROL, FOUND, chromium
+from helpers.media_made import data_url, picture, png
 from helpers.served import ADMIN, API, served, wait_for
 
 from llamafu.adapters import adapter_norms, inspect_adapter
@@ -199,7 +200,7 @@ def test_adapters_are_dropped_in_and_deleted(page, folder, tmp_path):
     broken.write_bytes(PIRATE.read_bytes()[:5000])
     page.drop(sound, broken, steps=("dragEnter",))
     page.wait("!document.querySelector('#veil').hidden")
-    assert page.text("#veil") == "Drop adapters to add them"
+    assert page.text("#veil") == "Drop adapters to add them, and pictures to ask about them"
     page.drop(sound, broken, steps=("dragOver", "drop"))
     page.wait("document.querySelectorAll('#uploads .good, #uploads .bad').length === 2")
     good, bad = page.texts("#uploads .said")
@@ -220,6 +221,23 @@ def test_adapters_are_dropped_in_and_deleted(page, folder, tmp_path):
     page.wait(f"{STRIPS} === 2")
     assert not (folder / "second mate.gguf").exists()
     assert not page.run("document.querySelector('#info').open")
+
+
+def test_a_dropped_picture_goes_with_the_question(page, folder, tmp_path):
+    """Here to a model without a projector, which says so."""
+    (tmp_path / "dot.png").write_bytes(png(picture(8, 8)))
+    page.drop(tmp_path / "dot.png")
+    page.wait("document.querySelectorAll('#media li').length === 1")
+    assert "dot.png" in page.text("#media")
+    bodies = ask(page)
+    parts = bodies[0]["messages"][0]["content"]
+    assert [part["type"] for part in parts] == ["image_url", "text"]
+    assert parts[0]["image_url"]["url"] == data_url(png(picture(8, 8)))
+    assert "opened without a projector" in page.texts(".mix .bad")[0]
+    assert not list(folder.glob("dot*"))
+    page.click("#media button")
+    assert page.run("document.querySelector('#media').hidden")
+    assert isinstance(ask(page)[0]["messages"][0]["content"], str)
 
 
 def test_an_upload_is_cancelled(page, folder, tmp_path):
@@ -333,7 +351,7 @@ def test_files_dropped_with_an_api_key_are_refused(visit, tmp_path, folder):
     shutil.copy(PIRATE, tmp_path / "mine.gguf")
     visit.drop(tmp_path / "mine.gguf", steps=("dragEnter",))
     visit.wait("!document.querySelector('#veil').hidden")
-    assert visit.text("#veil") == "Adding adapters takes an admin key"
+    assert visit.text("#veil") == "Drop pictures to ask about them; adding adapters takes an admin key"
     visit.drop(tmp_path / "mine.gguf", steps=("dragOver", "drop"))
     visit.wait("document.querySelector('#veil').hidden")
     assert not (folder / "mine.gguf").exists()

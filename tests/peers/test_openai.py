@@ -2,6 +2,7 @@
 
 import asyncio
 import json
+import shutil
 import threading
 import time
 from typing import Literal
@@ -10,6 +11,7 @@ import openai
 import pydantic
 import pytest
 from helpers import doc_pages
+from helpers.media_made import data_url, picture, png, tone, wav
 from helpers.refusing import BUSY, NARROW, REFUSED, assert_refused, full_queue
 from helpers.served import ADMIN, API, running, served, wait_for
 from openai import AsyncOpenAI, OpenAI
@@ -45,6 +47,37 @@ def url(real, tiny_model, folder):
 def client(url):
     with OpenAI(base_url=f"{url}/v1", api_key=API, max_retries=0, timeout=20) as client:
         yield client
+
+
+@pytest.mark.parametrize("kind", ["llava", "gemma3", "qwen2vl", "ultravox"])
+def test_media(real, tiny_dir, tmp_path, kind):
+    """Other pixels, or another sound, give other logits; an adapter changes them, and at scale 0 it does not."""
+    model, adapter = ("tiny-qwen2vl", "qwen2vl-a") if kind == "qwen2vl" else ("tiny", "a")
+    shutil.copy(tiny_dir / f"{adapter}.gguf", tmp_path / "a.gguf")
+    flags = ("--mmproj", tiny_dir / f"mmproj-{kind}.gguf", "--adapters", tmp_path, "--library", real.path, "--n-ctx", 1024)
+    with served(tiny_dir / f"{model}.gguf", *flags) as running:
+        assert running.url, running.log
+        with OpenAI(base_url=f"{running.url}/v1", api_key=API, max_retries=0, timeout=60) as client:
+
+            def said(seed, lora):
+                if kind == "ultravox":
+                    data = data_url(wav(tone(1.0, 200.0 + 150 * seed))).partition(",")[2]
+                    part = {"type": "input_audio", "input_audio": {"data": data, "format": "wav"}}
+                else:
+                    part = {"type": "image_url", "image_url": {"url": data_url(png(picture(40, 56, seed)))}}
+                messages = [{"role": "user", "content": [{"type": "text", "text": "what is it"}, part]}]
+                answer = client.chat.completions.create(
+                    model=model, messages=messages, logprobs=True, top_logprobs=5, extra_body={"lora": lora}, **GREEDY
+                )
+                return [(one.token, one.logprob) for one in answer.choices[0].logprobs.content]
+
+            base = said(1, [])
+            assert said(2, []) != base
+            assert said(1, [{"name": "a", "scale": 1.0}]) != base
+            assert said(1, [{"name": "a", "scale": 0.0}]) == base
+            bad = [{"role": "user", "content": [{"type": "image_url", "image_url": {"url": "data:image/png;base64,AAAA"}}]}]
+            with pytest.raises(openai.BadRequestError, match="no image or sound"):
+                client.chat.completions.create(model=model, messages=bad)
 
 
 # -- answers ------------------------------------------------------------------------------------------------------

@@ -232,8 +232,12 @@ IMAGE = {"type": "image", "source": {"type": "base64", "media_type": "image/png"
         ),
         ({"messages": [{**HI, "content": [{"type": "text"}]}]}, "messages[0].content[0].text is missing; give a string"),
         (
-            {"messages": [{**HI, "content": [IMAGE]}]},
-            "messages[0].content[0].type is 'image'; only text is read here; say in a",
+            {"messages": [{**HI, "role": "assistant", "content": [IMAGE]}]},
+            "messages[0].content[0].type is 'image'; images are read in a user's message",
+        ),
+        (
+            {"messages": [{**HI, "content": [{**IMAGE, "source": {"type": "file", "file_id": "f"}}]}]},
+            "messages[0].content[0].source is an object; nothing is kept here between requests; give {'type': 'base64'",
         ),
         (
             {"messages": [{**HI, "content": [result([{"type": "document"}])]}]},
@@ -252,7 +256,7 @@ IMAGE = {"type": "image", "source": {"type": "base64", "media_type": "image/png"
             "messages[0].content[0].input is '{}'; give an object with the arguments by name; messages[0].content[0].id is ''",
         ),
         ({"messages": [{**HI, "contents": "a"}]}, "messages[0].contents is not a field; did you mean 'content'?"),
-        ({"system": [{"type": "image"}]}, "system[0].type is 'image'; only text is read here"),
+        ({"system": [{"type": "image"}]}, "system[0].type is 'image'; images are read in a user's message"),
         ({"system": 5}, "system is 5; give a string, or a list of blocks"),
         ({"tools": [{"name": "web_search", "type": "web_search_20250305"}]}, "tools[0].input_schema is missing; give the JSON"),
         ({"tools": [{**WEATHER, "type": "bash_20250124"}]}, "tools[0].type is 'bash_20250124'; give 'custom', or leave it out"),
@@ -453,7 +457,12 @@ def test_tokens_are_counted(url, engine):
         ({"headers": {"x-api-key": "other"}}, 401, "authentication_error", "this key is not known"),
         ({"model": "gone"}, 404, "not_found_error", "no such model: 'gone'"),
         ({"lora": {"gone": 1}}, 404, "not_found_error", "no such adapter: 'gone'"),
-        ({"messages": [{**HI, "content": [IMAGE]}]}, 400, "invalid_request_error", "messages[0].content[0].type is 'image'"),
+        (
+            {"messages": [{**HI, "content": [{"type": "document"}]}]},
+            400,
+            "invalid_request_error",
+            "content[0].type is 'document'",
+        ),
         ({"messages": [{**HI, "content": "a" * 1001}]}, 400, "invalid_request_error", "1001 tokens are more than the context"),
         ({"top_p": 2}, 400, "invalid_request_error", "top_p is 2"),
         ({"tool_choice": {"type": "any"}}, 400, "invalid_request_error", "tool_choice is 'required', but there is no tool"),

@@ -123,12 +123,15 @@ def test_instructions_come_first_and_join_what_the_system_says():
         (
             [
                 USER,
-                {"role": "user", "content": [{"type": "input_text", "text": "a"}, {"type": "input_image", "image_url": "x"}]},
+                {"role": "user", "content": [{"type": "input_text", "text": "a"}, {"type": "input_image", "file_id": "x"}]},
             ],
-            "input[1].content[1].type is 'input_image'; this model reads text only: give 'input_text', ",
+            "input[1].content[1].image_url is missing; nothing is kept here between requests",
         ),
         ([{"role": "user", "content": [{"type": "input_text"}]}], "input[0].content[0].text is missing; give a string"),
-        ([{"role": "user", "content": [{"type": {}, "text": "a"}]}], "input[0].content[0].type is an object; this model reads"),
+        (
+            [{"role": "user", "content": [{"type": {}, "text": "a"}]}],
+            "input[0].content[0].type is an object; give 'input_text'",
+        ),
         ([USER, OUTPUT], "input[1].call_id is 'call_1', and no function_call before it has that; send"),
         ([CALL, {**OUTPUT, "output": 5}], "input[1].output is 5; give a string, or a list of text parts"),
         ([{**CALL, "name": ""}], "input[0].name is ''; give a string that is not empty"),

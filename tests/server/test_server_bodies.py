@@ -294,7 +294,11 @@ def calling(*arguments):
         ({"messages": [{"role": "user", "content": 3}]}, "messages[0].content is 3; give a string, or a list of text parts"),
         (
             {"messages": [{"role": "user", "content": [{"type": "image_url", "image_url": {}}]}]},
-            "messages[0].content[0].type is 'image_url'; this model takes text parts only",
+            "messages[0].content[0]: image_url is {}; give {'url': 'data:image/png;base64,...'}",
+        ),
+        (
+            {"messages": [{"role": "user", "content": [{"type": "image", "image": "/etc/passwd"}]}]},
+            "messages[0].content[0].type is 'image'; give one of 'image_url', 'input_audio'",
         ),
         ({"messages": HI * 3001}, "messages is a list; give at most 3,000 messages, not 3,001"),
         (

@@ -25,6 +25,8 @@ _TEXT = 0
 _IMAGE = 1
 _SHORTEST = 0.05
 """Seconds of sound: libmtmd ends the process on an empty one."""
+_NO_FOLDER = b"/nonexistent"
+"""Where ffmpeg is looked for: what is no image would be given to it as a video, and it is a large program."""
 _SECTIONS = 4
 """Positions that one row has under M-RoPE: in time, down, across, and one that nothing uses yet."""
 
@@ -135,11 +137,14 @@ class Projector:
     def _bitmap_of_file(self, content: bytes) -> Any:
         """Let libmtmd decode a file; what it takes for a video is refused."""
         ffi, lib = self._media.ffi, self._media.lib
-        options = ffi.new("struct mtmd_helper_init_opt *")[0]
-        found = lib.mtmd_helper_bitmap_init_from_buf(self.pointer, content, len(content), False, options)  # noqa: FBT003
+        options = ffi.new("struct mtmd_helper_init_opt *")
+        nowhere = ffi.new("char[]", _NO_FOLDER)
+        options.ffmpeg_bin_dir = nowhere
+        with self._media.library.logs.quiet():  # what it says is about ffmpeg
+            found = lib.mtmd_helper_bitmap_init_from_buf(self.pointer, content, len(content), False, options[0])  # noqa: FBT003
         if found.bitmap == ffi.NULL:
             message = "the data cannot be decoded: it is damaged, or not what its first bytes say"
-            raise MultimodalError(explain(self._media.library, message))
+            raise MultimodalError(message)
         if self._media.family >= "mtmd04" and found.video_ctx != ffi.NULL:
             lib.mtmd_bitmap_free(found.bitmap)
             lib.mtmd_helper_video_free(found.video_ctx)

@@ -7,12 +7,16 @@ import threading
 import time
 import warnings
 from collections import OrderedDict
+from contextlib import contextmanager
+from contextvars import ContextVar
 from typing import TYPE_CHECKING, Any
 
 from llamafu._native.media.projector import MediaRows, Projector
 from llamafu.errors import MultimodalError
 
 if TYPE_CHECKING:
+    from collections.abc import Callable, Iterator
+
     from llamafu.generation.media.medium import Medium
 
     Pieces = tuple[list[int] | MediaRows, ...]
@@ -20,6 +24,11 @@ if TYPE_CHECKING:
 
 _MOST_BYTES = 1 << 28
 """Of the rows that are kept: 64 pictures of 256 rows of 4096 numbers, for example."""
+
+_LOOK = 0.05
+"""Seconds between two looks at whether a request that waits is still wanted."""
+GIVEN_UP: ContextVar[Callable[[], bool]] = ContextVar("GIVEN_UP", default=lambda: False)
+"""Says whether nobody waits any longer for the request that this thread makes: then no further medium is encoded for it."""
 
 
 class MediaEncoder:
@@ -46,7 +55,7 @@ class MediaEncoder:
         with self._state:
             self.waiting += 1
         try:
-            with self._turn:
+            with self._own_turn():
                 if (found := self._find(medium)) is not None:
                     return found
                 began = time.perf_counter()
@@ -59,6 +68,18 @@ class MediaEncoder:
         finally:
             with self._state:
                 self.waiting -= 1
+
+    @contextmanager
+    def _own_turn(self) -> Iterator[None]:
+        """Wait for the turn to encode, unless the request is given up meanwhile."""
+        given_up = GIVEN_UP.get()
+        while not self._turn.acquire(timeout=_LOOK):
+            _demand_wanted(given_up)
+        try:
+            _demand_wanted(given_up)
+            yield
+        finally:
+            self._turn.release()
 
     def close(self) -> None:
         """Free the projector; waits for what is being encoded. Idempotent."""
@@ -93,6 +114,12 @@ class MediaEncoder:
         if not isinstance(medium.content, bytes):
             return projector.encode_image(medium.content)
         return projector.encode_image(projector.decoded(medium.content) if medium.plain else _by_pillow(medium.content))
+
+
+def _demand_wanted(given_up: Callable[[], bool]) -> None:
+    if given_up():
+        message = "the request was cancelled before its media were encoded"
+        raise MultimodalError(message)
 
 
 def _by_pillow(content: bytes) -> Any:

@@ -30,13 +30,15 @@ _CHANNELS = 3
 class Medium:
     """An image or a sound: `content` is a file's, or the pixels of an image, shape [height, width, 3].
 
-    `digest`: the SHA-256 of the content. `plain`: whether libmtmd decodes the file; else Pillow does.
+    `digest`: the SHA-256 of the content. `plain`: whether libmtmd decodes the file; else Pillow does. `where`: the place that
+    it was given at, for messages.
     """
 
     kind: Literal["image", "audio"]
     content: bytes | NDArray[np.uint8]
     digest: bytes
     plain: bool = True
+    where: str = ""
 
 
 def read_medium(given: object) -> Medium:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import reprlib
 import secrets
+from dataclasses import replace
 from typing import TYPE_CHECKING, Any, Protocol
 
 from llamafu.errors import ErrorCode, LlamafuError, MultimodalError
@@ -33,7 +34,6 @@ class MediaParts:
     def __init__(self) -> None:
         self._mark = secrets.token_hex(8)
         self._media: list[Medium] = []
-        self._places: list[str] = []
 
     def __bool__(self) -> bool:
         """Return whether there are any."""
@@ -42,21 +42,22 @@ class MediaParts:
     def text_of(self, part: Mapping[str, Any], where: str, problems: list[str]) -> str:
         """Read a part; return its mark."""
         try:
-            self._media.append(_medium(part))
+            self._media.append(replace(_medium(part), where=where))
         except (MultimodalError, TypeError, OSError) as error:
             problems.append(f"{where}: {error}")
             return ""
-        self._places.append(where)
         return self._marked(len(self._media) - 1)
 
     def split(self, text: str) -> list[str | Medium]:
         """Return the texts and media of a rendered chat in order; `LlamafuError` where the template drops or repeats one."""
         parts: list[str | Medium] = []
-        for index, (medium, where) in enumerate(zip(self._media, self._places, strict=True)):
+        for index, medium in enumerate(self._media):
             before, mark, after = text.partition(self._marked(index))
             if not mark or self._marked(index) in after:
                 told = "shows twice" if mark else "leaves out, or moves,"
-                message = f"{where}: this model's chat template {told} a part of this message; give it in one of role 'user'"
+                message = (
+                    f"{medium.where}: this model's chat template {told} a part of this message; give it in one of role 'user'"
+                )
                 raise LlamafuError(message, code=ErrorCode.INVALID_PARAM)
             parts += [before, medium]
             text = after

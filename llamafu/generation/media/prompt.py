@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
 
 from llamafu._native.media.projector import MediaRows
@@ -14,7 +14,7 @@ if TYPE_CHECKING:
 
     from llamafu._native.context import Context
     from llamafu._native.model import Model
-    from llamafu.generation.media.encoder import MediaEncoder
+    from llamafu.generation.media.encoder import MediaEncoder, Pieces
     from llamafu.generation.media.medium import Medium
 
 MARKER = "<__media__>"
@@ -97,7 +97,7 @@ def prompt_with_media(model: Model, prompt: str, media: Sequence[object], encode
     found = []
     for index, given in enumerate(media):
         try:
-            found.append(read_medium(given))
+            found.append(replace(read_medium(given), where=f"media[{index}]"))
         except (MultimodalError, TypeError) as error:
             message = f"media[{index}]: {error}"
             raise type(error)(message) from error
@@ -115,7 +115,7 @@ def media_prompt(model: Model, parts: Sequence[str | Medium], encoder: MediaEnco
             tokens += model.tokenize(part, add_special=False, parse_special=True) if part else []
             continue
         content = int.from_bytes(part.digest[:16], "big")
-        for ordinal, piece in enumerate(encoder.encode(part)):
+        for ordinal, piece in enumerate(_encoded(part, encoder)):
             if not isinstance(piece, MediaRows):
                 tokens += piece
                 continue
@@ -123,3 +123,11 @@ def media_prompt(model: Model, parts: Sequence[str | Medium], encoder: MediaEnco
             base = content << (_ORDINAL + _ROW) | ordinal << _ROW
             tokens += [-1 - (base | row) for row in range(len(piece))]
     return MediaPrompt(tokens, tuple(spans))
+
+
+def _encoded(medium: Medium, encoder: MediaEncoder) -> Pieces:
+    try:
+        return encoder.encode(medium)
+    except MultimodalError as error:
+        message = f"{medium.where}: {error}"
+        raise MultimodalError(message) from error

@@ -2,6 +2,7 @@
 
 import {$, call, fixed, key, make} from "./dom.js";
 import {openInfo} from "./info.js";
+import {attach, contentOf, isMedium} from "./media.js";
 import {Mix} from "./mix.js";
 import {takeFiles} from "./upload.js";
 
@@ -118,7 +119,7 @@ async function answerAll() {
     $("rate").textContent = `${(total / seconds).toFixed(1)} tokens/s together`;
   };
   const timer = setInterval(rate, 200);
-  const question = {messages: [{role: "user", content: $("prompt").value}], max_tokens: $("length").valueAsNumber, temperature: $("heat").valueAsNumber};
+  const question = {messages: [{role: "user", content: contentOf($("prompt").value)}], max_tokens: $("length").valueAsNumber, temperature: $("heat").valueAsNumber};
   await Promise.allSettled(mixes.map(mix => mix.answer.run({...question, lora: mix.heard()}, signal)));
   clearInterval(timer);
   rate();
@@ -143,6 +144,9 @@ $("login").addEventListener("submit", event => { event.preventDefault(); key.set
 $("ask").addEventListener("submit", event => { event.preventDefault(); answerAll(); });
 $("more").addEventListener("click", () => add(Object.fromEntries(desk.adapters.slice(0, 2).map(name => [name, .5]))).focus());
 $("unload").addEventListener("click", () => desk.attempt(() => call("POST", "/v1/lora/unload")));
+$("attach").addEventListener("click", () => $("medium").click());
+$("medium").addEventListener("change", () => { attach([...$("medium").files]); $("medium").value = ""; });
+$("prompt").addEventListener("paste", event => attach([...event.clipboardData.files].filter(isMedium)));
 $("stop").addEventListener("click", () => running?.abort());
 $("close").addEventListener("click", () => $("info").close());
 $("info").addEventListener("click", event => { if (event.target === $("info")) $("info").close(); });

@@ -1,6 +1,7 @@
 // Adapter files, dropped or chosen, sent one after another.
 
 import {$, key, make, size, toldBy} from "./dom.js";
+import {attach, isMedium} from "./media.js";
 
 let queue = Promise.resolve();
 
@@ -9,7 +10,7 @@ export function takeFiles(may, done) {
   let depth = 0;
   const veil = shown => {
     $("veil").hidden = !shown;
-    $("veil").firstElementChild.textContent = may() ? "Drop adapters to add them" : "Adding adapters takes an admin key";
+    $("veil").firstElementChild.textContent = may() ? "Drop adapters to add them, and pictures to ask about them" : "Drop pictures to ask about them; adding adapters takes an admin key";
   };
   const filesIn = event => [...(event.dataTransfer?.types || [])].includes("Files");
   addEventListener("dragenter", event => { if (filesIn(event)) { depth += 1; veil(true); } });
@@ -20,9 +21,11 @@ export function takeFiles(may, done) {
     event.preventDefault();
     depth = 0;
     veil(false);
+    const files = [...event.dataTransfer.files];
+    attach(files.filter(isMedium));
     if (!may()) return;
     const folders = [...event.dataTransfer.items].filter(item => item.webkitGetAsEntry?.()?.isDirectory).map(item => item.webkitGetAsEntry().name);
-    send([...event.dataTransfer.files], folders, done);
+    send(files.filter(file => !isMedium(file)), folders, done);
   });
   $("file").addEventListener("change", () => {
     send([...$("file").files], [], done);

@@ -17,6 +17,7 @@ from llamafu.errors import LlamafuError
 from llamafu.generation.infill import InfillText
 from llamafu.server.http.sse import Dialect, dialect_of, written_event
 from llamafu.server.http.streaming import EventStream, events_of, gathered, until_disconnect
+from llamafu.server.media_fetch import with_fetched
 from llamafu.server.routes.models_and_tokens import asked
 from llamafu.server.routes.prompt_tokens import demand_infill, infill_tokens, prompt_tokens
 from llamafu.server.schemas.openai_writer import OpenAIWriter
@@ -61,6 +62,7 @@ class GenerationRoutes:
         self._longest = settings.max_prompt
         self._ping = settings.ping
         self._generic_tools = not settings.no_generic_tools
+        self._fetches_media = settings.fetch_media
         self._ending = False
 
     def end_all(self) -> None:
@@ -107,7 +109,8 @@ class GenerationRoutes:
 
     def chat_request(self, messages: Sequence[Mapping[str, Any]], options: Mapping[str, Any]) -> Request:
         """Make a request of messages and the options of `chat`; raises what `ServedEngine.request_of_chat` raises."""
-        return self._engine.request_of_chat(messages, {**options, "generic_tools": self._generic_tools})
+        here = with_fetched(messages, allowed=self._fetches_media)
+        return self._engine.request_of_chat(here, {**options, "generic_tools": self._generic_tools})
 
     async def _openai(
         self, request: HttpRequest, body: GenerationBody, makers: Sequence[Maker], *, chat: bool, echoed: Sequence[str] = ()
@@ -179,7 +182,8 @@ class GenerationRoutes:
             if len(prompt) > self._longest:
                 message = f"the prompt has {len(prompt)} tokens, and this server takes {self._longest}; shorten it"
                 raise ContextLengthExceededError(message)
-            request = replace(request, prompt=prompt)
+            if isinstance(request.prompt, str):
+                request = replace(request, prompt=prompt)
         return replace(request, timeout=self._limit)
 
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from llamafu.generation.media.prompt import MediaPrompt, text_tokens
+from llamafu.generation.media.prompt import MediaPrompt
 from llamafu.service.errors import InvalidRequestError
 
 if TYPE_CHECKING:
@@ -17,10 +17,10 @@ if TYPE_CHECKING:
 
 
 def prompt_tokens(engine: ServedEngine, request: Request) -> Sequence[int]:
-    """Return the token ids of a request's prompt, without the rows of media."""
+    """Return the token ids of a request's prompt; in the place of a row of a medium is -1."""
     prompt = request.prompt
     if isinstance(prompt, MediaPrompt):
-        return text_tokens(prompt.tokens)
+        return [max(token, -1) for token in prompt.tokens]
     return engine.tokenize(prompt) if isinstance(prompt, str) else prompt
 
 

@@ -6,6 +6,7 @@ from typing import TYPE_CHECKING, Any
 
 from starlette.responses import Response
 
+from llamafu.generation.media.prompt import MARKER
 from llamafu.server.http.endpoint import JSON
 from llamafu.server.routes.models_and_tokens import asked
 from llamafu.server.routes.prompt_tokens import mixed_tokens, prompt_tokens
@@ -83,7 +84,8 @@ class TokenizingRoutes:
         if len(tokens) > MOST_SPELLED:
             message = f"{wish} was given for {len(tokens):,} tokens, of at most {MOST_SPELLED:,}; leave it out, or send less"
             raise InvalidRequestError(message)
-        return self._engine.token_bytes(tokens)
+        spelled = iter(self._engine.token_bytes([token for token in tokens if token >= 0]))
+        return [next(spelled) if token >= 0 else MARKER.encode() for token in tokens]
 
 
 def _piece(spelled: bytes) -> str | list[int]:

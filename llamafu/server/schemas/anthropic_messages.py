@@ -9,6 +9,7 @@ from pydantic import BaseModel, BeforeValidator, Field, SkipValidation, Validati
 from llamafu._util.suggestions import did_you_mean
 from llamafu.server.schemas.content import MOST_MESSAGES, MOST_PARTS, bound
 from llamafu.server.schemas.field_types import JsonSchemaOf, Name, must_be, refuse
+from llamafu.server.schemas.media_parts import has_media
 from llamafu.service.fields import shown
 
 if TYPE_CHECKING:
@@ -18,7 +19,7 @@ if TYPE_CHECKING:
 
 _ROLES = ("user", "assistant", "system")
 _BLOCKS_OF = {
-    "user": ("text", "tool_result"),
+    "user": ("text", "image", "tool_result"),
     "assistant": ("text", "thinking", "redacted_thinking", "tool_use"),
     "system": ("text",),
     "tool_result": ("text",),
@@ -26,6 +27,7 @@ _BLOCKS_OF = {
 """Types of blocks in the messages of a role, and in a result."""
 _FIELDS = {
     "text": frozenset({"type", "text", "cache_control", "citations"}),
+    "image": frozenset({"type", "source", "cache_control"}),
     "thinking": frozenset({"type", "thinking", "signature"}),
     "redacted_thinking": frozenset({"type", "data"}),
     "tool_use": frozenset({"type", "id", "name", "input", "cache_control", "caller", "toolset_name"}),
@@ -38,7 +40,7 @@ _OF_ANSWERS = frozenset(
 _MESSAGE_FIELDS = frozenset({"role", "content", *_OF_ANSWERS})
 """Fields of a message; a whole answer may be sent back as one."""
 _INSTEAD = {
-    "image": "only text is read here; say in a text block what it shows",
+    "image": "images are read in a user's message, beside its text",
     "document": "only text is read here; give the document's text in a text block",
     "search_result": "only text is read here; give what was found in a text block",
     "container_upload": "no files are kept here; give the file's text in a text block",
@@ -53,6 +55,22 @@ class TextBlock(BaseModel):
 
     type: Literal["text"]
     text: str
+
+
+class ImageSource(BaseModel):
+    """Where an image is: in base64 here, or with `--fetch-media` at a URL."""
+
+    type: Literal["base64", "url"]
+    media_type: str | None = None
+    data: str | None = None
+    url: str | None = None
+
+
+class ImageBlock(BaseModel):
+    """An image."""
+
+    type: Literal["image"]
+    source: ImageSource
 
 
 class ThinkingBlock(BaseModel):
@@ -90,7 +108,7 @@ class InputMessage(BaseModel):
     """One message of a chat."""
 
     role: Literal["user", "assistant", "system"]
-    content: str | list[TextBlock | ThinkingBlock | RedactedThinkingBlock | ToolUseBlock | ToolResultBlock]
+    content: str | list[TextBlock | ImageBlock | ThinkingBlock | RedactedThinkingBlock | ToolUseBlock | ToolResultBlock]
 
 
 class _Reader:
@@ -132,17 +150,33 @@ class _Reader:
 
     def _turn(self, content: list[Any], role: str, at: str) -> None:
         """Add what a user, or a system message in between, says: each result is a message of its own."""
-        texts: list[str] = []
+        parts: list[dict[str, Any]] = []
         for block, where in self._blocks(content, role, at):
             if block["type"] == "text":
-                texts.append(self._string(block, "text", where))
-                continue
-            if texts:
-                self._append({"role": role, "content": "\n".join(texts)})
-                texts = []
-            self._append(self._result(block, where))
-        if texts or not content:
-            self._append({"role": role, "content": "\n".join(texts)})
+                parts.append({"type": "text", "text": self._string(block, "text", where)})
+            elif block["type"] == "image":
+                parts.append(self._image(block.get("source"), f"{where}.source"))
+            else:
+                if parts:
+                    self._append({"role": role, "content": _content_of(parts)})
+                    parts = []
+                self._append(self._result(block, where))
+        if parts or not content:
+            self._append({"role": role, "content": _content_of(parts)})
+
+    def _image(self, source: object, at: str) -> dict[str, Any]:
+        """Return an image block as a part of a chat's message."""
+        kind = source.get("type") if isinstance(source, dict) else None
+        if not isinstance(source, dict) or kind not in ("base64", "url"):
+            instead = "nothing is kept here between requests; " if kind == "file" else ""
+            self.problems.append(f"{at} is {shown(source)}; {instead}give {{'type': 'base64', 'media_type', 'data'}}")
+            return {"type": "text", "text": ""}
+        if kind == "url":
+            url = self._string(source, "url", at, may_be_empty=False)
+        else:
+            media_type = self._string(source, "media_type", at, may_be_empty=False)
+            url = f"data:{media_type};base64,{self._string(source, 'data', at, may_be_empty=False)}"
+        return {"type": "image_url", "image_url": {"url": url}}
 
     def _result(self, block: dict[str, Any], at: str) -> dict[str, Any]:
         given, is_error = block.get("content"), block.get("is_error", False)
@@ -217,11 +251,23 @@ class _Reader:
         if message["role"] == "tool" or message["role"] != last.get("role"):
             self.messages.append(message)
             return
+        if has_media(last["content"]) or has_media(message["content"]):
+            last["content"] = [*_parts_of(last["content"]), *_parts_of(message["content"])]
+            return
         for name in ("content", "reasoning_content"):
             if parts := list(filter(None, [last.get(name), message.get(name)])):
                 last[name] = "\n".join(parts)
         if "tool_calls" in message:
             last["tool_calls"] = [*last.get("tool_calls", ()), *message["tool_calls"]]
+
+
+def _content_of(parts: list[dict[str, Any]]) -> str | list[dict[str, Any]]:
+    """Return the content of a message: a text, or its parts where there are media among them."""
+    return parts if has_media(parts) else "\n".join(part["text"] for part in parts)
+
+
+def _parts_of(content: str | list[dict[str, Any]]) -> list[dict[str, Any]]:
+    return content if isinstance(content, list) else [{"type": "text", "text": content}]
 
 
 def _messages(given: object, info: ValidationInfo) -> object:

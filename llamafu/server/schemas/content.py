@@ -9,6 +9,7 @@ from pydantic import BaseModel, BeforeValidator, Field, SkipValidation, Validati
 from llamafu.generation.messages import MESSAGE_FIELDS, PART_FIELDS, read_messages
 from llamafu.generation.tools.tool import LEGAL_CHOICE, is_choice
 from llamafu.server.schemas.field_types import JsonSchemaOf, Legal, Name, TokenIds, must_be, refuse
+from llamafu.server.schemas.media_parts import AudioPart, CheckedMedia, ImagePart, with_media
 from llamafu.service.fields import kind_of, shown
 
 if TYPE_CHECKING:
@@ -60,7 +61,7 @@ class ChatMessage(BaseModel):
     """One message of a chat."""
 
     role: Name
-    content: str | list[ContentPart] | None = None
+    content: str | list[ContentPart | ImagePart | AudioPart] | None = None
     name: str | None = None
     tool_calls: list[MessageToolCall] | None = None
     tool_call_id: str | None = None
@@ -93,12 +94,14 @@ def _messages(given: object, info: ValidationInfo) -> object:
         bound(len(given), MOST_MESSAGES, "messages")
         held = [part for one in given if isinstance(one, dict) for part in (one.get("content"), one.get("tool_calls"))]
         bound(sum(len(part) for part in held if isinstance(part, list)), MOST_PARTS, "parts of texts and calls of tools")
-    messages = read_messages(given, problems)
+    media = CheckedMedia()
+    messages = read_messages(given, problems, media)
     if isinstance(given, list) and not problems:
         ignored: IgnoredFields = (info.context or {})["ignored"]
         problems += ignored.look_through(given, MESSAGE_FIELDS, PART_FIELDS)
+        problems += ignored.note_all(media.unread)
     refuse(problems)
-    return messages
+    return with_media(messages, given) if isinstance(given, list) else messages
 
 
 def _list_of_texts(value: object, info: ValidationInfo) -> object:

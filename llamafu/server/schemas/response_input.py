@@ -8,6 +8,7 @@ from pydantic import BaseModel, BeforeValidator, Field, SkipValidation, Validati
 
 from llamafu.server.schemas.content import MOST_MESSAGES, MOST_PARTS, bound
 from llamafu.server.schemas.field_types import JsonSchemaOf, Name, must_be, refuse
+from llamafu.server.schemas.media_parts import AudioPart, has_media
 from llamafu.service.fields import shown
 
 if TYPE_CHECKING:
@@ -35,6 +36,8 @@ _TEXTS = {
     "summary_text": "text",
 }
 """Kinds of parts that are read, and the field that has the text."""
+_MEDIA = ("input_image", "input_audio")
+"""Kinds of parts of a user's message that are images or sounds."""
 _OF_ANSWERS = frozenset({"annotations", "logprobs"})
 """Fields of parts of answers, which come back as history; no template reads them."""
 
@@ -47,12 +50,20 @@ class InputPart(BaseModel):
     refusal: str | None = None
 
 
+class InputImage(BaseModel):
+    """An image as a data URL."""
+
+    type: Literal["input_image"]
+    image_url: str
+    detail: str | None = None
+
+
 class InputMessage(BaseModel):
     """A message."""
 
     type: Literal["message"] | None = None
     role: Literal["user", "assistant", "system", "developer"]
-    content: str | list[InputPart] | None
+    content: str | list[InputPart | InputImage | AudioPart] | None
 
 
 class InputCall(BaseModel):
@@ -112,6 +123,9 @@ class _ItemReader:
         role = item.get("role")
         if role not in _ROLES:
             self.problems.append(f"{at}.role {_told(role)}; give {', '.join(map(repr, _ROLES[:-1]))} or {_ROLES[-1]!r}")
+        if role == "user" and isinstance(item.get("content"), list):
+            self.messages.append({"role": role, "content": self._parts(item["content"], f"{at}.content")})
+            return
         text = "" if "content" in item and item["content"] is None else self._text(item, "content", at)
         if role != "assistant":
             self.messages.append({"role": role, "content": text})
@@ -170,6 +184,33 @@ class _ItemReader:
             return ""
         return "\n".join(self._part(part, f"{at}.{name}[{number}]") for number, part in enumerate(given))
 
+    def _parts(self, given: list[Any], at: str) -> str | list[dict[str, Any]]:
+        """Return what a user says: a text, or where there are media the parts of a chat's message."""
+        parts = []
+        for number, part in enumerate(given):
+            where = f"{at}[{number}]"
+            kind = part.get("type") if isinstance(part, dict) else None
+            if kind in _MEDIA:
+                parts.append(self._medium(part, where))
+            else:
+                parts.append({"type": "text", "text": self._part(part, where)})
+        return parts if has_media(parts) else "\n".join(part["text"] for part in parts)
+
+    def _medium(self, part: dict[str, Any], at: str) -> dict[str, Any]:
+        """Return an image or a sound as a part of a chat's message."""
+        kind = part["type"]
+        known = {"type", "image_url", "detail", "input_audio"}
+        self.unread += [f"{at}.{name}" for name, value in part.items() if value is not None and name not in known]
+        if kind == "input_audio":
+            given, made = part.get("input_audio"), {"type": "input_audio", "input_audio": part.get("input_audio")}
+        else:
+            given, made = part.get("image_url"), {"type": "image_url", "image_url": part.get("image_url")}
+            self.unread += [] if part.get("detail") in (None, "auto") else [f"{at}.detail"]
+        if not isinstance(given, dict if kind == "input_audio" else str):
+            instead = "nothing is kept here between requests" if "file_id" in part else "give the file itself"
+            self.problems.append(f"{at}.{'input_audio' if kind == 'input_audio' else 'image_url'} {_told(given)}; {instead}")
+        return made
+
     def _part(self, part: object, at: str) -> str:
         if not isinstance(part, dict):
             self.problems.append(f"{at} is {shown(part)}; give an object with type 'input_text' and a text")
@@ -177,7 +218,8 @@ class _ItemReader:
         kind = part.get("type")
         if not isinstance(kind, str) or kind not in _TEXTS:
             self.problems.append(
-                f"{at}.type {_told(kind)}; this model reads text only: give 'input_text', 'output_text' or 'refusal'"
+                f"{at}.type {_told(kind)}; give 'input_text', 'output_text' or 'refusal'; a user's may be "
+                "'input_image' or 'input_audio'"
             )
             return ""
         text = part.get(_TEXTS[kind])
