@@ -8,6 +8,7 @@ from hypothesis import strategies as st
 
 from llamafu.engine.batching import pack
 from llamafu.engine.prompt_budget import PromptBudget
+from llamafu.generation.media.layout import PromptLayout
 from llamafu.generation.prompt import PREFIX_BLOCK
 
 
@@ -21,6 +22,7 @@ class Sequence:
     guessed: int = 0
     needs_prompt_logits: bool = False
     tokens: list = field(init=False)
+    layout: PromptLayout = field(default_factory=PromptLayout)
 
     def __post_init__(self):
         self.tokens = [0] * self.length
