@@ -92,7 +92,9 @@ def test_stale_prefix(tiny_model, tiny_adapter_a, tiny_adapter_b, monkeypatch):
         cases = [Case(tokens(1, 80), tokens(2, 3), {name: 1.0}) for name in "ab"]
         references = [alone(llm, case) for case in cases]
         true_open, true_append = KvCache.open, KvCache.append
-        monkeypatch.setattr(KvCache, "open", lambda self, t, states, *a, **how: true_open(self, t, [()] * len(states), *a, **how))
+        monkeypatch.setattr(
+            KvCache, "open", lambda self, t, states, *a, **how: true_open(self, t, [()] * len(states), *a, **how)
+        )
         monkeypatch.setattr(KvCache, "append", lambda self, n, t, states: true_append(self, n, t, [()] * len(states)))
         for case in cases:
             run_forced(engine, monkeypatch, [case])
