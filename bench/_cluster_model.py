@@ -1,4 +1,4 @@
-"""What `cluster_sim.py` simulates: a replica's bank, prefix cache and steps, with costs that were measured."""
+"""What `cluster_sim.py` simulates: a replica's bank, prefix cache and steps, with what each costs."""
 
 from __future__ import annotations
 
@@ -16,9 +16,9 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True, slots=True)
 class Costs:
-    """Seconds, measured with `python bench/cluster_sim.py --measure MODEL`, which prints them.
+    """Seconds; `cluster_sim.py --measure MODEL` measures them on this machine.
 
-    The defaults are of SmolLM2-135M at Q8_0 on one thread of a server's CPU.
+    The defaults are round figures, of the size that `docs/benchmarks.md` has of SmolLM2-135M; no machine has just these.
     """
 
     page_in: float = 0.0008
