@@ -47,6 +47,7 @@ class LlamaServer:
         flash_attn: str,
         unified: bool = True,
         cache: bool = False,
+        gpu_layers: int = 0,
     ) -> None:
         """Start it; `unified` shares one memory among the slots, `cache` lets it keep prompts."""
         self.port = _free_port()
@@ -54,6 +55,7 @@ class LlamaServer:
             *("-np", str(slots), "-c", str(n_ctx), "-t", str(threads), "-tb", str(threads), "-fa", flash_attn),
             *("--kv-unified" if unified else "--no-kv-unified", "--cont-batching", "--no-webui"),
             *(() if cache else ("--no-cache-prompt", "-cram", "0")),
+            *(("-ngl", str(gpu_layers)) if gpu_layers else ()),
         ]
         lora = ["--lora", ",".join(map(str, adapters)), "--lora-init-without-apply"] if adapters else []
         command = [str(tools / NAME), "-m", str(model), *self.flags, *lora, "--host", "127.0.0.1", "--port", str(self.port)]
