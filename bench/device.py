@@ -47,11 +47,7 @@ def main() -> int:
     """Measure every K, and write what was found."""
     arguments = _arguments()
     verified = find()
-    tools = Path(arguments.tools) if arguments.tools else verified.path.parent
-    has_server = (tools / NAME).is_file()
-    if arguments.tools and not has_server:
-        message = f"{tools} holds no {NAME}; name the folder that it is in, or leave --tools out"
-        raise SystemExit(message)
+    tools = _tools(arguments.tools, verified.path.parent)
     library = open_library(verified.path, verified.family, gpu=True)
     devices = [each for each in backends.devices(library.ffi, library.lib) if each.kind in backends.GPUS]
     if not devices:
@@ -66,7 +62,7 @@ def main() -> int:
         layers=arguments.layers,
         rounds=arguments.rounds,
         threads=arguments.threads,
-        llama_server=tools / NAME if has_server else "none beside the library",
+        llama_server=tools / NAME if tools else "none beside the library",
     )
     folder = cache_dir() / "bench" / f"{path.stem}-{_models.sha256(path)[:8]}.adapters"
     for k in arguments.k:
@@ -76,7 +72,7 @@ def main() -> int:
             gpu_layers=arguments.layers,
             tokens=arguments.tokens,
         )
-        compare(setting, report, arguments.rounds, tools if has_server else None, arguments.sides)
+        compare(setting, report, arguments.rounds, tools, arguments.sides)
     if arguments.markdown:
         arguments.markdown.write_text(report.markdown(), "utf-8")
     return 0
@@ -109,6 +105,16 @@ def compare(setting: Setting, report: Report, rounds: int, tools: Path | None, w
     for other in rates:
         if "mixed" in rates and other != "mixed":
             report.at_least(f"{place}: mixed / {other}", conditions.ratio(rates["mixed"], rates[other]), None)
+
+
+def _tools(named: str | None, beside: Path) -> Path | None:
+    """Return the folder of llama-server: the one named, or one of the library's package; None where it has none."""
+    places = (Path(named),) if named else (beside, beside.parent / "bin")
+    found = next((place for place in places if (place / NAME).is_file()), None)
+    if named and found is None:
+        message = f"{named} holds no {NAME}; name the folder that it is in, or leave --tools out"
+        raise SystemExit(message)
+    return found
 
 
 def _model(name: str) -> Path:
