@@ -19,6 +19,8 @@ from llamafu.engine import Request
 OTHERS = ("tiny-tied", "tiny-q4_0", "tiny-moe", "tiny-qwen2")
 PLACES = [("tiny", 1), ("tiny", 2), *((kind, layers) for kind in OTHERS for layers in (1, 99))]
 """Models and how many of their layers a device has; that of "tiny" with all is `engine`."""
+AT_Q4_0 = 0.2
+"""What company alone may change at Q4_0, on the CPU too: inputs of products are rounded to 8 bits, and sums depend on the batch."""
 GO = [FIRST_BYTE + byte for byte in b"<go>"]
 
 
@@ -89,7 +91,7 @@ def test_mixed_batch(tiny_dir, tmp_path, kind, layers, monkeypatch):
     cases = cases_of([path.stem for path in paths])
     with opened(base, paths, n_gpu_layers=layers) as engine, plain(base, paths) as llm:
         run_forced(engine, monkeypatch, cases)
-        demand_as_alone(llm, cases, bound_of(base, llm, cases, layers))
+        demand_as_alone(llm, cases, max(bound_of(base, llm, cases, layers), AT_Q4_0 if kind == "tiny-q4_0" else 0))
         demand_mixed(engine)
         assert ("all 3 layers" if layers > 2 else f"{layers} of 3 layers") in engine.stats().placement
 
