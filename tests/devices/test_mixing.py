@@ -20,7 +20,7 @@ OTHERS = ("tiny-tied", "tiny-q4_0", "tiny-moe", "tiny-qwen2")
 PLACES = [("tiny", 1), ("tiny", 2), *((kind, layers) for kind in OTHERS for layers in (1, 99))]
 """Models and how many of their layers a device has; that of "tiny" with all is `engine`."""
 AT_Q4_0 = 0.2
-"""What company alone may change at Q4_0, on the CPU too: inputs of products are rounded to 8 bits, and sums depend on the batch."""
+"""What company alone may change at Q4_0, on the CPU too: inputs of products are rounded to 8 bits, and sums differ."""
 GO = [FIRST_BYTE + byte for byte in b"<go>"]
 
 
