@@ -51,6 +51,7 @@ class LlamaServer:
         unified: bool = True,
         cache: bool = False,
         mmproj: Path | None = None,
+        gpu_layers: int = 0,
     ) -> None:
         """Start it; `unified` shares one memory among the slots, `cache` lets it keep prompts, `mmproj` lets it see."""
         self.port = _free_port()
@@ -59,6 +60,7 @@ class LlamaServer:
             *("--kv-unified" if unified else "--no-kv-unified", "--cont-batching", "--no-webui"),
             *(() if cache else ("--no-cache-prompt", "-cram", "0")),
             *(("--mmproj", str(mmproj), "--no-mmproj-offload") if mmproj else ()),
+            *(("-ngl", str(gpu_layers)) if gpu_layers else ()),
         ]
         lora = ["--lora", ",".join(map(str, adapters)), "--lora-init-without-apply"] if adapters else []
         command = [str(tools / NAME), "-m", str(model), *self.flags, *lora, "--host", "127.0.0.1", "--port", str(self.port)]

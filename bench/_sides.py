@@ -37,6 +37,9 @@ class Setting:
     flash_attn: Literal["on", "off"]
     library: Path | None
     """The folder of the libllama for our side; None takes the one that Llamafu finds."""
+    gpu_layers: int = 0
+    tokens: int = TOKENS
+    """New tokens of each request, of `server_sides` and of `engine_side` where it is told."""
 
 
 @dataclass(frozen=True)
@@ -71,19 +74,20 @@ def server_sides(
             n_ctx=ROOM * setting.k,
             threads=setting.threads,
             flash_attn=setting.flash_attn,
+            gpu_layers=setting.gpu_layers,
         )
     )
     print(f"   llama-server {' '.join(server.flags)} --lora ({len(setting.adapters)} files) --lora-init-without-apply")
 
     def run(choose: Callable[[int], int]) -> Run:
-        bodies = [request(prompt, TOKENS, choose(i)) for i, prompt in enumerate(texts or prompts(setting.k))]
+        bodies = [request(prompt, setting.tokens, choose(i)) for i, prompt in enumerate(texts or prompts(setting.k))]
         seconds, answers = server.run(bodies)
         return Run(seconds, [answer.tokens for answer in answers])
 
     return {"server distinct": lambda: run(lambda i: i), "server same": lambda: run(lambda _: 0)}
 
 
-def open_engine(setting: Setting, stack: ExitStack, kernel: Literal["auto", "compiled", "python"] = "auto") -> Engine:
+def open_engine(setting: Setting, stack: ExitStack, kernel: Literal["auto", "compiled", "python", "none"] = "auto") -> Engine:
     """Make an engine with the setting's adapters registered as "0", "1", and so on."""
     engine = stack.enter_context(
         Engine(
@@ -95,6 +99,7 @@ def open_engine(setting: Setting, stack: ExitStack, kernel: Literal["auto", "com
             flash_attn=setting.flash_attn,
             library=setting.library,
             kernel=kernel,
+            n_gpu_layers=setting.gpu_layers,
         )
     )
     for i, path in enumerate(setting.adapters):
@@ -103,13 +108,13 @@ def open_engine(setting: Setting, stack: ExitStack, kernel: Literal["auto", "com
 
 
 def engine_side(
-    engine: Engine, k: int, choose: Callable[[int], dict[str, Scale]], texts: list[str] | None = None
+    engine: Engine, k: int, choose: Callable[[int], dict[str, Scale]], texts: list[str] | None = None, *, tokens: int = TOKENS
 ) -> Callable[[], Run]:
     """The engine with `k` requests at once; request i runs with the adapters `choose(i)`. New prompts, or always `texts`."""
 
     def run() -> Run:
         requests = [
-            Request(prompt=prompt, lora=choose(i), max_tokens=TOKENS, temperature=0, ignore_eos=True)
+            Request(prompt=prompt, lora=choose(i), max_tokens=tokens, temperature=0, ignore_eos=True)
             for i, prompt in enumerate(texts or prompts(k))
         ]
         began = time.perf_counter()

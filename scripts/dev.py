@@ -1,6 +1,6 @@
 """Set up `.venv` and run one of the project's jobs in it.
 
-    python scripts/dev.py demo|test|test-peers|test-vulkan|soak|fuzz|lint|bench|clean|help [ARGUMENT...]
+    python scripts/dev.py demo|test|test-peers|test-vulkan|device-check|soak|fuzz|lint|bench|clean|help [ARGUMENT...]
     python scripts/dev.py matrix|matrix-arm64|matrix-windows [ARGUMENT...]
 
 What is installed stays until its sources change, so later runs need no network. Only the standard library is used, and
@@ -32,6 +32,7 @@ JOBS = {
     "test": "lint, then every test, in two processes; ARGS='-k name' goes to pytest",
     "test-peers": "compare with PEFT, upstream, clients' packages, Go and Chromium, in tests/peers (all of them fetched once)",
     "test-vulkan": "adapters and mixing on a GPU, in tests/devices: Mesa's software driver, which is installed on Debian",
+    "device-check": "prove and measure this machine's GPUs in less than five minutes; device_check.json has what was found",
     "soak": "the engine under random load, in tests/soak: six minutes, or ARGS='--seconds 60'",
     "fuzz": "wild requests, damaged files, random schemas and every pre-tokenizer, in tests/fuzz and others: half an hour",
     "lint": "ruff, mypy and the direction of imports",
@@ -83,6 +84,7 @@ def main(arguments: list[str]) -> int:
         "test": test,
         "test-peers": test_peers,
         "test-vulkan": test_vulkan,
+        "device-check": device_check,
         "soak": soak,
         "fuzz": fuzz,
         "lint": lint,
@@ -125,6 +127,11 @@ def test_vulkan(rest: list[str]) -> int:
     os.environ.setdefault("GGML_VK_VISIBLE_DEVICES", "0")  # ggml leaves out devices that are a CPU unless they are named
     os.environ["LLAMAFU_DEMAND_DEVICE"] = "1"
     return run("python", "-m", "pytest", "tests/devices", *rest)
+
+
+def device_check(rest: list[str]) -> int:
+    """Prove and measure the GPUs of this machine."""
+    return run("python", "scripts/device_check.py", *rest)
 
 
 def has_vulkan() -> bool:
