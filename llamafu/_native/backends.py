@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-import os
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
+from llamafu._native.abi.shared_library import plugin_path
 from llamafu.errors import LibraryNotFoundError
 
 if TYPE_CHECKING:
@@ -55,7 +55,7 @@ def load_cpu(ffi: Any, lib: Any, library: Path) -> Path | None:
         return None
     plugins = [p for p in _plugins(library) if "ggml-cpu" in p.name]
     for plugin in sorted(plugins, key=_score, reverse=True):
-        lib.ggml_backend_load(os.fsencode(plugin))
+        lib.ggml_backend_load(plugin_path(str(plugin)))
         if any(each.kind == "cpu" for each in devices(ffi, lib)):
             return plugin
     tried = ", ".join(p.name for p in plugins) or "none there"
@@ -73,7 +73,7 @@ def load_accelerators(ffi: Any, lib: Any, library: Path) -> None:
         return
     for plugin in _plugins(library):
         if not any(name in plugin.name for name in _NO_GPUS):
-            lib.ggml_backend_load(os.fsencode(plugin))
+            lib.ggml_backend_load(plugin_path(str(plugin)))
 
 
 def _plugin_folders(library: Path) -> list[Path]:

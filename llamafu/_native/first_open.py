@@ -50,7 +50,7 @@ def main(arguments: list[str]) -> int:
     lib.llama_log_set(callback, ffi.NULL)
     lib.llama_backend_init()
     if plugin:
-        lib.ggml_backend_load(os.fsencode(plugin))
+        lib.ggml_backend_load(opener.plugin_path(plugin))
     if task == "serve":
         return _serve(ffi, lib, model)
     try_model(ffi, lib, model)

@@ -1,5 +1,6 @@
 """Every branch between operating systems, tried on this one: the facts are pretended, and the systems' own calls are played."""
 
+import codecs
 import ctypes
 import errno
 import os
@@ -11,7 +12,7 @@ import pytest
 from helpers.other_systems import Kernel32, MacosSystem, pretend
 
 from llamafu._native import library as native_library
-from llamafu._native.abi.shared_library import JoinedLibrary, open_shared
+from llamafu._native.abi.shared_library import JoinedLibrary, open_shared, plugin_path
 from llamafu._util import system
 from llamafu._util.system import files, hardware, processes
 from llamafu.cli import main as command_line
@@ -335,6 +336,21 @@ def test_others_are_opened_alone(name):
     ffi = RecordingFfi()
     open_shared(ffi, f"/opt/{name}")
     assert ffi.opened == [(name, 2)]
+
+
+def test_path_of_a_plug_in():
+    """Windows' ggml takes it in ANSI; what that cannot spell, and every other system's, is as the file system has it."""
+
+    def ansi(name):
+        return codecs.lookup("cp1252") if name == "mbcs" else None
+
+    codecs.register(ansi)
+    try:
+        assert plugin_path("C:\\ü\\ggml-cpu.dll") == b"C:\\\xfc\\ggml-cpu.dll"
+        assert plugin_path("C:\\漢\\ggml-cpu.dll") == "C:\\漢\\ggml-cpu.dll".encode()
+        assert plugin_path("/ü/libggml-cpu.so") == "/ü/libggml-cpu.so".encode()
+    finally:
+        codecs.unregister(ansi)
 
 
 WORDS = [

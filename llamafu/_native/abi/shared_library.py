@@ -27,6 +27,19 @@ def open_shared(ffi: Any, path: str) -> Any:
     return JoinedLibrary([ffi.dlopen(part) for part in parts], getattr(ffi, "error", AttributeError))
 
 
+def plugin_path(path: str) -> bytes:
+    """Return the path of a plug-in as `ggml_backend_load` takes it: of a DLL in Windows' ANSI encoding, unlike other paths.
+
+    A path that this encoding cannot spell stays UTF-8, with which ggml does not find it.
+    """
+    if path.isascii() or not path.lower().endswith(".dll"):
+        return os.fsencode(path)
+    try:
+        return path.encode("mbcs")
+    except UnicodeEncodeError:
+        return os.fsencode(path)
+
+
 class JoinedLibrary:
     """The functions of several libraries as attributes of one object; of a name that two have, the first one's. Any thread."""
 
