@@ -195,7 +195,7 @@ class TemplateLimitError(LlamafuError):
 
 
 class QueueFullError(LlamafuError):
-    """The engine's queue is full; try again later."""
+    """More requests than the engine queues, or no memory for a text to embed beside those that run; try again later."""
 
     code = ErrorCode.QUEUE_FULL
 

@@ -147,6 +147,10 @@ def _sized(folder: Path) -> tuple[Path, int]:
     return folder, sum(path.lstat().st_size for path in folder.rglob("*") if path.is_file() and not path.is_symlink())
 
 
+_FOR_DEVELOPERS = frozenset({"test", "peers"})
+"""Extras for work on Llamafu itself, which nobody who uses it lacks."""
+
+
 def _extras() -> dict[str, tuple[str, ...]]:
     """Read the metadata of the installed package; empty when this runs from a bare checkout."""
     from importlib import metadata
@@ -159,7 +163,7 @@ def _extras() -> dict[str, tuple[str, ...]]:
     for requirement in requirements:
         extra = re.search(r"extra\s*==\s*['\"]([\w-]+)['\"]", requirement)
         name = re.match(r"[\w.-]+", requirement)
-        if extra is None or name is None or extra[1] == "test":
+        if extra is None or name is None or extra[1] in _FOR_DEVELOPERS:
             continue
         absent = missing.setdefault(extra[1], [])
         try:

@@ -26,10 +26,12 @@ from helpers.doc_pages import (
 from helpers.model_folders import MODELS
 
 from llamafu import errors
+from llamafu.adapters.merge.methods import METHODS
 from llamafu.adapters.peft.architectures import ARCHITECTURES
 from llamafu.adapters.peft.config_fields import HARMLESS, REFUSED
 from llamafu.adapters.peft.hf_config import MODEL_TYPES
 from llamafu.adapters.peft.module_factors import FOREIGN
+from llamafu.cli.main import COMMANDS, main
 from llamafu.errors import ErrorCode, LlamafuError
 from llamafu.generation.chat_options import CHAT_OPTION_SPECS
 from llamafu.generation.options import OPTION_SPECS
@@ -108,6 +110,25 @@ def test_every_family_of_calls_is_listed_with_a_call():
         parser.feed(call.replace("\\|", "|").replace("\\n", "\n"))
         parser.finish()
         assert [called.name for called in parser.tool_calls] == ["f"], family.name
+
+
+def test_what_the_readme_counts():
+    text = (ROOT / "README.md").read_text("utf-8")
+    assert f"of {len(FAMILIES)} model families" in text
+    assert f"({len(METHODS)} methods)" in text
+
+
+def test_every_command_that_prints_json_is_listed(capsys):
+    """Of those that have verbs of their own, the verbs."""
+    verbs = [[name] for name in COMMANDS if name not in {"adapters", "lib"}]
+    verbs += [["adapters", "list"], ["adapters", "rm"], ["lib", "list"], ["lib", "install"], ["lib", "build"]]
+    found = set()
+    for verb in verbs:
+        main([*verb, "--help"])
+        found |= {" ".join(verb)} if "--json" in capsys.readouterr().out else set()
+    text = " ".join((ROOT / "docs" / "getting-started.md").read_text("utf-8").split())
+    listed = re.search(r"`--help` and `--debug`; (.*?) take `--json`", text)[1]
+    assert set(re.findall(r"`([^`]+)`", listed)) == found
 
 
 def members(family, struct):
