@@ -47,18 +47,23 @@ class LlamaServer:
         flash_attn: str,
         unified: bool = True,
         cache: bool = False,
+        projector: Path | None = None,
     ) -> None:
-        """Start it; `unified` shares one memory among the slots, `cache` lets it keep prompts."""
+        """Start it; `unified` shares one memory among the slots, `cache` lets it keep prompts, `projector` lets it see."""
         self.port = _free_port()
         self.flags = [
             *("-np", str(slots), "-c", str(n_ctx), "-t", str(threads), "-tb", str(threads), "-fa", flash_attn),
             *("--kv-unified" if unified else "--no-kv-unified", "--cont-batching", "--no-webui"),
             *(() if cache else ("--no-cache-prompt", "-cram", "0")),
+            *(() if projector is None else ("--mmproj", str(projector), "--no-mmproj-offload")),
         ]
         lora = ["--lora", ",".join(map(str, adapters)), "--lora-init-without-apply"] if adapters else []
         command = [str(tools / NAME), "-m", str(model), *self.flags, *lora, "--host", "127.0.0.1", "--port", str(self.port)]
+        environment = {**os.environ, "LLAMA_MEDIA_MARKER": "<__media__>"}  # else it draws one for each run
         self._log = tempfile.TemporaryFile()  # noqa: SIM115 - closed with the server
-        self._process = subprocess.Popen(command, stdout=self._log, stderr=subprocess.STDOUT, stdin=subprocess.DEVNULL)
+        self._process = subprocess.Popen(
+            command, stdout=self._log, stderr=subprocess.STDOUT, stdin=subprocess.DEVNULL, env=environment
+        )
         try:
             self._wait()
         except BaseException:
