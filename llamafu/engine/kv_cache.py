@@ -6,7 +6,7 @@ from collections import OrderedDict
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Protocol
 
-from llamafu.generation.media.layout import PromptLayout
+from llamafu.generation.media.prompt_layout import PromptLayout
 
 if TYPE_CHECKING:
     from collections.abc import Sequence

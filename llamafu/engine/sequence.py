@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 from llamafu.engine.sequence_status import SequenceStatus
 from llamafu.generation.answer import AnswerBuilder, applied_adapters
 from llamafu.generation.completion import Completion, FinishReason, Timings, TokenLogprob
-from llamafu.generation.media.layout import PromptLayout
+from llamafu.generation.media.prompt_layout import PromptLayout
 from llamafu.lora.activation import Activation
 
 if TYPE_CHECKING:

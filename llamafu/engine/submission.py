@@ -17,9 +17,9 @@ from llamafu.generation.chat_template import render
 from llamafu.generation.chat_turn import prepare
 from llamafu.generation.completion import Completion
 from llamafu.generation.media.encoder import GIVEN_UP
-from llamafu.generation.media.layout import PromptLayout
 from llamafu.generation.media.parts import MediaParts
 from llamafu.generation.media.prompt import MediaPrompt, check_spans, counted, prompt_with_media, text_tokens
+from llamafu.generation.media.prompt_layout import PromptLayout
 from llamafu.generation.options import Options
 from llamafu.generation.prompt import check_prompt, demand_continuing
 from llamafu.generation.prompt_logprobs import PromptLogprobs

@@ -8,7 +8,8 @@ from hypothesis import strategies as st
 
 from llamafu.engine.batching import pack
 from llamafu.engine.prompt_budget import PromptBudget
-from llamafu.generation.media.layout import PromptLayout
+from llamafu.generation.media.prompt import MediaSpan
+from llamafu.generation.media.prompt_layout import PromptLayout
 from llamafu.generation.prompt import PREFIX_BLOCK
 
 
@@ -21,8 +22,8 @@ class Sequence:
     is_decoding: bool = False
     guessed: int = 0
     needs_prompt_logits: bool = False
-    tokens: list = field(init=False)
     layout: PromptLayout = field(default_factory=PromptLayout)
+    tokens: list = field(init=False)
 
     def __post_init__(self):
         self.tokens = [0] * self.length
@@ -41,6 +42,35 @@ def packed(running, most, beside, logits=10**6):
 
 def scored(length, computed=0):
     return Sequence(length, computed, needs_prompt_logits=True)
+
+
+class Rows:
+    """Rows of one medium."""
+
+    def __init__(self, count, *, causal, n_pos=None):
+        self.count, self.causal, self.n_pos = count, causal, count if n_pos is None else n_pos
+
+    def __len__(self):
+        return self.count
+
+
+def test_parts_are_of_tokens_or_of_one_medium():
+    """Rows that see each other are computed at once, beside answers too; others in blocks, as tokens."""
+    layout = PromptLayout([MediaSpan(10, Rows(100, causal=False)), MediaSpan(130, Rows(100, causal=True))])
+    seen = [(0, 10), (10, 100), (110, 18), (128, 2), (130, 62), (192, 38), (230, 26), (256, 44)]
+    sequence = Sequence(300, layout=layout)
+    for start, count in seen:
+        assert packed([decoding(), sequence], 512, 64) == [(0, 99, 1), (1, start, count)]
+        sequence.computed += count
+    assert sequence.computed == 300
+
+
+def test_positions_and_blocks_of_media():
+    """An image may take fewer positions than rows; it is one block, within which the memory is not cut."""
+    layout = PromptLayout([MediaSpan(70, Rows(100, causal=True, n_pos=10))])
+    assert [layout.position(index) for index in (0, 69, 70, 99, 170, 200)] == [0, 69, 70, 70, 80, 110]
+    assert [layout.block_end(start) for start in (0, 64, 70, 170, 192)] == [64, 70, 170, 192, 256]
+    assert [layout.cut_position(index) for index in (69, 70, 71, 169, 170)] == [69, 70, None, None, 80]
 
 
 def test_prompts_whose_logits_come_out_share_a_bound():

@@ -17,9 +17,23 @@ from llamafu import Llamafu, __version__
 
 ROOT = Path(__file__).resolve().parents[2]
 DEPENDENCIES = ("cffi", "_cffi_backend", "numpy", "gguf", "platformdirs")
-FAMILIES = sorted(path.parent.name for path in ROOT.glob("cdefs/*/llama.h"))
+FAMILIES = sorted(
+    [path.parent.name for path in ROOT.glob("cdefs/*/llama.h")]
+    + [f"layout_{path.parent.name}" for path in ROOT.glob("cdefs/*/mtmd.h")]
+)
 NOT_COPIED = shutil.ignore_patterns(
-    *(".git", ".venv", "__pycache__", ".*_cache", ".hypothesis", ".fixtures", "layout[0-9]*.py", "dist", "build")
+    *(
+        ".git",
+        ".venv",
+        "__pycache__",
+        ".*_cache",
+        ".hypothesis",
+        ".fixtures",
+        "layout[0-9]*.py",
+        "layout_mtmd*.py",
+        "dist",
+        "build",
+    )
 )
 LITTER = ("llamafu/__pycache__/x.cpython-311.pyc", "tests/.fixtures/x.gguf", ".venv/x.py", ".hypothesis/x", "dist/x.whl")
 
