@@ -32,6 +32,7 @@ DOCUMENTED = {
     "llamafu.integrations.langchain": "ChatLlamafu LlamafuEmbeddings",
     "llamafu.lora": "LoraAdapter",
     "llamafu.model": "AsyncLlamafu Llamafu",
+    "llamafu.ray": "build_app",
     "llamafu.service": "LocalLoraService LoraCard LoraList LoraLoadInfo LoraLoadRequest LoraLoadResponse LoraService",
     "llamafu.sweep": "mixes page sweep",
     "llamafu._native": (

@@ -32,4 +32,4 @@ def test_aliases_and_facts_of_the_model(folder_of_two):
         assert "meta" not in cards["pirate"]
         told = client.post("/v1/completions", json={"prompt": "a", "model": "gpt-4"})
         assert told.status_code == 404
-        assert "it may be 'smol' or 'gpt-4o' or 'mine' or an adapter's name" in told.json()["detail"]
+        assert "it may be 'smol' or 'gpt-4o' or 'mine', or an adapter or a mix" in told.json()["detail"]

@@ -10,7 +10,7 @@ from llamafu._util.json_values import shown
 from llamafu._util.suggestions import did_you_mean
 from llamafu.server.schemas.content import MOST_MESSAGES, MOST_PARTS, bound
 from llamafu.server.schemas.field_types import JsonSchemaOf, Name, must_be, refuse
-from llamafu.server.schemas.media_parts import has_media
+from llamafu.server.schemas.media_parts import content_of, has_media, parts_of
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -158,11 +158,11 @@ class _Reader:
                 parts.append(self._image(block.get("source"), f"{where}.source"))
             else:
                 if parts:
-                    self._append({"role": role, "content": _content_of(parts)})
+                    self._append({"role": role, "content": content_of(parts)})
                     parts = []
                 self._append(self._result(block, where))
         if parts or not content:
-            self._append({"role": role, "content": _content_of(parts)})
+            self._append({"role": role, "content": content_of(parts)})
 
     def _image(self, source: object, at: str) -> dict[str, Any]:
         """Return an image block as a part of a chat's message."""
@@ -252,22 +252,13 @@ class _Reader:
             self.messages.append(message)
             return
         if has_media(last["content"]) or has_media(message["content"]):
-            last["content"] = [*_parts_of(last["content"]), *_parts_of(message["content"])]
+            last["content"] = [*parts_of(last["content"]), *parts_of(message["content"])]
             return
         for name in ("content", "reasoning_content"):
             if parts := list(filter(None, [last.get(name), message.get(name)])):
                 last[name] = "\n".join(parts)
         if "tool_calls" in message:
             last["tool_calls"] = [*last.get("tool_calls", ()), *message["tool_calls"]]
-
-
-def _content_of(parts: list[dict[str, Any]]) -> str | list[dict[str, Any]]:
-    """Return the content of a message: a text, or its parts where there are media among them."""
-    return parts if has_media(parts) else "\n".join(part["text"] for part in parts)
-
-
-def _parts_of(content: str | list[dict[str, Any]]) -> list[dict[str, Any]]:
-    return content if isinstance(content, list) else [{"type": "text", "text": content}]
 
 
 def _messages(given: object, info: ValidationInfo) -> object:

@@ -83,3 +83,13 @@ def with_media(read: list[dict[str, Any]], given: Sequence[Any]) -> list[dict[st
 def has_media(content: object) -> bool:
     """Whether a message's content has a part that is an image or a sound."""
     return isinstance(content, list) and any(isinstance(part, dict) and part.get("type") in MEDIA_PARTS for part in content)
+
+
+def content_of(parts: list[dict[str, Any]]) -> str | list[dict[str, Any]]:
+    """Return the content of a message: a text, or its parts where there are media among them."""
+    return parts if has_media(parts) else "\n".join(part["text"] for part in parts)
+
+
+def parts_of(content: str | list[dict[str, Any]]) -> list[dict[str, Any]]:
+    """Return a message's content as parts."""
+    return content if isinstance(content, list) else [{"type": "text", "text": content}]
