@@ -71,8 +71,7 @@ def test_prompts_alike_under_other_adapters_share_nothing(engine):
 def test_what_is_computed_anew_is_counted_once(engine):
     """Prompts that lose their memory together are computed together again; of each no more is cached than it has."""
     prompt = engine.tokenize("ten green bottles " * 60)[:330]
-    tickets = [engine.submit(Request(prompt=[*prompt, n], **LONG)) for n in range(5, 8)]
-    speaking(engine, max_tokens=1).result(20)
+    tickets = [speaking(engine, [*prompt, n]) for n in range(5, 8)]
     before = engine.stats().cached_tokens
     engine._worker.call(lambda scheduler: scheduler.pool.preempt_all())
     told = sorted(ticket.result(60).usage.cached_tokens for ticket in tickets)
