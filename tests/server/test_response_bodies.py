@@ -159,7 +159,7 @@ def test_bad_input(given, told):
         ({"tools": [{"type": "web_search", "name": "x"}]}, "tools[0].type is 'web_search'; give 'function': your program"),
         ({"tools": [{"type": "function"}]}, "tools[0].name is missing; give a string that is not empty"),
         ({"tools": [{**NAMED, "parameters": "{}"}]}, "tools[0].parameters is '{}'; give an object"),
-        ({"tools": [NAMED] * 1001}, "tools is a list; it should be list should have at most 1000 items"),
+        ({"tools": [NAMED] * 1001}, "tools is a list; it should have at most 1000 items, not 1001"),
         ({"tool_choice": "any"}, "tool_choice is 'any'; give 'auto', 'none', 'required' or {'type': 'function', 'name': ...}"),
         ({"tool_choice": {"type": "web_search"}}, "tool_choice is an object; give 'auto', "),
         ({"include": ["all"]}, "include[0] is 'all'; it should be 'message.output_text.logprobs', "),
