@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import replace
-
 from llamafu.ray.build import application
 from llamafu.server.settings import load
 
-app = application(replace(load({}), ray=True))
+app = application(load({"ray": "true"}))
