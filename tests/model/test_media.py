@@ -6,9 +6,7 @@ import io
 
 import numpy as np
 import pytest
-from helpers.media_made import as_decoded, data_url, picture, png, tone, wav
-from helpers.media_reference import ProjectorReference
-from helpers.reference import Reference
+from helpers.media_made import data_url, picture, png, tone, wav
 
 from llamafu import Llamafu
 from llamafu.errors import ContextOverflowError, ModelLoadError, MultimodalError, StateFileError
@@ -19,13 +17,6 @@ KINDS = {
     "qwen2vl": ("tiny-qwen2vl.gguf", "qwen2vl-a.gguf"),
     "ultravox": ("tiny.gguf", "a.gguf"),
 }
-MARKS = {
-    "llava": ("", ""),
-    "gemma3": ("<start_of_image>", "<end_of_image>"),
-    "qwen2vl": ("<|vision_start|>", "<|vision_end|>"),
-    "ultravox": ("", ""),
-}
-"""What libmtmd writes around the rows."""
 PROMPT = "the <__media__> was"
 GREEDY = {"max_tokens": 12, "temperature": 0.0, "ignore_eos": True}
 
@@ -68,37 +59,6 @@ def test_other_media_and_adapters_give_other_numbers(seeing):
     assert probabilities(seeing, first, lora={"a": 1.0}) != base
     assert probabilities(seeing, first, lora={"a": 0.0}) == base
     assert probabilities(seeing, first, lora={}) == base
-
-
-def test_numbers_are_those_of_an_independent_forward_pass(real, tiny_dir, kind):
-    """Encoder, projector, positions and the model behind them, in NumPy; with an adapter and without."""
-    model, adapter = KINDS[kind]
-    projector = ProjectorReference(tiny_dir / f"mmproj-{kind}.gguf")
-    options = {"n_threads": 1, "flash_attn": "off", "type_k": "f32", "type_v": "f32", "library": real.path}
-    with Llamafu(tiny_dir / model, mmproj_path=tiny_dir / f"mmproj-{kind}.gguf", n_ctx=512, **options) as llm:
-        llm.load_lora_adapter(tiny_dir / adapter, name="a")
-        begin, end = MARKS[kind]
-        before = llm.tokenize("the ") + llm.tokenize(begin, add_special=False)
-        after = llm.tokenize(end, add_special=False) + llm.tokenize(" was", add_special=False)
-        if kind == "ultravox":
-            samples = tone(2.0)
-            given, rows, spot = wav(samples), projector.hear(as_decoded(samples)), None
-        else:
-            given = picture(48, 40, seed=3)
-            rows, spot = projector.see(given), projector.positions(given, len(before))
-        reference = Reference(tiny_dir / model)
-        table = reference.weights["token_embd.weight"]
-        embeddings = np.concatenate([table[before], rows, table[after]])
-        if spot is None:
-            places = np.stack([np.arange(len(embeddings))] * 3, axis=1)
-        else:
-            line = [np.stack([np.arange(*span)] * 3, axis=1) for span in ((0, len(before)), (spot[1], spot[1] + len(after)))]
-            places = np.concatenate([line[0], spot[0], line[1]])
-        spans = [(len(before), len(before) + len(rows))] if projector.both_ways else []
-        for scale in (0.0, 0.75):
-            ours = llm.next_logits(PROMPT, media=[given], lora={"a": scale})[0]
-            wanted = reference.logits_of(embeddings, [(tiny_dir / adapter, scale)], positions=places, both_ways=spans)[-1]
-            assert np.abs(ours - wanted).max() < 1e-2
 
 
 def test_answers_are_those_of_a_cold_memory(seeing):
