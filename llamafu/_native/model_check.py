@@ -7,10 +7,7 @@ by the file's path, size, time and inode.
 
 from __future__ import annotations
 
-import contextlib
 import glob
-import hashlib
-import json
 import os
 import re
 import subprocess
@@ -19,9 +16,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from llamafu._util import paths
+from llamafu._util.kept_results import KeptResult, file_states
 from llamafu._util.system import processes
-from llamafu._version import __version__
 from llamafu.errors import ModelLoadError
 
 if TYPE_CHECKING:
@@ -35,8 +31,6 @@ _STAGES = (
     ("tokenizes", "tokenising an empty text with it"),
 )
 _MOST_LINES = 3
-_MOST_KEPT = 2000
-"""Results in the cache; beyond that the older half is removed."""
 _NO_LIMIT, _SHORT_RUN = 1 << 62, 4096
 """In bytes. A short run is one for whose recursion any thread's stack is large enough: some 600 bytes of it for each byte."""
 
@@ -57,29 +51,14 @@ def check_model(library: Library, path: Path) -> CheckedModel:
 
     Raises `ModelLoadError`, with libllama's last words, where opening it kills the child.
     """
-    kept = paths.cache_dir() / "opened" / f"{_key(library, path)}.json"
-    with contextlib.suppress(OSError, ValueError, TypeError, KeyError):  # absent or damaged: the child opens the model again
-        known = json.loads(kept.read_text(encoding="utf-8"))
-        return CheckedModel(path, int(known["longest_run"]), bool(known["breaks"]))
+    files = (_PROGRAM, library.path, path, *_other_parts(path))
+    kept = KeptResult.of("opened", [library.family, *file_states(files)])
+    match kept.read():
+        case {"longest_run": int(longest), "breaks": bool(breaks)}:
+            return CheckedModel(path, longest, breaks)
     checked = _open_in_child(library, path)
-    unfinished = kept.with_suffix(f".{os.getpid()}")
-    with contextlib.suppress(OSError):  # a cache folder that cannot be written costs time, not the answer
-        kept.parent.mkdir(parents=True, exist_ok=True)
-        unfinished.write_text(json.dumps({"longest_run": checked.longest_run, "breaks": checked.breaks}), encoding="utf-8")
-        unfinished.replace(kept)
-        _forget_oldest(kept.parent)
+    kept.write({"longest_run": checked.longest_run, "breaks": checked.breaks})
     return checked
-
-
-def _forget_oldest(folder: Path) -> None:
-    """Remove the oldest results once there are many: each change of a file leaves one behind that nobody asks for again."""
-    results = [entry for entry in os.scandir(folder) if entry.is_file()]
-    if len(results) <= _MOST_KEPT:
-        return
-    results.sort(key=lambda entry: entry.stat().st_mtime)
-    for entry in results[: len(results) - _MOST_KEPT // 2]:
-        with contextlib.suppress(FileNotFoundError):  # another process removed it
-            Path(entry).unlink()
 
 
 def command(library: Library, path: Path, task: str) -> list[str]:
@@ -106,16 +85,6 @@ def run_child(run: list[str]) -> subprocess.CompletedProcess[bytes]:
 def environment() -> dict[str, str]:
     """Return the child's environment: an abort in it needs no debugger's backtrace, which takes seconds."""
     return {**os.environ, "GGML_NO_BACKTRACE": "1"}
-
-
-def _key(library: Library, path: Path) -> str:
-    """Return a hash of everything that the result depends on."""
-    text = [__version__, library.family]
-    for file in (_PROGRAM, library.path, path, *_other_parts(path)):
-        with contextlib.suppress(OSError):
-            status = file.stat()
-            text.append(f"{file.resolve()} {status.st_size} {status.st_mtime_ns} {status.st_ino}")
-    return hashlib.sha256("\n".join(text).encode("utf-8", "surrogateescape")).hexdigest()
 
 
 def _other_parts(path: Path) -> list[Path]:

@@ -2,18 +2,15 @@
 
 from __future__ import annotations
 
-import contextlib
-import hashlib
 import json
-import os
 import subprocess
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from llamafu._native.media.library import MediaLibrary, open_media_library, path_beside
-from llamafu._util import child_process, paths
+from llamafu._native.media.library import MediaLibrary, family_names, open_media_library, path_beside
+from llamafu._util import child_process
+from llamafu._util.kept_results import KeptResult, file_states
 from llamafu._util.system import processes
-from llamafu._version import __version__
 from llamafu.errors import AbiMismatchError, MultimodalError
 
 if TYPE_CHECKING:
@@ -31,27 +28,13 @@ def find_media_library(library: Library) -> MediaLibrary:
     if path is None:
         message = f"there is no libmtmd beside {library.path}, which reads images and sounds; {_MEND}"
         raise MultimodalError(message)
-    kept = paths.cache_dir() / "abi" / f"media-{_key(library, path)}.json"
-    with contextlib.suppress(OSError, ValueError, KeyError, TypeError):  # absent or damaged: the library is probed again
-        return open_media_library(library, path, str(json.loads(kept.read_text(encoding="utf-8"))["family"]))
-    family = _proven_family(library, path)
-    unfinished = kept.with_suffix(f".{os.getpid()}")
-    with contextlib.suppress(OSError):  # a cache folder that cannot be written costs time, not the answer
-        kept.parent.mkdir(parents=True, exist_ok=True)
-        unfinished.write_text(json.dumps({"family": family}), encoding="utf-8")
-        unfinished.replace(kept)
+    probe = (file for folder in _PROBE_FOLDERS for file in sorted(folder.glob("*")) if file.is_file())
+    kept = KeptResult.of("abi", ["media", library.family, *file_states([library.path, path, *probe])])
+    family = (kept.read() or {}).get("family")
+    if family not in family_names():  # absent or damaged: the library is probed
+        family = _proven_family(library, path)
+        kept.write({"family": family})
     return open_media_library(library, path, family)
-
-
-def _key(library: Library, path: Path) -> str:
-    """Return a hash of everything that the result depends on."""
-    text = [__version__, library.family]
-    files = [library.path, path, *(entry for folder in _PROBE_FOLDERS for entry in sorted(folder.glob("*")))]
-    for file in files:
-        if file.is_file():
-            status = file.stat()
-            text.append(f"{file.resolve()} {status.st_size} {status.st_mtime_ns} {status.st_ino}")
-    return hashlib.sha256("\n".join(text).encode("utf-8", "surrogateescape")).hexdigest()
 
 
 def _proven_family(library: Library, path: Path) -> str:

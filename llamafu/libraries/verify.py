@@ -6,7 +6,6 @@ processor and the modules of the probe: when one of them changes, the library is
 
 from __future__ import annotations
 
-import contextlib
 import hashlib
 import json
 import os
@@ -16,9 +15,8 @@ from pathlib import Path
 from typing import Any
 
 from llamafu._native.abi import families
-from llamafu._util import paths
+from llamafu._util.kept_results import KeptResult, file_states
 from llamafu._util.system import hardware
-from llamafu._version import __version__
 from llamafu.errors import AbiMismatchError, LibraryNotFoundError, LlamafuError
 
 _TIMEOUT = 60.0
@@ -73,14 +71,14 @@ def verify_library(path: Path) -> VerifiedLibrary | Refusal:
         return Refusal(path, "there is no such file", install)
     except OSError as error:
         return Refusal(path, f"it cannot be read ({error.strerror})", install)
-    cached = paths.cache_dir() / "abi" / f"{_key(path, digest)}.json"
-    if (known := _read_cache(cached, path, digest)) is not None:
+    kept = KeptResult.of("abi", _facts(path, digest))
+    if (known := _known(kept, path, digest)) is not None:
         return known
     answer = _probe(path)
     if not answer["ok"]:
         return Refusal(path, answer["cause"], answer["mend"])
     verified = _from_answer(answer, path, digest)
-    _write_cache(cached, verified)
+    kept.write({name: value for name, value in asdict(verified).items() if name not in {"path", "digest"}})
     return verified
 
 
@@ -89,19 +87,18 @@ def _digest(path: Path) -> str:
         return hashlib.file_digest(file, "sha256").hexdigest()
 
 
-def _key(path: Path, digest: str) -> str:
-    """Return a hash of everything that the result depends on."""
+def _facts(path: Path, digest: str) -> list[str]:
+    """Return everything that the result depends on."""
     # The variable itself counts too: a header that it names is the only family that is tried, one that is found is the first.
-    text = [__version__, digest, str(path), os.environ.get("LLAMAFU_HEADER", ""), *sorted(hardware.cpu_flags())]
+    facts = [digest, str(path), os.environ.get("LLAMAFU_HEADER", ""), *sorted(hardware.cpu_flags())]
     header = families.header_beside(path)
     if header is not None:
         places = (header.parent, header.parent.parent / "ggml" / "include")
         read = [header, *(place / name for place in places for name in ("ggml.h", "ggml-backend.h"))]
-        text += [str(header), *(_digest(file) for file in read if file.is_file())]
+        facts += [str(header), *(_digest(file) for file in read if file.is_file())]
     ggml = (entry for place in (path.parent, path.parent.parent / "bin") for entry in _entries(place) if "ggml" in entry.name)
     probe = (entry for place in _PROBE_FOLDERS for entry in _entries(place))
-    text += sorted(f"{e.path} {e.stat().st_size} {e.stat().st_mtime_ns}" for e in (*ggml, *probe) if e.is_file())
-    return hashlib.sha256("\n".join(text).encode("utf-8", "surrogateescape")).hexdigest()
+    return [*facts, *sorted(file_states(Path(entry) for entry in (*ggml, *probe) if entry.is_file()))]
 
 
 def _entries(folder: Path) -> list[os.DirEntry[str]]:
@@ -112,20 +109,11 @@ def _entries(folder: Path) -> list[os.DirEntry[str]]:
         return []
 
 
-def _read_cache(file: Path, path: Path, digest: str) -> VerifiedLibrary | None:
+def _known(kept: KeptResult, path: Path, digest: str) -> VerifiedLibrary | None:
     try:
-        return _from_answer(json.loads(file.read_text(encoding="utf-8")), path, digest)
-    except (OSError, ValueError, KeyError, TypeError):  # absent, or damaged: then the library is probed again
+        return _from_answer(kept.read() or {}, path, digest)
+    except (ValueError, KeyError, TypeError):  # absent, or damaged: then the library is probed again
         return None
-
-
-def _write_cache(file: Path, verified: VerifiedLibrary) -> None:
-    content = {name: value for name, value in asdict(verified).items() if name not in {"path", "digest"}}
-    unfinished = file.with_suffix(f".{os.getpid()}")
-    with contextlib.suppress(OSError):  # a cache folder that cannot be written costs time, not the answer
-        file.parent.mkdir(parents=True, exist_ok=True)
-        unfinished.write_text(json.dumps(content), encoding="utf-8")
-        unfinished.replace(file)
 
 
 def _from_answer(answer: dict[str, Any], path: Path, digest: str) -> VerifiedLibrary:

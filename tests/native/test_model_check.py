@@ -20,7 +20,7 @@ from llamafu.libraries.discovery import find
 @pytest.fixture
 def runs(monkeypatch, tmp_path):
     """Every child process that was started to open a model; nothing is remembered from before."""
-    monkeypatch.setattr("llamafu._native.model_check.paths.cache_dir", lambda: tmp_path / "cache")
+    monkeypatch.setattr("llamafu._util.paths.cache_dir", lambda: tmp_path / "cache")
     started = []
     really = model_check.run_child
 
@@ -92,7 +92,7 @@ def test_a_damaged_record_costs_one_process_more(runs, tmp_path, sound):
 
 
 def test_the_oldest_results_are_removed_once_there_are_many(runs, monkeypatch, tmp_path, sound):
-    monkeypatch.setattr(model_check, "_MOST_KEPT", 4)
+    monkeypatch.setattr("llamafu._util.kept_results._MOST", 4)
     library = open_library(find(None).path, find(None).family)
     models = [write(tmp_path, sound, f"{number}.gguf") for number in range(5)]
     for path in models:

@@ -2,16 +2,14 @@
 
 from __future__ import annotations
 
-import contextlib
-import hashlib
 import subprocess
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from llamafu._native.media.projector import Projector
-from llamafu._util import child_process, paths
+from llamafu._util import child_process
+from llamafu._util.kept_results import KeptResult, file_states
 from llamafu._util.system import processes
-from llamafu._version import __version__
 from llamafu.adapters.gguf.base_model import read_header
 from llamafu.errors import ModelLoadError
 from llamafu.generation.media.encoder import MediaEncoder
@@ -45,11 +43,8 @@ def open_encoder(instance: Instance, path: str | os.PathLike[str]) -> MediaEncod
 
 def _try_in_child(media: MediaLibrary, model: Path, path: Path) -> None:
     """Let a child process open a file that was never opened before; ModelLoadError where that ends it."""
-    files = [media.path, media.library.path, model, path]
-    states = [(file.resolve(), status.st_size, status.st_mtime_ns, status.st_ino) for file in files for status in [file.stat()]]
-    key = hashlib.sha256(f"{__version__} {states}".encode("utf-8", "surrogateescape")).hexdigest()
-    kept = paths.cache_dir() / "opened" / f"{key}.projector"
-    if kept.is_file():
+    kept = KeptResult.of("opened", ["projector", *file_states([media.path, media.library.path, model, path])])
+    if kept.read() is not None:
         return
     library = media.library
     arguments = str(library.path), library.family, str(media.path), media.family, str(model), str(path)
@@ -62,6 +57,4 @@ def _try_in_child(media: MediaLibrary, model: Path, path: Path) -> None:
         ending = processes.ending(done.returncode)
         message = f"cannot load the projector {path}: opening it ended a process ({ending}); it is damaged: fetch it again"
         raise ModelLoadError(message)
-    with contextlib.suppress(OSError):  # a cache folder that cannot be written costs time, not the answer
-        kept.parent.mkdir(parents=True, exist_ok=True)
-        kept.touch()
+    kept.write({"opens": True})
