@@ -81,6 +81,20 @@ class NamedToolChoice(BaseModel):
     function: NamedFunction
 
 
+class AllowedTools(BaseModel):
+    """Some of the tools; with "required" the answer has to call one of them."""
+
+    mode: Literal["auto", "required"]
+    tools: Annotated[list[NamedToolChoice], Field(min_length=1)]
+
+
+class AllowedToolsChoice(BaseModel):
+    """The choice of several functions, the only ones that the answer may call."""
+
+    type: Literal["allowed_tools"]
+    allowed_tools: AllowedTools
+
+
 def _tool_choice(given: object) -> object:
     if not is_choice(given):
         raise must_be(LEGAL_CHOICE)
@@ -233,7 +247,7 @@ Prompts = Annotated[
 ToolChoice = Annotated[
     SkipValidation[str | dict[str, Any]],
     BeforeValidator(_tool_choice),
-    JsonSchemaOf(Literal["auto", "none", "required"] | NamedToolChoice),
+    JsonSchemaOf(Literal["auto", "none", "required"] | NamedToolChoice | AllowedToolsChoice),
 ]
 Messages = Annotated[list[SkipValidation[dict[str, Any]]], BeforeValidator(_messages), JsonSchemaOf(_SomeMessages)]
 TextOrMessages = Annotated[

@@ -51,6 +51,12 @@ class IgnoredFields:
         self.note(path)
         return True
 
+    def leave_out(self, path: str) -> bool:
+        """Note an element of a list that is ignored and return True; False where it has to be refused."""
+        if not self._strict:
+            self.note(path)
+        return not self._strict
+
     def look_through(self, messages: Sequence[Any], fields: Collection[str], part_fields: Collection[str]) -> list[str]:
         """Note what nobody reads in messages, which have `fields`, and in text parts of them; return what is refused."""
         unread = []
@@ -126,7 +132,11 @@ def _fields_of(kind: type[ObjectBody]) -> tuple[Mapping[str, type[RequestBody] |
 
 def _nested(kind: type[RequestBody], value: Any, ignored: IgnoredFields, where: str) -> Any:
     if isinstance(value, list):
-        return [without_unknown(kind, item, ignored, f"{where}[{index}]") for index, item in enumerate(value)]
+        return [
+            without_unknown(kind, item, ignored, path)
+            for path, item in ((f"{where}[{index}]", item) for index, item in enumerate(value))
+            if not (kind.is_left_out(item) and ignored.leave_out(path))
+        ]
     return without_unknown(kind, value, ignored, where)
 
 
