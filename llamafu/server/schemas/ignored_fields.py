@@ -10,6 +10,7 @@ from urllib.parse import quote
 from pydantic import RootModel
 
 from llamafu._util.suggestions import is_misspelling
+from llamafu.generation.messages import TEXT_PARTS
 from llamafu.server.schemas.base import ObjectBody, RequestBody, field_names, model_in
 
 if TYPE_CHECKING:
@@ -71,7 +72,7 @@ class IgnoredFields:
             ]
             content = message.get("content")
             for number, part in enumerate(content if isinstance(content, list) else ()):
-                if isinstance(part, dict) and part.get("type", "text") in part_fields:
+                if isinstance(part, dict) and part.get("type", "text") in TEXT_PARTS:
                     unread += [f"{at}.content[{number}].{name}" for name in part if name not in part_fields]
         return self.note_all(unread)
 

@@ -21,6 +21,8 @@ MOST_CHOICES = 16
 """Answers to one request, prompts times `n`."""
 MOST_LOGPROBS = 20
 MOST_TOOLS = 1000
+THINKING_SWITCHES = ("enable_thinking", "thinking")
+"""Variables of templates: Qwen's, GLM's and SmolLM's read the one, DeepSeek's, Granite's and Kimi's the other."""
 
 
 class StreamOptions(ObjectBody):
@@ -166,6 +168,13 @@ class CompletionBody(GenerationBody):
         return found
 
 
+class ThinkingSwitch(ObjectBody):
+    """Whether the model reasons before it answers, as DeepSeek's and Zhipu's servers read it."""
+
+    type: Literal["enabled", "disabled", "auto", "adaptive"]
+    budget_tokens: int | None = Field(None, ge=1)
+
+
 class ChatBody(GenerationBody):
     """`POST /v1/chat/completions`."""
 
@@ -177,6 +186,9 @@ class ChatBody(GenerationBody):
     tool_choice: ToolChoice | None = None
     parallel_tool_calls: bool | None = None
     reasoning_effort: str | None = None
+    enable_thinking: bool | None = None
+    thinking: ThinkingSwitch | None = None
+    verbosity: str | None = None
     chat_template_kwargs: dict[str, Any] | None = Field(
         None, validation_alias=AliasChoices("chat_template_kwargs", "template_vars")
     )
@@ -185,9 +197,9 @@ class ChatBody(GenerationBody):
 
     def chat_options(self) -> dict[str, Any]:
         """Return how the messages become a prompt, and what the answer may call, as options of the engine's `chat`."""
-        variables = self.chat_template_kwargs
-        if self.reasoning_effort is not None:
-            variables = {"reasoning_effort": self.reasoning_effort, **(variables or {})}
+        hints: dict[str, Any] = {"reasoning_effort": self.reasoning_effort, "verbosity": self.verbosity}
+        hints |= dict.fromkeys(THINKING_SWITCHES, self.thinks)
+        variables = {name: hint for name, hint in hints.items() if hint is not None} | (self.chat_template_kwargs or {})
         given = {"tool_choice": self.tool_choice, "parallel_tool_calls": self.parallel_tool_calls}
         return {
             "tools": self.tools,
@@ -196,6 +208,24 @@ class ChatBody(GenerationBody):
             "add_generation_prompt": self.add_generation_prompt,
             "continue_final_message": self.continue_final_message,
         }
+
+    @property
+    def thinks(self) -> bool | None:
+        """Whether the model is to reason before it answers, None where that is left to its template."""
+        if self.enable_thinking is not None:
+            return self.enable_thinking
+        if self.thinking is not None:
+            return {"enabled": True, "disabled": False}.get(self.thinking.type)
+        return False if self.reasoning_effort == "none" else None
+
+    def options(self) -> OptionArguments:
+        """Return the engine's options; what switches the reasoning off is a budget of none, too."""
+        found = super().options()
+        given = None if self.thinking is None else self.thinking.budget_tokens
+        budget = 0 if self.thinks is False else given
+        if budget is not None:
+            found.setdefault("reasoning_budget", budget)
+        return found
 
     def alternatives(self) -> int | None:
         """Return `top_logprobs` where `logprobs` is true."""
