@@ -101,6 +101,13 @@ def _tool_choice(given: object) -> object:
     return given
 
 
+def _function_call(given: object) -> object:
+    name = given.get("name") if isinstance(given, dict) else None
+    if given not in ("auto", "none") and not (isinstance(name, str) and name):
+        raise must_be("'auto', 'none' or {'name': ...} with the name of one of the functions")  # noqa: EM101, TRY003
+    return {"name": name} if name else given
+
+
 def _messages(given: object, info: ValidationInfo) -> object:
     """Read messages as the library does, and tell pydantic every problem. The validation context has `IgnoredFields`."""
     problems: list[str] = []
@@ -248,6 +255,11 @@ ToolChoice = Annotated[
     SkipValidation[str | dict[str, Any]],
     BeforeValidator(_tool_choice),
     JsonSchemaOf(Literal["auto", "none", "required"] | NamedToolChoice | AllowedToolsChoice),
+]
+FunctionCall = Annotated[
+    SkipValidation[str | dict[str, Any]],
+    BeforeValidator(_function_call),
+    JsonSchemaOf(Literal["auto", "none"] | NamedFunction),
 ]
 Messages = Annotated[list[SkipValidation[dict[str, Any]]], BeforeValidator(_messages), JsonSchemaOf(_SomeMessages)]
 TextOrMessages = Annotated[

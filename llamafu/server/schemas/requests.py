@@ -9,7 +9,7 @@ from pydantic import AliasChoices, Field
 
 from llamafu.server.schemas.adapter_choice import LoraChoice
 from llamafu.server.schemas.base import ObjectBody
-from llamafu.server.schemas.content import Messages, Prompts, ToolChoice
+from llamafu.server.schemas.content import FunctionCall, Messages, Prompts, ToolChoice
 from llamafu.server.schemas.option_fields import OPTION_NAMES, SamplingBody, option_field
 from llamafu.server.schemas.structured_outputs import JsonSchema, StructuredOutputs
 from llamafu.server.schemas.unsupported_fields import FOREIGN, UNSUPPORTED, WITHOUT_EFFECT, Unsupported
@@ -112,6 +112,11 @@ class GenerationBody(AnswerBody):
     best_of: int | None = None
     response_format: ResponseFormat | None = None
 
+    @property
+    def wants_function_call(self) -> bool:
+        """Whether calls are wanted in OpenAI's older form, one at most in an answer."""
+        return False
+
     def schema_wanted(self) -> JsonSchema | None:
         """Return the JSON Schema that the answer has to fit, if there is one."""
         wanted = self.response_format
@@ -184,6 +189,8 @@ class ChatBody(GenerationBody):
     top_logprobs: int | None = Field(None, ge=0, le=MOST_LOGPROBS)
     tools: list[dict[str, Any]] | None = Field(None, max_length=MOST_TOOLS)
     tool_choice: ToolChoice | None = None
+    functions: list[dict[str, Any]] | None = Field(None, max_length=MOST_TOOLS)
+    function_call: FunctionCall | None = None
     parallel_tool_calls: bool | None = None
     reasoning_effort: str | None = None
     enable_thinking: bool | None = None
@@ -200,14 +207,25 @@ class ChatBody(GenerationBody):
         hints: dict[str, Any] = {"reasoning_effort": self.reasoning_effort, "verbosity": self.verbosity}
         hints |= dict.fromkeys(THINKING_SWITCHES, self.thinks)
         variables = {name: hint for name, hint in hints.items() if hint is not None} | (self.chat_template_kwargs or {})
-        given = {"tool_choice": self.tool_choice, "parallel_tool_calls": self.parallel_tool_calls}
+        given: dict[str, Any] = {"tool_choice": self.tool_choice, "parallel_tool_calls": self.parallel_tool_calls}
+        tools = self.tools
+        if self.functions:
+            tools = [{"type": "function", "function": function} for function in self.functions]
+            named = {"type": "function", "function": self.function_call}
+            choice = named if isinstance(self.function_call, dict) else self.function_call
+            given = {"tool_choice": choice, "parallel_tool_calls": False}
         return {
-            "tools": self.tools,
+            "tools": tools,
             **{name: value for name, value in given.items() if value is not None},
             "chat_template_kwargs": variables,
             "add_generation_prompt": self.add_generation_prompt,
             "continue_final_message": self.continue_final_message,
         }
+
+    @property
+    def wants_function_call(self) -> bool:
+        """Whether calls are wanted in OpenAI's older form, one at most in an answer."""
+        return bool(self.functions)
 
     @property
     def thinks(self) -> bool | None:
@@ -234,6 +252,10 @@ class ChatBody(GenerationBody):
     def contradictions(self) -> list[str]:
         """Return options that exclude each other."""
         found = super().contradictions()
+        if self.functions and (self.tools or self.tool_choice is not None):
+            found.append("functions was given beside tools or tool_choice; give tools and tool_choice alone")
+        if isinstance(self.function_call, dict) and not self.functions:
+            found.append("function_call names a function, but there are no functions; give them, or tools and tool_choice")
         if self.top_logprobs and not self.logprobs:
             found.append("top_logprobs was given without logprobs: true")
         return found

@@ -47,8 +47,8 @@ UNSUPPORTED: Mapping[str, Unsupported] = {
     "suffix": Unsupported(("",), "write prefix and suffix into the prompt, in the form that the model was trained on"),
     "modalities": Unsupported((["text"], []), "answers are text; leave it out"),
     "web_search_options": Unsupported((), "nothing is searched here; give what was found as a message"),
-    "functions": Unsupported(([],), "this older form is not read; give tools"),
-    "function_call": Unsupported(("none", "auto"), "this older form is not read; give tools and tool_choice"),
+    "functions": Unsupported(([],), "this older form is read in chats alone; give tools"),
+    "function_call": Unsupported(("none", "auto"), "this older form is read in chats alone; give tools and tool_choice"),
     # vLLM
     "use_beam_search": Unsupported((False,), "answers are sampled; leave it out, and use n for several"),
     "length_penalty": Unsupported((1, 0), "it belongs to beam search, which is not done here; leave it out"),
