@@ -575,6 +575,14 @@ def test_reasoning_that_calls_end():
     thought = f'<|inner_prefix|>Hm.<|tools_prefix|>[{{"weather": {PARIS}}}]<|tools_suffix|>'
     assert every_cut(format_of("Apertus", reasoning=marks), thought) == ("", "Hm.", [WEATHER])
     assert every_cut(format_of("Apertus", reasoning=marks), "<|inner_prefix|>Hm.<|inner_suffix|>Hi") == ("Hi", "Hm.", [])
+    kimi = {"reasoning": THINK, "is_thinking": True, "spelled": {5: b"<|tool_calls_section_begin|>"}}
+    called = (
+        "<|tool_calls_section_begin|><|tool_call_begin|>functions.now:0<|tool_call_argument_begin|>{}<|tool_call_end|>"
+        "<|tool_calls_section_end|>"
+    )
+    assert every_cut(format_of("Kimi K2", **kimi), f"Hm. {called}") == ("", "Hm.", [NOW])  # the mark is a control token
+    assert every_cut(format_of("Kimi K2", **{**kimi, "spelled": {}}), f"Hm. {called}") == ("", f"Hm. {called}", [])
+    assert every_cut(format_of("Kimi K2", **kimi), f"Hm.</think>{called}") == ("", "Hm.", [NOW])
     hunyuan = reasoning_of("<think> </think> <answer> </answer>")
     assert every_cut(format_of("Hunyuan", reasoning=hunyuan), "<think>\nHm.\n</think>\n<answer>\nHi</answer>") == (
         "Hi",

@@ -48,6 +48,7 @@ class _Wanted:
     is_forced: bool
     parallel: bool
     closing: str
+    calls_in_reasoning: tuple[str, ...]
     tokens: tuple[tuple[str, int], ...]
     schema: str | None
 
@@ -73,6 +74,7 @@ def answer_grammar(
         rules.are_forced,
         rules.parallel and named_function(rules.choice) is None,
         marks.closing if marks is not None and answer_format.is_thinking else "",
+        answer_format.calls_in_reasoning if calls else (),
         tuple((text.decode(), token) for token, text in answer_format.spelled.items()),
         schema,
     )
@@ -96,7 +98,7 @@ def _grammar(wanted: _Wanted) -> str:
         answers.append(add_schema(writer.rules, document, document, "#", "document"))
     answer = writer.rules.add("answer", " | ".join(answers))
     if wanted.closing:
-        thinking = rf"{writer.without((wanted.closing,))} {writer.text(wanted.closing)} [ \n]{{0,4}}"
+        thinking = rf"{writer.without((wanted.closing, *wanted.calls_in_reasoning))} {writer.text(wanted.closing)} [ \n]{{0,4}}"
         if wanted.is_forced or wanted.schema is not None or (form is not None and form.after_text is None):
             answer = f"{thinking} {answer}"
         elif wanted.closing in dict(wanted.tokens):  # any other closing mark is plain text too
