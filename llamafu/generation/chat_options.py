@@ -44,8 +44,8 @@ class ChatOptions:
     tool_choice: str | Mapping[str, Any] = field(
         default="auto",
         metadata=about(
-            '"auto", "none", "required" or {"type": "function", "function": {"name": ...}}; '
-            "a grammar holds the answer to the last two",
+            '"auto", "none", "required", {"type": "function", "function": {"name": ...}}, or "allowed_tools" with several; '
+            "a grammar holds the answer to all but the first two",
             flag=False,
         ),
     )

@@ -16,7 +16,7 @@ from llamafu.generation.tools.answer_format import AnswerFormat
 from llamafu.generation.tools.answer_grammar import CallRules, answer_grammar
 from llamafu.generation.tools.family import GENERIC, UNKNOWN, family_of
 from llamafu.generation.tools.reasoning_marks import reasoning_of
-from llamafu.generation.tools.tool import callable_tools
+from llamafu.generation.tools.tool import callable_tools, is_forced
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
@@ -51,7 +51,7 @@ def prepare(
     checked = Options.of(options)
     source = grammar_source(checked)
     form, schema = source or ("json_schema", None)
-    if form != "json_schema" and chat.tool_choice not in ("auto", "none"):
+    if form != "json_schema" and is_forced(chat.tool_choice):
         message = f"{form} and tool_choice={chat.tool_choice!r} were both given, which both say what the answer is; give one"
         raise ValueError(message)
     if checked.media:

@@ -13,13 +13,15 @@ from llamafu._util.suggestions import did_you_mean
 from llamafu.generation.json_text import read_json
 from llamafu.generation.media.parts import MEDIA_PARTS, NoMedia, PartReader
 
-_TEXTS = ("name", "tool_call_id", "reasoning_content")
+_TEXTS = ("name", "tool_call_id", "reasoning_content", "reasoning")
 _ANSWERS_ONLY = ("refusal", "annotations", "audio", "function_call")
 """Fields of OpenAI's answers that clients send back as history; no template reads them."""
 MESSAGE_FIELDS = ("role", "content", "tool_calls", *_TEXTS, *_ANSWERS_ONLY)
 """Fields of a message that are read here."""
-PART_FIELDS = ("type", "text", "refusal")
-"""Fields of a text part."""
+TEXT_PARTS = {"text": "text", "input_text": "text", "output_text": "text", "refusal": "refusal"}
+"""Types of text parts, those of the Responses API too, and the field that has the text."""
+PART_FIELDS = ("type", "text", "refusal", "annotations", "logprobs")
+"""Fields of a text part; the last two come back from answers."""
 _NEAR = 0.85
 """Similarity from which an unknown field counts as a misspelled one; templates may have fields of their own."""
 _MOST_COMPARED = 100
@@ -154,6 +156,8 @@ def _message(given: object, where: str, problems: list[str], media: PartReader) 
     silent = bool(calls) or role in _MAY_BE_SILENT or "content" in message
     content = _content(message, where, problems, media, may_be_silent=silent)
     kept = {name: value for name, value in message.items() if name not in {*_ANSWERS_ONLY, "tool_calls", "content"}}
+    if role == "assistant" and "reasoning" in kept:  # as OpenRouter and vLLM spell it
+        kept = {"reasoning_content": kept["reasoning"], **kept}
     return {**kept, "content": content, **({"tool_calls": calls} if calls else {})}
 
 
@@ -186,13 +190,14 @@ def _joined(given: list[Any], where: str, problems: list[str], media: PartReader
             shown += media.text_of(part, at, problems)
             follows_text = False
             continue
-        text = part.get("refusal" if kind == "refusal" else "text") if isinstance(part, dict) else None
+        field = TEXT_PARTS.get(kind, "text") if isinstance(kind, str) else "text"
+        text = part.get(field) if isinstance(part, dict) else None
         if not isinstance(part, dict):
             problems.append(f"{at} is {reprlib.repr(part)}; give an object with type 'text' and a text")
-        elif kind not in ("text", "refusal"):
+        elif not isinstance(kind, str) or kind not in TEXT_PARTS:
             problems.append(f"{at}.type is {reprlib.repr(kind)}; give one of {', '.join(('text', *MEDIA_PARTS))}")
         elif not isinstance(text, str):
-            problems.append(f"{at}.{kind} is {reprlib.repr(text) if text is not None else 'missing'}; give a string")
+            problems.append(f"{at}.{field} is {reprlib.repr(text) if text is not None else 'missing'}; give a string")
         else:
             shown += f"\n{text}" if follows_text else text
             follows_text = True

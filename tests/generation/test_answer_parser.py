@@ -68,6 +68,11 @@ ANSWERS = {
         ),
         ('<tool_call>{"name": "now", "arguments": {}}', "", [NOW]),  # it ended with the end of the text
         ('<tool_call>{"name": "now", "arguments": {}</tool_call>', "", [NOW]),  # a brace is missing
+        ('<tool_call>\n{"name": "now", "arguments": {}}}\n</tool_call>\nSo.', "So.", [NOW]),  # there is one too many
+        ('<tool_call>[{"name": "now", "arguments": {}}]} }\n</tool_call>', "", [NOW]),
+        ('<tool_call>{"name": "now", "arguments": {}}} }So.', "} }So.", [NOW]),  # no mark follows: it is text
+        ('<tool_call>{"name": "now", "arguments": {},}</tool_call>', "", [NOW]),
+        ('<tool_call>{"name": "now", "arguments": ""}</tool_call>', "", [NOW]),
     ],
     "Qwen3-Coder": [
         (
@@ -154,6 +159,7 @@ ANSWERS = {
     "Granite": [
         (f'<|tool_call|>[{{"name": "weather", "arguments": {PARIS}}}]', "", [WEATHER]),
         ('<|tool_call|>[{"name": "now", "arguments": {}}, {"name": "now"}]', "", [NOW, NOW]),
+        (f'<tool_call>[{{"name": "weather", "arguments": {PARIS}}}]', "", [WEATHER]),  # Granite 3.1's
     ],
     "Llama 3": [
         (f'{{"name": "weather", "parameters": {PARIS}}}', "", [WEATHER]),
@@ -164,6 +170,8 @@ ANSWERS = {
     "gpt-oss": [
         (f"<|channel|>commentary to=functions.weather <|constrain|>json<|message|>{PARIS}<|call|>", "", [WEATHER]),
         (f"to=functions.weather<|channel|>commentary json<|message|>{PARIS}", "", [WEATHER]),
+        (f"<|channel|>commentary to=weather <|constrain|>json<|message|>{PARIS}<|call|>", "", [WEATHER]),
+        ("<|channel|>commentary to=assistant<|message|>Hi<|end|>", "Hi", []),  # no tool's name
         ("<|channel|>final<|message|>Hello<|return|>", "Hello", []),
         (f"<|channel|>final<|message|>a<|end|>{HEAD}<|channel|>commentary to=functions.now<|message|>{{}}<|call|>", "a", [NOW]),
         ("Hello", "Hello", []),
@@ -567,6 +575,14 @@ def test_reasoning_that_calls_end():
     thought = f'<|inner_prefix|>Hm.<|tools_prefix|>[{{"weather": {PARIS}}}]<|tools_suffix|>'
     assert every_cut(format_of("Apertus", reasoning=marks), thought) == ("", "Hm.", [WEATHER])
     assert every_cut(format_of("Apertus", reasoning=marks), "<|inner_prefix|>Hm.<|inner_suffix|>Hi") == ("Hi", "Hm.", [])
+    kimi = {"reasoning": THINK, "is_thinking": True, "spelled": {5: b"<|tool_calls_section_begin|>"}}
+    called = (
+        "<|tool_calls_section_begin|><|tool_call_begin|>functions.now:0<|tool_call_argument_begin|>{}<|tool_call_end|>"
+        "<|tool_calls_section_end|>"
+    )
+    assert every_cut(format_of("Kimi K2", **kimi), f"Hm. {called}") == ("", "Hm.", [NOW])  # the mark is a control token
+    assert every_cut(format_of("Kimi K2", **{**kimi, "spelled": {}}), f"Hm. {called}") == ("", f"Hm. {called}", [])
+    assert every_cut(format_of("Kimi K2", **kimi), f"Hm.</think>{called}") == ("", "Hm.", [NOW])
     hunyuan = reasoning_of("<think> </think> <answer> </answer>")
     assert every_cut(format_of("Hunyuan", reasoning=hunyuan), "<think>\nHm.\n</think>\n<answer>\nHi</answer>") == (
         "Hi",

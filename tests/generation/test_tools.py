@@ -5,6 +5,7 @@ import json
 import random
 
 import pytest
+from helpers.gbnf_matcher import Grammar
 from helpers.public_templates import rows, text_of
 from helpers.scripted import saying
 
@@ -143,6 +144,26 @@ def test_calls_by_the_model_s_own_will(llm, engine, template, monkeypatch):
                 assert (plain.text, plain.tool_calls, plain.finish_reason) == (said, (), "stop")
 
 
+def test_some_of_the_tools(llm, template, monkeypatch):
+    """Allowed are several; the others stay in the prompt, and are never called."""
+    template(HERMES)
+    other = {"type": "function", "function": {"name": "other"}}
+    names = [{"type": "function", "function": {"name": name}} for name in ("now", "weather")]
+    some = {"type": "allowed_tools", "allowed_tools": {"mode": "required", "tools": names}}
+    options = {"tools": [other, NOW, WEATHER], "parallel_tool_calls": False, "max_tokens": 200}
+    called = {check(llm.chat([USER], tool_choice=some, seed=seed, **options), ("now", "weather"))[0].name for seed in range(4)}
+    assert called <= {"now", "weather"}
+    assert "other now weather" in prompt_of(llm, [USER], tools=options["tools"], tool_choice=some)
+    auto = {"type": "allowed_tools", "allowed_tools": {"mode": "auto", "tools": names[:1]}}
+    _, gbnf = grammar_of(GENERIC, options["tools"], CallRules(choice=auto))
+    assert '"other' not in gbnf
+    for text, is_legal in (("Hi", True), ("<tool_call>", False)):
+        assert Grammar(gbnf).matches(text) is is_legal
+    assert Grammar(gbnf).matches('<tool_call>\n{"name": "now", "arguments": {}}\n</tool_call>')
+    assert not Grammar(gbnf).matches('<tool_call>\n{"name": "other", "arguments": {}}\n</tool_call>')
+    assert llm.chat([USER], tools=[NOW], tool_choice=auto, regex="ab").text == "ab"
+
+
 def test_choices_that_cannot_be(llm, template):
     template(HERMES)
     for choice, tools, told in (
@@ -150,6 +171,14 @@ def test_choices_that_cannot_be(llm, template):
         ({"type": "function"}, [NOW], "tool_choice is {'type': 'function'}; give"),
         ("required", None, "tool_choice is 'required', but there is no tool with a name"),
         (NAMED, [NOW], "tool_choice names 'weather', which is none of the tools ('now')"),
+        (
+            {"type": "allowed_tools", "allowed_tools": {"mode": "auto", "tools": [NAMED]}},
+            [NOW],
+            "tool_choice names 'weather', which is none of the tools ('now')",
+        ),
+        ({"type": "allowed_tools", "allowed_tools": {"mode": "any", "tools": [NAMED]}}, [NOW], "tool_choice is {"),
+        ({"type": "allowed_tools", "allowed_tools": {"mode": "auto", "tools": []}}, [NOW], "tool_choice is {"),
+        ({"type": "allowed_tools", "tools": [NAMED]}, [NOW], "tool_choice is {"),
     ):
         with pytest.raises(ValueError, match="^tool_choice") as caught:
             llm.chat([USER], tools=tools, tool_choice=choice)

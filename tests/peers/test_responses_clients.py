@@ -44,7 +44,7 @@ def test_openai(url, alone):
     assert told["refused"] == [
         ["NotFoundError", "not_found", None],
         ["BadRequestError", "invalid_request", "previous_response_id"],
-        ["BadRequestError", "invalid_request", None],
+        ["BadRequestError", "invalid_request", "tool_choice"],
         ["BadRequestError", "invalid_request", "truncation"],
     ]
 

@@ -258,7 +258,7 @@ IMAGE = {"type": "image", "source": {"type": "base64", "media_type": "image/png"
         ({"messages": [{**HI, "contents": "a"}]}, "messages[0].contents is not a field; did you mean 'content'?"),
         ({"system": [{"type": "image"}]}, "system[0].type is 'image'; images are read in a user's message"),
         ({"system": 5}, "system is 5; give a string, or a list of blocks"),
-        ({"tools": [{"name": "web_search", "type": "web_search_20250305"}]}, "tools[0].input_schema is missing; give the JSON"),
+        ({"tools": [{"name": "bash", "type": "bash_20250124"}]}, "tools[0].input_schema is missing; give the JSON"),
         ({"tools": [{**WEATHER, "type": "bash_20250124"}]}, "tools[0].type is 'bash_20250124'; give 'custom', or leave it out"),
         ({"tool_choice": {"type": "tool"}}, "tool_choice.name is missing; give the name of one of the tools"),
         ({"tool_choice": {"type": "any", "name": "f"}}, "tool_choice.name is 'f' beside type 'any'; it belongs to type 'tool'"),

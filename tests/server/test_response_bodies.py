@@ -33,6 +33,9 @@ THOUGHT = {
 }
 TOOL_CALL = {"id": "call_1", "type": "function", "function": {"name": "f", "arguments": "{}"}}
 USER = {"role": "user", "content": "hi"}
+CUSTOM_CALL = {"type": "custom_tool_call", "id": "ctc_1", "call_id": "call_2", "name": "patch", "input": 'a "b"'}
+CUSTOM = {"type": "custom", "name": "patch", "description": "Edits."}
+LARK = {"type": "grammar", "syntax": "lark", "definition": 'start: "a"'}
 
 
 def read(**fields):
@@ -92,6 +95,29 @@ def problem(**fields):
             [USER, {"role": "assistant", "content": "", "reasoning_content": "hm", "tool_calls": [TOOL_CALL]}],
         ),
         ([USER, {"type": "reasoning", "summary": []}], [USER]),
+        (
+            [
+                USER,
+                {"type": "web_search_call", "id": "ws_1", "action": {"type": "search"}},
+                {**CALL, "namespace": "mcp__files"},
+                CUSTOM_CALL,
+                OUTPUT,
+                {"type": "custom_tool_call_output", "call_id": "call_2", "output": "Done"},
+            ],
+            [
+                USER,
+                {
+                    "role": "assistant",
+                    "content": "",
+                    "tool_calls": [
+                        {**TOOL_CALL, "function": {"name": "mcp__files__f", "arguments": "{}"}},
+                        {**TOOL_CALL, "id": "call_2", "function": {"name": "patch", "arguments": {"input": 'a "b"'}}},
+                    ],
+                },
+                {"role": "tool", "tool_call_id": "call_1", "content": "sun"},
+                {"role": "tool", "tool_call_id": "call_2", "content": "Done"},
+            ],
+        ),
     ],
 )
 def test_items_become_messages(given, messages):
@@ -112,8 +138,15 @@ def test_instructions_come_first_and_join_what_the_system_says():
         ([], "input is an empty list; give a string, or at least one item"),
         ([{"type": "reasoning", "summary": []}], "input has no item that says something; give a message"),
         (["hi"], "input[0] is 'hi'; give an object"),
-        ([{"content": "hi"}], "input[0].type is missing; give 'message', 'function_call', 'function_call_output', 'reasoning'"),
-        ([{"type": "web_search_call"}], "input[0].type is 'web_search_call'; give 'message', "),
+        (
+            [{"content": "hi"}],
+            "input[0].type is missing; give 'message', 'function_call', 'function_call_output', 'custom_tool",
+        ),
+        ([{"type": "local_shell_call"}], "input[0].type is 'local_shell_call'; give 'message', "),
+        ([{"type": "web_search_call", "id": "x"}], "input has no item that says something; give a message"),
+        ([{**CUSTOM_CALL, "input": {}}], "input[0].input is an object; give a string"),
+        ([{**CALL, "namespace": 3}], "input[0].namespace is 3; give a string that is not empty"),
+        ([{**OUTPUT, "type": "custom_tool_call_output"}], "input[0].call_id is 'call_1', and no function_call before it has"),
         ([{"type": ["a"]}], "input[0].type is a list; give 'message', "),
         ([{"type": "item_reference", "id": "x"}], "input[0].type is 'item_reference'; nothing is kept here between requests"),
         ([{"type": "message", "content": "a"}], "input[0].role is missing; give 'user', 'assistant', 'system' or 'developer'"),
@@ -156,11 +189,30 @@ def test_bad_input(given, told):
         ({"messages": [USER]}, "messages is a list; this server cannot do that: give them as input"),
         ({"n": 2}, "n is 2; it should be less than or equal to 1"),
         ({"response_format": {"type": "json_object"}}, "response_format is an object; this server cannot do that: give it as"),
-        ({"tools": [{"type": "web_search", "name": "x"}]}, "tools[0].type is 'web_search'; give 'function': your program"),
+        (
+            {"tools": [{"type": "functoin", "name": "x"}]},
+            "tools[0].type is 'functoin'; give 'function' or 'custom': your program",
+        ),
+        ({"tools": [{"name": "x"}]}, "tools[0].type is missing; give 'function' or 'custom': your program"),
+        ({"tools": [{**CUSTOM, "parameters": {}}]}, "tools[0].parameters was given beside type 'custom', with which it has no"),
+        (
+            {"tools": [{"type": "namespace", "name": "n", "tools": [{**NAMED, "format": LARK}]}]},
+            "tools[0].tools[0].format was given beside type 'function', with which it has no meaning; leave it out",
+        ),
+        (
+            {"tools": [{"type": "namespace", "name": "n", "tools": [{"type": "function"}]}]},
+            "tools[0].tools[0].name is missing;",
+        ),
         ({"tools": [{"type": "function"}]}, "tools[0].name is missing; give a string that is not empty"),
         ({"tools": [{**NAMED, "parameters": "{}"}]}, "tools[0].parameters is '{}'; give an object"),
         ({"tools": [NAMED] * 1001}, "tools is a list; it should have at most 1000 items, not 1001"),
-        ({"tool_choice": "any"}, "tool_choice is 'any'; give 'auto', 'none', 'required' or {'type': 'function', 'name': ...}"),
+        ({"tool_choice": "any"}, "tool_choice is 'any'; give 'auto', 'none', 'required', {'type': 'function', 'name': ...}"),
+        (
+            {"tool_choice": {"type": "allowed_tools", "mode": "any", "tools": [NAMED]}},
+            "tool_choice is an object; give 'auto', ",
+        ),
+        ({"tool_choice": {"type": "allowed_tools", "mode": "auto", "tools": []}}, "tool_choice is an object; give 'auto', "),
+        ({"tool_choice": {"type": "allowed_tools", "mode": "auto", "tools": ["f"]}}, "tool_choice is an object; give 'auto', "),
         ({"tool_choice": {"type": "web_search"}}, "tool_choice is an object; give 'auto', "),
         ({"include": ["all"]}, "include[0] is 'all'; it should be 'message.output_text.logprobs', "),
         ({"top_logprobs": 2}, "top_logprobs is 2, but nothing asks for any; give include: ['message.output_text.logprobs']"),
@@ -229,6 +281,46 @@ def test_tools_and_hints_are_those_of_chats():
     assert read(chat_template_kwargs={"enable_thinking": False}).chat_options()["chat_template_kwargs"] == {
         "enable_thinking": False
     }
+
+
+def test_tools_of_other_types_than_functions():
+    """Codex CLI sends all of these: a text as input, a namespace for each server of tools, and what OpenAI itself runs."""
+    ignored = IgnoredFields()
+    tools = [
+        {"type": "web_search", "external_web_access": False},
+        {**CUSTOM, "format": LARK},
+        {"type": "namespace", "name": "mcp__files", "description": "Files.", "tools": [{**NAMED, "description": "d"}, CUSTOM]},
+        {"type": "image_generation", "output_format": "png"},
+    ]
+    body = read_body(ResponseBody, {"input": "hi", "tools": tools}, (0, 1), ignored)
+    assert ignored.names == ("tools[]",)
+    first, second, third = [tool["function"] for tool in body.chat_options()["tools"]]
+    assert (first["name"], second["name"], third["name"]) == ("patch", "mcp__files__weather", "mcp__files__patch")
+    assert first["description"] == 'Edits.\n\nIts input follows this lark grammar:\n\nstart: "a"'
+    assert first["parameters"] == third["parameters"]
+    assert first["parameters"]["properties"] == {"input": {"type": "string"}}
+    assert second.keys() == {"name", "description"}
+    assert [tool.flat() for tool in body.tools] == tools[1:3]
+    with pytest.raises(InvalidRequestError, match="tools.0..type is 'web_search'; give 'function' or 'custom'"):
+        read_body(ResponseBody, {"input": "hi", "tools": tools}, (0, 1), IgnoredFields(strict=True))
+
+
+def test_a_choice_of_several_tools():
+    allowed = {"type": "allowed_tools", "mode": "required", "tools": [NAMED, {"type": "custom", "name": "patch"}]}
+    ignored = IgnoredFields()
+    given = {**allowed, "tools": [*allowed["tools"], {"type": "web_search"}]}
+    body = read_body(ResponseBody, {"input": "hi", "tools": [WEATHER, CUSTOM], "tool_choice": given}, (0, 1), ignored)
+    assert body.tool_choice == allowed
+    functions = [{"type": "function", "function": {"name": name}} for name in ("weather", "patch")]
+    assert body.chat_options()["tool_choice"] == {
+        "type": "allowed_tools",
+        "allowed_tools": {"mode": "required", "tools": functions},
+    }
+    assert ignored.header() == "tool_choice.tools[2]"
+    custom = read(tools=[CUSTOM], tool_choice={"type": "custom", "name": "patch"})
+    assert custom.chat_options()["tool_choice"] == functions[1]
+    with pytest.raises(InvalidRequestError, match="tool_choice is an object; give 'auto'"):
+        read_body(ResponseBody, {"input": "hi", "tools": [WEATHER], "tool_choice": given}, (0, 1), IgnoredFields(strict=True))
 
 
 def test_unknown_fields_are_named():

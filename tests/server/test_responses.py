@@ -12,7 +12,8 @@ from helpers.serving import API, FakeEngine, serving
 
 from llamafu import Engine
 from llamafu._native.model import Model
-from llamafu.generation.completion import Piece, TokenLogprob
+from llamafu.generation.completion import Completion, Piece, Timings, TokenLogprob, Usage
+from llamafu.generation.tool_call import ToolCallDelta
 from llamafu.generation.tools.answer_format import AnswerFormat, AnswerParser
 from llamafu.generation.tools.reasoning_marks import reasoning_of
 from llamafu.server.http.sse import written_event
@@ -89,8 +90,8 @@ def built(events):
         assert event.get("item_id", item["id"]) == item["id"]
         if kind.endswith(".delta"):
             texts[-1] += event["delta"]
-        elif kind.endswith(("text.done", "arguments.done")):
-            assert event.get("text", event.get("arguments")) == texts[-1]
+        elif kind.endswith(("text.done", "arguments.done", "input.done")):
+            assert event.get("text", event.get("arguments", event.get("input"))) == texts[-1]
         elif kind == "content_part.added":
             assert event["part"]["text"] == ""
         elif kind == "content_part.done":
@@ -330,6 +331,62 @@ def test_a_forced_call(live, template, choice):
     assert built(events) == last["output"]
     assert last["output"][0]["arguments"] == call["arguments"]
     assert sum(event["type"] == "response.function_call_arguments.delta" for event in events) > 2
+
+
+def test_some_of_the_tools(live, template):
+    """The model's weights are random: only the grammar keeps it from the other one."""
+    choice = {"type": "allowed_tools", "mode": "required", "tools": [NAMED]}
+    asked = {"tools": [{"type": "function", "name": "now"}, WEATHER], "tool_choice": choice, "parallel_tool_calls": False}
+    for seed in range(3):
+        status, told = ask(live, seed=seed, **asked)
+        ResponseAnswer.model_validate(told)
+        assert (status, told["tool_choice"]) == (200, choice)
+        assert [item["name"] for item in told["output"]] == ["weather"]
+    assert ask(live, **{**asked, "tools": [{"type": "function", "name": "now"}]})[0] == 400
+
+
+def test_calls_of_custom_tools_and_in_namespaces(live, template, monkeypatch):
+    """A text as input comes as it is written, not as JSON; a tool of a namespace comes with it."""
+    tools = [
+        {"type": "custom", "name": "patch", "description": "Edits."},
+        {"type": "namespace", "name": "mcp__files", "tools": [{"type": "function", "name": "list"}]},
+    ]
+    arguments = json.dumps({"input": 'a "b"\n\té\U0001f600 \\'})
+    calls = (f'{{"name": "patch", "arguments": {arguments}}}', '{"name": "mcp__files__list", "arguments": {"at": "/"}}')
+    with saying(monkeypatch, "".join(f"<tool_call>\n{call}\n</tool_call>" for call in calls)):
+        _, whole = ask(live, tools=tools)
+        events, last = streamed(live, tools=tools)
+    assert built(events) == last["output"]
+    for told in (whole, last):
+        ResponseAnswer.model_validate(told)
+        patch, listed = told["output"]
+        assert (patch["type"], patch["name"], patch["input"]) == ("custom_tool_call", "patch", json.loads(arguments)["input"])
+        assert (listed["type"], listed["name"], listed["arguments"]) == ("function_call", "list", '{"at": "/"}')
+        assert (listed["namespace"], told["tools"]) == ("mcp__files", tools)
+    deltas = [event["delta"] for event in events if event["type"] == "response.custom_tool_call_input.delta"]
+    assert len(deltas) > 5
+    outputs = [
+        {"type": "custom_tool_call_output", "call_id": last["output"][0]["call_id"], "output": "Done"},
+        {"type": "function_call_output", "call_id": last["output"][1]["call_id"], "output": "none"},
+    ]
+    with saying(monkeypatch, "Both."):
+        status, told = ask(live, input=[USER, *last["output"], *outputs], tools=tools)
+    assert (status, told["output"][0]["content"][0]["text"]) == (200, "Both.")
+
+
+@pytest.mark.parametrize(
+    ("arguments", "given"),
+    [('{"input": "a\\', "a"), ('{"input": "a', "a"), ("nothing", "nothing"), ('{"input": 5}', "5"), ("{}", ""), ("[1]", "[1]")],
+)
+def test_input_that_is_cut_or_no_text(arguments, given):
+    """Nothing is lost, and what was told stays told."""
+    writer = writer_of(tools=[{"type": "custom", "name": "f"}])
+    pieces = [Piece("", tool_calls=(ToolCallDelta(0, "call_1", "f"),))]
+    pieces += [Piece("", tool_calls=(ToolCallDelta(0, arguments=letter),)) for letter in arguments]
+    events = [event for piece in pieces for event in writer.pieces(0, piece)]
+    events += writer.last(0, Completion("", (), "tool_calls", Usage(1, 1, 0), Timings(0.1, 0.1), ()))
+    read = [json.loads(f"{{{event['fields']}}}") for event in events if "custom_tool_call_input" in event["type"]]
+    assert "".join(each.get("delta", "") for each in read) == read[-1]["input"] == given
 
 
 def test_a_call_and_its_output_go_back(live, template, monkeypatch):

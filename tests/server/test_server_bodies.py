@@ -271,7 +271,7 @@ def test_what_clients_send_without_effect():
         ({"prompt": "a", "logit_bias": "a"}, f"logit_bias is 'a'; give {BIAS}"),
         ({"prompt": "a", "n": 17}, "n is 17; it should be less than or equal to 16"),
         ({"prompt": ["a"] * 17}, "prompt is a list; it should have at most 16 items, not 17"),
-        ({"prompt": "a", "stop": ["a"] * 17}, "stop is a list; it should have at most 16 items, not 17"),
+        ({"prompt": "a", "stop": ["a"] * 65}, "stop is a list; it should have at most 64 items, not 65"),
         (
             {"prompt": ["a"] * 4, "n": 5},
             "4 prompts times n=5 is more than 16 answers; ask for fewer at a time",

@@ -151,6 +151,28 @@ def test_the_client_of_this_package(url, monkeypatch):
         assert "".join(chunk.text for chunk in chunks) == "Yes."
 
 
+def test_openai_s_older_form(url, monkeypatch):
+    """Home Assistant's Extended OpenAI Conversation sends it by default: one call at most, and no id."""
+    functions = [WEATHER["function"], {"name": "now"}]
+    asked = {"functions": functions, "function_call": {"name": "weather"}, "temperature": 0}
+    status, told = ask(url, **asked)
+    (choice,) = told["choices"]
+    assert (status, choice["finish_reason"]) == (200, "function_call")
+    assert choice["message"].keys() == {"role", "content", "function_call"}
+    assert choice["message"]["function_call"]["name"] == "weather"
+    assert json.loads(choice["message"]["function_call"]["arguments"])["city"] in {"Paris", "Rome"}
+    chunks, _, reason = streamed(url, **asked)
+    parts = [part for chunk in chunks if (part := chunk["choices"][0]["delta"].get("function_call"))]
+    assert (reason, parts[0]["name"], len(parts) > 3) == ("function_call", "weather", True)
+    assert not any("name" in part for part in parts[1:])
+    assert "".join(part["arguments"] for part in parts) == choice["message"]["function_call"]["arguments"]
+    result = {"role": "function", "name": "weather", "content": "sun"}
+    with saying(monkeypatch, "Sunny."):
+        status, told = ask(url, messages=[USER, choice["message"], result], functions=functions, function_call="auto")
+    assert (status, told["choices"][0]["message"]["content"]) == (200, "Sunny.")
+    assert told["choices"][0]["finish_reason"] == "stop"
+
+
 def test_half_a_mark_is_never_shown(url, monkeypatch):
     for said in ("a <tool_cal", "a <tool_call> b", "<think"):
         with saying(monkeypatch, said):
@@ -177,6 +199,13 @@ def test_log_probabilities_beside_calls(url):
         ({"tool_choice": "required"}, "tool_choice is 'required', but there is no tool with a name; give tools, or leave"),
         ({"tools": [WEATHER], "tool_choice": {"type": "function", "function": {"name": "f"}}}, "tool_choice names 'f', which"),
         ({"tools": [WEATHER], "tool_choice": "any"}, "tool_choice is 'any'; give 'auto', 'none', 'required' or"),
+        ({"functions": [{"name": "f"}], "tools": [WEATHER]}, "functions was given beside tools or tool_choice; give tools"),
+        (
+            {"functions": [{"name": "f"}], "function_call": "any"},
+            "function_call is 'any'; give 'auto', 'none' or {'name': ...}",
+        ),
+        ({"function_call": {"name": "f"}}, "function_call names a function, but there are no functions; give them, or tools"),
+        ({"functions": [{"name": "f"}], "function_call": {"name": "g"}}, "tool_choice names 'g', which is none of the tools"),
         ({"tools": [WEATHER], "parallel_tool_calls": "no"}, "parallel_tool_calls is 'no'; it should be a valid boolean"),
         ({"tools": [WEATHER], "tool_choice": NAMED, "grammar": 'root ::= "a"'}, "grammar and tool_choice="),
         (

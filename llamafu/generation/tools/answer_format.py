@@ -37,6 +37,15 @@ class AnswerFormat:
     spelled: Mapping[int, bytes] = field(default_factory=dict, hash=False)
 
     @property
+    def calls_in_reasoning(self) -> tuple[str, ...]:
+        """Marks of calls that end the reasoning: control tokens, which nobody thinks about, or all where the family says so."""
+        if self.form is None or self.reasoning is None:
+            return ()
+        if self.reasoning.ends_at_calls:
+            return self.form.marks
+        return tuple(mark for mark in self.form.marks if mark.encode() in self.spelled.values())
+
+    @property
     def marks_of_reasoning(self) -> ReasoningMarks | None:
         """Marks between which the model thinks, None where none are known."""
         return self.reasoning or (None if self.form is None else self.form.reasoning)
@@ -126,8 +135,7 @@ class AnswerParser:
         opening = yield from self._reader.accept(marks.opening)
         if not opening and not self._format.is_thinking:
             return ""
-        form = self._format.form
-        calls = form.marks if form is not None and marks.ends_at_calls else ()
+        calls = self._format.calls_in_reasoning
         ending = yield from self._reader.until(Marks([marks.closing, *calls]), self._out.reasoning)
         if ending:
             self._out.end_reasoning()

@@ -11,7 +11,7 @@ from llamafu.errors import GrammarError
 from llamafu.generation.grammar import add_schema
 from llamafu.generation.grammar.schema_text import read_schema
 from llamafu.generation.tools.grammar_writer import GrammarWriter
-from llamafu.generation.tools.tool import Tool, callable_tools, named_function
+from llamafu.generation.tools.tool import Tool, callable_names, callable_tools, is_forced, named_function
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
@@ -36,7 +36,7 @@ class CallRules:
     @property
     def are_forced(self) -> bool:
         """Whether the answer has to be a call."""
-        return self.choice not in ("auto", "none")
+        return is_forced(self.choice)
 
 
 @dataclass(frozen=True, slots=True)
@@ -48,6 +48,7 @@ class _Wanted:
     is_forced: bool
     parallel: bool
     closing: str
+    calls_in_reasoning: tuple[str, ...]
     tokens: tuple[tuple[str, int], ...]
     schema: str | None
 
@@ -61,18 +62,19 @@ def answer_grammar(
     """
     form, functions = answer_format.form, callable_tools(tools)
     calls = form is not None and bool(functions)
-    held = calls and (rules.are_forced or rules.held or not rules.parallel or schema is not None
+    allowed = callable_names(rules.choice)
+    held = calls and (rules.are_forced or rules.held or not rules.parallel or schema is not None or allowed is not None
                       or any(tool.strict for tool in functions.values()))  # fmt: skip
     if not held and (schema is None or not answer_format.is_thinking):
         return None
-    name = named_function(rules.choice)
     marks = answer_format.reasoning
     wanted = _Wanted(
         form if calls else None,
-        json.dumps([tools[tool.place] for tool in functions.values() if name in {None, tool.name}], default=str),
+        json.dumps([tools[one.place] for one in functions.values() if allowed is None or one.name in allowed], default=str),
         rules.are_forced,
-        rules.parallel and name is None,
+        rules.parallel and named_function(rules.choice) is None,
         marks.closing if marks is not None and answer_format.is_thinking else "",
+        answer_format.calls_in_reasoning if calls else (),
         tuple((text.decode(), token) for token, text in answer_format.spelled.items()),
         schema,
     )
@@ -96,7 +98,7 @@ def _grammar(wanted: _Wanted) -> str:
         answers.append(add_schema(writer.rules, document, document, "#", "document"))
     answer = writer.rules.add("answer", " | ".join(answers))
     if wanted.closing:
-        thinking = rf"{writer.without((wanted.closing,))} {writer.text(wanted.closing)} [ \n]{{0,4}}"
+        thinking = rf"{writer.without((wanted.closing, *wanted.calls_in_reasoning))} {writer.text(wanted.closing)} [ \n]{{0,4}}"
         if wanted.is_forced or wanted.schema is not None or (form is not None and form.after_text is None):
             answer = f"{thinking} {answer}"
         elif wanted.closing in dict(wanted.tokens):  # any other closing mark is plain text too

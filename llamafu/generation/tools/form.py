@@ -56,8 +56,8 @@ class Reading:
         return False
 
     def whole_call(self, name: str, value: str) -> None:
-        """Make a call of arguments that have been read: an object, the text of one in a string, or null for none."""
-        text = "{}" if value == "null" else string_in(value) if value.startswith('"') else value
+        """Make a call of arguments that have been read: an object, the text of one in a string; null or "" for none."""
+        text = "{}" if value in ("null", '""') else string_in(value) if value.startswith('"') else value
         if not text.lstrip().startswith("{"):
             raise NotACallError
         self.begin(name)

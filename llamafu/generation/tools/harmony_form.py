@@ -18,7 +18,7 @@ _START, _CHANNEL, _MESSAGE, _CONSTRAIN = "<|start|>", "<|channel|>", "<|message|
 _HEADERS = Marks([_START, _CHANNEL])
 _ENDS = ("<|end|>", "<|call|>", "<|return|>")
 _BODY_ENDS = Marks([*_ENDS, _START, _CHANNEL])
-_RECIPIENT = re.compile(r"\bto=functions\.([^\s<]+)")
+_RECIPIENT = re.compile(r"\bto=(functions\.)?([^\s<]+)")
 _REASONING = "<|channel|>analysis"
 _MARKS = ReasoningMarks(
     f"{_REASONING}{_MESSAGE}",
@@ -62,8 +62,8 @@ class HarmonyForm(Form):
     def _body(reading: Reading, header: str) -> Steps[str]:
         """Read a message after its header; return the mark that ended it, "" where the text did."""
         called = _RECIPIENT.search(header)
-        if called:
-            reading.begin(called.group(1))
+        if called and (called.group(1) or called.group(2) in reading.tools):  # the model may leave out its namespace
+            reading.begin(called.group(2))
             return (yield from reading.reader.until(_BODY_ENDS, reading.out.arguments))
         reading.reader.keep()
         if _REASONING not in header:

@@ -55,8 +55,17 @@ class JsonForm(Form):
                 if is_list:
                     yield from reader.accept("]")
                 if self.closing:
-                    yield from reader.accept(self.closing)
+                    yield from self._end(reader)
                 return
+
+    def _end(self, reader: Reader) -> Steps[None]:
+        """Read the closing mark where it follows, also after braces too many, as small models write them."""
+        reader.attempt()
+        while (yield from reader.accept("}")):
+            pass
+        if not (yield from reader.accept(self.closing)):
+            raise NotACallError  # what follows is text
+        reader.keep()
 
     def _object(self, reading: Reading, *, known_only: bool) -> Steps[bool]:
         """Read one call; False where its arguments broke off: then what is left up to the closing mark is a part of them."""
@@ -64,7 +73,7 @@ class JsonForm(Form):
         name = arguments = ""
         has_begun = False
         separator = yield from reader.expect("{")
-        while separator != "}":
+        while separator != "}" and not (separator == "," and (yield from reader.accept("}"))):
             key = string_in((yield from reader.value()))
             yield from reader.expect(":")
             if not has_begun and key == self.name_key:

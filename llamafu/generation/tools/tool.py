@@ -16,7 +16,11 @@ _LISTING = frozenset(
 )
 """Keywords of parameters that are no more than a list of arguments."""
 CHOICES = ("auto", "none", "required")
-LEGAL_CHOICE = "'auto', 'none', 'required' or {'type': 'function', 'function': {'name': ...}} with the name of one of the tools"
+LEGAL_CHOICE = (
+    "'auto', 'none', 'required' or {'type': 'function', 'function': {'name': ...}} with the name of one of the tools; "
+    "{'type': 'allowed_tools', 'allowed_tools': {'mode': 'auto', 'tools': [...]}} allows several"
+)
+_MODES = ("auto", "required")
 
 
 @dataclass(frozen=True, slots=True)
@@ -89,9 +93,31 @@ def named_function(choice: object) -> str | None:
     return name if isinstance(name, str) and name else None
 
 
+def allowed_functions(choice: object) -> tuple[str, ...] | None:
+    """Return the functions that may be called by a choice of several; None where it is another choice, or nothing legal."""
+    allowed = choice.get("allowed_tools") if isinstance(choice, Mapping) and choice.get("type") == "allowed_tools" else None
+    if not isinstance(allowed, Mapping) or allowed.get("mode") not in _MODES or not isinstance(allowed.get("tools"), list):
+        return None
+    names = [named_function(tool) for tool in allowed["tools"]]
+    return tuple(name for name in names if name is not None) if names and None not in names else None
+
+
+def callable_names(choice: object) -> tuple[str, ...] | None:
+    """Return the functions that a choice lets an answer call, None for all of them."""
+    name = named_function(choice)
+    return allowed_functions(choice) if name is None else (name,)
+
+
+def is_forced(choice: str | Mapping[str, Any]) -> bool:
+    """Whether a legal choice says that the answer has to be a call."""
+    if allowed_functions(choice) is not None and isinstance(choice, Mapping):
+        return bool(choice["allowed_tools"]["mode"] == "required")
+    return choice not in ("auto", "none")
+
+
 def is_choice(choice: object) -> bool:
     """Whether a choice has a legal form."""
-    return (isinstance(choice, str) and choice in CHOICES) or named_function(choice) is not None
+    return (isinstance(choice, str) and choice in CHOICES) or callable_names(choice) is not None
 
 
 def choice_problem(choice: str | Mapping[str, Any], tools: Sequence[Mapping[str, Any]]) -> str | None:
@@ -99,10 +125,10 @@ def choice_problem(choice: str | Mapping[str, Any], tools: Sequence[Mapping[str,
     if not is_choice(choice):
         return f"tool_choice is {reprlib.repr(choice)}; give {LEGAL_CHOICE}"
     names = list(callable_tools(tools))
-    name = named_function(choice)
-    if name is not None and name not in names:
-        there = ", ".join(map(repr, names)) or "none with a name"
-        return f"tool_choice names {name!r}, which is none of the tools ({there}); name one of them"
+    for name in callable_names(choice) or ():
+        if name not in names:
+            there = ", ".join(map(repr, names)) or "none with a name"
+            return f"tool_choice names {name!r}, which is none of the tools ({there}); name one of them"
     if choice == "required" and not names:
         return "tool_choice is 'required', but there is no tool with a name; give tools, or leave tool_choice out"
     return None

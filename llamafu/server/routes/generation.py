@@ -116,7 +116,9 @@ class GenerationRoutes:
         self, request: HttpRequest, body: GenerationBody, makers: Sequence[Maker], *, chat: bool, echoed: Sequence[str] = ()
     ) -> ASGIApp:
         usage = body.stream_options is not None and body.stream_options.include_usage
-        writer = OpenAIWriter(body.model or self._base, chat, with_usage=usage, echoed=echoed)
+        writer = OpenAIWriter(
+            body.model or self._base, chat, with_usage=usage, echoed=echoed, as_function_call=body.wants_function_call
+        )
         return await self.answer(request, body, makers, writer, dialect_of(request.headers))
 
     async def answer(

@@ -12,7 +12,7 @@ from llamafu.server.schemas.base import ObjectBody
 from llamafu.server.schemas.content import StopTexts
 from llamafu.server.schemas.field_types import Legal, Name
 from llamafu.server.schemas.option_fields import option_field
-from llamafu.server.schemas.requests import MOST_TOOLS, AnswerBody
+from llamafu.server.schemas.requests import MOST_TOOLS, THINKING_SWITCHES, AnswerBody
 from llamafu.server.schemas.unsupported_fields import UNSUPPORTED, WITHOUT_EFFECT, Unsupported
 
 if TYPE_CHECKING:
@@ -30,6 +30,8 @@ _UNSUPPORTED = {
     "mcp_servers": Unsupported(([],), "nothing is called from here; give the tools of these servers as tools"),
     "container": Unsupported((), "nothing is run here; leave it out"),
 }
+_RUN_ELSEWHERE = ("web_search_", "web_fetch_", "code_execution_", "tool_search_tool_", "mcp_toolset")
+"""How the types of tools begin that Anthropic's servers run. Of others, such as `bash_`, the client does."""
 _CacheControl = dict[str, Any] | None
 _OWN_TOOL = "'custom', or leave it out: nothing is called from here, so give name and input_schema of a tool of your own"
 
@@ -44,6 +46,12 @@ class ToolDefinition(ObjectBody):
     strict: bool | None = None
     cache_control: _CacheControl = None
     eager_input_streaming: bool | None = None
+
+    @classmethod
+    def is_left_out(cls, item: Any) -> bool:
+        """Whether a tool is one that Anthropic's servers run: the answer may call it, and here it never does."""
+        kind = item.get("type") if isinstance(item, dict) else None
+        return isinstance(kind, str) and kind.startswith(_RUN_ELSEWHERE)
 
     def as_function(self) -> dict[str, Any]:
         """Return it in OpenAI's form."""
@@ -102,8 +110,7 @@ class PromptBody(ObjectBody):
         """Return how the messages become a prompt, and what the answer may call, as options of the engine's `chat`."""
         variables: dict[str, Any] = {}
         if self.thinking is not None:
-            # Qwen's, GLM's and SmolLM's templates read the one name, DeepSeek's, Granite's and Kimi's the other.
-            variables = dict.fromkeys(("enable_thinking", "thinking"), self.thinking.type != "disabled")
+            variables = dict.fromkeys(THINKING_SWITCHES, self.thinking.type != "disabled")
         if self.output_config is not None and self.output_config.effort is not None:
             variables["reasoning_effort"] = self.output_config.effort
         return {

@@ -31,6 +31,12 @@ class RequestBody(BaseModel):
     """Fields of what this server cannot do: taken where they ask for nothing, else refused."""
 
     @classmethod
+    def is_left_out(cls, item: Any) -> bool:
+        """Whether an element of a list of these is of a kind that other servers have, and is ignored like an unknown field."""
+        del item
+        return False
+
+    @classmethod
     def form_problem(cls, data: object) -> str | None:
         """Return what is wrong with the JSON type of a whole body, None for an object."""
         return None if isinstance(data, dict) else f"the body is {kind_of(data)}; give an object"

@@ -81,10 +81,31 @@ class NamedToolChoice(BaseModel):
     function: NamedFunction
 
 
+class AllowedTools(BaseModel):
+    """Some of the tools; with "required" the answer has to call one of them."""
+
+    mode: Literal["auto", "required"]
+    tools: Annotated[list[NamedToolChoice], Field(min_length=1)]
+
+
+class AllowedToolsChoice(BaseModel):
+    """The choice of several functions, the only ones that the answer may call."""
+
+    type: Literal["allowed_tools"]
+    allowed_tools: AllowedTools
+
+
 def _tool_choice(given: object) -> object:
     if not is_choice(given):
         raise must_be(LEGAL_CHOICE)
     return given
+
+
+def _function_call(given: object) -> object:
+    name = given.get("name") if isinstance(given, dict) else None
+    if given not in ("auto", "none") and not (isinstance(name, str) and name):
+        raise must_be("'auto', 'none' or {'name': ...} with the name of one of the functions")  # noqa: EM101, TRY003
+    return {"name": name} if name else given
 
 
 def _messages(given: object, info: ValidationInfo) -> object:
@@ -233,7 +254,12 @@ Prompts = Annotated[
 ToolChoice = Annotated[
     SkipValidation[str | dict[str, Any]],
     BeforeValidator(_tool_choice),
-    JsonSchemaOf(Literal["auto", "none", "required"] | NamedToolChoice),
+    JsonSchemaOf(Literal["auto", "none", "required"] | NamedToolChoice | AllowedToolsChoice),
+]
+FunctionCall = Annotated[
+    SkipValidation[str | dict[str, Any]],
+    BeforeValidator(_function_call),
+    JsonSchemaOf(Literal["auto", "none"] | NamedFunction),
 ]
 Messages = Annotated[list[SkipValidation[dict[str, Any]]], BeforeValidator(_messages), JsonSchemaOf(_SomeMessages)]
 TextOrMessages = Annotated[

@@ -9,7 +9,7 @@ from pydantic import Field
 from llamafu.server.schemas.base import Answer, sometimes
 from llamafu.server.schemas.field_types import Count, UnixTime
 
-FinishReason = Literal["stop", "length", "tool_calls"] | None
+FinishReason = Literal["stop", "length", "tool_calls", "function_call"] | None
 Seed = Annotated[int, Field(description="what makes the same draws again")]
 
 
@@ -101,6 +101,7 @@ class AssistantMessage(Answer):
     content: str | None
     reasoning_content: str = sometimes()
     tool_calls: Annotated[list[AnswerToolCall], Field(min_length=1)] = sometimes()
+    function_call: Annotated[AnswerFunction, Field(description="the call, where functions were given")] = sometimes()
 
 
 class ChatChoice(Answer):
@@ -136,6 +137,7 @@ class AssistantDelta(Answer):
     content: str = sometimes()
     reasoning_content: str = sometimes()
     tool_calls: Annotated[list[ToolCallPart], Field(min_length=1, max_length=1)] = sometimes()
+    function_call: FunctionDelta = sometimes()
 
 
 class ChatDelta(Answer):

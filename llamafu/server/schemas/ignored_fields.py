@@ -10,6 +10,7 @@ from urllib.parse import quote
 from pydantic import RootModel
 
 from llamafu._util.suggestions import is_misspelling
+from llamafu.generation.messages import TEXT_PARTS
 from llamafu.server.schemas.base import ObjectBody, RequestBody, field_names, model_in
 
 if TYPE_CHECKING:
@@ -51,6 +52,12 @@ class IgnoredFields:
         self.note(path)
         return True
 
+    def leave_out(self, path: str) -> bool:
+        """Note an element of a list that is ignored and return True; False where it has to be refused."""
+        if not self._strict:
+            self.note(path)
+        return not self._strict
+
     def look_through(self, messages: Sequence[Any], fields: Collection[str], part_fields: Collection[str]) -> list[str]:
         """Note what nobody reads in messages, which have `fields`, and in text parts of them; return what is refused."""
         unread = []
@@ -65,7 +72,7 @@ class IgnoredFields:
             ]
             content = message.get("content")
             for number, part in enumerate(content if isinstance(content, list) else ()):
-                if isinstance(part, dict) and part.get("type", "text") in part_fields:
+                if isinstance(part, dict) and part.get("type", "text") in TEXT_PARTS:
                     unread += [f"{at}.content[{number}].{name}" for name in part if name not in part_fields]
         return self.note_all(unread)
 
@@ -126,7 +133,11 @@ def _fields_of(kind: type[ObjectBody]) -> tuple[Mapping[str, type[RequestBody] |
 
 def _nested(kind: type[RequestBody], value: Any, ignored: IgnoredFields, where: str) -> Any:
     if isinstance(value, list):
-        return [without_unknown(kind, item, ignored, f"{where}[{index}]") for index, item in enumerate(value)]
+        return [
+            without_unknown(kind, item, ignored, path)
+            for path, item in ((f"{where}[{index}]", item) for index, item in enumerate(value))
+            if not (kind.is_left_out(item) and ignored.leave_out(path))
+        ]
     return without_unknown(kind, value, ignored, where)
 
 

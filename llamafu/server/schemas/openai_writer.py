@@ -27,6 +27,7 @@ _GOES_ON: dict[str, Any] = {"finish_reason": None, "logprobs": None}
 class OpenAIWriter:
     """Writes the answers to one request. `chat` says in which of the two forms, `with_usage` whether a stream tells it.
 
+    `as_function_call`: an answer has one call at most, in OpenAI's older form.
     `echoed`: texts of the prompts, one for each answer, each of which goes before its answer; none where they are not wanted.
     """
 
@@ -34,6 +35,7 @@ class OpenAIWriter:
     chat: bool
     with_usage: bool = False
     echoed: Sequence[str] = ()
+    as_function_call: bool = False
     created: int = field(default_factory=lambda: int(time.time()))
     id: str = field(default_factory=lambda: secrets.token_hex(12))
     _reports: dict[int, TokenReports] = field(default_factory=dict)
@@ -45,8 +47,8 @@ class OpenAIWriter:
         """
         choices = []
         for index, one in enumerate(completions):
-            text = {"message": _message(one)} if self.chat else {"text": self._prompt(index) + one.text}
-            choice = {"index": index, **text, "finish_reason": _reason(one), **seed(one)}
+            text = {"message": self._message(one)} if self.chat else {"text": self._prompt(index) + one.text}
+            choice = {"index": index, **text, "finish_reason": self._reason(one), **seed(one)}
             choices.append(f'{_json(choice)[:-1]},"logprobs":{self._written(index, self._reported(index, one))}}}')
         rest = {"usage": usage(completions), "lora": lora(completions)}
         return f'{_json(self._head(whole=True))[:-1]},"choices":[{",".join(choices)}],{_json(rest)[1:]}'
@@ -59,7 +61,7 @@ class OpenAIWriter:
 
     def pieces(self, index: int, piece: str) -> list[dict[str, Any]]:
         """Return the chunks of one piece: reasoning, text and parts of calls, the probabilities with the first of them."""
-        parts = _deltas(piece) if self.chat else [piece]
+        parts = self._deltas(piece) if self.chat else [piece]
         found = self._probabilities(index, piece.logprobs) if isinstance(piece, Piece) and piece.logprobs else None
         first = {"finish_reason": None, "logprobs": found}
         return [self._chunk(index, part, _GOES_ON if number else first) for number, part in enumerate(parts)]
@@ -103,7 +105,37 @@ class OpenAIWriter:
         told = self._reports[index].told if index in self._reports else 0
         wanted = found is not None and (len(found) > told or not told)
         probabilities = self._probabilities(index, (found or ())[told:]) if wanted else None
-        return {"finish_reason": _reason(completion), "logprobs": probabilities, **seed(completion)}
+        return {"finish_reason": self._reason(completion), "logprobs": probabilities, **seed(completion)}
+
+    def _message(self, completion: Completion) -> dict[str, Any]:
+        """Return the message of an answer; one that only calls tools has no content."""
+        functions = [{"name": call.name, "arguments": call.arguments} for call in completion.tool_calls]
+        ids = [call.id for call in completion.tool_calls]
+        calls = [{"id": id_, "type": "function", "function": one} for id_, one in zip(ids, functions, strict=True)]
+        told = {"function_call": functions[0]} if self.as_function_call and functions else {"tool_calls": calls}
+        return {
+            "role": "assistant",
+            "content": completion.text if completion.text or not calls else None,
+            **({"reasoning_content": completion.reasoning} if completion.reasoning else {}),
+            **(told if calls else {}),
+        }
+
+    def _deltas(self, piece: str) -> list[dict[str, Any]]:
+        """Return the parts of a message that a piece brings, one kind each: what clients add up expects no more."""
+        if not isinstance(piece, Piece):
+            return [{"content": piece}]
+        reasoning = [{"reasoning_content": piece.reasoning}] if piece.reasoning else []
+        calls = [self._call_delta(_call_part(delta)) for delta in piece.tool_calls]
+        text = [{"content": str(piece)}] if len(piece) or not (reasoning or calls) else []
+        return [*reasoning, *text, *calls]
+
+    def _call_delta(self, part: dict[str, Any]) -> dict[str, Any]:
+        return {"function_call": part["function"]} if self.as_function_call else {"tool_calls": [part]}
+
+    def _reason(self, completion: Completion) -> str:
+        """Return OpenAI's word for why it ended; what ran out of time was cut by a limit, which it calls length."""
+        words = {"cancelled": "length", "tool_calls": "function_call" if self.as_function_call else "tool_calls"}
+        return words.get(completion.finish_reason, completion.finish_reason)
 
     def _written(self, index: int, found: Sequence[TokenLogprob] | None) -> str:
         """Return the probabilities of a whole answer as JSON: an object of lists, each of which grows by pieces."""
@@ -125,30 +157,6 @@ def _unseen(tokens: Sequence[TokenLogprob], text: str) -> int:
     return len(joined) - len(text) if joined.endswith(text) else 0
 
 
-def _message(completion: Completion) -> dict[str, Any]:
-    """Return the message of an answer; one that only calls tools has no content."""
-    calls = [
-        {"id": call.id, "type": "function", "function": {"name": call.name, "arguments": call.arguments}}
-        for call in completion.tool_calls
-    ]
-    return {
-        "role": "assistant",
-        "content": completion.text if completion.text or not calls else None,
-        **({"reasoning_content": completion.reasoning} if completion.reasoning else {}),
-        **({"tool_calls": calls} if calls else {}),
-    }
-
-
-def _deltas(piece: str) -> list[dict[str, Any]]:
-    """Return the parts of a message that a piece brings, one kind each: what clients add up expects no more."""
-    if not isinstance(piece, Piece):
-        return [{"content": piece}]
-    reasoning = [{"reasoning_content": piece.reasoning}] if piece.reasoning else []
-    calls = [{"tool_calls": [_call_part(delta)]} for delta in piece.tool_calls]
-    text = [{"content": str(piece)}] if len(piece) or not (reasoning or calls) else []
-    return [*reasoning, *text, *calls]
-
-
 def _call_part(delta: ToolCallDelta) -> dict[str, Any]:
     """Return a part of a call: the first one has everything but arguments, later ones nothing else."""
     if not delta.id:
@@ -159,11 +167,6 @@ def _call_part(delta: ToolCallDelta) -> dict[str, Any]:
         "type": "function",
         "function": {"name": delta.name, "arguments": delta.arguments},
     }
-
-
-def _reason(completion: Completion) -> str:
-    """Return OpenAI's word for why it ended; what ran out of time was cut by a limit, which it calls length."""
-    return "length" if completion.finish_reason == "cancelled" else completion.finish_reason
 
 
 def seed(completion: Completion) -> dict[str, int]:

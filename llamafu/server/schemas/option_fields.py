@@ -11,7 +11,7 @@ from llamafu.server.schemas.base import ObjectBody
 from llamafu.server.schemas.content import StopTexts, Texts
 from llamafu.server.schemas.sampler_fields import Bias, Breakers, Samplers
 
-MOST_STOPS = 16
+MOST_STOPS = 64
 """Stop strings of one request, and texts of most other options."""
 _MOST_TEXTS = {"choices": 10_000}
 _OTHER_NAMES = {
@@ -19,7 +19,7 @@ _OTHER_NAMES = {
     "stop": ("stopping_strings",),
     "repeat_penalty": ("repetition_penalty", "rep_pen"),
     "repeat_last_n": ("penalty_range", "repetition_range", "repetition_penalty_range", "rep_pen_range"),
-    "typical_p": ("typical",),
+    "typical_p": ("typical", "typ_p"),
     "top_n_sigma": ("nsigma",),
     "mirostat": ("mirostat_mode",),
     "min_tokens": ("min_length",),
@@ -27,8 +27,10 @@ _OTHER_NAMES = {
     "regex": ("guided_regex", "regex_pattern"),
     "choices": ("guided_choice",),
     "ignore_eos": ("ban_eos_token",),
+    "seed": ("random_seed",),
+    "reasoning_budget": ("thinking_budget", "thinking_budget_tokens"),
 }
-"""What TabbyAPI, llama-server and vLLM call some options."""
+"""What TabbyAPI, llama-server and its page, vLLM, Mistral's and Alibaba's servers call some options."""
 _OWN_FORM = ("grammar", "logprobs")
 """Options that the bodies declare themselves: one of several forms of an answer, and one whose type the route decides."""
 _TYPES: dict[str, Any] = {"int": int, "float": float, "bool": bool, "text": str, "texts": Texts}

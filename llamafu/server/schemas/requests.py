@@ -9,7 +9,7 @@ from pydantic import AliasChoices, Field
 
 from llamafu.server.schemas.adapter_choice import LoraChoice
 from llamafu.server.schemas.base import ObjectBody
-from llamafu.server.schemas.content import Messages, Prompts, ToolChoice
+from llamafu.server.schemas.content import FunctionCall, Messages, Prompts, ToolChoice
 from llamafu.server.schemas.option_fields import OPTION_NAMES, SamplingBody, option_field
 from llamafu.server.schemas.structured_outputs import JsonSchema, StructuredOutputs
 from llamafu.server.schemas.unsupported_fields import FOREIGN, UNSUPPORTED, WITHOUT_EFFECT, Unsupported
@@ -21,6 +21,8 @@ MOST_CHOICES = 16
 """Answers to one request, prompts times `n`."""
 MOST_LOGPROBS = 20
 MOST_TOOLS = 1000
+THINKING_SWITCHES = ("enable_thinking", "thinking")
+"""Variables of templates: Qwen's, GLM's and SmolLM's read the one, DeepSeek's, Granite's and Kimi's the other."""
 
 
 class StreamOptions(ObjectBody):
@@ -110,6 +112,11 @@ class GenerationBody(AnswerBody):
     best_of: int | None = None
     response_format: ResponseFormat | None = None
 
+    @property
+    def wants_function_call(self) -> bool:
+        """Whether calls are wanted in OpenAI's older form, one at most in an answer."""
+        return False
+
     def schema_wanted(self) -> JsonSchema | None:
         """Return the JSON Schema that the answer has to fit, if there is one."""
         wanted = self.response_format
@@ -166,6 +173,13 @@ class CompletionBody(GenerationBody):
         return found
 
 
+class ThinkingSwitch(ObjectBody):
+    """Whether the model reasons before it answers, as DeepSeek's and Zhipu's servers read it."""
+
+    type: Literal["enabled", "disabled", "auto", "adaptive"]
+    budget_tokens: int | None = Field(None, ge=1)
+
+
 class ChatBody(GenerationBody):
     """`POST /v1/chat/completions`."""
 
@@ -175,8 +189,13 @@ class ChatBody(GenerationBody):
     top_logprobs: int | None = Field(None, ge=0, le=MOST_LOGPROBS)
     tools: list[dict[str, Any]] | None = Field(None, max_length=MOST_TOOLS)
     tool_choice: ToolChoice | None = None
+    functions: list[dict[str, Any]] | None = Field(None, max_length=MOST_TOOLS)
+    function_call: FunctionCall | None = None
     parallel_tool_calls: bool | None = None
     reasoning_effort: str | None = None
+    enable_thinking: bool | None = None
+    thinking: ThinkingSwitch | None = None
+    verbosity: str | None = None
     chat_template_kwargs: dict[str, Any] | None = Field(
         None, validation_alias=AliasChoices("chat_template_kwargs", "template_vars")
     )
@@ -185,17 +204,46 @@ class ChatBody(GenerationBody):
 
     def chat_options(self) -> dict[str, Any]:
         """Return how the messages become a prompt, and what the answer may call, as options of the engine's `chat`."""
-        variables = self.chat_template_kwargs
-        if self.reasoning_effort is not None:
-            variables = {"reasoning_effort": self.reasoning_effort, **(variables or {})}
-        given = {"tool_choice": self.tool_choice, "parallel_tool_calls": self.parallel_tool_calls}
+        hints: dict[str, Any] = {"reasoning_effort": self.reasoning_effort, "verbosity": self.verbosity}
+        hints |= dict.fromkeys(THINKING_SWITCHES, self.thinks)
+        variables = {name: hint for name, hint in hints.items() if hint is not None} | (self.chat_template_kwargs or {})
+        given: dict[str, Any] = {"tool_choice": self.tool_choice, "parallel_tool_calls": self.parallel_tool_calls}
+        tools = self.tools
+        if self.functions:
+            tools = [{"type": "function", "function": function} for function in self.functions]
+            named = {"type": "function", "function": self.function_call}
+            choice = named if isinstance(self.function_call, dict) else self.function_call
+            given = {"tool_choice": choice, "parallel_tool_calls": False}
         return {
-            "tools": self.tools,
+            "tools": tools,
             **{name: value for name, value in given.items() if value is not None},
             "chat_template_kwargs": variables,
             "add_generation_prompt": self.add_generation_prompt,
             "continue_final_message": self.continue_final_message,
         }
+
+    @property
+    def wants_function_call(self) -> bool:
+        """Whether calls are wanted in OpenAI's older form, one at most in an answer."""
+        return bool(self.functions)
+
+    @property
+    def thinks(self) -> bool | None:
+        """Whether the model is to reason before it answers, None where that is left to its template."""
+        if self.enable_thinking is not None:
+            return self.enable_thinking
+        if self.thinking is not None:
+            return {"enabled": True, "disabled": False}.get(self.thinking.type)
+        return False if self.reasoning_effort == "none" else None
+
+    def options(self) -> OptionArguments:
+        """Return the engine's options; what switches the reasoning off is a budget of none, too."""
+        found = super().options()
+        given = None if self.thinking is None else self.thinking.budget_tokens
+        budget = 0 if self.thinks is False else given
+        if budget is not None:
+            found.setdefault("reasoning_budget", budget)
+        return found
 
     def alternatives(self) -> int | None:
         """Return `top_logprobs` where `logprobs` is true."""
@@ -204,6 +252,10 @@ class ChatBody(GenerationBody):
     def contradictions(self) -> list[str]:
         """Return options that exclude each other."""
         found = super().contradictions()
+        if self.functions and (self.tools or self.tool_choice is not None):
+            found.append("functions was given beside tools or tool_choice; give tools and tool_choice alone")
+        if isinstance(self.function_call, dict) and not self.functions:
+            found.append("function_call names a function, but there are no functions; give them, or tools and tool_choice")
         if self.top_logprobs and not self.logprobs:
             found.append("top_logprobs was given without logprobs: true")
         return found

@@ -58,8 +58,21 @@ class OutputCall(Answer):
     type: Literal["function_call"]
     status: _Status
     call_id: str
+    namespace: str = sometimes()
     name: str
     arguments: str
+
+
+class OutputCustomCall(Answer):
+    """A call of a tool whose input is a text."""
+
+    id: str
+    type: Literal["custom_tool_call"]
+    status: _Status
+    call_id: str
+    namespace: str = sometimes()
+    name: str
+    input: str
 
 
 class InputTokensDetails(Answer):
@@ -121,21 +134,39 @@ class TextAnswerOptions(Answer):
     verbosity: str | None
 
 
-class NamedFunctionChoice(Answer):
-    """The one function that was to be called."""
+class NamedToolAnswer(Answer):
+    """The one tool that was to be called, or one that could be."""
 
-    type: Literal["function"]
+    type: Literal["function", "custom"]
     name: str
 
 
-class FunctionToolAnswer(Answer):
-    """A function that the answer could call."""
+class AllowedToolsAnswer(Answer):
+    """The tools that could be called."""
 
-    type: Literal["function"]
+    type: Literal["allowed_tools"]
+    mode: Literal["auto", "required"]
+    tools: list[NamedToolAnswer]
+
+
+class ToolFormatAnswer(Answer):
+    """What a tool's input was to be like."""
+
+    type: Literal["text", "grammar"]
+    syntax: str = sometimes()
+    definition: str = sometimes()
+
+
+class ToolAnswer(Answer):
+    """A tool that the answer could call, or several under one name."""
+
+    type: Literal["function", "custom", "namespace"]
     name: str
     description: str = sometimes()
     parameters: dict[str, Any] = sometimes()
     strict: bool = sometimes()
+    format: ToolFormatAnswer = sometimes()
+    tools: list[ToolAnswer] = sometimes()
 
 
 class ResponseAnswer(Answer):
@@ -145,7 +176,7 @@ class ResponseAnswer(Answer):
     object: Literal["response"]
     created_at: UnixTime
     model: str
-    output: list[OutputMessage | OutputReasoning | OutputCall]
+    output: list[OutputMessage | OutputReasoning | OutputCall | OutputCustomCall]
     status: Literal["in_progress", "completed", "incomplete", "failed"]
     error: ResponseError | None
     incomplete_details: IncompleteDetails | None
@@ -162,11 +193,11 @@ class ResponseAnswer(Answer):
     store: Literal[False]
     temperature: float
     text: TextAnswerOptions
-    tool_choice: Literal["auto", "none", "required"] | NamedFunctionChoice
+    tool_choice: Literal["auto", "none", "required"] | NamedToolAnswer | AllowedToolsAnswer
     top_logprobs: Count
     top_p: float
     truncation: Literal["disabled"]
-    tools: list[FunctionToolAnswer]
+    tools: list[ToolAnswer]
 
 
 class ResponseEvent(Answer):
@@ -184,6 +215,8 @@ class ResponseEvent(Answer):
         "response.content_part.done",
         "response.function_call_arguments.delta",
         "response.function_call_arguments.done",
+        "response.custom_tool_call_input.delta",
+        "response.custom_tool_call_input.done",
         "response.output_item.done",
         "response.completed",
         "response.incomplete",
@@ -192,7 +225,7 @@ class ResponseEvent(Answer):
     sequence_number: Count
     response: ResponseAnswer = sometimes()
     output_index: Count = sometimes()
-    item: OutputMessage | OutputReasoning | OutputCall = sometimes()
+    item: OutputMessage | OutputReasoning | OutputCall | OutputCustomCall = sometimes()
     item_id: str = sometimes()
     content_index: Literal[0] = sometimes()
     part: OutputText | ReasoningText = sometimes()
@@ -201,3 +234,4 @@ class ResponseEvent(Answer):
     logprobs: _Logprobs = sometimes()
     name: str = sometimes()
     arguments: str = sometimes()
+    input: str = sometimes()

@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Annotated, Any, Literal
+from typing import TYPE_CHECKING, Annotated, Any
 
-from pydantic import BaseModel, BeforeValidator, Field, SkipValidation, ValidationInfo
+from pydantic import BeforeValidator, SkipValidation, ValidationInfo
 
 from llamafu._util.json_values import shown
 from llamafu.server.schemas.content import MOST_MESSAGES, MOST_PARTS, bound
-from llamafu.server.schemas.field_types import JsonSchemaOf, Name, must_be, refuse
-from llamafu.server.schemas.media_parts import AudioPart, has_media
+from llamafu.server.schemas.field_types import JsonSchemaOf, must_be, refuse
+from llamafu.server.schemas.media_parts import has_media
+from llamafu.server.schemas.response_input_items import InputItems
+from llamafu.server.schemas.response_tools import joined_name
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -21,12 +23,18 @@ _ROLES = ("user", "assistant", "system", "developer")
 _ABOUT_ITEM = frozenset({"type", "id", "status"})
 _FIELDS = {
     "message": _ABOUT_ITEM | {"role", "content", "phase"},
-    "function_call": _ABOUT_ITEM | {"call_id", "name", "arguments"},
+    "function_call": _ABOUT_ITEM | {"call_id", "namespace", "name", "arguments"},
     "function_call_output": _ABOUT_ITEM | {"call_id", "output"},
+    "custom_tool_call": _ABOUT_ITEM | {"call_id", "namespace", "name", "input"},
+    "custom_tool_call_output": _ABOUT_ITEM | {"call_id", "output"},
     "reasoning": _ABOUT_ITEM | {"summary", "content"},
 }
 """Kinds of items that are read, and their fields."""
 _LEGAL_KINDS = ", ".join(map(repr, _FIELDS))
+_RUN_ELSEWHERE = frozenset(
+    {"web_search_call", "file_search_call", "code_interpreter_call", "image_generation_call", "mcp_list_tools"}
+)
+"""Kinds of items that say what OpenAI's servers did by themselves: they are left out."""
 _TEXTS = {
     "input_text": "text",
     "output_text": "text",
@@ -40,55 +48,6 @@ _MEDIA = ("input_image", "input_audio")
 """Kinds of parts of a user's message that are images or sounds."""
 _OF_ANSWERS = frozenset({"annotations", "logprobs"})
 """Fields of parts of answers, which come back as history; no template reads them."""
-
-
-class InputPart(BaseModel):
-    """A part of a text."""
-
-    type: Literal["input_text", "output_text", "text", "refusal", "reasoning_text", "summary_text"]
-    text: str | None = None
-    refusal: str | None = None
-
-
-class InputImage(BaseModel):
-    """An image as a data URL."""
-
-    type: Literal["input_image"]
-    image_url: str
-    detail: str | None = None
-
-
-class InputMessage(BaseModel):
-    """A message."""
-
-    type: Literal["message"] | None = None
-    role: Literal["user", "assistant", "system", "developer"]
-    content: str | list[InputPart | InputImage | AudioPart] | None
-
-
-class InputCall(BaseModel):
-    """A call that an earlier answer made."""
-
-    type: Literal["function_call"]
-    call_id: Name
-    name: Name
-    arguments: str
-
-
-class InputCallOutput(BaseModel):
-    """What a called function gave."""
-
-    type: Literal["function_call_output"]
-    call_id: Name
-    output: str | list[InputPart]
-
-
-class InputReasoning(BaseModel):
-    """The reasoning of an earlier answer."""
-
-    type: Literal["reasoning"]
-    content: list[InputPart] | None = None
-    summary: list[InputPart] | None = None
 
 
 class _ItemReader:
@@ -107,6 +66,9 @@ class _ItemReader:
             self.problems.append(f"{at} is {shown(item)}; give an object")
             return
         kind = item.get("type", "message" if "role" in item else None)
+        if isinstance(kind, str) and kind in _RUN_ELSEWHERE:
+            self.unread.append(at)
+            return
         if not isinstance(kind, str) or kind not in _FIELDS:
             self.problems.append(f"{at}.type {_told(kind)}; {_instead_of(kind)}")
             return
@@ -115,6 +77,8 @@ class _ItemReader:
             "message": self._message,
             "function_call": self._call,
             "function_call_output": self._output,
+            "custom_tool_call": self._custom_call,
+            "custom_tool_call_output": self._output,
             "reasoning": self._reasoning,
         }
         readers[kind](item, at)
@@ -141,10 +105,21 @@ class _ItemReader:
             turn["reasoning_content"] = "\n".join(filter(None, [turn.get("reasoning_content"), text]))
 
     def _call(self, item: dict[str, Any], at: str) -> None:
-        name, call_id = self._name(item, "name", at), self._name(item, "call_id", at)
         arguments = item.get("arguments")
         if not isinstance(arguments, str):
             self.problems.append(f"{at}.arguments {_told(arguments)}; give the JSON of an object as a string")
+        self._add_call(item, arguments, at)
+
+    def _custom_call(self, item: dict[str, Any], at: str) -> None:
+        given = item.get("input")
+        if not isinstance(given, str):
+            self.problems.append(f"{at}.input {_told(given)}; give a string")
+        self._add_call(item, {"input": given}, at)
+
+    def _add_call(self, item: dict[str, Any], arguments: object, at: str) -> None:
+        name, call_id = self._name(item, "name", at), self._name(item, "call_id", at)
+        namespace = self._name(item, "namespace", at) if item.get("namespace") else ""
+        name = joined_name(namespace, name)
         self._called.add(call_id)
         call = {"id": call_id, "type": "function", "function": {"name": name, "arguments": arguments}}
         self._turn(after=()).setdefault("tool_calls", []).append(call)
@@ -265,6 +240,5 @@ def _input(given: object, info: ValidationInfo) -> object:
     return reader.messages
 
 
-_Items = Annotated[list[InputMessage | InputCall | InputCallOutput | InputReasoning], Field(min_length=1)]
-ResponseInput = Annotated[list[SkipValidation[dict[str, Any]]], BeforeValidator(_input), JsonSchemaOf(str | _Items)]
+ResponseInput = Annotated[list[SkipValidation[dict[str, Any]]], BeforeValidator(_input), JsonSchemaOf(str | InputItems)]
 """Messages, made of a text or of items."""

@@ -9,6 +9,8 @@ import json
 import secrets
 from typing import TYPE_CHECKING, ClassVar
 
+from llamafu.server.schemas.response_tools import has_text_begun, input_of
+
 if TYPE_CHECKING:
     from collections.abc import Iterator, Sequence
 
@@ -51,8 +53,8 @@ class OutputItem:
         """Yield the events before any text."""
         yield "response.output_item.added", f'{self._index},"item":{self.json()}'
 
-    def delta(self, text: str, logprobs: Sequence[str] = ()) -> Event:
-        """Return the event of more text."""
+    def delta(self, text: str, logprobs: Sequence[str] = ()) -> Iterator[Event]:
+        """Yield the event of more text, which was added before."""
         raise NotImplementedError
 
     def end(self, status: str) -> Iterator[Event]:
@@ -76,9 +78,9 @@ class _PartItem(OutputItem):
         yield from super().begin()
         yield "response.content_part.added", f'{self._at},"part":{self._part()}'
 
-    def delta(self, text: str, logprobs: Sequence[str] = ()) -> Event:
-        """Return the event of more text."""
-        return f"response.{self.part}.delta", f'{self._at},"delta":{write(text)}{self._beside(logprobs)}'
+    def delta(self, text: str, logprobs: Sequence[str] = ()) -> Iterator[Event]:
+        """Yield the event of more text."""
+        yield f"response.{self.part}.delta", f'{self._at},"delta":{write(text)}{self._beside(logprobs)}'
 
     def end(self, status: str) -> Iterator[Event]:
         """Give the item its last status, and yield the events after all text."""
@@ -150,10 +152,11 @@ class CallItem(OutputItem):
 
     prefix = "fc"
 
-    def __init__(self, index: int, call_id: str, name: str) -> None:
+    def __init__(self, index: int, call_id: str, name: str, namespace: str = "") -> None:
         super().__init__(index)
         self._call_id = call_id
         self._name = name
+        self._namespace = namespace
 
     def json(self) -> str:
         """Return the item as JSON."""
@@ -163,18 +166,61 @@ class CallItem(OutputItem):
                 "type": "function_call",
                 "status": self.status,
                 "call_id": self._call_id,
+                **({"namespace": self._namespace} if self._namespace else {}),
                 "name": self._name,
                 "arguments": self.text,
             }
         )
 
-    def delta(self, text: str, logprobs: Sequence[str] = ()) -> Event:
-        """Return the event of more arguments."""
+    def delta(self, text: str, logprobs: Sequence[str] = ()) -> Iterator[Event]:
+        """Yield the event of more arguments."""
         del logprobs
-        return "response.function_call_arguments.delta", f'{self._place},"delta":{write(text)}'
+        yield "response.function_call_arguments.delta", f'{self._place},"delta":{write(text)}'
 
     def end(self, status: str) -> Iterator[Event]:
         """Give the item its last status, and yield the events after all arguments."""
         done = f'{self._place},"name":{write(self._name)},"arguments":{write(self.text)}'
         yield "response.function_call_arguments.done", done
         yield from super().end(status)
+
+
+class CustomCallItem(CallItem):
+    """A call of a tool whose input is a text; what is added are the arguments that the model writes, which have the input."""
+
+    prefix = "ctc"
+
+    def __init__(self, index: int, call_id: str, name: str, namespace: str = "") -> None:
+        super().__init__(index, call_id, name, namespace)
+        self._told = ""
+
+    def json(self) -> str:
+        """Return the item as JSON."""
+        return write(
+            {
+                "id": self.id,
+                "type": "custom_tool_call",
+                "status": self.status,
+                "call_id": self._call_id,
+                **({"namespace": self._namespace} if self._namespace else {}),
+                "name": self._name,
+                "input": input_of(self.text),
+            }
+        )
+
+    def delta(self, text: str, logprobs: Sequence[str] = ()) -> Iterator[Event]:
+        """Yield the event of more input, where there is more."""
+        del text, logprobs
+        if has_text_begun(self.text) and len(found := input_of(self.text)) > len(self._told):
+            yield self._more(found)
+
+    def end(self, status: str) -> Iterator[Event]:
+        """Give the item its last status, and yield the events after all input."""
+        found = input_of(self.text)
+        if found != self._told:
+            yield self._more(found)
+        yield "response.custom_tool_call_input.done", f'{self._place},"input":{write(found)}'
+        yield from OutputItem.end(self, status)
+
+    def _more(self, found: str) -> Event:
+        told, self._told = self._told, found
+        return "response.custom_tool_call_input.delta", f'{self._place},"delta":{write(found[len(told) :])}'

@@ -3,16 +3,16 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import TYPE_CHECKING, Annotated, Any, ClassVar, Literal
+from itertools import chain
+from typing import TYPE_CHECKING, Any, ClassVar, Literal
 
-from pydantic import AliasChoices, BeforeValidator, Field, SkipValidation
+from pydantic import AliasChoices, Field
 
-from llamafu.generation.tools.tool import CHOICES, named_function
 from llamafu.server.schemas.base import ObjectBody
-from llamafu.server.schemas.field_types import JsonSchemaOf, Legal, Name, must_be
 from llamafu.server.schemas.option_fields import option_field
 from llamafu.server.schemas.requests import MOST_LOGPROBS, MOST_TOOLS, AnswerBody
 from llamafu.server.schemas.response_input import ResponseInput
+from llamafu.server.schemas.response_tools import CallableTool, ResponseTool, ToolChoice, choice_of_chats
 from llamafu.server.schemas.unsupported_fields import UNSUPPORTED, WITHOUT_EFFECT, Unsupported
 
 if TYPE_CHECKING:
@@ -43,7 +43,6 @@ _NOT_RESPONSES = {
     "response_format": Unsupported(({"type": "text"},), "give it as text.format"),
     "reasoning_effort": Unsupported((), "give it as reasoning.effort"),
 }
-_LEGAL_CHOICE = "'auto', 'none', 'required' or {'type': 'function', 'name': ...} with the name of one of the tools"
 
 
 class TextFormat(ObjectBody):
@@ -77,50 +76,6 @@ class ReasoningOptions(ObjectBody):
     generate_summary: str | None = None
 
 
-class FunctionTool(ObjectBody):
-    """A function that the answer may call."""
-
-    type: Annotated[Literal["function"], Legal("'function': your program runs it, since nothing is searched or run here")]
-    name: Name
-    description: str | None = None
-    parameters: dict[str, Any] | None = None
-    strict: bool | None = None
-
-    def flat(self) -> dict[str, Any]:
-        """Return what was given."""
-        names = ("type", "name", "description", "parameters", "strict")
-        return {name: value for name in names if (value := getattr(self, name)) is not None}
-
-    def nested(self) -> dict[str, Any]:
-        """Return the same as chats have it."""
-        function = self.flat()
-        return {"type": function.pop("type"), "function": function}
-
-
-class NamedChoice(ObjectBody):
-    """The choice of one function, which the answer has to call."""
-
-    type: Literal["function"]
-    name: Name
-
-
-def _tool_choice(given: object) -> object:
-    """Read a choice, and return it as chats have it."""
-    if isinstance(given, str) and given in CHOICES:
-        return given
-    choice = {"type": given.get("type"), "function": {"name": given.get("name")}} if isinstance(given, dict) else None
-    if named_function(choice) is None:
-        raise must_be(_LEGAL_CHOICE)
-    return choice
-
-
-FunctionChoice = Annotated[
-    SkipValidation[str | dict[str, Any]],
-    BeforeValidator(_tool_choice),
-    JsonSchemaOf(Literal["auto", "none", "required"] | NamedChoice),
-]
-
-
 class ResponseBody(AnswerBody):
     """`POST /v1/responses`."""
 
@@ -132,8 +87,8 @@ class ResponseBody(AnswerBody):
     max_tokens: int | None = option_field("max_tokens", preferred="max_output_tokens")
     text: TextOptions = TextOptions()
     reasoning: ReasoningOptions = ReasoningOptions()
-    tools: list[FunctionTool] = Field([], max_length=MOST_TOOLS)
-    tool_choice: FunctionChoice = "auto"
+    tools: list[ResponseTool] = Field([], max_length=MOST_TOOLS)
+    tool_choice: ToolChoice = "auto"
     parallel_tool_calls: bool = True
     include: list[Includable] = Field([], max_length=MOST_TOOLS)
     top_logprobs: int | None = Field(None, ge=0, le=MOST_LOGPROBS)
@@ -153,13 +108,17 @@ class ResponseBody(AnswerBody):
             return [{**first, "content": f"{self.instructions}\n\n{first['content']}"}, *rest]
         return [{"role": "system", "content": self.instructions}, *messages]
 
+    def callables(self) -> list[CallableTool]:
+        """Return the tools that the answer may call."""
+        return [found for tool in self.tools for found in tool.callables()]
+
     def chat_options(self) -> dict[str, Any]:
         """Return how the messages become a prompt, and what the answer may call, as options of the engine's `chat`."""
         hints = {"reasoning_effort": self.reasoning.effort, "verbosity": self.text.verbosity}
         variables = {name: hint for name, hint in hints.items() if hint is not None}
         return {
-            "tools": [tool.nested() for tool in self.tools],
-            "tool_choice": self.tool_choice,
+            "tools": [tool.as_chats_have_it() for tool in self.callables()],
+            "tool_choice": choice_of_chats(self.tool_choice),
             "parallel_tool_calls": self.parallel_tool_calls,
             "chat_template_kwargs": variables | (self.chat_template_kwargs or {}),
             "continue_final_message": False,
@@ -183,6 +142,7 @@ class ResponseBody(AnswerBody):
     def contradictions(self) -> list[str]:
         """Return options that exclude each other."""
         found = super().contradictions()
+        found += chain.from_iterable(tool.misplaced(f"tools[{index}]") for index, tool in enumerate(self.tools))
         wanted = self.text.format
         if wanted is not None and wanted.type == "json_schema" and wanted.json_schema is None:
             found.append("text.format.schema is missing; give a JSON Schema")

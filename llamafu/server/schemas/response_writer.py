@@ -8,10 +8,9 @@ from typing import TYPE_CHECKING, Any
 
 from llamafu.generation.completion import Piece
 from llamafu.generation.options import OPTION_SPECS
-from llamafu.generation.tools.tool import named_function
 from llamafu.server.schemas.logprobs import TokenReports
 from llamafu.server.schemas.openai_writer import lora, seed
-from llamafu.server.schemas.response_items import CallItem, MessageItem, OutputItem, ReasoningItem, write
+from llamafu.server.schemas.response_items import CallItem, CustomCallItem, MessageItem, OutputItem, ReasoningItem, write
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Sequence
@@ -36,6 +35,7 @@ class ResponseWriter:
         head = {"id": f"resp_{secrets.token_hex(24)}", "object": "response", "created_at": int(time.time()), "model": model}
         self._head = write(head)[:-1]
         self._asked = _asked(body)
+        self._tools = {found.name: found for found in body.callables()}
         self._items: list[OutputItem] = []
         self._open: OutputItem | None = None
         self._count = 0
@@ -51,7 +51,7 @@ class ResponseWriter:
         if completion.text or not completion.tool_calls:
             self._append(MessageItem(0)).add(completion.text, self._reported(completion.logprobs or ()))
         for call in completion.tool_calls:
-            self._append(CallItem(0, call.id, call.name)).add(call.arguments)
+            self._append(self._call_item(0, call.id, call.name)).add(call.arguments)
         status = _status(completion)
         for number, item in enumerate(self._items, 1):
             is_cut = number == len(self._items) or not (completion.text or completion.tool_calls)
@@ -121,9 +121,17 @@ class ResponseWriter:
     def _call(self, delta: ToolCallDelta) -> Iterator[Event]:
         if delta.id:
             yield from self._close("completed")
-            yield from self._begin(CallItem(len(self._items), delta.id, delta.name))
+            yield from self._begin(self._call_item(len(self._items), delta.id, delta.name))
         if delta.arguments:
             yield from self._add(delta.arguments)
+
+    def _call_item(self, index: int, call_id: str, name: str) -> CallItem:
+        """Return the item of a call by the name that the model calls a tool by."""
+        found = self._tools.get(name)
+        if found is None:
+            return CallItem(index, call_id, name)
+        kind = CustomCallItem if found.tool.type == "custom" else CallItem
+        return kind(index, call_id, found.tool.name, found.namespace)
 
     def _begin(self, item: OutputItem) -> Iterator[Event]:
         self._open = self._append(item)
@@ -132,7 +140,7 @@ class ResponseWriter:
     def _add(self, text: str, logprobs: Sequence[str] = ()) -> Iterator[Event]:
         assert self._open is not None  # noqa: S101 - an item was begun
         self._open.add(text, logprobs)
-        yield self._open.delta(text, logprobs)
+        yield from self._open.delta(text, logprobs)
 
     def _close(self, status: str) -> Iterator[Event]:
         if self._open is not None:
@@ -182,7 +190,6 @@ def _usage(completion: Completion) -> dict[str, Any]:
 
 def _asked(body: ResponseBody) -> str:
     """Return the fields that say what was asked, as JSON without braces; what takes long is written piece by piece."""
-    name = named_function(body.tool_choice)
     given = body.options()
     wanted = {"type": "text"} if body.text.format is None else body.text.format.given()
     fields = {
@@ -196,7 +203,7 @@ def _asked(body: ResponseBody) -> str:
         "store": False,
         "temperature": given.get("temperature", _DEFAULTS["temperature"]),
         "text": {"format": wanted, "verbosity": body.text.verbosity},
-        "tool_choice": body.tool_choice if name is None else {"type": "function", "name": name},
+        "tool_choice": body.tool_choice,
         "top_logprobs": body.top_logprobs or 0,
         "top_p": given.get("top_p", _DEFAULTS["top_p"]),
         "truncation": "disabled",

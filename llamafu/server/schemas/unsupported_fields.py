@@ -47,8 +47,8 @@ UNSUPPORTED: Mapping[str, Unsupported] = {
     "suffix": Unsupported(("",), "write prefix and suffix into the prompt, in the form that the model was trained on"),
     "modalities": Unsupported((["text"], []), "answers are text; leave it out"),
     "web_search_options": Unsupported((), "nothing is searched here; give what was found as a message"),
-    "functions": Unsupported(([],), "this older form is not read; give tools"),
-    "function_call": Unsupported(("none", "auto"), "this older form is not read; give tools and tool_choice"),
+    "functions": Unsupported(([],), "this older form is read in chats alone; give tools"),
+    "function_call": Unsupported(("none", "auto"), "this older form is read in chats alone; give tools and tool_choice"),
     # vLLM
     "use_beam_search": Unsupported((False,), "answers are sampled; leave it out, and use n for several"),
     "length_penalty": Unsupported((1, 0), "it belongs to beam search, which is not done here; leave it out"),
@@ -62,6 +62,7 @@ UNSUPPORTED: Mapping[str, Unsupported] = {
     "bad_words": Unsupported(([],), _TOKENS),
     "structural_tag": Unsupported((), _BY_GRAMMAR),
     "documents": Unsupported(([],), "give the documents as messages"),
+    "chat_template": Unsupported(("",), "the model's own is used; render the messages, and give the prompt to /v1/completions"),
     # llama-server
     "dynatemp_range": Unsupported((0,), "leave it out, and use temperature"),
     "t_max_predict_ms": Unsupported((-1, 0), "the server's --max-time ends long answers; give max_tokens"),
@@ -70,10 +71,12 @@ UNSUPPORTED: Mapping[str, Unsupported] = {
     "return_tokens": Unsupported((False,), "give logprobs, which names the tokens"),
     "image_data": Unsupported(([],), "only text is read here; leave it out"),
     "n_indent": Unsupported((0,), "hold the form by a grammar"),
-    "adaptive_target": Unsupported((-1,), _SAMPLER),
+    "adaptive_target": Unsupported((-1, -0.01), _SAMPLER),
     "grammar_lazy": Unsupported((False,), "a grammar holds from the first token on; give tools, whose calls are held later"),
     "grammar_triggers": Unsupported(([],), "a grammar holds from the first token on; leave it out"),
     "preserved_tokens": Unsupported(([],), "leave it out, and give tools, whose marks are kept"),
+    # KoboldAI and transformers, which mean different things
+    "max_length": Unsupported((), "give max_tokens, the most tokens of the answer"),
     # TabbyAPI
     "add_bos_token": Unsupported((True,), "give the prompt as token ids, with or without it"),
     "tfs": Unsupported((1,), _SAMPLER),

@@ -107,7 +107,7 @@ print(
             "refused": [
                 refused(model="gone"),
                 refused(previous_response_id="resp_1"),
-                refused(tools=[{"type": "web_search"}]),
+                refused(tools=[{"type": "web_search"}], tool_choice={"type": "web_search"}),
                 refused(truncation="auto"),
             ],
         }
