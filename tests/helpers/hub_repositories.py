@@ -47,16 +47,16 @@ class _Handler(BaseHTTPRequestHandler):
 
     def do_GET(self):
         self.server.asked.append(f"{self.command} {self.path}")
-        path = unquote(urlsplit(self.path).path).strip("/")
+        path = urlsplit(self.path).path.strip("/")
         if self.server.status:
             self._answer(self.server.status, b"")
         elif path.startswith("api/models/"):
-            owner, name, _, revision, *_ = [*path.removeprefix("api/models/").split("/", 3), "", "main"]
-            self._info(f"{owner}/{name}", "main" if revision in {"", "main"} else revision, is_tree="/tree/" in path)
+            owner, name, _, revision, *_ = [*path.removeprefix("api/models/").split("/", 3), "", ""]
+            self._info(f"{owner}/{name}", unquote(revision) or "main", is_tree="/tree/" in path)
         else:
             owner, name, _, rest = path.split("/", 3)
             revision, _, file = rest.partition("/")
-            self._file(f"{owner}/{name}", revision, file)
+            self._file(f"{owner}/{name}", unquote(revision), unquote(file))
 
     do_HEAD = do_GET  # noqa: N815 - http.server's name
 
