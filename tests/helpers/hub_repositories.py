@@ -20,9 +20,12 @@ TOKEN = "hf_of_a_member"  # noqa: S105 - nobody's
 
 @dataclass
 class Repository:
-    """Files by name, at each revision. `needs`: "" for everybody's, or "token" (private) or "access" (gated)."""
+    """Contents of files by name, at each revision; for the package also paths, which are linked.
 
-    files: dict[str, bytes]
+    `needs`: "" for everybody's, or "token" (private) or "access" (gated).
+    """
+
+    files: dict[str, bytes | Path]
     needs: str = ""
     others: dict[str, dict[str, bytes]] = field(default_factory=dict)
     """Files of further branches and tags."""
@@ -195,7 +198,10 @@ class HubPackage:
         if not path.exists():
             self.fetched.append(name)
             path.parent.mkdir(parents=True, exist_ok=True)
-            path.write_bytes(files[name])
+            if isinstance(files[name], Path):
+                path.symlink_to(files[name])
+            else:
+                path.write_bytes(files[name])
         reference = self._folder(repo) / "refs" / (revision or "main")
         reference.parent.mkdir(parents=True, exist_ok=True)
         reference.write_text(commit)
