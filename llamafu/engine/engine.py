@@ -121,7 +121,7 @@ class Engine(EngineAdapterHost):
         self.model_facts = ModelFacts.of(self._runtime.instance.context)
         self._scheduler = Scheduler(self._runtime, options)
         self._registry = AdapterRegistry(self._runtime.base, partial(demand_usable, self._runtime))
-        self._worker = Worker(self._scheduler, max_sequences=max_sequences, max_queue=max_queue)
+        self._worker = Worker(self._scheduler, max_sequences=options.max_sequences, max_queue=options.max_queue)
         self._adapters = AdapterManager(self._registry, self._runtime, self._worker, self.scale_range)
         self._submission = Submission(self._runtime, self._worker, self._adapters, options)
         self._embedder = Embedder(self._runtime, self._worker, self._adapters)

@@ -86,10 +86,10 @@ class Llamafu(ModelAdapterHost):
         embeddings: bool = False,
         **devices: Unpack[DeviceArguments],
     ) -> None:
-        check_whole("n_ctx", n_ctx, low=2, high=_INT32_MAX)
-        check_whole("n_batch", n_batch, low=1, high=_INT32_MAX)
-        n_threads = min(usable_cpus(), MOST_THREADS) if n_threads is None else n_threads
-        check_whole("n_threads", n_threads, low=1, high=MOST_THREADS)
+        n_ctx = check_whole("n_ctx", n_ctx, low=2, high=_INT32_MAX)
+        n_batch = check_whole("n_batch", n_batch, low=1, high=_INT32_MAX)
+        threads = min(usable_cpus(), MOST_THREADS) if n_threads is None else n_threads
+        n_threads = check_whole("n_threads", threads, low=1, high=MOST_THREADS)
         placing = DeviceOptions.of(devices, Llamafu.__init__)
         if flash_attn not in FLASH_ATTENTION:
             message = f"flash_attn={flash_attn!r} is none of {', '.join(map(repr, FLASH_ATTENTION))}"
