@@ -231,7 +231,7 @@ def test_verbs(hub, real, tmp_path, capsys):
     assert main(["compare", ADAPTER, "hf:tiny/pirate/b.gguf", "--json"]) == 0
     assert json.loads(capsys.readouterr().out)["names"] == ["a", "b"]
     assert main(["convert", FOLDER, "-o", str(tmp_path / "c.gguf"), "--base", MODEL]) == 0
-    assert main(["merge", f"{ADAPTER}=0.5", "-o", str(tmp_path / "m.gguf")]) == 0
+    assert main(["merge", f"{ADAPTER}=0.5", FOLDER, "-o", str(tmp_path / "m.gguf"), "--base", MODEL]) == 0
     assert main(["bake", "-m", MODEL, "--lora", ADAPTER, "-o", str(tmp_path / "b.gguf")]) == 0
     capsys.readouterr()
     options = ["-m", MODEL, "--n-ctx", "64", "--threads", "1", "--library", str(real.path)]
