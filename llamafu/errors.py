@@ -51,6 +51,7 @@ class ErrorCode(IntEnum):
     CONTEXT_OVERFLOW = -106
     QUEUE_FULL = -107
     STATE_FILE_INVALID = -108
+    HUB_FAILED = -109
 
 
 class LlamafuError(Exception):
@@ -204,3 +205,9 @@ class StateFileError(LlamafuError, ValueError):
     """A saved state that is damaged or belongs to another model or adapter set."""
 
     code = ErrorCode.STATE_FILE_INVALID
+
+
+class HubError(LlamafuError):
+    """A reference to the Hugging Face hub that is none, leads to nothing that can be used, or cannot be fetched."""
+
+    code = ErrorCode.HUB_FAILED

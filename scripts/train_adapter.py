@@ -1,6 +1,6 @@
 """Train a LoRA adapter with PEFT on a dequantised GGUF model, on the CPU.
 
-    pip install torch transformers peft gguf
+    pip install "llamafu[peft]"
     python scripts/train_adapter.py --base MODEL.gguf --data scripts/adapter_data/pirate.jsonl --out DIR
 
 The data is one {"question": ..., "answer": ...} a line, or {"prompt": ..., "answer": ...} with a prompt as it is. The loss

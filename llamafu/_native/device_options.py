@@ -43,7 +43,7 @@ class DeviceOption:
 
     name, annotation, default, doc: as the field of `DeviceOptions` has them; `doc` is one line without a full stop.
     read: makes the value of a text of the command line, of a variable or of a settings file; ValueError.
-    check: raises ValueError for a value that is not legal; its arguments are name and value.
+    check: returns a legal value, a whole number as an int; ValueError for another. Its arguments are name and value.
     flags: a further flag beside the one that the name makes, or nothing.
     metavar: what `--help` calls the value.
     """
@@ -53,19 +53,17 @@ class DeviceOption:
     default: Any
     doc: str
     read: Callable[[str], Any]
-    check: Callable[[str, Any], None]
+    check: Callable[[str, Any], Any]
     flags: str
     metavar: str
 
     def parse(self, text: str) -> Any:
         """Return the checked value of a text; ValueError."""
-        value = self.read(text)
-        self.check(self.name, value)
-        return value
+        return self.check(self.name, self.read(text))
 
 
 def _option(
-    doc: str, *, default: Any, read: Callable[[str], Any], check: Callable[[str, Any], None], metavar: str, flags: str = ""
+    doc: str, *, default: Any, read: Callable[[str], Any], check: Callable[[str, Any], Any], metavar: str, flags: str = ""
 ) -> Any:
     return field(default=default, metadata={"doc": doc, "read": read, "check": check, "metavar": metavar, "flags": flags})
 
@@ -94,58 +92,60 @@ def _read_shares(text: str) -> tuple[float, ...]:
         raise ValueError(message) from None
 
 
-def _check_layers(name: str, value: Any) -> None:
+def _check_layers(name: str, value: Any) -> int | str:
     if value == "auto":
-        return
+        return "auto"
     try:
-        check_whole(name, value, low=-1, high=_INT32_MAX)
+        return check_whole(name, value, low=-1, high=_INT32_MAX)
     except ValueError as error:
         message = f"{error}, nor 'auto'"
         raise ValueError(message) from None
 
 
-def _check_names(name: str, value: Any) -> None:
+def _check_names(name: str, value: Any) -> Any:
     if value is None:
-        return
+        return None
     names = tuple(value) if isinstance(value, Sequence) and not isinstance(value, str) else (None,)
     if not all(isinstance(each, str) and each for each in names) or len(set(names)) < len(names):
         message = (
             f"{name}={value!r} is no sequence of different names of devices, such as ['Vulkan0']; `llamafu doctor` lists them"
         )
         raise ValueError(message)
+    return value
 
 
-def _check_split_mode(name: str, value: Any) -> None:
+def _check_split_mode(name: str, value: Any) -> Any:
     if value not in SPLIT_MODES:
         message = f"{name}={value!r} is none of {', '.join(map(repr, SPLIT_MODES))}"
         raise ValueError(message)
+    return value
 
 
-def _check_shares(name: str, value: Any) -> None:
+def _check_shares(name: str, value: Any) -> Any:
     if value is None:
-        return
+        return None
     shares = tuple(value) if isinstance(value, Sequence) and not isinstance(value, str) else ()
     for share in shares:
         check_number(f"a share of {name}", share, low=0)
     if not 0 < len(shares) <= _MOST_DEVICES or not any(shares):
         message = f"{name}={value!r} is no sequence of 1 to {_MOST_DEVICES} shares, one for each device, with one above 0"
         raise ValueError(message)
+    return value
 
 
-def _check_truth(name: str, value: Any) -> None:
+def _check_truth(name: str, value: Any) -> bool:
     if not isinstance(value, bool):
         message = f"{name}={value!r} is neither True nor False"
         raise ValueError(message)  # noqa: TRY004 - every value that is not legal is a ValueError here
+    return value
 
 
-def _check_truth_or_none(name: str, value: Any) -> None:
-    if value is not None:
-        _check_truth(name, value)
+def _check_truth_or_none(name: str, value: Any) -> bool | None:
+    return None if value is None else _check_truth(name, value)
 
 
-def _check_rows(name: str, value: Any) -> None:
-    if value is not None:
-        check_whole(name, value, low=1, high=_INT32_MAX)
+def _check_rows(name: str, value: Any) -> int | None:
+    return None if value is None else check_whole(name, value, low=1, high=_INT32_MAX)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -228,7 +228,7 @@ class DeviceOptions:
 
     def __post_init__(self) -> None:
         for option in DEVICE_OPTIONS:
-            option.check(option.name, getattr(self, option.name))
+            object.__setattr__(self, option.name, option.check(option.name, getattr(self, option.name)))
         if self.n_gpu_layers != 0:
             return
         for name in ("devices", "split_mode", "main_gpu", "tensor_split"):

@@ -3,17 +3,23 @@
 from __future__ import annotations
 
 import math
+import operator
 import reprlib
 from collections.abc import Mapping
 from numbers import Real
+from typing import SupportsIndex
 
 _WORDS = {"1": True, "true": True, "yes": True, "on": True, "0": False, "false": False, "no": False, "off": False}
 
 
-def check_whole(name: str, value: object, *, low: float | None = None, high: float | None = None) -> None:
-    """Raise ValueError unless `value`, the argument `name`, is a whole number within the limits. None is no limit."""
-    if isinstance(value, int) and not isinstance(value, bool) and _within(value, low, high):
-        return
+def check_whole(name: str, value: object, *, low: float | None = None, high: float | None = None) -> int:
+    """Return `value`, the argument `name`, as an int: NumPy's integers and the like are whole numbers, truth values are none.
+
+    ValueError unless it is a whole number within the limits. None is no limit.
+    """
+    number = whole_number(value)
+    if number is not None and _within(number, low, high):
+        return number
     message = f"{name}={value!r} is not a whole number{'' if low is None else f' {range_text(low, high)}'}"
     raise ValueError(message)
 
@@ -39,6 +45,16 @@ def check_numbers_by(name: str, value: object, form: str) -> None:
         if isinstance(number, bool) or not isinstance(number, Real):
             message = f"{name} has {number!r} for {key}, which is no number; give {form}"
             raise TypeError(message)
+
+
+def whole_number(value: object) -> int | None:
+    """Return what stands for a whole number, by its `__index__`, as an int; None for anything else, and for truth values."""
+    if isinstance(value, bool) or not isinstance(value, SupportsIndex):
+        return None
+    try:
+        return operator.index(value)
+    except TypeError:  # NumPy's truth values
+        return None
 
 
 def finite_number(value: object) -> float | None:

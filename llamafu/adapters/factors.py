@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from pathlib import Path
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -14,10 +13,12 @@ from llamafu.adapters.info import is_flipped
 from llamafu.adapters.peft.convert import convert_folder
 from llamafu.adapters.peft.folder import read_folder
 from llamafu.errors import LoraIncompatibleError
+from llamafu.hub.local import local_adapter
 
 if TYPE_CHECKING:
     import os
     from collections.abc import Iterable
+    from pathlib import Path
 
     from llamafu.adapters.gguf.base_model import BaseModel
     from llamafu.adapters.svd import Factors
@@ -33,7 +34,7 @@ def read_compatible(
     Raises what `convert_peft` and `read_adapter` raise, and LoraIncompatibleError, which names every mismatch: another
     architecture, another size of a tensor that both change, or an adapter that does not fit `base`.
     """
-    files = [one if isinstance(one, AdapterFile) else _read(Path(one), base) for one in adapters]
+    files = [one if isinstance(one, AdapterFile) else _read(local_adapter(one), base) for one in adapters]
     first = files[0]
     shapes = {tensor.name: (tensor.shape, first.path) for tensor in first.info.tensors}
     problems = []

@@ -13,18 +13,21 @@ import mmap
 import os
 import stat
 from dataclasses import dataclass, replace
-from pathlib import Path
 from typing import TYPE_CHECKING, NamedTuple
 
+from llamafu._util.adapter_files import CONFIG
 from llamafu.adapters.gguf.container import SUFFIX
 from llamafu.adapters.gguf.reader import read_container
 from llamafu.adapters.gguf.values import USABLE_TYPES, as_float32, not_finite
 from llamafu.adapters.info import AdapterInfo, is_expert, is_flipped, summarise
 from llamafu.adapters.invalid_file import invalid_file
 from llamafu.errors import ErrorCode, LoraLoadError
+from llamafu.hub.folder_name import folder_name
+from llamafu.hub.local import local_adapter
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
+    from pathlib import Path
 
     import numpy as np
     from numpy.typing import NDArray
@@ -86,21 +89,22 @@ def inspect_adapter(path: str | os.PathLike[str]) -> AdapterInfo:
 
 
 def read_adapter(path: str | os.PathLike[str]) -> AdapterFile:
-    """Read and check the adapter at `path`, a GGUF file.
+    """Read and check the adapter at `path`, a GGUF file, or a reference to one on the Hugging Face hub (`hf:owner/repo`).
 
     Raises:
+        HubError: the reference leads to no adapter, or it cannot be fetched.
         AdapterFileNotFoundError: nothing is there (a LoraLoadError and a FileNotFoundError).
         LoraLoadError: the file cannot be read.
         InvalidAdapterFileError: it is no sound adapter; `.problems` has everything that is wrong.
 
     """
-    path = Path(path)
+    path = local_adapter(path)
     return check_adapter(_read(path), path)
 
 
 def default_name(path: Path) -> str:
-    """An adapter's name when none is given: a folder's whole name, whatever dots are in it, or a file's without `.gguf`."""
-    return path.stem if path.suffix == SUFFIX and not path.is_dir() else path.name
+    """An adapter's name when none is given: a file's without `.gguf`, or what `folder_name` says, whatever dots are in it."""
+    return path.stem if path.suffix == SUFFIX and not path.is_dir() else folder_name(path)
 
 
 def check_adapter(content: bytes, path: Path) -> AdapterFile:
@@ -174,7 +178,7 @@ def _read(path: Path) -> bytes:
 
 
 def _folder_problem(path: Path) -> str:
-    if (path / "adapter_config.json").exists():
+    if (path / CONFIG).exists():
         return (
             "a folder with a PEFT adapter, which needs its base model: load it with Llamafu, or convert it first "
             "(`llamafu convert`); commands take it with --base MODEL"

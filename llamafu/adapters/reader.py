@@ -9,11 +9,12 @@ from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Literal
 
+from llamafu._util.adapter_files import CONFIG
 from llamafu.adapters.compatibility import CompatibilityReport, check_compatibility
 from llamafu.adapters.file import AdapterFile, read_adapter
 from llamafu.adapters.gguf.container import SUFFIX
-from llamafu.adapters.peft.config import CONFIG
 from llamafu.errors import ErrorCode, InvalidAdapterFileError, LoraError, LoraIncompatibleError
+from llamafu.hub.local import local_adapter
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -56,9 +57,10 @@ class AdapterReader:
     def read(self, path: str | os.PathLike[str], *, drop: Sequence[str] = ()) -> AdapterFile:
         """Read and check the adapter at `path`, a GGUF file or PEFT folder; whether it fits the base model is not checked.
 
-        `drop` leaves modules of a folder out as `convert_peft` does.
+        It may be a reference to the Hugging Face hub. `drop` leaves modules of a folder out as `convert_peft` does.
 
         Raises:
+            HubError: the reference leads to no adapter, or it cannot be fetched.
             AdapterFileNotFoundError: nothing is there (a LoraLoadError and a FileNotFoundError).
             LoraLoadError: it cannot be read.
             InvalidAdapterFileError: it is damaged, or holds what a GGUF adapter cannot express; `.problems` has all.
@@ -66,7 +68,7 @@ class AdapterReader:
             LoraError: `drop` for a GGUF file, or with what is in no module's name.
 
         """
-        path = Path(path)
+        path = local_adapter(path)
         if not is_peft_folder(path):
             if drop:
                 message = f"{path}: drop={list(drop)!r} is for PEFT folders, and this is none; leave it out"

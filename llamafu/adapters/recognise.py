@@ -7,9 +7,10 @@ import mmap
 import re
 from typing import TYPE_CHECKING
 
+from llamafu._util.adapter_files import CONFIG
 from llamafu.adapters.file import other_kind
 from llamafu.adapters.gguf.reader import read_container
-from llamafu.adapters.peft.config import CONFIG, LARGEST_CONFIG
+from llamafu.adapters.peft.config import LARGEST_CONFIG
 from llamafu.errors import InvalidAdapterFileError
 
 if TYPE_CHECKING:

@@ -27,6 +27,7 @@ from llamafu.baking.job import BakeJob
 from llamafu.baking.metadata import BakeMetadata
 from llamafu.baking.options import BakeOptions
 from llamafu.baking.outputs import demand_space, output_paths, refuse_sources
+from llamafu.baking.overshoot import refuse_overshoot
 from llamafu.baking.target_types import ENOUGH_KEPT, chosen_kinds, kinds_that_keep, type_changes
 from llamafu.baking.writer import BakeRecipe
 from llamafu.errors import (
@@ -122,7 +123,7 @@ def bake(  # longer than others for its list of parameters
         TypeError: `adapters` is no mapping to numbers.
         ValueError: no adapter, an unknown dtype, an `output` that is one of the sources, a `calibration` that is too short or
             no text, or one together with a `dtype` that changes the types.
-        InvalidScaleError: a scale that is not finite (a ValueError too).
+        InvalidScaleError: a scale that is not finite, or makes a change larger than any that can be meant (a ValueError too).
         LoraIncompatibleError: an adapter does not fit the model, or is an aLoRA.
         InvalidAdapterFileError, LoraLoadError, ModelLoadError: a source cannot be read or is damaged.
         LoraError: an adapter given twice, a type that cannot be written here or calibrated, a sum too large for its type,
@@ -163,6 +164,7 @@ def bake_for_report(
     files = [reader.read(path) for path in adapters]
     _check_adapters(files, base)
     uses = [(file, float(scale)) for file, scale in zip(files, adapters.values(), strict=True) if scale]
+    refuse_overshoot(uses)
     library = _library(options.library)
     codec: Codec = NumpyCodec() if library is None else GgmlCodec(library)
     kinds = chosen_kinds(shards, uses, options.dtype, codec)

@@ -6,7 +6,9 @@ import argparse
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from llamafu._util.adapter_files import CONFIG
 from llamafu.cli.arguments import EXAMPLE, model_path
+from llamafu.hub.local import local_adapter
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -26,7 +28,8 @@ def read_adapters(paths: Sequence[Path], arguments: argparse.Namespace) -> list[
     """Read GGUF files and PEFT folders. A folder without `--base`, and `--base` without a folder, are usage errors."""
     from llamafu.adapters import read_adapter
 
-    folders = [path for path in paths if (path / "adapter_config.json").is_file()]
+    paths = [local_adapter(path) for path in paths]
+    folders = [path for path in paths if (path / CONFIG).is_file()]
     if folders and not arguments.base:
         arguments.refuse(f"{folders[0]} is a PEFT folder, which needs the model that it is for: give --base MODEL")
     if arguments.base and not folders:

@@ -13,6 +13,7 @@ from llamafu.cli.device_arguments import add_devices, device_arguments
 from llamafu.cli.progress import Progress
 from llamafu.errors import LlamafuError, LoraError, LoraNotFoundError
 from llamafu.generation.options import OPTION_SPECS
+from llamafu.hub.local import is_reference, local_model
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Iterator, Sequence
@@ -40,7 +41,10 @@ class AdapterArgument:
 def add_model(parser: argparse.ArgumentParser, *, n_ctx: int, media: bool = False) -> None:
     """Add `-m`, `--n-ctx` (with this default), `--threads`, `--library` and the options of devices; for `media` `--mmproj`."""
     parser.add_argument(
-        "-m", "--model", required=True, help=f"GGUF model; the word {EXAMPLE!r} means SmolLM2-135M-Instruct, fetched once"
+        "-m",
+        "--model",
+        required=True,
+        help=f"GGUF model, or hf:OWNER/REPO:QUANT; the word {EXAMPLE!r} means SmolLM2-135M-Instruct, fetched once",
     )
     parser.add_argument("--n-ctx", type=at_least(2), default=n_ctx, metavar="N", help="context in tokens (%(default)s)")
     parser.add_argument("--threads", type=at_least(1), metavar="N", help="threads to compute with (default: every CPU)")
@@ -58,7 +62,8 @@ def add_adapters(parser: argparse.ArgumentParser) -> None:
         action="append",
         default=[],
         metavar="PATH[=SCALE]",
-        help="adapter to apply, at scale 1 unless given; 'pirate' and 'shout' are the examples (repeatable)",
+        help="adapter to apply, a path or hf:OWNER/REPO, at scale 1 unless given; 'pirate' and 'shout' are the examples "
+        "(repeatable)",
     )
     parser.add_argument(
         "--scale-range",
@@ -152,7 +157,12 @@ def scale_problem(adapters: Iterable[AdapterArgument], scale_range: tuple[float,
 
 
 def model_path(text: str) -> Path:
-    """Return the path of the model that `-m` names; the example model is downloaded if need be."""
+    """Return the path of the model that `-m` names; the example model, and one on the hub, are fetched if need be."""
+    if is_reference(text):
+        with Progress() as progress:
+            path = local_model(text)
+            progress.show(f"{text} is {path.name}")
+        return path
     if text != EXAMPLE:
         return Path(text)
     from llamafu._util import paths

@@ -17,8 +17,8 @@ def add_parser(subparsers: Any) -> None:
     """Add `check`."""
     text = "Compare an adapter with a model and name every mismatch. Exit status 1 when there is any. Needs no libllama."
     parser = subparsers.add_parser("check", help="does an adapter fit a model?", description=text)
-    parser.add_argument("file", type=Path, metavar="FILE", help="GGUF adapter, or PEFT folder")
-    parser.add_argument("-m", "--model", required=True, help=f"GGUF model, its config.json, or {EXAMPLE!r}")
+    parser.add_argument("file", type=Path, metavar="FILE", help="GGUF adapter, PEFT folder, or hf:OWNER/REPO")
+    parser.add_argument("-m", "--model", required=True, help=f"GGUF model, its config.json, hf:OWNER/REPO, or {EXAMPLE!r}")
     parser.add_argument("--json", action="store_true", help="print JSON")
     parser.set_defaults(run=_run)
 

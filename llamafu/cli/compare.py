@@ -31,7 +31,9 @@ def add_parser(subparsers: Any) -> None:
     """Add `compare`."""
     text = "Show the cosine between the changes that adapters make, overall and by module. Needs neither a model nor libllama."
     parser = subparsers.add_parser("compare", help="which adapters pull the same way?", description=text)
-    parser.add_argument("files", type=Path, nargs="+", metavar="FILE", help="GGUF adapter, or a PEFT folder with --base")
+    parser.add_argument(
+        "files", type=Path, nargs="+", metavar="FILE", help="GGUF adapter, or a PEFT folder with --base; or hf:OWNER/REPO"
+    )
     parser.add_argument("--json", action="store_true", help="print JSON")
     parser.add_argument("--plot", type=png, metavar="PNG", help="draw the matrices into this file (needs the extra 'plot')")
     add_base(parser)

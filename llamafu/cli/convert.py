@@ -22,7 +22,9 @@ def add_parser(subparsers: Any) -> None:
     """Add `convert`."""
     text = "Write the GGUF form of a PEFT or mlx-lm LoRA adapter. Needs no torch, no libllama, and of the model the header."
     parser = subparsers.add_parser("convert", help="make a GGUF adapter of a PEFT or mlx-lm folder", description=text)
-    parser.add_argument("folder", type=Path, metavar="PEFT_DIR", help="folder with adapter_config.json and its weights")
+    parser.add_argument(
+        "folder", type=Path, metavar="PEFT_DIR", help="folder with adapter_config.json and its weights, or hf:OWNER/REPO"
+    )
     parser.add_argument("-o", "--output", type=Path, required=True, metavar="FILE", help="GGUF adapter to write")
     parser.add_argument("--base", required=True, metavar="MODEL", help=f"GGUF model it is for, its config.json, or {EXAMPLE!r}")
     parser.add_argument(

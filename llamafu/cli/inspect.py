@@ -15,6 +15,7 @@ from llamafu.cli.adapter_input import add_base, png, read_adapters
 from llamafu.cli.heat_map import heat_map
 from llamafu.cli.output import add_force, demand_place
 from llamafu.cli.style import BOLD, DIM, Style, colour
+from llamafu.hub.folder_name import folder_name
 
 if TYPE_CHECKING:
     import argparse
@@ -33,7 +34,7 @@ def add_parser(subparsers: Any) -> None:
     """Add `inspect`."""
     text = "Check an adapter file and show what is in it. Needs neither a model nor libllama."
     parser = subparsers.add_parser("inspect", help="what is in an adapter file", description=text)
-    parser.add_argument("file", type=Path, metavar="FILE", help="GGUF adapter, or a PEFT folder with --base")
+    parser.add_argument("file", type=Path, metavar="FILE", help="GGUF adapter, or a PEFT folder with --base; or hf:OWNER/REPO")
     parser.add_argument("--json", action="store_true", help="print JSON: the whole header, every tensor and its norms")
     parser.add_argument(
         "--plot",
@@ -53,7 +54,7 @@ def _run(arguments: argparse.Namespace) -> int:
     file = read_adapters([arguments.file], arguments)[0]
     if arguments.json and arguments.plot == _IN_TEXT:
         arguments.refuse("--json and a heat map in text exclude one another: --json has the norms; or name a PNG file")
-    name = arguments.file.resolve().name
+    name = folder_name(file.path)
     if arguments.plot not in (None, _IN_TEXT):
         from llamafu.adapters.analysis.norms import adapter_norms
         from llamafu.adapters.analysis.plots import plot_norms

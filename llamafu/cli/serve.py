@@ -11,10 +11,12 @@ from typing import TYPE_CHECKING, Any
 from llamafu._util.listing import listed
 from llamafu.cli.arguments import model_path, options_checked
 from llamafu.errors import LlamafuError, LoraNotFoundError
+from llamafu.hub.local import local_adapter
 
 if TYPE_CHECKING:
     import argparse
-    from collections.abc import Callable, Collection, Mapping
+    from collections.abc import Callable, Collection, Iterable, Mapping
+    from pathlib import Path
 
     from llamafu.server.settings import Settings
     from llamafu.server.storage.adapter_folder import AdapterFolder
@@ -69,7 +71,9 @@ def serve_with(settings: Settings, refuse: Callable[[str], object]) -> int:
     from llamafu.server.storage.adapter_folder import AdapterFolder
 
     folder = AdapterFolder(settings.adapters) if settings.adapters else None
-    found = folder.scan() if folder else {}
+    found: dict[str, object] = {**(folder.scan() if folder else {})}
+    fetched = _fetched(settings.hub_adapter, found)
+    found |= fetched
     mixes = _mixes_from_start(settings, folder, found)
     _demand_adapters("--lora", dict(settings.lora), {**found, **mixes})
     _demand_free_aliases(settings.alias, found)
@@ -88,7 +92,9 @@ def serve_with(settings: Settings, refuse: Callable[[str], object]) -> int:
         engine = Engine(path, **settings.engine_arguments)
     with engine:
         named = [name for each in (dict(settings.lora), *mixes.values()) for name in each]
-        for name in dict.fromkeys(name for name in named if name not in mixes):
+        for name, place in fetched.items():
+            engine.add_adapter(place, name=name)
+        for name in dict.fromkeys(name for name in named if name not in {*mixes, *fetched}):
             assert folder is not None  # noqa: S101 - Settings demands it
             engine.add_adapter(folder.path_of(name), name=name)  # a damaged one is an error; others of the folder are logged
         for name, scales in mixes.items():
@@ -128,6 +134,18 @@ def _mixes_from_start(
     found |= dict(settings.mix)
     for name, scales in found.items():
         _demand_adapters(f"the mix {name!r}", scales, adapters)
+    return found
+
+
+def _fetched(adapters: Iterable[tuple[str, str]], taken: Collection[str]) -> dict[str, Path]:
+    """Return where the adapters of the hub are on this machine, by name, fetched if need be; before the model is opened."""
+    found: dict[str, Path] = {}
+    for name, reference in adapters:
+        if name in taken:
+            message = f"--hub-adapter names {name!r}, which is an adapter in the folder of --adapters; give it another name"
+            raise LlamafuError(message)
+        found[name] = local_adapter(reference)
+        _LOG.info("%s is %s", name, found[name])
     return found
 
 

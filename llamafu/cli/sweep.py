@@ -16,6 +16,7 @@ from llamafu.cli.device_arguments import device_arguments
 from llamafu.cli.output import add_force, demand_place
 from llamafu.cli.progress import Progress
 from llamafu.generation.options import OPTION_SPECS
+from llamafu.hub.local import local_adapter
 
 if TYPE_CHECKING:
     from llamafu.sweep import Sweep
@@ -96,8 +97,10 @@ def _run(arguments: argparse.Namespace) -> int:
     from llamafu.cli.sweep_table import table
     from llamafu.sweep import page
 
+    arguments.model = model_path(arguments.model)
+    arguments.lora = [local_adapter(path) for path in arguments.lora]
     prompts, mixes = _asked(arguments)
-    read = [*shard_paths(Path(model_path(arguments.model))), *arguments.lora, *filter(None, [arguments.prompts])]
+    read = [*shard_paths(arguments.model), *arguments.lora, *filter(None, [arguments.prompts])]
     demand_place(arguments.output, arguments, read)
     if arguments.output is None:
         found = _sweep(arguments, prompts, mixes)
@@ -166,7 +169,7 @@ def _sweep(arguments: argparse.Namespace, prompts: list[str], mixes: list[dict[s
     every = [0.0, 1.0, *(scale for mix in mixes for scale in mix.values())]
     with options_checked(arguments.refuse):
         llm = Llamafu(
-            model_path(arguments.model),
+            arguments.model,
             n_ctx=arguments.n_ctx,
             n_threads=arguments.threads,
             scale_range=(min(every), max(every)),  # every scale that the user gave is allowed

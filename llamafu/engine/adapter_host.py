@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
-from pathlib import Path
 from typing import TYPE_CHECKING
+
+from llamafu.hub.local import local_adapter
 
 if TYPE_CHECKING:
     import os
     from collections.abc import Mapping
+    from pathlib import Path
 
     from llamafu.adapters.info import AdapterInfo
     from llamafu.engine.adapter_manager import AdapterManager
@@ -20,14 +22,14 @@ class EngineAdapterHost:
     _adapters: AdapterManager
 
     def add_adapter(self, path: str | os.PathLike[str], *, name: str | None = None) -> AdapterInfo:
-        """Check and register an adapter, a GGUF file or a PEFT folder; running requests go on meanwhile.
+        """Check and register an adapter: a GGUF file, a PEFT folder, or `hf:owner/repo`; running requests go on meanwhile.
 
         `name` defaults to the file's name without its suffix, or the folder's. Its weights are read when a request needs
         them, so the file has to stay; when it changes, requests from then on run with the new content, those that were
-        submitted before keep the old one. Raises `InvalidAdapterFileError`, `LoraIncompatibleError`, `LoraLoadError`;
-        `LoraError` when the name is another's.
+        submitted before keep the old one. Raises `InvalidAdapterFileError`, `LoraIncompatibleError`, `LoraLoadError`,
+        `HubError`; `LoraError` when the name is another's.
         """
-        return self._adapters.add(Path(path), name)
+        return self._adapters.add(local_adapter(path), name)
 
     def remove_adapter(self, name: str) -> None:
         """Forget an adapter; running requests keep it to their end.

@@ -5,7 +5,6 @@ from __future__ import annotations
 import asyncio
 import weakref
 from functools import partial
-from pathlib import Path
 from typing import TYPE_CHECKING, Any, Self, Unpack, cast
 
 from llamafu._native.device_options import DeviceArguments, DeviceOptions, takes_device_options
@@ -48,7 +47,7 @@ if TYPE_CHECKING:
 class Engine(EngineAdapterHost):
     """One base model that answers many requests at once, each with its own adapters and scales, in one batch.
 
-    - `model_path`: the base model's GGUF file. `FileNotFoundError`, `ModelLoadError`.
+    - `model_path`: the base model's GGUF file, or `hf:owner/repo:Q4_K_M`. `FileNotFoundError`, `ModelLoadError`, `HubError`.
     - `adapters_dir`: a folder whose GGUF adapters, PEFT folders and mixes (`NAME.mix.json`) are registered. Default none.
       `NotADirectoryError`, `LoraError`.
     - `max_sequences`: requests that run at the same time, from 1 to `n_batch`. Default 16.
@@ -116,13 +115,13 @@ class Engine(EngineAdapterHost):
             devices=DeviceOptions.of(devices, Engine.__init__),
         )
         self.scale_range = check_scale_range(scale_range)
-        self.path = Path(model_path)
         # None of the parts refers to the engine: it is freed as soon as nobody else does.
-        self._runtime = EngineRuntime(read_model(self.path), options, library, mmproj_path)
+        self._runtime = EngineRuntime(read_model(model_path), options, library, mmproj_path)
+        self.path = self._runtime.base.path
         self.model_facts = ModelFacts.of(self._runtime.instance.context)
         self._scheduler = Scheduler(self._runtime, options)
         self._registry = AdapterRegistry(self._runtime.base, partial(demand_usable, self._runtime))
-        self._worker = Worker(self._scheduler, max_sequences=max_sequences, max_queue=max_queue)
+        self._worker = Worker(self._scheduler, max_sequences=options.max_sequences, max_queue=options.max_queue)
         self._adapters = AdapterManager(self._registry, self._runtime, self._worker, self.scale_range)
         self._submission = Submission(self._runtime, self._worker, self._adapters, options)
         self._embedder = Embedder(self._runtime, self._worker, self._adapters)

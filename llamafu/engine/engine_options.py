@@ -53,7 +53,7 @@ class EngineOptions:
             ("prompt_lookup_num_tokens", self.prompt_lookup_num_tokens, 0, MOST_DRAFTED),
             ("n_threads", self.threads, 1, MOST_THREADS),
         ):
-            check_whole(name, value, low=low, high=high)
+            object.__setattr__(self, name, check_whole(name, value, low=low, high=high))
         check_number("target_itl_ms", self.target_itl_ms, low=0, above=True)
         if self.max_sequences > self.rows:
             name = "n_batch" if self.rows == self.n_batch else "n_ubatch"

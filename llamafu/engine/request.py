@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-from llamafu._util.arguments import check_whole
+from llamafu._util.arguments import check_whole, whole_number
 from llamafu.generation.options import Options
 from llamafu.generation.sampling_options import MOST
 
@@ -40,10 +40,11 @@ class Request(Options):
             message = f"prompt is {type(self.prompt).__name__}; give a str or a sequence of token ids"
             raise TypeError(message)
         if self.prompt_logprobs is not None:
-            check_whole("prompt_logprobs", self.prompt_logprobs, low=0, high=MOST)
-        if isinstance(self.priority, bool) or not isinstance(self.priority, int):
+            object.__setattr__(self, "prompt_logprobs", check_whole("prompt_logprobs", self.prompt_logprobs, low=0, high=MOST))
+        if (priority := whole_number(self.priority)) is None:
             message = f"priority={self.priority!r} is not a whole number"
             raise TypeError(message)
+        object.__setattr__(self, "priority", priority)
         is_number = isinstance(self.timeout, int | float) and not isinstance(self.timeout, bool)
         if self.timeout is not None and not (is_number and self.timeout > 0):
             message = f"timeout={self.timeout!r} is not a number of seconds above 0"

@@ -55,19 +55,23 @@ class OptionSpec:
         """The legal numbers, such as "from 0 to 1" or "at least 1"; empty where there is no limit."""
         return "" if self.low is None else range_text(self.low, self.high, above=self.above).removeprefix("of ")
 
-    def check(self, value: object) -> None:
-        """Raise ValueError unless `value` is legal. Values of the kinds "bool", "text" and "object" are not looked at."""
+    def check(self, value: object) -> object:
+        """Return `value`, a whole number as an int. ValueError unless it is legal.
+
+        Values of the kinds "bool", "text" and "object" are not looked at.
+        """
         if value is None and self.is_optional:
-            return
+            return value
         if self.kind == "int":
-            check_whole(self.name, value, low=self.low, high=self.high)
-        elif self.kind == "float":
+            return check_whole(self.name, value, low=self.low, high=self.high)
+        if self.kind == "float":
             check_number(self.name, value, low=self.low, high=self.high, above=self.above)
         elif self.kind == "texts":
             for text in texts_of(value):
                 if not isinstance(text, str) or not text:
                     message = f"{self.name}={text!r} is not a non-empty string; give a string or a sequence of them"
                     raise ValueError(message)
+        return value
 
 
 def about(

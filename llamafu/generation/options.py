@@ -171,7 +171,7 @@ class Options(SamplingOptions):
         for spec in OPTION_SPECS:
             value = getattr(self, spec.name)
             if value is not spec.default:
-                spec.check(value)
+                object.__setattr__(self, spec.name, spec.check(value))
         forms = [name for name in _FORMS if getattr(self, name) is not None and getattr(self, name) not in ((), [])]
         if len(forms) > 1:
             message = f"{' and '.join(forms)} were given together; give one of them"

@@ -22,7 +22,7 @@ class ModelAdapterHost:
     def load_lora_adapter(
         self, path: str | os.PathLike[str], *, name: str | None = None, drop: Sequence[str] = ()
     ) -> LoraAdapter:
-        """Check and load an adapter, a GGUF file or a PEFT folder (converted in memory); it is not applied yet.
+        """Check and load an adapter: a GGUF file, a PEFT folder (converted in memory), or `hf:owner/repo`; not applied yet.
 
         `name` defaults to the file's name without its suffix, or the folder's. The same content loaded again is the same
         object under one more name. `drop` leaves modules of a folder out, such as those of "vision", as `convert_peft` does.

@@ -9,10 +9,10 @@ from concurrent.futures import ThreadPoolExecutor
 from contextlib import asynccontextmanager
 from typing import TYPE_CHECKING, Any, ParamSpec, Self, TypeVar, Unpack
 
-from llamafu._native.device_options import DeviceArguments
 from llamafu.errors import ClosedError
 from llamafu.generation.chat_options import ChatArguments, takes_chat_options
 from llamafu.generation.options import OptionArguments, takes_options
+from llamafu.hub.reference import HubReference
 from llamafu.model.llamafu import Llamafu
 
 if TYPE_CHECKING:
@@ -28,27 +28,13 @@ if TYPE_CHECKING:
     from llamafu.generation.ranking import RankedDocument
     from llamafu.lora.handles import LoraAdapter
     from llamafu.lora.scales import LoraScales
+    from llamafu.model.open_arguments import OpenArguments
     from llamafu.model.stream import Stream
 
 _P = ParamSpec("_P")
 _R = TypeVar("_R")
 _WORKERS = 4
 _GENERATING = 64  # threads are started on demand; most only wait for the context
-
-
-class OpenArguments(DeviceArguments, total=False):
-    """Keyword arguments of `Llamafu`, for type checkers."""
-
-    n_ctx: int
-    n_batch: int
-    n_threads: int | None
-    mmproj_path: str | os.PathLike[str] | None
-    flash_attn: str
-    type_k: str
-    type_v: str
-    scale_range: tuple[float, float]
-    library: str | os.PathLike[str] | None
-    embeddings: bool
 
 
 class AsyncStream:
@@ -93,6 +79,11 @@ class AsyncLlamafu:
         self._generating = ThreadPoolExecutor(_GENERATING, thread_name_prefix="llamafu-generating")
         self._opening: asyncio.Future[Llamafu] | None = None
         self._closed = False
+
+    @classmethod
+    def from_pretrained(cls, reference: str, **arguments: Unpack[OpenArguments]) -> Self:
+        """Return one for a model of the Hugging Face hub, see `Llamafu.from_pretrained`; the first awaited call fetches it."""
+        return cls(str(HubReference.with_or_without_prefix(reference)), **arguments)
 
     async def _model(self) -> Llamafu:
         self._check_open()

@@ -18,6 +18,7 @@ from llamafu.generation.media.prompt import MediaPrompt, prompt_with_media
 from llamafu.generation.options import OptionArguments, Options, takes_options
 from llamafu.generation.prompt import demand_continuing
 from llamafu.generation.ranking import RankingInput
+from llamafu.hub.reference import HubReference
 from llamafu.lora.scales import check_scale_range
 from llamafu.model import state_file
 from llamafu.model.adapter_host import ModelAdapterHost
@@ -41,6 +42,7 @@ if TYPE_CHECKING:
     from llamafu.generation.ranking import RankedDocument
     from llamafu.generation.tools.answer_format import AnswerFormat
     from llamafu.lora.scales import LoraScales
+    from llamafu.model.open_arguments import OpenArguments
 
 _INT32_MAX = 2**31 - 1
 
@@ -48,7 +50,8 @@ _INT32_MAX = 2**31 - 1
 class Llamafu(ModelAdapterHost):
     """A GGUF model with one context, and LoRA adapters to load, apply, blend, scale and remove.
 
-    - `model_path`: the GGUF file; of a split model, its first part. `FileNotFoundError`, `ModelLoadError`.
+    - `model_path`: the GGUF file; of a split model, its first part; or `hf:owner/repo:Q4_K_M`, a model of the Hugging Face
+      hub. `FileNotFoundError`, `ModelLoadError`, `HubError`.
     - `n_ctx`: tokens that the context holds, prompt and answer together, at least 2. Default 2048. `ContextInitError`.
     - `n_batch`: the most tokens of one decode call, at least 1. Default 512. A model that reads texts as a whole (an encoder)
       takes `n_ctx`, or what it was made for, where that is larger.
@@ -83,16 +86,15 @@ class Llamafu(ModelAdapterHost):
         embeddings: bool = False,
         **devices: Unpack[DeviceArguments],
     ) -> None:
-        check_whole("n_ctx", n_ctx, low=2, high=_INT32_MAX)
-        check_whole("n_batch", n_batch, low=1, high=_INT32_MAX)
-        n_threads = min(usable_cpus(), MOST_THREADS) if n_threads is None else n_threads
-        check_whole("n_threads", n_threads, low=1, high=MOST_THREADS)
+        n_ctx = check_whole("n_ctx", n_ctx, low=2, high=_INT32_MAX)
+        n_batch = check_whole("n_batch", n_batch, low=1, high=_INT32_MAX)
+        threads = min(usable_cpus(), MOST_THREADS) if n_threads is None else n_threads
+        n_threads = check_whole("n_threads", threads, low=1, high=MOST_THREADS)
         placing = DeviceOptions.of(devices, Llamafu.__init__)
         if flash_attn not in FLASH_ATTENTION:
             message = f"flash_attn={flash_attn!r} is none of {', '.join(map(repr, FLASH_ATTENTION))}"
             raise ValueError(message)
         self.scale_range = check_scale_range(scale_range)
-        self.path = Path(model_path)
         self._embeds = embeddings
         options = ContextOptions(
             n_ctx=n_ctx,
@@ -106,11 +108,21 @@ class Llamafu(ModelAdapterHost):
             n_ubatch=placing.n_ubatch,
             unified=embeddings if placing.kv_unified is None else placing.kv_unified,
         )
-        self._session = session = open_session(self.path, options, placing, library=library, projector=mmproj_path)
+        self._session = session = open_session(model_path, options, placing, library=library, projector=mmproj_path)
+        self.path = session.base.path
         self._adapters = ModelAdapters(session, self.scale_range)
         # Freed when nothing refers to the adapters' owner any more: a running call of this object does, and so does a
         # running call of a handle. The end of the process is the session's own business, since daemon threads may run.
         weakref.finalize(self._adapters, session.free).atexit = False
+
+    @classmethod
+    def from_pretrained(cls, reference: str, **options: Unpack[OpenArguments]) -> Self:
+        """Open a model of the Hugging Face hub, "owner/repo:Q4_K_M", with or without `hf:` in front; fetched the first time.
+
+        The options are those of the class, which takes `hf:owner/repo:Q4_K_M` as its `model_path`, too. Needs the extra `hub`.
+        Raises `HubError`, and what the class raises.
+        """
+        return cls(str(HubReference.with_or_without_prefix(reference)), **options)
 
     # -- generating ----------------------------------------------------------------------------------------------
 

@@ -24,7 +24,6 @@ from llamafu.model.prefix_cache import PrefixCache
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
-    from pathlib import Path
 
     from llamafu._native.context import Context
     from llamafu._native.context_options import ContextOptions
@@ -108,7 +107,7 @@ class Session:
 
 
 def open_session(
-    path: Path,
+    path: str | os.PathLike[str],
     options: ContextOptions,
     devices: DeviceOptions,
     *,
@@ -126,7 +125,7 @@ def open_session(
     loaded = open_library(verified.path, verified.family, gpu=devices.wants_gpu)
     instance = Instance(
         loaded,
-        path,
+        base.path,
         replace(options, positions=base.positions),
         reader=lambda adapter: read_adapter(adapter).content,
         placement=place(loaded, base, devices, options),

@@ -11,9 +11,9 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from llamafu._util.adapter_files import CONFIG
 from llamafu._util.atomic import whole_file
 from llamafu.adapters.gguf.container import SUFFIX
-from llamafu.adapters.peft.config import CONFIG
 from llamafu.errors import LlamafuError
 from llamafu.lora.mix_files import MIX_SUFFIX
 

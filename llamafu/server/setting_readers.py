@@ -5,6 +5,11 @@ from __future__ import annotations
 import math
 from typing import TYPE_CHECKING
 
+from llamafu._util.file_names import NAME_RULE, is_name
+from llamafu.errors import HubError
+from llamafu.hub.local import is_reference
+from llamafu.hub.reference import HubReference
+
 if TYPE_CHECKING:
     from collections.abc import Callable
 
@@ -58,6 +63,18 @@ def name_and_scale(text: str) -> tuple[str, float]:
     except ValueError:
         message = f"{text!r} is not NAME=SCALE with a number as its scale"
         raise ValueError(message) from None
+
+
+def hub_adapter(text: str) -> tuple[str, str]:
+    """Read NAME=hf:OWNER/REPO."""
+    name, _, reference = text.partition("=")
+    if not is_name(name) or not is_reference(reference):
+        message = f"{text!r} is not NAME=hf:OWNER/REPO, with a name of {NAME_RULE}"
+        raise ValueError(message)
+    try:
+        return name, str(HubReference.parse(reference))
+    except HubError as error:
+        raise ValueError(str(error)) from None
 
 
 def mix_of(text: str) -> tuple[str, dict[str, float]]:

@@ -14,7 +14,16 @@ from llamafu._util.suggestions import did_you_mean
 from llamafu.generation.options import MOST_DRAFTED
 from llamafu.lora.scales import check_scale_range
 from llamafu.server.device_settings import DeviceSettings
-from llamafu.server.setting_readers import duration, mix_of, name_and_scale, not_empty, number, whole
+from llamafu.server.setting_names import check_names, take_hub_adapters
+from llamafu.server.setting_readers import (
+    duration,
+    hub_adapter,
+    mix_of,
+    name_and_scale,
+    not_empty,
+    number,
+    whole,
+)
 from llamafu.service.keys import check_key
 
 if TYPE_CHECKING:
@@ -60,14 +69,24 @@ def setting(
 class Settings(DeviceSettings):
     """Every setting, checked. Its repr shows no key."""
 
-    model: str = setting(not_empty, "GGUF model; the word 'example' means SmolLM2-135M-Instruct, fetched once", flags="-m")
+    model: str = setting(
+        not_empty,
+        "GGUF model, or hf:OWNER/REPO:QUANT; the word 'example' means SmolLM2-135M-Instruct, fetched once",
+        flags="-m",
+    )
     mmproj: str | None = setting(not_empty, "projector (mmproj) file of the model, for images or sounds", None)
     fetch_media: bool = setting(
         read_truth, "fetch images that messages name by URL, from public addresses; else they are refused", default=False
     )
     adapters: Path | None = setting(Path, "folder of adapters, GGUF files and PEFT folders; it is watched", None)
     lora: tuple[tuple[str, float], ...] = setting(
-        name_and_scale, "adapter that is active from the start, NAME[=SCALE]", (), many=True
+        name_and_scale,
+        "adapter that is active from the start, NAME[=SCALE], or NAME=hf:OWNER/REPO[=SCALE] for one of the Hugging Face hub",
+        (),
+        many=True,
+    )
+    hub_adapter: tuple[tuple[str, str], ...] = setting(
+        hub_adapter, "adapter of the hub that is served beside those of the folder, NAME=hf:OWNER/REPO", (), many=True
     )
     mix: tuple[tuple[str, dict[str, float]], ...] = setting(
         mix_of, "mix of adapters under a name, NAME=ADAPTER[:SCALE],...", (), many=True, separator=";"
@@ -120,6 +139,9 @@ class Settings(DeviceSettings):
         if self.replicas > 1 and not self.ray:
             message = f"replicas is {self.replicas}, and they run on Ray; give ray, too"
             raise ValueError(message)
+        if self.hub_adapter and self.ray:
+            message = "hub_adapter is not for ray, whose replicas have the adapters of the folder alone; put a copy there"
+            raise ValueError(message)
         self._check_names_and_scales()
         if "*" in self.allow_origin and self.no_auth:
             message = "allow_origin '*' without keys would let every web page in; name the origins"
@@ -144,17 +166,9 @@ class Settings(DeviceSettings):
 
     def _check_names_and_scales(self) -> None:
         """Refuse names that are given twice or taken, and scales outside of the range; `ValueError`."""
-        adapters, mixes = [name for name, _ in self.lora], [name for name, _ in self.mix]
-        for setting_name, names in (("lora", adapters), ("alias", self.alias), ("mix", mixes)):
-            if twice := sorted({name for name in names if names.count(name) > 1}):
-                message = f"{setting_name} names {', '.join(map(repr, twice))} more than once"
-                raise ValueError(message)
-            if names and setting_name != "alias" and self.adapters is None:
-                message = f"{setting_name} was given without adapters, the folder to find them in"
-                raise ValueError(message)
-        if taken := sorted({Path(self.model).stem, *self.alias} & {*mixes}):
-            message = f"mix: the name {', '.join(map(repr, taken))} is the base model's; give the mix another one"
-            raise ValueError(message)
+        named = {"lora": self.lora, "mix": self.mix, "hub_adapter": self.hub_adapter}
+        names = {name: [each for each, _ in values] for name, values in named.items()} | {"alias": [*self.alias]}
+        check_names(names, base=[Path(self.model).stem, *self.alias], has_folder=self.adapters is not None)
         check_scale_range(self.scale_range)
         low, high = self.scale_range
         mixed = [("mix", *each) for _, scales in self.mix for each in scales.items()]
@@ -210,6 +224,7 @@ def load(
                 message = f"{place}: {name!r} is not a setting{hint}"
                 raise ValueError(message)
             found[name] = (place, texts)
+    take_hub_adapters(found)
     if "model" not in found:
         message = f"no model was given; name one with -m, {PREFIX}MODEL or model in the file of settings"
         raise ValueError(message)

@@ -349,7 +349,9 @@ def test_what_cannot_be_baked(tiny_model, tiny_dir, tiny_adapter_a, tmp_path):
         (tmp_path / "head.gguf", {adapter: 1}, out, {}, ModelLoadError, "truncated|claims"),
         (tmp_path / "big-endian.gguf", {adapter: 1}, out, {}, ModelLoadError, "big-endian"),
         (tmp_path / "more.gguf", {adapter: 1}, out, {}, ModelLoadError, "follow the last tensor"),
-        (model, {adapter: 1e30}, out, {"dtype": "f16"}, LoraError, "weight: with these scales it holds values that F16 cannot"),
+        (model, {adapter: 1e8}, out, {"dtype": "f16"}, LoraError, "weight: with these scales it holds values that F16 cannot"),
+        (model, {adapter: 1e30}, out, {}, InvalidScaleError, "the scale 1e.30 of .*a.gguf makes the change of blk.0.attn"),
+        (model, {adapter: -1e30}, out, {"dtype": "f32"}, InvalidScaleError, "the scale -1e.30 of .* give a smaller scale"),
         (wrong_count, {fits: 1}, out, {"dtype": "q8_0"}, LoraError, "12 values do not divide into Q8_0 blocks of 32"),
     ):
         with pytest.raises(kind, match=words):

@@ -51,6 +51,13 @@ def tokens(seed, count):
 # -- arguments ---------------------------------------------------------------------------------------------------
 
 
+def test_whole_numbers_of_numpy(tiny_model):
+    """Also narrow ones, with which sums would overflow."""
+    options = {"n_ctx": np.int64(256), "n_batch": np.int16(64), "n_threads": np.int8(1), "max_sequences": np.int8(2)}
+    with Engine(tiny_model, kernel="none", **options) as engine:
+        assert len(engine.complete("Once", max_tokens=np.int32(3), ignore_eos=True).tokens) == 3
+
+
 @pytest.mark.parametrize(
     ("options", "says"),
     [

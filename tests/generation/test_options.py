@@ -4,10 +4,13 @@ import argparse
 import contextlib
 from dataclasses import dataclass, field, fields
 
+import numpy as np
 import pytest
 
+from llamafu._native.device_options import DeviceOptions
 from llamafu.cli.arguments import add_sampling, sampling
 from llamafu.client import options as client
+from llamafu.engine.request import Request
 from llamafu.generation.chat_options import CHAT_OPTION_SPECS, ChatArguments, ChatOptions
 from llamafu.generation.option_spec import about, list_options, specs_of
 from llamafu.generation.options import OPTION_SPECS, OptionArguments, Options
@@ -46,6 +49,20 @@ def test_the_client_has_every_option_that_json_can_say():
             own = {"media", "lora", "logprobs", "json_schema", "chat_template", "generic_tools", *IN_PYTHON}
             if spec.name not in own:
                 assert written[spec.name] == f"{spec.annotation.removesuffix(' | None')} | None"
+
+
+@pytest.mark.parametrize("kind", [np.int32, np.int64, np.uint8])
+def test_whole_numbers_of_numpy_are_whole_numbers(kind):
+    """They become ints, so that nothing computes with 32 bits later, and JSON can say them; truth values stay refused."""
+    found = Request(prompt="x", top_k=kind(40), seed=kind(7), max_tokens=kind(5), priority=kind(1), prompt_logprobs=kind(0))
+    whole = (found.top_k, found.seed, found.max_tokens, found.priority, found.prompt_logprobs)
+    assert whole == (40, 7, 5, 1, 0)
+    assert {type(each) for each in whole} == {int}
+    placed = DeviceOptions(n_gpu_layers=kind(3), main_gpu=kind(1), n_ubatch=kind(64))
+    assert {type(each) for each in (placed.n_gpu_layers, placed.main_gpu, placed.n_ubatch)} == {int}
+    for wrong in (True, np.True_, np.float64(3.0), 3.0, "3"):
+        with pytest.raises(ValueError, match="top_k=.* is not a whole number"):
+            Options(top_k=wrong)
 
 
 @pytest.mark.parametrize(("options", "specs"), [(Options, OPTION_SPECS), (ChatOptions, CHAT_OPTION_SPECS)])

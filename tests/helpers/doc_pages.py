@@ -17,6 +17,7 @@ from pathlib import Path
 
 import pytest
 
+from helpers.hub_repositories import Repository, hub_package
 from helpers.media_made import picture, png
 from helpers.served import served as server_process
 from llamafu.cli.main import _parser
@@ -89,7 +90,14 @@ def desk(tmp_path, tiny_dir, monkeypatch):
 
 @contextlib.contextmanager
 def served(page, desk):
-    """Give the address of a server over the model and the two adapters for a page that speaks to one, itself for any other."""
+    """Give the address of a server over the model and the two adapters for a page that speaks to one, itself for any other.
+
+    A page with references to the hub gets one that has them.
+    """
+    if any('"hf:' in block.text for block in blocks(page)):
+        with hub_package(_repositories(desk), desk / "hub"):
+            yield SERVER
+        return
     if not any(SERVER in block.text and not lacks_a_peer(block) for block in blocks(page)):
         yield SERVER
         return
@@ -100,6 +108,13 @@ def served(page, desk):
     with server_process(desk / "model.gguf", "--adapters", folder) as running:
         assert running.url, running.log
         yield running.url
+
+
+def _repositories(desk):
+    """Repositories with the model and the two adapters, one of them as a PEFT folder."""
+    folder = {path.name: path for path in (desk / "pirate").iterdir()}
+    model = {"model-Q4_1.gguf": (desk / "model.gguf").resolve()}
+    return {"owner/model-GGUF": Repository(model), "owner/pirate-lora": Repository(folder)}
 
 
 def run_python(page, block, namespace, address):

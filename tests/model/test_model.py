@@ -2,6 +2,7 @@
 
 import math
 
+import numpy as np
 import pytest
 
 from llamafu import Llamafu
@@ -67,6 +68,12 @@ def test_bad_constructor_arguments(tiny_model, tmp_path):
     (tmp_path / "junk.gguf").write_bytes(b"junk" * 100)
     with pytest.raises(ModelLoadError, match="junk.gguf"):
         Llamafu(tmp_path / "junk.gguf")
+
+
+def test_whole_numbers_of_numpy(tiny_model):
+    with Llamafu(tiny_model, n_ctx=np.int64(256), n_batch=np.int8(64), n_threads=np.uint8(1)) as llm:
+        found = llm.complete("Once", top_k=np.int32(40), seed=np.uint64(2**63 + 5), max_tokens=np.int8(3), ignore_eos=True)
+        assert (found.seed, len(found.tokens)) == (2**63 + 5, 3)
 
 
 def test_closed(tiny_model, tiny_adapter_a):

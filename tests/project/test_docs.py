@@ -112,6 +112,14 @@ def test_every_family_of_calls_is_listed_with_a_call():
         assert [called.name for called in parser.tool_calls] == ["f"], family.name
 
 
+def test_every_extra_is_listed_and_all_has_what_users_may_want():
+    extras = project()["project"]["optional-dependencies"]
+    listed = [name for name, _ in table(ROOT / "docs" / "getting-started.md", "Extra")]
+    assert sorted(listed) == sorted(extras)
+    assert extras["all"] == [f"llamafu[{','.join(listed[: listed.index('all')])}]"]
+    assert {"prebuilt", "fast", "server", "client", "plot", "hub", "media"} <= set(listed[: listed.index("all")])
+
+
 def test_what_the_readme_counts():
     text = (ROOT / "README.md").read_text("utf-8")
     assert f"of {len(FAMILIES)} model families" in text

@@ -179,6 +179,8 @@ def test_wheel_metadata(wheel):
     assert (metadata["Version"], metadata["Requires-Python"], metadata["License-Expression"]) == (__version__, ">=3.11", "MIT")
     required = {line.partition(">")[0] for line in metadata.get_all("Requires-Dist") if "extra" not in line}
     assert required == {"cffi", "platformdirs", "numpy", "gguf"}
+    assert {"lora", "gguf"} <= set(metadata["Keywords"].split(","))
+    assert "Typing :: Typed" in metadata.get_all("Classifier")
     assert metadata["Description-Content-Type"] == "text/markdown"
 
 

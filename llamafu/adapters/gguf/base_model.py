@@ -3,23 +3,23 @@
 from __future__ import annotations
 
 import mmap
-import re
 import stat
 from dataclasses import dataclass, field
-from pathlib import Path
 from typing import TYPE_CHECKING
 
+from llamafu._util.shard_names import shard_names
 from llamafu.adapters.gguf.container import SUFFIX
 from llamafu.adapters.gguf.ggml_type import GGMLType
 from llamafu.adapters.gguf.reader import read_container
 from llamafu.errors import ErrorCode, InvalidAdapterFileError, ModelLoadError
+from llamafu.hub.local import local_model
 
 if TYPE_CHECKING:
     import os
+    from pathlib import Path
 
     from llamafu.adapters.gguf.container import Container, Scalar
 
-_SHARD = re.compile(r"(.+)-([0-9]{5})-of-([0-9]{5})\.gguf")
 _WHOLE_NUMBERS = (GGMLType.I8, GGMLType.I16, GGMLType.I32, GGMLType.I64)
 _TABLE = "tid2eid"
 """In the names of tensors that map tokens to experts, the only ones that hold whole numbers."""
@@ -68,12 +68,15 @@ class BaseModel:
 def read_base(path: str | os.PathLike[str]) -> BaseModel:
     """Read the header of the base model at `path`; of a sharded one (`-00001-of-00003.gguf`), of every shard.
 
+    A path may be a reference to the Hugging Face hub, `hf:owner/repo:Q4_K_M`: `BaseModel.path` is where the file is.
+
     Raises:
+        HubError: the reference leads to no model, or it cannot be fetched.
         ModelFileNotFoundError: the file or one of its shards is missing (a ModelLoadError and a FileNotFoundError).
         ModelLoadError: it cannot be read, is damaged, or is no base model.
 
     """
-    path = Path(path)
+    path = local_model(path)
     containers = [read_header(shard) for shard in _parts(path)]
     metadata: dict[str, Scalar] = {}
     tensors: dict[str, tuple[int, ...]] = {}
@@ -104,7 +107,7 @@ def read_base(path: str | os.PathLike[str]) -> BaseModel:
 
 def read_model(path: str | os.PathLike[str]) -> BaseModel:
     """Read like `read_base`, and raise ModelLoadError for a split model's part other than the first, which cannot be opened."""
-    path = Path(path)
+    path = local_model(path)
     parts = shard_paths(path)
     if path in parts[1:]:
         message = (
@@ -138,11 +141,7 @@ def _parts(path: Path) -> list[Path]:
 
 def shard_paths(path: Path) -> list[Path]:
     """Return the files of the model at `path`, in order: all its shards if its name is that of a shard."""
-    match = _SHARD.fullmatch(path.name)
-    if match is None or not int(match[3]):
-        return [path]
-    stem, _, count = match.groups()
-    return [path.with_name(f"{stem}-{number:05d}-of-{count}{SUFFIX}") for number in range(1, int(count) + 1)]
+    return [path.with_name(name) for name in shard_names(path.name)]
 
 
 def model_files(base: BaseModel) -> list[Path]:

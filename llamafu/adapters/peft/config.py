@@ -17,7 +17,6 @@ from llamafu.adapters.peft.safetensors import unique
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping
 
-CONFIG = "adapter_config.json"
 LARGEST_CONFIG = 10_000_000  # bytes
 _ALPHAS = (1e-30, 1e30)  # what float32 holds with room to spare; 0 would mean the strength 1 to libllama
 _MOST_RANK = 1 << 20

@@ -28,6 +28,7 @@ from llamafu.adapters.peft.module_factors import factors_by_module
 from llamafu.adapters.peft.source_names import source_names
 from llamafu.adapters.writer import adapter_bytes, refuse_source
 from llamafu.errors import ErrorCode, LoraError, LoraIncompatibleError
+from llamafu.hub.local import local_adapter
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
@@ -122,7 +123,7 @@ def convert_for_report(
     options: ConvertOptions,
 ) -> Conversion:
     """Convert like `convert_peft`, and return what was lost too."""
-    folder, output = Path(directory), Path(output)
+    folder, output = local_adapter(directory), Path(output)
     if base is None:
         message = f"{folder}: converting needs the base model's header; give its GGUF file or its config.json as base"
         raise LoraError(message, code=ErrorCode.INVALID_PARAM)

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from llamafu._util.adapter_files import CONFIG, SAFETENSORS
 from llamafu._util.atomic import whole_folder
 from llamafu._util.listing import listed
 from llamafu.adapters.compatibility import demand_fit
@@ -16,7 +17,6 @@ from llamafu.adapters.file import read_adapter
 from llamafu.adapters.gguf.base_model import BaseModel
 from llamafu.adapters.info import is_expert, is_flipped, split_name
 from llamafu.adapters.peft.architectures import ARCHITECTURES, Architecture, row_heads, separate_halves
-from llamafu.adapters.peft.config import CONFIG
 from llamafu.adapters.peft.hf_config import read_any_base
 from llamafu.adapters.peft.safetensors import safetensors_bytes
 from llamafu.adapters.peft.source_names import read_source_names
@@ -35,7 +35,6 @@ if TYPE_CHECKING:
     Matrix = NDArray[np.floating[Any]]
 
 _OUTSIDE = ("model.embed_tokens", "lm_head")
-_WEIGHTS = "adapter_model.safetensors"
 _HUB = re.compile(r"https://huggingface\.co/([\w.-]+/[\w.-]+)")
 
 
@@ -74,7 +73,7 @@ def write_folder(file: AdapterFile, directory: Path, base: BaseModel | None) -> 
     content = safetensors_bytes(arrays, {"format": "pt", **{key: json.dumps(value) for key, value in merge.items()}})
     with whole_folder(directory) as unfinished:
         (unfinished / CONFIG).write_text(json.dumps(_config(file.info, modules), indent=2) + "\n", encoding="utf-8")
-        (unfinished / _WEIGHTS).write_bytes(content)
+        (unfinished / SAFETENSORS).write_bytes(content)
 
 
 def peft_form(file: AdapterFile, base: BaseModel | None) -> tuple[dict[str, str], dict[str, Matrix]]:

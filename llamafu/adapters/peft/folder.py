@@ -7,21 +7,22 @@ import json
 import os
 import stat
 from dataclasses import dataclass
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from llamafu._util.adapter_files import CONFIG, MLX_WEIGHTS, PICKLED, SAFETENSORS
 from llamafu.adapters.file import AdapterFileNotFoundError
 from llamafu.adapters.invalid_file import invalid_file
-from llamafu.adapters.peft.config import CONFIG, LARGEST_CONFIG, PeftConfig, parse_config
-from llamafu.adapters.peft.mlx import WEIGHTS as MLX_WEIGHTS
+from llamafu.adapters.peft.config import LARGEST_CONFIG, PeftConfig, parse_config
 from llamafu.adapters.peft.mlx import read_mlx
 from llamafu.adapters.peft.safetensors import read_safetensors
 from llamafu.adapters.peft.tensor_names import saved_names
 from llamafu.adapters.peft.torch_pickle import read_pickled
 from llamafu.errors import ErrorCode, InvalidAdapterFileError, LoraLoadError
+from llamafu.hub.folder_name import folder_name
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping
-    from pathlib import Path
 
     import numpy as np
     from numpy.typing import NDArray
@@ -31,8 +32,8 @@ if TYPE_CHECKING:
     Arrays = dict[str, NDArray[np.floating[Any]]]
 
 WEIGHTS: Mapping[str, Callable[..., Arrays]] = {
-    "adapter_model.safetensors": read_safetensors,
-    "adapter_model.bin": read_pickled,
+    SAFETENSORS: read_safetensors,
+    PICKLED: read_pickled,
 }
 """The files of weights and their readers; PEFT takes the first that exists."""
 
@@ -97,7 +98,7 @@ def read_folder(folder: Path) -> PeftFolder:
     )
     config = _read(folder / CONFIG, folder, LARGEST_CONFIG)
     # Not Path.resolve, which raises RuntimeError for links that go round in circles.
-    return PeftFolder(folder, os.path.basename(os.path.realpath(folder)), config, _read(weights, folder), weights)  # noqa: PTH119
+    return PeftFolder(folder, folder_name(Path(os.path.realpath(folder))), config, _read(weights, folder), weights)
 
 
 def base_model_of(folder: Path) -> str | None:

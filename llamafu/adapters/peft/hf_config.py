@@ -4,15 +4,16 @@ from __future__ import annotations
 
 import json
 import os
-from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 from llamafu.adapters.gguf.base_model import BaseModel, ModelFileNotFoundError, read_base
 from llamafu.adapters.peft.safetensors import unique
 from llamafu.errors import ErrorCode, ModelLoadError
+from llamafu.hub.local import local_model
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
+    from pathlib import Path
 
     from llamafu.adapters.gguf.container import Scalar
 
@@ -77,7 +78,7 @@ def read_any_base(path: str | os.PathLike[str]) -> BaseModel:
         ModelLoadError: it cannot be read, is damaged, no base model, or of a type not known here.
 
     """
-    path = Path(path)
+    path = local_model(path)
     if path.is_dir():
         path /= CONFIG
     return _read_config(path) if path.suffix == ".json" else read_base(path)

@@ -11,9 +11,10 @@ import json
 import re
 from typing import TYPE_CHECKING, Any, NamedTuple
 
+from llamafu._util.adapter_files import CONFIG, MLX_WEIGHTS
 from llamafu.adapters.info import split_name
 from llamafu.adapters.invalid_file import invalid_file
-from llamafu.adapters.peft.config import CONFIG, PeftConfig, parse_config
+from llamafu.adapters.peft.config import PeftConfig, parse_config
 from llamafu.adapters.peft.module_name import decoder_module
 from llamafu.adapters.peft.safetensors import read_safetensors, unique
 from llamafu.errors import InvalidAdapterFileError
@@ -28,7 +29,6 @@ if TYPE_CHECKING:
 
     Matrix = NDArray[np.floating[Any]]
 
-WEIGHTS = "adapters.safetensors"
 _FACTOR = re.compile(r"(.+)\.lora_([ab])")
 _STACK = "switch_mlp"
 _REFUSED = {
@@ -63,7 +63,7 @@ def read_mlx(
     except InvalidAdapterFileError as error:
         problems += error.problems
     try:
-        arrays = read_safetensors(weights, name=f"{name}/{WEIGHTS}")
+        arrays = read_safetensors(weights, name=f"{name}/{MLX_WEIGHTS}")
     except InvalidAdapterFileError as error:
         problems += error.problems
     if parsed is None or problems:
@@ -108,7 +108,7 @@ def _config(content: bytes, *, name: str) -> _Config:
 def _problems(config: Mapping[str, Any]) -> list[str]:
     """List what a GGUF adapter cannot express, or mlx-lm does not write."""
     if config.get("peft_type"):
-        return [f"it is PEFT's, and the weights are mlx-lm's ({WEIGHTS}); give both files of one adapter"]
+        return [f"it is PEFT's, and the weights are mlx-lm's ({MLX_WEIGHTS}); give both files of one adapter"]
     kind = config.get("fine_tune_type") or ("dora" if config.get("use_dora") else "lora")
     if kind != "lora":
         why = _REFUSED.get(str(kind), "not known here; known are lora, dora and full")

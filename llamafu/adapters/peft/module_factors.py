@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from llamafu.adapters.peft.config import CONFIG
+from llamafu._util.adapter_files import CONFIG
 from llamafu.adapters.peft.dora import MAGNITUDE
 from llamafu.adapters.peft.dropped_modules import module_of
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import subprocess
-from pathlib import Path
 from typing import TYPE_CHECKING
 
 from llamafu._native.media.projector import Projector
@@ -13,10 +12,12 @@ from llamafu._util.system import processes
 from llamafu.adapters.gguf.base_model import read_header
 from llamafu.errors import ModelLoadError
 from llamafu.generation.media.encoder import MediaEncoder
+from llamafu.hub.local import local_projector
 from llamafu.libraries.media import find_media_library
 
 if TYPE_CHECKING:
     import os
+    from pathlib import Path
 
     from llamafu._native.instance import Instance
     from llamafu._native.media.library import MediaLibrary
@@ -30,7 +31,7 @@ def open_encoder(instance: Instance, path: str | os.PathLike[str]) -> MediaEncod
     Raises `MultimodalError` where this libllama has no libmtmd, `AbiMismatchError` for an unknown one, `ModelLoadError` for a
     file that is missing (a FileNotFoundError too), damaged, no projector, or another model's.
     """
-    path = Path(path)
+    path = local_projector(path)
     architecture = read_header(path).metadata.get("general.architecture")
     if architecture != "clip":
         message = f"{path} is no projector: its architecture is {architecture!r}; give the mmproj file of the model"

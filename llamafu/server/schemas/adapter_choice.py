@@ -8,10 +8,11 @@ from typing import TYPE_CHECKING, Annotated, Any, ClassVar
 
 from pydantic import ConfigDict, RootModel
 
-from llamafu._util.json_values import kind_of
+from llamafu._util.json_values import kind_of, shown
 from llamafu._util.suggestions import did_you_mean
+from llamafu.hub.local import is_reference
 from llamafu.server.schemas.base import RequestBody, SmallBody
-from llamafu.server.schemas.field_types import JsonSchemaOf, Name, NumberId, Scale
+from llamafu.server.schemas.field_types import HUB_REFUSED, AdapterName, JsonSchemaOf, NumberId, Scale
 from llamafu.server.schemas.reading import validated
 from llamafu.service.errors import InvalidRequestError, NotFoundError
 
@@ -33,7 +34,7 @@ class AdapterScale(SmallBody):
     model_config = ConfigDict(json_schema_extra={"anyOf": [{"required": ["id"]}, {"required": ["name"]}]})
     scale: Scale = 1.0
     id: NumberId | None = None
-    name: Name | None = None
+    name: AdapterName | None = None
 
 
 class NumberedScales(RootModel[list[AdapterScale]], RequestBody):
@@ -118,6 +119,7 @@ def resolve_adapters(
     if lora is not None:
         scales = _read_scales(lora, name_of, scale_range)
         if unknown := [name for name in scales if name not in names]:
+            _refuse_hub("lora", unknown)
             reasons = "".join(f"; the mix {name!r} cannot be used: {waiting[name]}" for name in unknown if name in waiting)
             message = f"no such adapter: {', '.join(map(repr, unknown))}{_meant(unknown, names)}{reasons}"
             raise NotFoundError(message)
@@ -126,6 +128,7 @@ def resolve_adapters(
         return None
     if model in names:
         return {model: 1.0}
+    _refuse_hub("model", [model])
     own = " or ".join(map(repr, [base, *aliases]))
     message = (
         f"no such model: {model!r}{_meant([model], names)}; it may be {own}, or an adapter or a mix (GET /v1/models lists them)"
@@ -133,6 +136,12 @@ def resolve_adapters(
     if model in waiting:
         message = f"the mix {model!r} cannot be used: {waiting[model]}"
     raise NotFoundError(message)
+
+
+def _refuse_hub(field: str, names: Sequence[str]) -> None:
+    if (found := next(filter(is_reference, names), None)) is not None:
+        message = f"{field} names {shown(found)}; {HUB_REFUSED}"
+        raise InvalidRequestError(message)
 
 
 def _meant(unknown: Sequence[str], names: Collection[str]) -> str:

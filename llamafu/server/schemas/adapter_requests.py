@@ -10,7 +10,7 @@ from pydantic import BaseModel, ConfigDict, Field, WithJsonSchema
 from llamafu.adapters.gguf.container import SUFFIX
 from llamafu.server.schemas.adapter_choice import Scales
 from llamafu.server.schemas.base import SmallBody
-from llamafu.server.schemas.field_types import Flag, Legal, LooseScale, Name
+from llamafu.server.schemas.field_types import AdapterName, Flag, Legal, LooseScale
 from llamafu.service.loading import LoraLoadInfo, LoraLoadRequest
 
 
@@ -18,7 +18,7 @@ class LoraLoadEntry(SmallBody):
     """One adapter of the set that is to be active."""
 
     tolerant: ClassVar[bool] = False
-    name: Name
+    name: AdapterName
     scaling: LooseScale = 1.0
 
 
@@ -42,7 +42,7 @@ class MixBody(SmallBody):
     """`POST /v1/mixes`: adapters with scales, and their name. A mix of that name is replaced only with `overwrite`."""
 
     tolerant: ClassVar[bool] = False
-    name: Name
+    name: AdapterName
     lora: Scales
     overwrite: Flag = False
 
@@ -52,8 +52,8 @@ class VllmLoadRequest(SmallBody):
 
     without_effect: ClassVar[frozenset[str]] = frozenset({"lora_int_id", "base_model_name", "load_inplace"})
 
-    lora_name: Name
-    lora_path: Name
+    lora_name: AdapterName
+    lora_path: AdapterName
 
     def contradictions(self) -> list[str]:
         """Return that the path is not the name's."""
@@ -68,7 +68,7 @@ class VllmUnloadRequest(SmallBody):
 
     without_effect: ClassVar[frozenset[str]] = frozenset({"lora_int_id"})
 
-    lora_name: Name
+    lora_name: AdapterName
 
 
 class UploadForm(BaseModel):

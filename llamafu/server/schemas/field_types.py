@@ -5,18 +5,24 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Annotated, Any
 
-from pydantic import BeforeValidator, Field, TypeAdapter, ValidationInfo, WithJsonSchema
+from pydantic import AfterValidator, BeforeValidator, Field, TypeAdapter, ValidationInfo, WithJsonSchema
 from pydantic_core import PydanticCustomError
 
 from llamafu._util.arguments import finite_number
+from llamafu.hub.local import is_reference
 
 if TYPE_CHECKING:
     from pydantic import GetCoreSchemaHandler, GetJsonSchemaHandler
     from pydantic.json_schema import JsonSchemaValue
     from pydantic_core import CoreSchema
 
-LEGAL, PROBLEMS = "legal", "problems"
-"""Types of errors of our own: one whose message says what is legal, and one that carries finished problems with their paths."""
+LEGAL, PROBLEMS, REFUSED = "legal", "problems", "refused"
+"""Types of errors of our own: one whose message says what is legal, one that carries finished problems with their paths, and
+one whose message says why a value is refused that has the right form."""
+HUB_REFUSED = (
+    "this server fetches nothing from the Hugging Face hub for its clients: start it with --lora NAME=hf:OWNER/REPO, or upload "
+    "the adapter"
+)
 SCALE_FORMAT = "scale"
 """JSON Schema `format` of a scale; the OpenAPI document puts the limits of the server's scale range in its place."""
 
@@ -76,8 +82,16 @@ def _within_range(value: object, info: ValidationInfo) -> float:
     return number
 
 
+def _not_on_hub(name: str) -> str:
+    if is_reference(name):
+        raise PydanticCustomError(REFUSED, "{told}", {"told": HUB_REFUSED})
+    return name
+
+
 _SCALE_SCHEMA = {"type": "number", "format": SCALE_FORMAT}
 Name = Annotated[str, Field(min_length=1), Legal("a string that is not empty")]
+AdapterName = Annotated[Name, AfterValidator(_not_on_hub)]
+"""What an adapter is called here; a reference to the hub is refused, since clients must not make a server fetch."""
 Flag = Annotated[bool, Legal("true or false")]
 Count = Annotated[int, Field(ge=0)]
 NumberId = Annotated[int, Field(ge=0), Legal("a whole number of at least 0")]

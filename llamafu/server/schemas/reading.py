@@ -11,7 +11,7 @@ from pydantic import RootModel, ValidationError
 from llamafu._util.json_values import kind_of, shown
 from llamafu._util.suggestions import did_you_mean
 from llamafu.server.schemas.base import RequestBody, SmallBody, field_names, model_in
-from llamafu.server.schemas.field_types import PROBLEMS, Legal
+from llamafu.server.schemas.field_types import PROBLEMS, REFUSED, Legal
 from llamafu.server.schemas.ignored_fields import IgnoredFields, without_unknown
 from llamafu.service.errors import InvalidRequestError
 
@@ -104,7 +104,9 @@ def _problem(kind: type[RequestBody], error: Mapping[str, Any]) -> str:
     if error["type"] == "model_type" and issubclass(owner, SmallBody):
         return f"{where} is {kind_of(error['input'])}; give an object"
     told = _SUBJECT.sub("", error["msg"].removeprefix("Value error, ")).replace(" after validation", "")
-    if legal:
+    if error["type"] == REFUSED:
+        wanted = told
+    elif legal:
         wanted = f"give {legal}"
     elif error["type"] in _NO_OBJECT:
         wanted = "give an object"

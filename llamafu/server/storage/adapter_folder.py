@@ -10,10 +10,10 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from llamafu._util.adapter_files import CONFIG
 from llamafu._util.file_names import NAME_RULE, is_name
 from llamafu.adapters.file import default_name
 from llamafu.adapters.gguf.container import SUFFIX
-from llamafu.adapters.peft.config import CONFIG
 from llamafu.adapters.recognise import what_more, why_no_adapter
 from llamafu.service.errors import InvalidRequestError, NotFoundError
 
