@@ -51,7 +51,9 @@ STEPS = (
     Step("logits", 180, ("tests/native/test_logits.py",)),
     Step("engine", 600, ("tests/engine/test_engine_logits.py", "-k", "mixed_batch or alora")),
     Step(
-        "lifetimes", 300, ("tests/model/test_lifetime.py", "-k", "exit_is_clean or after_close or unload or frees or odd_paths")
+        "lifetimes",
+        300,
+        ("tests/model/test_lifetime.py", "-k", "exit_is_clean or after_close or unload_while or frees or odd_paths"),
     ),
     Step("serve", 300, (FIRST_STEPS, "-k", "serve")),
 )
