@@ -67,6 +67,14 @@ from llamafu import Llamafu
 from llamafu.errors import ClosedError
 llm = opened()
 """,
+    "a daemon thread that calls after the end": """
+llm = opened()
+go = threading.Event()
+threading.Thread(target=lambda: go.wait() and llm.load_lora_adapter(TINY / "a.gguf"), daemon=True).start()
+llm._session.close_at_exit()
+go.set()
+time.sleep(0.2)
+""",
     "an exception that holds the object": """
 llm = opened()
 try:
