@@ -38,7 +38,7 @@ JOBS = {
     "lint": "ruff, mypy and the direction of imports",
     "bench": "every benchmark in bench/, one after another",
     "matrix": "the tests against several builds of libllama",
-    "matrix-arm64": "the first steps on Linux for ARM, emulated (Debian, as root; half an hour)",
+    "matrix-arm64": "the first steps on Linux for ARM, emulated (Debian, as root; a quarter of an hour)",
     "matrix-windows": "the first steps on Windows, by Wine (Debian, as root; some minutes)",
     "clean": "remove .venv and everything generated; what was downloaded stays in the user's cache folder",
     "help": "this list",

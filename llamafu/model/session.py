@@ -76,9 +76,10 @@ class Session:
             yield
 
     def check_open(self) -> None:
-        """Raise `ClosedError` after the end, or in a forked child."""
+        """Raise `ClosedError` after the end, or in a forked child; at the end of the process block other threads."""
         self.instance.refuse_fork()
         if self.instance.closed:
+            self.lock.stay_out()
             message = f"this Llamafu ({self.base.path.name}) is closed; open a new one"
             raise ClosedError(message)
 

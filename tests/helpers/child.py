@@ -69,7 +69,10 @@ def start(arguments: list[str], *, seconds: float, **variables: str) -> tuple[in
         try:
             out, err = process.communicate(timeout=seconds)
         except subprocess.TimeoutExpired:
-            process.send_signal(signal.SIGABRT)  # -X dev prints every thread's stack then
+            if sys.platform == "win32":  # no signal reaches another process there
+                process.kill()
+            else:
+                process.send_signal(signal.SIGABRT)  # -X dev prints every thread's stack then
             try:
                 out, err = process.communicate(timeout=5)
             except subprocess.TimeoutExpired:

@@ -9,6 +9,7 @@ import sys
 from pathlib import Path
 
 import pytest
+from helpers.child import start
 from helpers.other_systems import Kernel32, MacosSystem, pretend
 
 from llamafu._native import library as native_library
@@ -148,15 +149,17 @@ def test_features_of_macos(monkeypatch, macos):
 
 
 @pytest.mark.parametrize(
-    ("text", "flags", "name"),
+    ("machine", "text", "flags", "name"),
     [
-        ("processor\t: 0\nmodel name\t: A CPU\nflags\t\t: fpu avx2 fma\n", {"fpu", "avx2", "fma"}, "A CPU"),
-        ("processor\t: 0\nFeatures\t: fp asimd asimddp\nCPU part\t: 0xd0c\n", {"fp", "asimd", "asimddp"}, None),
-        ("", set(), None),
+        ("x86_64", "processor\t: 0\nmodel name\t: A CPU\nflags\t\t: fpu avx2 fma\n", {"fpu", "avx2", "fma"}, "A CPU"),
+        ("aarch64", "processor\t: 0\nFeatures\t: fp asimd asimddp\nCPU part\t: 0xd0c\n", {"fp", "asimd", "asimddp"}, None),
+        ("aarch64", "processor\t: 0\nmodel name\t: A CPU\nflags\t\t: fpu avx2 fma\n", set(), "A CPU"),
+        ("x86_64", "", set(), None),
     ],
 )
-def test_features_of_linux(monkeypatch, tmp_path, text, flags, name):
-    """Both spellings of the kernel's list, that of x86 and that of ARM, which names no model."""
+def test_features_of_linux(monkeypatch, tmp_path, machine, text, flags, name):
+    """Both spellings of the kernel's list, of x86 and of ARM, which names no model. An emulated ARM may show that of x86."""
+    pretend(monkeypatch, "linux", machine)
     (tmp_path / "cpuinfo").write_text(text)
     monkeypatch.setattr(hardware, "_CPUINFO", tmp_path / "cpuinfo")
     assert hardware.cpu_flags() == flags
@@ -173,6 +176,30 @@ def test_private_file_instead_of_memory(monkeypatch, tmp_path, name):
         assert Path(path).read_bytes() == b"content"
         assert Path(path).parent.stat().st_mode & 0o077 == 0
     assert list(tmp_path.iterdir()) == []
+
+
+def test_private_file_of_a_thread_that_ends_with_the_process(tmp_path):
+    """The copy is removed without a word; one that the parent of a forked child has stays."""
+    program = """
+import os, sys, tempfile, threading
+from llamafu._util import system
+from llamafu._util.system import files
+
+tempfile.tempdir = sys.argv[1]
+system.current = lambda: system.named("macos")
+entered = threading.Event()
+def work():
+    with files.private_path(b"content"):
+        entered.set()
+        threading.Event().wait()
+threading.Thread(target=work, daemon=True).start()
+assert entered.wait(20)
+if "forked" in sys.argv:
+    files._folders = dict.fromkeys(files._folders, os.getppid())
+"""
+    for arguments, left in (([], 0), (["forked"], 1)):
+        assert start(["-c", program, str(tmp_path), *arguments], seconds=30) == (0, "", "")
+        assert len(list(tmp_path.iterdir())) == left
 
 
 def test_time_of_change_on_windows(monkeypatch, windows, tmp_path):

@@ -1,5 +1,6 @@
 """Every way in which objects can end: nothing crashes, hangs, leaks or says a word. Each case has a process of its own."""
 
+import signal
 import sys
 
 import pytest
@@ -7,6 +8,7 @@ from helpers.child import run
 
 needs_fork = pytest.mark.skipif(not hasattr(sys, "getdlopenflags") or sys.platform == "darwin", reason="needs a usable fork")
 needs_proc = pytest.mark.skipif(sys.platform != "linux", reason="reads resident memory from /proc")
+needs_timer = pytest.mark.skipif(not hasattr(signal, "setitimer"), reason="interrupts the main thread by a timer's signal")
 
 USE_AND_END = {
     "without close": "llm = opened(); llm.complete('Hello', **GREEDY)",
@@ -64,6 +66,14 @@ atexit.register(lambda: raises(ClosedError, lambda: llm.complete("x")))
 from llamafu import Llamafu
 from llamafu.errors import ClosedError
 llm = opened()
+""",
+    "a daemon thread that calls after the end": """
+llm = opened()
+go = threading.Event()
+threading.Thread(target=lambda: go.wait() and llm.load_lora_adapter(TINY / "a.gguf"), daemon=True).start()
+llm._session.close_at_exit()
+go.set()
+time.sleep(0.2)
 """,
     "an exception that holds the object": """
 llm = opened()
@@ -570,11 +580,14 @@ def test_odd_paths(tiny_dir, tmp_path):
         tiny_dir,
         f"""
 folder = Path({str(tmp_path)!r})
-for name in ("a model.gguf", "modèle 😀.gguf", "m" * 200 + ".gguf", os.fsdecode(b"not utf-8 \\xff\\xfe.gguf")):
+names = ["a model.gguf", "modèle 😀.gguf", "m" * 200 + ".gguf"]
+if sys.platform != "win32":  # whose names are text
+    names.append(os.fsdecode(b"not utf-8 \\xff\\xfe.gguf"))
+for name in names:
     path = folder / name
     try:
         path.write_bytes((TINY / "tiny.gguf").read_bytes())
-    except OSError:  # a file system that takes UTF-8 only
+    except OSError:  # a file system that takes UTF-8 only, or a path that is too long
         continue
     with opened(path) as llm:
         llm.complete("Hello", temperature=0, max_tokens=2)
@@ -620,6 +633,7 @@ assert opened().complete("Hello", **GREEDY).tokens
     )
 
 
+@needs_timer
 def test_ctrl_c_while_waiting(tiny_dir):
     """Interrupted in the middle of a generation, while waiting for a turn, a visit or the end: all goes on afterwards."""
     run(

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import atexit
 import os
+import shutil
 import tempfile
 from contextlib import contextmanager
 from pathlib import Path
@@ -18,6 +20,9 @@ _MAGIC = {b"\x7fELF": "linux", b"MZ": "windows", b"\xcf\xfa\xed\xfe": "macos", b
 _DEVICES = frozenset({"con", "prn", "aux", "nul", *(f"{kind}{number}" for kind in ("com", "lpt") for number in range(1, 10))})
 """File names that mean a device on Windows, in every folder and with any suffix."""
 
+_folders: dict[str, int] = {}
+"""Folders of private copies that are in use, and the processes that made them: a forked child leaves its parent's alone."""
+
 
 @contextmanager
 def private_path(content: bytes) -> Iterator[str]:
@@ -32,10 +37,24 @@ def private_path(content: bytes) -> Iterator[str]:
         finally:
             os.close(descriptor)
         return
-    with tempfile.TemporaryDirectory(prefix="llamafu-") as folder:
+    # A TemporaryDirectory would say on stderr that it was left, where the process ends while a daemon thread is in here.
+    folder = tempfile.mkdtemp(prefix="llamafu-")
+    _folders[folder] = os.getpid()
+    try:
         path = Path(folder) / "adapter.gguf"
         path.write_bytes(content)
         yield str(path)
+    finally:
+        shutil.rmtree(folder, ignore_errors=True)
+        _folders.pop(folder, None)
+
+
+@atexit.register
+def _remove_folders() -> None:
+    """Remove what threads left that end with the process: after models are closed, since those register their end later."""
+    for folder, process in list(_folders.items()):
+        if process == os.getpid():
+            shutil.rmtree(folder, ignore_errors=True)
 
 
 def changed_ns(path: Path, status: os.stat_result) -> int:

@@ -10,7 +10,10 @@ from pathlib import Path
 from llamafu._util import system
 
 _CPUINFO = Path("/proc/cpuinfo")
-_FLAG_LINES, _NAME_LINES = ("flags", "Features"), ("model name",)
+_NAME_LINE = "model name"
+_FLAG_LINES = {"aarch64": "Features"}
+"""How the kernel names its list of instruction sets on a machine, where that is not "flags". No other list is read: an emulator
+may show that of the machine below."""
 _MACOS_FLAGS = {
     "hw.optional.avx1_0": "avx",
     "hw.optional.avx2_0": "avx2",
@@ -35,12 +38,12 @@ def cpu_flags() -> frozenset[str]:
         return frozenset(flag for number, flag in _WINDOWS_FLAGS.items() if _windows_has(number))
     if name == "macos":
         return frozenset(flag for key, flag in _MACOS_FLAGS.items() if _macos_number(key) == 1)
-    return frozenset(_cpuinfo(_FLAG_LINES).split())
+    return frozenset(_cpuinfo(_FLAG_LINES.get(system.machine(), "flags")).split())
 
 
 def cpu_name() -> str:
     """Return what the processor calls itself."""
-    named = _cpuinfo(_NAME_LINES) if system.current().name == "linux" else ""
+    named = _cpuinfo(_NAME_LINE) if system.current().name == "linux" else ""
     return named or platform.processor() or platform.machine()
 
 
@@ -54,12 +57,12 @@ def machine_bytes() -> float:
         return float("inf")
 
 
-def _cpuinfo(names: tuple[str, ...]) -> str:
-    """Return the value of the first of the kernel's lines with one of these names; empty where there is none."""
+def _cpuinfo(wanted: str) -> str:
+    """Return the value of the first of the kernel's lines with this name; empty where there is none."""
     try:
         with _CPUINFO.open(encoding="utf-8", errors="replace") as lines:
             pairs = (line.partition(":") for line in lines)
-            return next((value.strip() for name, _, value in pairs if name.strip() in names), "")
+            return next((value.strip() for name, _, value in pairs if name.strip() == wanted), "")
     except OSError:
         return ""
 
