@@ -12,7 +12,7 @@ if TYPE_CHECKING:
 
 _EXCESS, _SLACK = 1.25, 1
 """A replica is overloaded from this share of the mean load on, and so many requests more: a share of few is none."""
-_RECENT_EXCESS, _RECENT_SLACK = 1.1, 2
+_RECENT_EXCESS, _RECENT_SLACK = 1.05, 1
 """Likewise of what it was sent of late: a replica of popular adapters may never be busy and still do twice as much."""
 _FEWEST_HOMES = 2
 """Homes of an adapter that nobody asks for: the better of two choices evens out what hashing alone would heap up."""
@@ -121,7 +121,7 @@ def ranked(key: RouteKey, views: Sequence[ReplicaView], demand: int = 0) -> list
 def overload(views: Sequence[ReplicaView]) -> tuple[float, float]:
     """Return the `load` and the `recent` from which a replica takes no more while others have less.
 
-    That is a quarter of the mean and one request above it, and a tenth and two of what was sent of late.
+    That is a quarter of the mean and one request above it, and a twentieth and one of what was sent of late.
     """
     load, recent = (sum(values) / len(views) for values in zip(*((view.load, view.recent) for view in views), strict=True))
     return _EXCESS * load + _SLACK, _RECENT_EXCESS * recent + _RECENT_SLACK
