@@ -162,10 +162,10 @@ def test_several_prompts_and_answers(raw):
         *((2, "c", "stop"), (3, "c", "stop")),
     ]
     assert body["usage"] == {
-        "prompt_tokens": 12,
+        "prompt_tokens": 6,
         "completion_tokens": 4,
-        "total_tokens": 16,
-        "prompt_tokens_details": {"cached_tokens": 8},
+        "total_tokens": 10,
+        "prompt_tokens_details": {"cached_tokens": 4},
     }
 
 

@@ -117,7 +117,12 @@ class GenerationRoutes:
     ) -> ASGIApp:
         usage = body.stream_options is not None and body.stream_options.include_usage
         writer = OpenAIWriter(
-            body.model or self._base, chat, with_usage=usage, echoed=echoed, as_function_call=body.wants_function_call
+            body.model or self._base,
+            chat,
+            with_usage=usage,
+            n=body.n,
+            echoed=echoed,
+            as_function_call=body.wants_function_call,
         )
         return await self.answer(request, body, makers, writer, dialect_of(request.headers))
 

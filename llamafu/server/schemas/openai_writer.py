@@ -27,6 +27,7 @@ _GOES_ON: dict[str, Any] = {"finish_reason": None, "logprobs": None}
 class OpenAIWriter:
     """Writes the answers to one request. `chat` says in which of the two forms, `with_usage` whether a stream tells it.
 
+    `n`: how many answers each prompt has; they stand together.
     `as_function_call`: an answer has one call at most, in OpenAI's older form.
     `echoed`: texts of the prompts, one for each answer, each of which goes before its answer; none where they are not wanted.
     """
@@ -34,6 +35,7 @@ class OpenAIWriter:
     model: str
     chat: bool
     with_usage: bool = False
+    n: int = 1
     echoed: Sequence[str] = ()
     as_function_call: bool = False
     created: int = field(default_factory=lambda: int(time.time()))
@@ -50,7 +52,7 @@ class OpenAIWriter:
             text = {"message": self._message(one)} if self.chat else {"text": self._prompt(index) + one.text}
             choice = {"index": index, **text, "finish_reason": self._reason(one), **seed(one)}
             choices.append(f'{_json(choice)[:-1]},"logprobs":{self._written(index, self._reported(index, one))}}}')
-        rest = {"usage": usage(completions), "lora": lora(completions)}
+        rest = {"usage": self._usage(completions), "lora": lora(completions)}
         return f'{_json(self._head(whole=True))[:-1]},"choices":[{",".join(choices)}],{_json(rest)[1:]}'
 
     def first(self, index: int) -> list[dict[str, Any]]:
@@ -73,7 +75,19 @@ class OpenAIWriter:
 
     def end(self, completions: Sequence[Completion]) -> list[dict[str, Any]]:
         """Return the chunk after the last one that says what it took."""
-        return [{**self._head(whole=False), "choices": [], "usage": usage(completions)}] if self.with_usage else []
+        return [{**self._head(whole=False), "choices": [], "usage": self._usage(completions)}] if self.with_usage else []
+
+    def _usage(self, completions: Sequence[Completion]) -> dict[str, Any]:
+        """Return what all of them took together; a prompt counts once, however many answers it has."""
+        asked = [one.usage for one in completions[:: self.n]]
+        prompt, cached = sum(one.prompt_tokens for one in asked), sum(one.cached_tokens for one in asked)
+        completion = sum(one.usage.completion_tokens for one in completions)
+        return {
+            "prompt_tokens": prompt,
+            "completion_tokens": completion,
+            "total_tokens": prompt + completion,
+            "prompt_tokens_details": {"cached_tokens": cached},
+        }
 
     def _prompt(self, index: int) -> str:
         return self.echoed[index] if self.echoed else ""
@@ -176,19 +190,6 @@ def seed(completion: Completion) -> dict[str, int]:
 
 def _json(value: object) -> str:
     return json.dumps(value, ensure_ascii=False, allow_nan=False, separators=(",", ":"))
-
-
-def usage(completions: Sequence[Completion]) -> dict[str, Any]:
-    """Return what all of them took together."""
-    prompt = sum(one.usage.prompt_tokens for one in completions)
-    completion = sum(one.usage.completion_tokens for one in completions)
-    cached = sum(one.usage.cached_tokens for one in completions)
-    return {
-        "prompt_tokens": prompt,
-        "completion_tokens": completion,
-        "total_tokens": prompt + completion,
-        "prompt_tokens_details": {"cached_tokens": cached},
-    }
 
 
 def lora(completions: Sequence[Completion]) -> list[dict[str, Any]]:
