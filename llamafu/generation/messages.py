@@ -235,6 +235,9 @@ def _call(call: object, where: str, name: str, problems: list[str]) -> dict[str,
         problems.append(f"{at}.arguments is {reprlib.repr(arguments)}; give an object, or its JSON as a string")
     elif not isinstance(arguments, str) and (why := _why_no_json(dict(arguments))):
         problems.append(f"{at}.arguments {why}")
+    for field, legal in (("type", "'function'"), ("id", "a string")):
+        if not isinstance(call.get(field, ""), str):
+            problems.append(f"{where}.{field} is {reprlib.repr(call[field])}; give {legal}, or leave it out")
     others = {key: value for key, value in call.items() if not flat or key not in function}
     kind = {} if "type" in others else {"type": "function"}
     return {**kind, **others, "function": {**function, "arguments": arguments}}

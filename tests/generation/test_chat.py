@@ -96,6 +96,24 @@ def test_a_template_that_complains_is_one_error_of_the_library(llm, template, te
         ({"messages": [{"role": "assistant", "tool_calls": "x"}]}, "messages[0].tool_calls is 'x'"),
         ({"messages": [{"role": "assistant", "tool_calls": [3]}]}, "messages[0].tool_calls[0] is 3"),
         ({"messages": [USER, {"role": "assistant", "tool_calls": [{}]}]}, "messages[1].tool_calls[0].function is missing"),
+        (
+            {
+                "messages": [
+                    USER,
+                    {"role": "assistant", "tool_calls": [{"type": 0, "function": {"name": "f", "arguments": "{}"}}]},
+                ]
+            },
+            "messages[1].tool_calls[0].type is 0; give 'function'",
+        ),
+        (
+            {
+                "messages": [
+                    USER,
+                    {"role": "assistant", "tool_calls": [{"id": 7, "function": {"name": "f", "arguments": "{}"}}]},
+                ]
+            },
+            "messages[1].tool_calls[0].id is 7; give a string",
+        ),
         ({"messages": [USER, called(name=3)]}, "messages[1].tool_calls[0].function.name is 3; give the name of a function"),
         ({"messages": [USER, called(name="f", arguments=[1])]}, "messages[1].tool_calls[0].function.arguments is [1]; give"),
         ({"messages": [{**USER, "contents": "x"}]}, "messages[0].contents is not a field; did you mean 'content'?"),

@@ -74,7 +74,7 @@ def test_errors_are_its_exceptions(told):
     for name, message in (
         ("field", "top_p is 2"),
         ("long", "tokens, but"),
-        ("image", "messages[0].content[0].type is 'image'"),
+        ("image", "messages[0].content[0]: this server fetches no images"),
     ):
         assert errors[name][:3] == ["BadRequestError", 400, "invalid_request_error"]
         assert message in errors[name][3]
