@@ -7,9 +7,7 @@ by the file's path, size, time and inode.
 
 from __future__ import annotations
 
-import glob
 import os
-import re
 import subprocess
 import sys
 from dataclasses import dataclass
@@ -17,6 +15,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from llamafu._util.kept_results import KeptResult, file_states
+from llamafu._util.shard_names import shard_names
 from llamafu._util.system import processes
 from llamafu.errors import ModelLoadError
 
@@ -51,8 +50,8 @@ def check_model(library: Library, path: Path) -> CheckedModel:
 
     Raises `ModelLoadError`, with libllama's last words, where opening it kills the child.
     """
-    files = (_PROGRAM, library.path, path, *_other_parts(path))
-    kept = KeptResult.of("opened", [library.family, *file_states(files)])
+    parts = sorted({path, *(path.with_name(name) for name in shard_names(path.name))})
+    kept = KeptResult.of("opened", [library.family, *file_states([_PROGRAM, library.path, *parts])])
     match kept.read():
         case {"longest_run": int(longest), "breaks": bool(breaks)}:
             return CheckedModel(path, longest, breaks)
@@ -85,12 +84,6 @@ def run_child(run: list[str]) -> subprocess.CompletedProcess[bytes]:
 def environment() -> dict[str, str]:
     """Return the child's environment: an abort in it needs no debugger's backtrace, which takes seconds."""
     return {**os.environ, "GGML_NO_BACKTRACE": "1"}
-
-
-def _other_parts(path: Path) -> list[Path]:
-    """Return the files beside `path` that may be parts of the same model."""
-    match = re.fullmatch(r"(.+)-\d{5}(-of-\d{5}\.gguf)", path.name)
-    return [] if match is None else sorted(path.parent.glob(f"{glob.escape(match[1])}-*{match[2]}"))
 
 
 def _open_in_child(library: Library, path: Path) -> CheckedModel:
