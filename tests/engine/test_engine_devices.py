@@ -7,8 +7,10 @@ import pytest
 from helpers.adapters_made import make_adapter
 from helpers.forced import STRICT, Case, opened, run_forced
 
+from llamafu import Llamafu
 from llamafu._native.batched_lora.device import DeviceLoraHook
 from llamafu._native.batched_lora.known_graphs import KnownGraphs
+from llamafu._native.batched_lora.node_memory import NodeMemory
 from llamafu._native.graph.adapter_ops import GraphProbe, factor_name
 from llamafu._native.graph.unused_targets import Prober
 from llamafu.engine import Engine
@@ -116,6 +118,59 @@ def test_known_graphs(tiny_model, tiny_adapter_a, tiny_adapter_b, is_other, monk
                 assert np.abs(np.array(case.rows) - wanted).max() < 1e-3
         assert len(played) > 100
         assert engine.stats().failed_steps == is_other
+
+
+def test_known_graphs_while_memory_grows(tiny_model, tiny_adapter_a, tiny_adapter_b, monkeypatch):
+    """As many rows over more cells need other memory for what lies between: results are not written where they once lay.
+
+    libllama of late plans that memory once, for the most cells; that of 2025 plans it anew.
+    """
+    played, plain = [], KnownGraphs.play
+    monkeypatch.setattr(KnownGraphs, "play", lambda self, node: played.append(node) or plain(self, node))
+    engine, llm = opened(tiny_model, [tiny_adapter_a, tiny_adapter_b], kernel="device")
+    with engine, llm:
+        said = [5 + i % 90 for i in range(40)]
+        for length in (20, 240, 60, 460):
+            found = [Case([3 + i % 70 for i in range(length)], said, {"a": 1.0}), Case([9, 8, 7], said, {"b": 0.5})]
+            run_forced(engine, monkeypatch, found)
+            for case in found:
+                llm._session.cache.clear()
+                wanted = llm.next_logits(case.prompt, case.said, lora=case.lora)
+                assert np.abs(np.array(case.rows) - wanted).max() < 1e-3
+        assert len(played) > 100
+        assert not engine.stats().failed_steps
+
+
+def test_a_known_graph_keeps_the_memory_that_it_has(tiny_model):
+    """Of an operation whose results stay where they are, all is as in the graph before but where that is."""
+    with Llamafu(tiny_model, **STRICT) as llm:
+        library = llm._session.instance.library
+    nodes = NodeMemory(library)
+    graphs = KnownGraphs(nodes)
+    moved, stays = (library.ffi.new("struct ggml_tensor *") for _ in range(2))
+    addresses = [int(library.ffi.cast("intptr_t", node)) for node in (moved, stays)]
+
+    def fill(data):
+        for node in (moved, stays):
+            node.op, node.data = library.operations["SCALE"], library.ffi.cast("void *", data)
+
+    fill(0x1000)
+    assert graphs.start("rows", addresses[0], record=True) is None
+    for node, is_moved in zip(addresses, (True, False), strict=True):
+        before = nodes.until_data(node)
+        if is_moved:
+            nodes.write(node, library.operations["MUL"], (1, 1, 1, 1), 0, 0x5000)
+        else:
+            nodes.write_product(node, 0x10, 0x20)
+        graphs.record(node, before, is_moved=is_moved)
+    graphs.keep("rows", "kept")
+    for node in (moved, stays):
+        library.ffi.buffer(node)[:] = bytes(library.ffi.sizeof(node[0]))
+    fill(0x2000)
+    assert graphs.start("rows", addresses[0], record=True) == "kept"
+    assert [graphs.play(node) for node in addresses] == [False, True]
+    assert [int(library.ffi.cast("intptr_t", node.data)) for node in (moved, stays)] == [0x5000, 0x2000]
+    assert [node.op for node in (moved, stays)] == [library.operations["MUL"], library.operations["MUL_MAT"]]
 
 
 def test_a_kernel_that_does_not_go_with_the_place(tiny_model, monkeypatch):

@@ -187,7 +187,7 @@ class DeviceLoraHook(DeviceBank):
             return
         before = self._nodes.until_data(node)
         self._nodes.write_product(node, ops.b, values)
-        self._graphs.record(node, before)
+        self._graphs.record(node, before, is_moved=False)
         ops.place.return_products(ops.products)
         self._ended += 1
         if self._ended == len(self._targets) and not self._fault:
@@ -218,7 +218,7 @@ class DeviceLoraHook(DeviceBank):
         hidden, before = ops.products.hidden, self._nodes.until_data(node)
         self._nodes.write(node, self._mul_mat, (self._units, *shape), hidden.buffer, hidden.data)
         self._nodes.set_first(node, ops.a)
-        self._graphs.record(node, before)
+        self._graphs.record(node, before, is_moved=True)
         self._began += 1
 
     def _rewrite_second(self, ops: TargetOps, node: int) -> None:
@@ -230,7 +230,7 @@ class DeviceLoraHook(DeviceBank):
         self._nodes.write(node, self._mul, (self._units, *ops.shape), masked.buffer, masked.data)
         self._nodes.set_first(node, ops.first)
         self._point(ops)
-        self._graphs.record(node, before)
+        self._graphs.record(node, before, is_moved=True)
         self._second[node] = ops
 
     def _point(self, ops: TargetOps) -> None:

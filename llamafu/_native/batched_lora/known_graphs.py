@@ -24,8 +24,8 @@ class KnownGraphs:
 
     libllama makes a graph's tensors one after another in the same memory. So those of a graph with as many rows as one before
     lie where they lay, and read what they read; they become what those became, by one copy each, without being looked into.
-    That is checked byte by byte. The memory of their results may be elsewhere: where that is does not matter, because they
-    get other memory.
+    That is checked byte by byte. The memory of their results may be elsewhere, since that depends on how many cells they see:
+    those that get other memory get it again, and those that keep theirs keep what they have in each graph.
     """
 
     def __init__(self, nodes: NodeMemory) -> None:
@@ -62,10 +62,11 @@ class KnownGraphs:
         self._recorded = [] if record else None
         return None
 
-    def record(self, node: int, before: bytes) -> None:
-        """Note that a node was rewritten, which had `before` until its data."""
+    def record(self, node: int, before: bytes, *, is_moved: bool) -> None:
+        """Note that a node was rewritten, which had `before` until its data; `is_moved`: its results are elsewhere now."""
         if self._recorded is not None:
-            self._recorded.append(_Rewriting(node, before, self._nodes.with_data(node)))
+            after = self._nodes.with_data(node) if is_moved else self._nodes.until_data(node)
+            self._recorded.append(_Rewriting(node, before, after))
 
     def keep(self, key: Any, kept: Any) -> None:
         """Keep what was recorded, with a value for `start`; the oldest goes where there are too many."""

@@ -72,8 +72,9 @@ class NodeMemory:
         return found
 
     def overwrite(self, node: int, content: bytes) -> None:
-        """Let a node have what another time `with_data` returned."""
-        self._memory[node + self._buffer : node + self._data + _POINTER] = content
+        """Let a node have what another time `until_data` or `with_data` returned."""
+        start = node + self._buffer
+        self._memory[start : start + len(content)] = content
 
     def drop(self, node: int) -> None:
         """Let a node compute nothing."""
