@@ -121,6 +121,7 @@ def main(arguments: Sequence[str]) -> int:
     from ray import serve
 
     from llamafu.ray.adapter_router import AdapterRouter
+    from llamafu.ray.serve_cluster import set_defaults
 
     model = arguments[0] if arguments else str(example_model())
     requests = work(1)
@@ -128,7 +129,7 @@ def main(arguments: Sequence[str]) -> int:
         with Engine(model, n_threads=1, n_ctx=512) as engine:
             for number in range(ADAPTERS):
                 write_random_adapter(engine, Path(folder) / f"adapter-{number:02}.gguf", rank=RANK, seed=number)
-        os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
+        set_defaults()
         places = [str(Path(__file__).parent), os.environ.get("PYTHONPATH", "")]
         os.environ["PYTHONPATH"] = os.pathsep.join(filter(None, places))  # Ray's processes import the other router, too
         ray.init(num_cpus=2, object_store_memory=100 * 2**20, include_dashboard=False, log_to_driver=False)
