@@ -56,7 +56,8 @@ class Context:
             library.logs.raise_interrupt()
             self.n_ctx = int(library.lib.llama_n_ctx(self._pointer))
             self.longest = min(self.n_ctx, options.positions or self.n_ctx)
-            self.n_batch = int(library.lib.llama_n_batch(self._pointer))
+            # Builds of 2025 raise it to 64, beyond an n_ubatch that stays: a call would be divided.
+            self.n_batch = min(int(library.lib.llama_n_batch(self._pointer)), int(params.n_batch))
             self.n_ubatch = int(library.lib.llama_n_ubatch(self._pointer))
             self.n_seq_max = int(library.lib.llama_n_seq_max(self._pointer))
             self._memory = library.lib.llama_get_memory(self._pointer)
@@ -75,7 +76,7 @@ class Context:
         params.n_ctx = options.n_ctx
         params.n_batch = min(options.n_batch, options.n_ctx)
         params.n_ubatch = min(options.n_ubatch or params.n_batch, params.n_batch)
-        params.n_seq_max = options.n_seq_max
+        params.n_seq_max = min(options.n_seq_max, params.n_batch)  # a batch has an output for each, or libllama aborts
         params.n_threads = params.n_threads_batch = options.n_threads
         params.type_k = library.types[options.type_k]
         params.type_v = library.types[options.type_v]

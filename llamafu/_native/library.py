@@ -53,6 +53,15 @@ class Library:
         return self.has("llama_set_adapters_lora")
 
     @property
+    def keeps_vectors(self) -> bool:
+        """True where a token's vector keeps its memory until it is read.
+
+        In builds of 2025, the operations of an adapter for the output matrix, which come after it, may take that memory.
+        The symbol is one day younger than the change.
+        """
+        return self.has("llama_model_n_embd_out")
+
+    @property
     def parts_memory(self) -> bool:
         """True where a context may give each sequence memory of its own; in older builds all sequences share one."""
         return "kv_unified" in self.context_fields

@@ -27,7 +27,10 @@ class DecodeStep:
         self._recorder = recorder
 
     def run(self, group: Group, parts: Sequence[Part]) -> int:
-        """Compute these parts of a group; return libllama's code. DecodeError when the bank was not applied as set."""
+        """Compute these parts of a group; return libllama's code, 0, or 1 where the memory has no room.
+
+        DecodeError for any other code, and when the bank was not applied as set.
+        """
         bank = self._bank(group, parts)
         if bank is not None:
             self._runtime.enter_bank(*group.tables(parts, bank))
@@ -44,9 +47,12 @@ class DecodeStep:
             sequences += [part.sequence.number] * part.rows
             outputs += [False] * (part.rows - part.outputs) + [True] * part.outputs
         compute = self._compute_tokens if group.kind is RowKind.TOKENS else self._compute_media
-        code = compute(group, parts, sequences, outputs)  # type: ignore[arg-type] # running ones have a number
-        if code == 0 and bank is not None:
-            bank.store.check()
+        with self._runtime.renewing(is_banked=bank is not None):
+            code = compute(group, parts, sequences, outputs)  # type: ignore[arg-type] # running ones have a number
+            if code not in (0, 1):
+                raise self._runtime.instance.context.failure(code, f"decoding {len(sequences)} rows failed")
+            if code == 0 and bank is not None:
+                bank.store.check()
         return code
 
     def _compute_tokens(self, _group: Group, parts: Sequence[Part], sequences: Sequence[int], outputs: Sequence[bool]) -> int:

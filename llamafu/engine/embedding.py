@@ -10,7 +10,7 @@ import numpy as np
 from llamafu._native.batched_lora.row_table import RowTable
 from llamafu.errors import DecodeError, QueueFullError, UnsupportedError
 from llamafu.generation import embedding_input
-from llamafu.generation.embedding_batch import compute_batch, embedding_mode, split_by_text
+from llamafu.generation.embedding_batch import compute_batch, embedding_mode, refuse_overwritten, split_by_text
 from llamafu.lora.activation import Activation
 
 if TYPE_CHECKING:
@@ -39,8 +39,15 @@ def embed(pool: SequencePool, texts: Sequence[Sequence[int]], lora: LoraSet[Cont
 
     Shape [n_tokens, n_embd] each. The engine's thread only. Raises QueueFullError when the memory cannot take one text.
     """
-    bank = pool.runtime.bank
-    if bank is None or not all(map(bank.holds, lora.contents)) or not (bank.store.stays_active or lora.uses):
+    bank, library = pool.runtime.bank, pool.runtime.instance.library
+    # Where vectors are not kept, only compiled code puts nothing over them: the placeholder has every target.
+    if (
+        bank is None
+        or not all(map(bank.holds, lora.contents))
+        or not (bank.store.stays_active or lora.uses)
+        or not (bank.store.compiled or library.keeps_vectors)
+    ):
+        refuse_overwritten(library, (content.info for content in lora.contents))
         pool.native_adapters.load(lora.contents, pool.digests_in_use())
         return _computed(pool, texts, lora, banked=False)
     if not bank.acquire(lora.contents):
@@ -85,10 +92,10 @@ def _decode(
     else:
         runtime.leave_bank()
         pool.native_adapters.enter(states[0][0])
-    with embedding_mode(context):
+    with runtime.renewing(is_banked=banked), embedding_mode(context):
         rows = compute_batch(context, texts, numbers, evict=pool.kv.evict_one)  # counting foresees most, not all
-    if banked and bank is not None:
-        bank.store.check()
+        if banked and bank is not None:
+            bank.store.check()
     return rows
 
 

@@ -55,10 +55,10 @@ class EngineOptions:
         ):
             object.__setattr__(self, name, check_whole(name, value, low=low, high=high))
         check_number("target_itl_ms", self.target_itl_ms, low=0, above=True)
-        if self.max_sequences > self.rows:
-            name = "n_batch" if self.rows == self.n_batch else "n_ubatch"
-            message = f"max_sequences={self.max_sequences} is more than {name}={self.rows}: raise that"
-            raise ValueError(message)
+        for name, rows in (("n_batch", self.n_batch), ("n_ubatch", self.rows), ("n_ctx", self.n_ctx)):
+            if self.max_sequences > rows:  # libllama would abort
+                message = f"max_sequences={self.max_sequences} is more than {name}={rows}: raise that, or lower max_sequences"
+                raise ValueError(message)
         if self.devices.kv_unified is False:
             message = "kv_unified=False, but an engine's sequences share one KV memory, and prefixes in it; leave it out"
             raise ValueError(message)

@@ -88,6 +88,16 @@ class EngineRuntime:
         self.instance.context.set_adapters({placeholder_adapter: 1.0})
         bank.store.set_rows(rows, rows if outputs is None else outputs)
 
+    @contextmanager
+    def renewing(self, *, is_banked: bool) -> Iterator[None]:
+        """Let libllama make a new graph if the block, a decode, raises: the bank may have rewritten the last one in part."""
+        try:
+            yield
+        except BaseException:
+            if is_banked:  # libllama makes a new graph when the set changes, and `enter_bank` changes it back
+                self.instance.context.set_adapters({})
+            raise
+
     def leave_bank(self) -> None:
         """Let libllama's own operations apply the adapters of the next decodes."""
         if self.bank is not None:

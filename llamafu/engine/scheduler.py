@@ -175,8 +175,6 @@ class Scheduler:
             code = self._decode_step.run(group, parts)
             if code == 0:
                 break
-            if code != 1:
-                raise context.failure(code, f"decoding {sum(p.rows for p in parts)} rows failed")
             # Code 1: libllama finds no place although the count fits (it may need contiguous cells).
             if not self.pool.kv.evict_one():
                 last = _last_in_line(part.sequence for part in parts)

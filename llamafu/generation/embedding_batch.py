@@ -5,13 +5,19 @@ from __future__ import annotations
 from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any
 
+from llamafu.errors import UnsupportedError
+
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterator, Sequence
+    from collections.abc import Callable, Iterable, Iterator, Sequence
 
     import numpy as np
 
     from llamafu._native.context import Context
+    from llamafu._native.library import Library
+    from llamafu.adapters.info import AdapterInfo
 
+_AFTER_VECTORS = frozenset({"output.weight", "token_embd.weight"})
+"""The output matrix, which in many models is that of the input; it is multiplied by when the vectors are there."""
 MEMORY_FULL = 1
 """What `Context.compute` returns when the KV memory has no space for the batch."""
 
@@ -24,6 +30,18 @@ def embedding_mode(context: Context) -> Iterator[None]:
         yield
     finally:
         context.set_embeddings(on=False)
+
+
+def refuse_overwritten(library: Library, infos: Iterable[AdapterInfo]) -> None:
+    """Raise `UnsupportedError` where libllama's own operations for one of these adapters would be written over vectors."""
+    if library.keeps_vectors:
+        return
+    for name in sorted(_AFTER_VECTORS.intersection(tensor.name for info in infos for tensor in info.tensors)):
+        message = (
+            f"an adapter changes {name}, and this libllama, of 2025, would write its part over the vectors; "
+            "use a newer libllama (`llamafu lib install`), or an adapter without that tensor"
+        )
+        raise UnsupportedError(message)
 
 
 def compute_batch(

@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any
 
 from llamafu.errors import UnsupportedError
-from llamafu.generation.embedding_batch import compute_batch, embedding_mode, split_by_text
+from llamafu.generation.embedding_batch import compute_batch, embedding_mode, refuse_overwritten, split_by_text
 from llamafu.lora.activation import Activation
 from llamafu.model.session import state_switch
 
@@ -29,6 +29,7 @@ def embed(session: Session, given: TextInput, lora: LoraSet[LoadedAdapter]) -> n
     Holds the context for a batch at a time. Texts share a batch unless an adapter begins at its invocation tokens.
     """
     context = session.instance.context
+    refuse_overwritten(context.model.library, (content.info for content in lora.contents))
     invoked = any(content.info.invocation_tokens for content in lora.contents)
     vectors = []
     for batch in batches_of(given.texts, tokens=context.n_batch, sequences=1 if invoked else context.n_seq_max):

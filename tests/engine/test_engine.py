@@ -73,6 +73,7 @@ def test_whole_numbers_of_numpy(tiny_model):
         ({"kernel": "cuda"}, "kernel='cuda' is none of"),
         ({"scale_range": (1, 0)}, "scale_range"),
         ({"max_sequences": 65, "n_batch": 64}, "max_sequences=65 is more than n_batch=64"),
+        ({"max_sequences": 8, "n_ctx": 4}, "max_sequences=8 is more than n_ctx=4"),
     ],
 )
 def test_bad_constructor_arguments(tiny_model, options, says):

@@ -13,8 +13,9 @@ from llamafu._native.batched_lora.known_graphs import KnownGraphs
 from llamafu._native.batched_lora.node_memory import NodeMemory
 from llamafu._native.graph.adapter_ops import GraphProbe, factor_name
 from llamafu._native.graph.unused_targets import Prober
+from llamafu._native.library import Library
 from llamafu.engine import Engine
-from llamafu.errors import ContextInitError, DecodeError, ErrorCode, LoraIncompatibleError
+from llamafu.errors import ContextInitError, DecodeError, ErrorCode, LoraIncompatibleError, UnsupportedError
 
 CASES = [([5, 6, 7], [8, 9], {}), ([10, 11], [12, 13], {"a": 1.0}), ([20, 21, 22], [23, 24], {"a": 0.5, "b": 1.0})]
 
@@ -171,6 +172,70 @@ def test_a_known_graph_keeps_the_memory_that_it_has(tiny_model):
     assert [graphs.play(node) for node in addresses] == [False, True]
     assert [int(library.ffi.cast("intptr_t", node.data)) for node in (moved, stays)] == [0x5000, 0x2000]
     assert [node.op for node in (moved, stays)] == [library.operations["MUL"], library.operations["MUL_MAT"]]
+
+
+@pytest.mark.parametrize(("step", "rows"), [("_play", 1), ("_rewrite_second", 3)])
+def test_a_graph_rewritten_in_part_is_not_used_again(tiny_model, tiny_adapter_a, step, rows, monkeypatch):
+    """The graph of a failed decode, of one token or of a prompt, is what libllama would compute the next as many rows with."""
+    plain, left = getattr(DeviceLoraHook, step), []
+
+    def failing(self, *arguments):
+        if left:
+            left.pop()
+            if not left:
+                message = "not what it was"
+                raise ValueError(message)
+        return plain(self, *arguments)
+
+    monkeypatch.setattr(DeviceLoraHook, step, failing)
+    engine, llm = opened(tiny_model, [tiny_adapter_a], kernel="device", max_sequences=1)
+
+    def run(*prompt):
+        case = Case([*prompt], [8] * 5, {"a": 1.0})
+        run_forced(engine, monkeypatch, [case])
+        llm._session.cache.clear()
+        assert np.abs(np.array(case.rows) - llm.next_logits(case.prompt, case.said, lora=case.lora)).max() < 1e-3
+
+    with engine, llm:
+        run(5, 6, 7)
+        run(6, 6, 7)
+        left.extend(range(8))
+        with pytest.raises(DecodeError, match="not what it was"):
+            run(7, 6, 7)
+        assert not left
+        run(*range(8, 8 + rows))
+        assert engine.stats().failed_steps == 1
+
+
+@pytest.mark.parametrize("kernel", ["compiled", "python", "device", "none"])
+def test_nothing_is_written_over_vectors(tiny_model, tmp_path, kernel):
+    """An adapter of the output matrix comes after them; where a build does not keep them for it, that is refused."""
+    for name, tensors in (("head", ("blk.0.attn_q.weight", "output.weight")), ("body", ("blk.0.attn_q.weight",))):
+        make_adapter(tmp_path / f"{name}.gguf", tiny_model, seed=2, rank=3, tensors=tensors, strength=0.5)
+    engine, llm = opened(tiny_model, sorted(tmp_path.glob("*.gguf")), kernel=kernel)
+    texts = [[5 + place for place in range(length)] for length in (*range(1, 13), 30)]
+    keeps = llm._session.instance.library.keeps_vectors
+    with engine, llm, Llamafu(tiny_model, n_ctx=512, embeddings=True, **STRICT) as plain:
+        for name in ("head", "body"):
+            plain.load_lora_adapter(tmp_path / f"{name}.gguf")
+        for text in texts:
+            wanted = plain.embed(text, lora={"body": 1.0})
+            assert np.abs(engine.embed(text, lora={"body": 1.0}) - wanted).max() < 1e-5
+            for one in (engine, plain):
+                if keeps or (one is engine and kernel == "compiled"):
+                    assert np.abs(one.embed(text, lora={"head": 1.0}) - wanted).max() < 1e-5
+                else:
+                    with pytest.raises(UnsupportedError, match=r"changes output.weight, and this libllama, of 2025"):
+                        one.embed(text, lora={"head": 1.0})
+
+
+def test_a_build_that_does_not_keep_vectors(tiny_model, tmp_path, monkeypatch):
+    """One error names the tensor; without a bank, and with one whose placeholder has it, vectors are libllama's own."""
+    monkeypatch.setattr(Library, "keeps_vectors", property(lambda _: False))
+    make_adapter(tmp_path / "head.gguf", tiny_model, seed=2, rank=3, tensors=("output.weight",))
+    engine, llm = opened(tiny_model, [tmp_path / "head.gguf"], kernel="device")
+    with engine, llm, pytest.raises(UnsupportedError, match=r"changes output.weight, and this libllama, of 2025"):
+        engine.embed([5, 6, 7], lora={"head": 1.0})
 
 
 def test_a_kernel_that_does_not_go_with_the_place(tiny_model, monkeypatch):

@@ -28,6 +28,7 @@ TESTS = [
 ]
 TESTS += [
     "tests/engine/test_engine_logits.py",
+    "tests/engine/test_engine_devices.py",
     "tests/native/test_slots.py",
     "tests/native/test_attention.py",
     "tests/baking/test_calibration.py",

@@ -7,6 +7,7 @@ import inspect
 from dataclasses import fields
 from pathlib import Path
 
+import numpy as np
 import pytest
 
 from llamafu import Engine, Llamafu
@@ -131,6 +132,24 @@ def test_engines_share_one_memory(tiny_model):
         Engine(tiny_model, kv_unified=False)
     with pytest.raises(ValueError, match="max_sequences=16 is more than n_ubatch=8"):
         Engine(tiny_model, n_ubatch=8)
+
+
+def test_batches_smaller_than_sequences(tiny_model, tiny_adapter_a, real):
+    """A context has an output for each of its sequences: libllama would end the process where a batch is smaller."""
+    options = {"library": real.path, "flash_attn": "off", "type_k": "f32", "type_v": "f32", "n_threads": 1}
+    texts = [[5, 6, 7], [9], [5, 6, 8, 9]]
+    with Llamafu(tiny_model, embeddings=True, **options) as llm:
+        wanted = llm.embed(texts)
+    for small in ({"n_batch": 1}, {"n_ctx": 4}, {"n_batch": 3, "n_ubatch": 2}):
+        with Llamafu(tiny_model, embeddings=True, **small, **options) as llm:
+            assert np.abs(llm.embed(texts) - wanted).max() < 1e-5
+    request = {"lora": {tiny_adapter_a.stem: 1.0}, "temperature": 0, "max_tokens": 4, "ignore_eos": True}
+    answers = []
+    for small in ({}, {"n_ubatch": 8, "max_sequences": 4}):
+        with Engine(tiny_model, **small, **options) as engine:
+            engine.add_adapter(tiny_adapter_a)
+            answers.append(engine.complete(list(range(3, 30)), **request).tokens)
+    assert answers[0] == answers[1]
 
 
 def test_ubatch_of_a_model_that_reads_texts_as_a_whole(tiny_dir, real):

@@ -72,6 +72,8 @@ class DeviceLoraHook(DeviceBank):
         self._counts = (0, 0)
         self._places_of: dict[int, DevicePlace] = {}  # by the buffers of one graph
         self._known: dict[int, TargetOps] = {}
+        self._is_whole = False
+        """Whether the last graph was rewritten to its end: only then may it be computed again."""
         self._first: dict[int, TargetOps] = {}
         self._second: dict[int, TargetOps] = {}
         self._is_resting = True
@@ -133,6 +135,7 @@ class DeviceLoraHook(DeviceBank):
         count = len(self._targets)
         if not self._fault and (self._began != count or self._ended != count):
             self._fault = f"{self._began} of {count} adapted tensors began, {self._ended} ended; was it split?"
+        self._is_whole = not self._fault
         if self._fault:
             self._graphs.forget(self._counts)
             message = f"the batch was not computed: {self._fault}"
@@ -195,7 +198,7 @@ class DeviceLoraHook(DeviceBank):
 
     def _rewrite_first(self, node: int, values: int, target: int) -> None:
         if not self._began:  # a new graph: nothing of the last one is computed again
-            self._must_point = False
+            self._must_point = self._is_whole = False
             known = self._graphs.start(self._counts, node, record=self._counts[0] == self._counts[1])
             if known is not None:
                 self._known, self._began = known, 1
@@ -245,6 +248,10 @@ class DeviceLoraHook(DeviceBank):
 
     def _reuse(self) -> None:
         """Take a graph that libllama uses again, whose operations are rewritten already."""
+        if not self._is_whole:
+            message = "its graph was rewritten in part, by a decode that failed"
+            raise ValueError(message)
+        self._is_whole = False
         self._is_resting = True
         self._began = self._ended = len(self._known)
         if self._must_point:

@@ -183,6 +183,9 @@ class SlotRewriter:
         found = self._known.get(self._address(node))
         if found is None or node.src[0] != self._views + (_VIEWS * found.target + _A):
             return
+        if len(found.nodes) <= _SUM:
+            message = "its graph was rewritten in part, by a decode that failed"
+            raise ValueError(message)
         self.began += 1
         self.ended += 1
         if found.version != self._version:
