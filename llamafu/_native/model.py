@@ -167,18 +167,43 @@ class Model:
             capacity = -count
 
     def detokenize(self, tokens: Sequence[int], *, special: bool) -> str:
-        """Return the text of `tokens` as the library's own detokenizer does; control tokens are spelled out when `special`.
+        """Return the text of `tokens`; control tokens are spelled out when `special`.
 
-        A text that was tokenised without BOS comes back without the space that the vocabulary put before it.
+        A text that was tokenised without BOS comes back without the space that the vocabulary put before it. libllama cleans
+        some vocabularies' texts of spaces before marks; that is kept where the result gives the same tokens again.
         """
+        given = [self.checked(token) for token in tokens]
+        cleaned = self._cleaned(given, special=special)
+        whole = b"".join(self.token_bytes(token, special=special) for token in given)
+        if cleaned != whole and self._drops_first_space:
+            whole = whole.removeprefix(b" ")
+        if cleaned != whole and self._tokens_of(cleaned, parse_special=special) == given:
+            whole = cleaned
+        return whole.decode("utf-8", "replace")
+
+    def _tokens_of(self, text: bytes, *, parse_special: bool) -> list[int]:
+        """Return the tokens of a text; none where the vocabulary cannot spell it."""
+        try:
+            return self.tokenize(text, add_special=False, parse_special=parse_special)
+        except TokenizeError:
+            return []
+
+    @functools.cached_property
+    def _drops_first_space(self) -> bool:
+        """Whether the vocabulary puts a space before a text, which libllama takes away again."""
+        tokens = self._tokens_of(b"a", parse_special=False)
+        return b"".join(map(self.token_bytes, tokens)) == b" a" and self._cleaned(tokens, special=False) == b"a"
+
+    def _cleaned(self, tokens: Sequence[int], *, special: bool) -> bytes:
+        """Return what libllama's own detokenizer makes of checked tokens."""
         ffi, lib = self.library.ffi, self.library.lib
-        given = ffi.new("llama_token[]", [self.checked(token) for token in tokens])
+        given = ffi.new("llama_token[]", tokens)
         size = 8 * len(given) + _BUFFER_BYTES
         while True:
             buffer = ffi.new("char[]", size)
             count = lib.llama_detokenize(self._open_vocab(), given, len(given), buffer, size, False, special)  # noqa: FBT003
             if count >= 0:
-                return bytes(ffi.buffer(buffer, count)).decode("utf-8", "replace")
+                return bytes(ffi.buffer(buffer, count))
             size = -count
 
     def token_bytes(self, token: int, *, special: bool = False) -> bytes:

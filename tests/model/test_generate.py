@@ -186,7 +186,7 @@ def test_chat_without_jinja_says_so(llm, monkeypatch):
 
 
 @settings(max_examples=60, deadline=None)
-@given(text=st.text(max_size=40))
+@given(text=st.text(max_size=40) | st.text("ab ?!.,'", max_size=20))
 def test_tokens_round_trip(llm, text):
     text = text.replace("<", "")  # control tokens are parsed, and are no text
     assert llm.detokenize(llm.tokenize(text, add_special=False)) == text
