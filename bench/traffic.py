@@ -100,7 +100,7 @@ class Case:
             server = LlamaServer(
                 self.tools,
                 self.model,
-                self.files,
+                () if self.adapters == "base" else self.files,  # loaded ones cost it time even where none is asked for
                 slots=self.k,
                 n_ctx=CELLS * self.k,
                 threads=usable_cpus(),
