@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 import pytest
 from helpers.adapters_made import make_adapter
-from helpers.forced import STRICT, Case, opened, run_forced
+from helpers.forced import STRICT, Case, alone, check, opened, run_forced
 
 from llamafu import Llamafu
 from llamafu._native.batched_lora.device import DeviceLoraHook
@@ -74,10 +74,7 @@ def test_ranks_that_differ_by_target(tiny_model, tmp_path, monkeypatch):
         for lora in ({"r0": 1.0}, {"r1": 1.0}, {"r0": 0.5, "r1": 0.5}):
             found = [Case([5, 6, 7], [8, 9], lora), Case([5, 6], [8, 9])]
             run_forced(engine, monkeypatch, found)
-            for case in found:
-                llm._session.cache.clear()
-                wanted = llm.next_logits(case.prompt, case.said, lora=case.lora)
-                assert np.abs(np.array(case.rows) - wanted).max() < 1e-3
+            check(found, [alone(llm, case) for case in found])
 
 
 def test_stacks_of_experts_are_not_mixed(tiny_dir, tmp_path, monkeypatch):
@@ -113,10 +110,7 @@ def test_known_graphs(tiny_model, tiny_adapter_a, tiny_adapter_b, is_other, monk
         for turn in range(3):
             found = [Case([5 + turn, 6, 7], [8] * (2 + 2 * i), lora) for i, (_, _, lora) in enumerate(CASES)]
             run_forced(engine, monkeypatch, found)
-            for case in found:
-                llm._session.cache.clear()
-                wanted = llm.next_logits(case.prompt, case.said, lora=case.lora)
-                assert np.abs(np.array(case.rows) - wanted).max() < 1e-3
+            check(found, [alone(llm, case) for case in found])
         assert len(played) > 100
         assert engine.stats().failed_steps == is_other
 
@@ -134,10 +128,7 @@ def test_known_graphs_while_memory_grows(tiny_model, tiny_adapter_a, tiny_adapte
         for length in (20, 240, 60, 460):
             found = [Case([3 + i % 70 for i in range(length)], said, {"a": 1.0}), Case([9, 8, 7], said, {"b": 0.5})]
             run_forced(engine, monkeypatch, found)
-            for case in found:
-                llm._session.cache.clear()
-                wanted = llm.next_logits(case.prompt, case.said, lora=case.lora)
-                assert np.abs(np.array(case.rows) - wanted).max() < 1e-3
+            check(found, [alone(llm, case) for case in found])
         assert len(played) > 100
         assert not engine.stats().failed_steps
 
@@ -193,8 +184,7 @@ def test_a_graph_rewritten_in_part_is_not_used_again(tiny_model, tiny_adapter_a,
     def run(*prompt):
         case = Case([*prompt], [8] * 5, {"a": 1.0})
         run_forced(engine, monkeypatch, [case])
-        llm._session.cache.clear()
-        assert np.abs(np.array(case.rows) - llm.next_logits(case.prompt, case.said, lora=case.lora)).max() < 1e-3
+        check([case], [alone(llm, case)])
 
     with engine, llm:
         run(5, 6, 7)
